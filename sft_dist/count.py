@@ -1,0 +1,34 @@
+"""`python -m sft_dist.count RECIPE_JSON`: how many rows each split has, for a plan's exact number of steps.
+
+Reads and cleans the data as training does, without torch models. Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.schema import Recipe
+
+
+def main(path: str) -> int:
+    recipe = Recipe.model_validate_json(Path(path).read_bytes())
+    from sft_dist.data.prepare import prepare
+    from sft_dist.tasks import task_of
+
+    try:
+        task = task_of(recipe)
+        prepared = prepare(recipe, task)
+        task.learn_labels(prepared.splits["train"].targets)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    splits = {split: len(rows) for split, rows in prepared.splits.items()}
+    print(json.dumps({"splits": splits, "dropped": prepared.dropped, "labels": task.labels}, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,226 @@
+"""`python -m sft_dist.evaluate RUN...`: score every checkpoint, choose on validation, test the winner once.
+
+One process reads data and base model once and swaps weights in place. A checkpoint that was scored before (same bytes,
+same recipe) is not scored again, and the test split is only ever scored for a winner.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.run_folder import RunFolder, read_json, write_json, write_text
+from sft_dist.recipe.schema import METRICS, Recipe
+
+log = logging.getLogger("sft_dist")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A checkpoint and its validation scores."""
+
+    folder: RunFolder
+    step: int
+    fingerprint: str
+    scores: dict[str, Any]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m sft_dist.evaluate",
+        description="Score every checkpoint of the runs, choose on validation, score the winner on test once.",
+        epilog="example: python -m sft_dist.evaluate runs/quickstart/*",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("--leaderboard", type=Path, help="folder for leaderboard.md and .json (the run's, or their parent)")
+    parser.add_argument("--force", action="store_true", help="score again what has been scored")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    os.umask(0o077)
+    try:
+        sweep([RunFolder(path.resolve()) for path in options.runs], options.leaderboard, options.force)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool = False) -> dict[str, Any]:
+    """Returns what leaderboard.json holds. Raises UserError when there is nothing to judge or runs cannot be compared."""
+    from sft_dist.judge import Judge
+    from sft_dist.quiet import quiet_libraries
+
+    quiet_libraries()
+    for folder in folders:
+        if not folder.recipe_file.is_file():
+            raise UserError(f"{folder.path}: no recipe.json in it, so it is not a run folder")
+    recipes = {folder: folder.recipe() for folder in folders}
+    metric, direction = _common_metric(list(recipes.values()))
+    judge = Judge()
+    scored: list[Scored] = []
+    damaged: list[str] = []
+    for folder, recipe in recipes.items():
+        scored += _score_run(judge, folder, recipe, force, damaged)
+    if not scored:
+        names = ", ".join(str(folder.path) for folder in folders)
+        raise UserError(f"no checkpoint to judge in {names}" + "".join(f"\n    {line}" for line in damaged))
+    ranking = sorted(scored, key=lambda one: _rank_key(one, metric, direction))
+    winner = ranking[0]
+    recipe = recipes[winner.folder]
+    final = {split: _score_once(judge, winner, recipe, split, force) for split in recipe.evaluate.report_on}
+    exported = None
+    if recipe.evaluate.export != "none":
+        from sft_dist.export import export
+
+        exported = export(winner.folder, winner.step, winner.folder.export, recipe.evaluate.export, winner.scores, final)
+    target = leaderboard or (folders[0].path if len(folders) == 1 else folders[0].path.parent)
+    board = {
+        "metric": metric,
+        "direction": direction,
+        "chosen_on": "validation",
+        "winner": {
+            "run": winner.folder.id,
+            "folder": str(winner.folder.path),
+            "step": winner.step,
+            "checkpoint": str(winner.folder.checkpoint(winner.step)),
+            "validation": winner.scores,
+            **final,
+        },
+        "rows": [
+            {"run": one.folder.id, "folder": str(one.folder.path), "step": one.step, "validation": one.scores}
+            for one in ranking
+        ],
+        "differences": _differences(recipes),
+        "damaged": damaged,
+        "export": str(exported) if exported else None,
+    }
+    write_json(target / "leaderboard.json", board)
+    write_text(target / "leaderboard.md", render(board))
+    return board
+
+
+def _score_run(judge: Any, folder: RunFolder, recipe: Recipe, force: bool, damaged: list[str]) -> Iterator[Scored]:
+    from sft_dist import checkpoint as ckpt
+
+    checkpoints = ckpt.published(folder)
+    for number, checkpoint in enumerate(checkpoints, 1):
+        try:
+            problems = ckpt.verify(checkpoint)
+            fingerprint = checkpoint.fingerprint()
+        except FileNotFoundError:
+            continue  # training goes on and has just deleted it
+        if problems:
+            damaged.append(f"{folder.id} {checkpoint.path.name} is damaged and left out: {'; '.join(problems)}")
+            log.warning("%s", damaged[-1])
+            continue
+        record = folder.evaluation / f"{checkpoint.path.name}.validation.json"
+        known = read_json(record)
+        if force or not known or known.get("checkpoint") != fingerprint:
+            scores = judge.score(recipe, checkpoint, "validation")
+            folder.evaluation.mkdir(mode=0o700, exist_ok=True)
+            known = {"step": checkpoint.step, "split": "validation", "checkpoint": fingerprint, "scores": scores}
+            write_json(record, known)
+        metric = recipe.evaluate.metric or next(iter(METRICS[recipe.task.problem]))
+        log.info(
+            "%s  checkpoint %d/%d  step %d  validation %s %s",
+            folder.id, number, len(checkpoints), checkpoint.step, metric, _cell(known["scores"].get(metric)),
+        )  # fmt: skip
+        yield Scored(folder, checkpoint.step, fingerprint, known["scores"])
+
+
+def _score_once(judge: Any, winner: Scored, recipe: Recipe, split: str, force: bool) -> dict[str, Any]:
+    """Scores of the winner on a split that is not used for choosing; kept, so that asking again does not score again."""
+    from sft_dist.checkpoint import Checkpoint
+
+    record = winner.folder.evaluation / f"step-{winner.step:08d}.{split}.json"
+    known = read_json(record)
+    if not force and known and known.get("checkpoint") == winner.fingerprint:
+        return known["scores"]
+    checkpoint = Checkpoint(winner.folder.checkpoint(winner.step), winner.step)
+    scores = judge.score(recipe, checkpoint, split)
+    write_json(record, {"step": winner.step, "split": split, "checkpoint": winner.fingerprint, "scores": scores})
+    return scores
+
+
+def _common_metric(recipes: list[Recipe]) -> tuple[str, str]:
+    chosen = set()
+    for recipe in recipes:
+        known = METRICS[recipe.task.problem]
+        metric = recipe.evaluate.metric or next(iter(known))
+        chosen.add((metric, recipe.evaluate.direction or known[metric]))
+    if len(chosen) > 1:
+        raise UserError(f"the runs choose by different scores ({sorted(chosen)}), so they have no common winner")
+    return chosen.pop()
+
+
+def _rank_key(one: Scored, metric: str, direction: str) -> tuple[float, float, int]:
+    """Best score first, then the lower loss, then the earlier step; an undefined score comes last."""
+    score = one.scores.get(metric)
+    sign = -1.0 if direction == "max" else 1.0
+    return (float("inf") if score is None else sign * score, one.scores["loss"], one.step)
+
+
+def _differences(recipes: dict[RunFolder, Recipe]) -> dict[str, dict[str, Any]]:
+    """Run id -> the settings in which the runs differ."""
+    flat = {folder.id: dict(_leaves(recipe.model_dump())) for folder, recipe in recipes.items()}
+    keys = sorted({key for settings in flat.values() for key in settings})
+    differing = [key for key in keys if len({repr(settings.get(key)) for settings in flat.values()}) > 1]
+    return {run: {key: settings.get(key) for key in differing} for run, settings in flat.items()}
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else key)
+    else:
+        yield path, value
+
+
+def render(board: dict[str, Any]) -> str:
+    """The leaderboard as Markdown."""
+    winner, metric = board["winner"], board["metric"]
+    names = [name for name, value in winner["validation"].items() if not isinstance(value, list)]
+    names.sort(key=lambda name: name != metric)
+    varied = sorted({key for settings in board["differences"].values() for key in settings})
+    lines = [
+        "# Leaderboard",
+        "",
+        f"Chosen on validation by {metric} ({'higher' if board['direction'] == 'max' else 'lower'} is better).",
+        "",
+        _row(["", "run", "step", *varied, *names]),
+        _row(["---"] * (3 + len(varied) + len(names))),
+    ]
+    for place, row in enumerate(board["rows"], 1):
+        settings = board["differences"].get(row["run"], {})
+        cells = [str(settings.get(key)) for key in varied] + [_cell(row["validation"].get(name)) for name in names]
+        lines.append(_row([str(place), row["run"], str(row["step"]), *cells]))
+    lines += ["", f"Winner: run {winner['run']}, step {winner['step']} (`{winner['checkpoint']}`)."]
+    for split in ("train", "test"):
+        if split in winner:
+            scores = {name: value for name, value in winner[split].items() if not isinstance(value, list)}
+            lines += ["", f"## The winner on {split}, scored once", "", _row(["score", "value"]), _row(["---", "---"])]
+            lines += [_row([name, _cell(value)]) for name, value in scores.items()]
+    if board["damaged"]:
+        lines += ["", "## Damaged checkpoints, left out", "", *(f"- {line}" for line in board["damaged"])]
+    if board["export"]:
+        lines += ["", f"The winner as a Hugging Face folder: `{board['export']}`"]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(value: Any) -> str:
+    return "undefined" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""`python -m sft_dist.export RUN`: a checkpoint as a plain Hugging Face folder with a model card."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from sft_dist import __version__
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.run_folder import RunFolder, read_json, write_json, write_text
+from sft_dist.recipe.schema import Recipe
+
+log = logging.getLogger("sft_dist")
+ABOUT = "sft_dist.json"  # what `predict` needs besides weights: the recipe and the class names
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m sft_dist.export",
+        description="Write a checkpoint as a Hugging Face folder.",
+        epilog="example: python -m sft_dist.export runs/quickstart/0a1b2c3d4e --to my-model",
+    )
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--step", type=int, help="which checkpoint (the sweep's winner, else the best in training)")
+    parser.add_argument("--to", type=Path, help="folder to write (RUN/export)")
+    parser.add_argument("--form", choices=["merged", "adapter"], help="LoRA weights merged into the base, or apart (the recipe's)")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    os.umask(0o077)
+    folder = RunFolder(options.run.resolve())
+    try:
+        if not folder.recipe_file.is_file():
+            raise UserError(f"{options.run}: no recipe.json in it, so it is not a run folder")
+        recipe = folder.recipe()
+        step = options.step if options.step is not None else _best_step(folder)
+        form = options.form or ("merged" if recipe.evaluate.export == "none" else recipe.evaluate.export)
+        scores = {split: _scores(folder, step, split) for split in ("validation", "train", "test")}
+        validation = scores.pop("validation")
+        final = {split: found for split, found in scores.items() if found}
+        print(export(folder, step, options.to or folder.export, form, validation or {}, final))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def export(
+    folder: RunFolder,
+    step: int,
+    to: Path,
+    form: str,  # merged | adapter
+    validation: dict[str, Any],
+    final: dict[str, dict[str, Any]],
+) -> Path:
+    """Write checkpoint `step` to `to`, aside first. Raises UserError when the checkpoint is missing or damaged."""
+    from sft_dist import checkpoint as ckpt
+    from sft_dist.models import build_model, load_tokenizer
+    from sft_dist.quiet import quiet_libraries
+    from sft_dist.tasks import task_of
+    from sft_dist.tuning import load_weights
+
+    quiet_libraries()
+    recipe = folder.recipe()
+    checkpoint = ckpt.Checkpoint(folder.checkpoint(step), step)
+    if not checkpoint.path.is_dir():
+        have = ", ".join(str(one.step) for one in ckpt.published(folder)) or "none"
+        raise UserError(f"{folder.path} has no checkpoint of step {step}; it has: {have}")
+    if problems := ckpt.verify(checkpoint):
+        raise UserError(f"{checkpoint.path} is damaged: {'; '.join(problems)}")
+    if form == "adapter" and recipe.tuning.method != "lora":
+        raise UserError(f"tuning: {recipe.tuning.method} has no adapter; use the merged form")
+    if to.exists() and not (to / ABOUT).exists() and any(to.iterdir()):
+        raise UserError(f"{to} exists and is no exported model; choose another folder with --to")
+
+    labels = checkpoint.trainer_state()["labels"]
+    aside = to.with_name(f".{to.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    if form == "adapter" or recipe.tuning.method != "lora":
+        shutil.copytree(checkpoint.model, aside)
+    else:
+        task = task_of(recipe)
+        task.labels = labels
+        tokenizer = load_tokenizer(recipe)
+        model = build_model(recipe, task, tokenizer)
+        load_weights(model, checkpoint.model)
+        model.merge_and_unload().save_pretrained(aside)  # type: ignore[operator]
+        tokenizer.save_pretrained(aside)
+    write_json(aside / ABOUT, {"recipe": json.loads(recipe.model_dump_json()), "labels": labels, "step": step, "form": form})
+    write_text(aside / "README.md", model_card(recipe, folder, step, form, labels, validation, final))
+    if to.exists():
+        shutil.rmtree(to)
+    os.replace(aside, to)
+    log.info("exported step %d to %s", step, to)
+    return to
+
+
+def model_card(
+    recipe: Recipe,
+    folder: RunFolder,
+    step: int,
+    form: str,
+    labels: list[str],
+    validation: dict[str, Any],
+    final: dict[str, dict[str, Any]],
+) -> str:
+    """README.md of the exported folder: what it is, data, scores, recipe, how to use it."""
+    base = recipe.model.path
+    outcome = read_json(folder.path / "plan.json") or {}
+    columns = {"validation": validation, **final}
+    names = sorted({name for scores in columns.values() for name, value in scores.items() if not isinstance(value, list)})
+    table = [f"| score | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for name in names:
+        cells = [columns[split].get(name) for split in columns]
+        table.append(f"| {name} | {' | '.join(_cell(value) for value in cells)} |")
+    source = recipe.data.source if isinstance(recipe.data.source, str) else recipe.model_dump(mode="json")["data"]["source"]
+    pipeline = {"text-classification": "text-classification"}[recipe.task.type]
+    return f"""---
+library_name: {"peft" if form == "adapter" else "transformers"}
+pipeline_tag: {pipeline}
+tags: [sft-dist, {recipe.tuning.method}]
+---
+
+# {recipe.name}
+
+{recipe.description or f"A {recipe.task.type} model ({recipe.task.problem}), fine-tuned from `{base}`."}
+
+- **Base model**: `{base}`
+- **Tuning**: {recipe.tuning.method}{", merged into the base" if recipe.tuning.method == "lora" and form == "merged" else ""}
+- **Labels**: {", ".join(labels) or "one number"}
+- **Checkpoint**: step {step} of run `{folder.id}`, chosen on validation{f" (plan: {outcome['steps']['total']} steps)" if outcome.get("steps") else ""}
+
+## Data
+
+`{source}`{f", rows where {recipe.data.where}" if recipe.data.where else ""}{f", {recipe.data.limit} rows drawn" if recipe.data.limit else ""}.
+Texts longer than {recipe.data.max_length} tokens were cut.
+
+## Scores
+
+{chr(10).join(table)}
+
+The checkpoint was chosen by its validation score; test was scored once, for this checkpoint alone.
+
+## Use
+
+```
+sft-dist predict {folder.export.name} texts.txt
+```
+
+## Recipe
+
+```json
+{recipe.model_dump_json(indent=2, exclude_none=True)}
+```
+
+Made with sft-dist {__version__}.
+"""
+
+
+def _best_step(folder: RunFolder) -> int:
+    """The sweep's winner when it belongs to this run, else the best validated in training, else the newest."""
+    from sft_dist import checkpoint as ckpt
+
+    for board in (folder.path / "leaderboard.json", folder.path.parent / "leaderboard.json"):
+        winner = (read_json(board) or {}).get("winner", {})
+        if winner.get("folder") == str(folder.path):
+            return int(winner["step"])
+    checkpoints = ckpt.published(folder)
+    if not checkpoints:
+        raise UserError(f"{folder.path} has no checkpoint yet")
+    best = checkpoints[-1].trainer_state()["progress"]["best_step"]
+    return best if best in {one.step for one in checkpoints} else checkpoints[-1].step
+
+
+def _scores(folder: RunFolder, step: int, split: str) -> dict[str, Any] | None:
+    return (read_json(folder.evaluation / f"step-{step:08d}.{split}.json") or {}).get("scores")
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Scores of predictions against targets, by scikit-learn. A score that is not defined on the data is None, never a guess."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def single_label_scores(
+    logits: np.ndarray,  # (examples, classes)
+    targets: np.ndarray,  # (examples,) class numbers
+) -> dict[str, Any]:
+    from sklearn import metrics as sk
+
+    predicted = logits.argmax(axis=1)
+    classes = np.arange(logits.shape[1])
+    scores: dict[str, Any] = {"accuracy": sk.accuracy_score(targets, predicted)}
+    for average in ("macro", "weighted"):
+        precision, recall, f1, _ = sk.precision_recall_fscore_support(
+            targets, predicted, labels=classes, average=average, zero_division=0.0
+        )
+        scores |= {f"precision_{average}": precision, f"recall_{average}": recall, f"f1_{average}": f1}
+    scores["mcc"] = sk.matthews_corrcoef(targets, predicted)
+    scores["roc_auc"] = _roc_auc(softmax(logits), targets)
+    return _plain(scores) | {"confusion_matrix": sk.confusion_matrix(targets, predicted, labels=classes).tolist()}
+
+
+def multi_label_scores(
+    logits: np.ndarray,  # (examples, classes)
+    targets: np.ndarray,  # (examples, classes) zeros and ones
+    threshold: float,
+) -> dict[str, Any]:
+    from sklearn import metrics as sk
+
+    probabilities = sigmoid(logits)
+    predicted = (probabilities >= threshold).astype(int)
+    scores: dict[str, Any] = {"exact_match": sk.accuracy_score(targets, predicted)}
+    for average in ("macro", "micro", "weighted"):
+        precision, recall, f1, _ = sk.precision_recall_fscore_support(
+            targets, predicted, average=average, zero_division=0.0
+        )
+        scores |= {f"precision_{average}": precision, f"recall_{average}": recall, f"f1_{average}": f1}
+    both = [c for c in range(targets.shape[1]) if 0 < targets[:, c].sum() < len(targets)]
+    scores["roc_auc"] = sk.roc_auc_score(targets[:, both], probabilities[:, both], average="macro") if both else None
+    return _plain(scores) | {"confusion_matrix": sk.multilabel_confusion_matrix(targets, predicted).tolist()}
+
+
+def regression_scores(
+    predicted: np.ndarray,  # (examples,)
+    targets: np.ndarray,  # (examples,)
+) -> dict[str, Any]:
+    from scipy import stats
+    from sklearn import metrics as sk
+
+    mse = sk.mean_squared_error(targets, predicted)
+    varied = len(targets) > 1 and np.ptp(targets) > 0 and np.ptp(predicted) > 0
+    return _plain(
+        {
+            "mse": mse,
+            "rmse": mse**0.5,
+            "mae": sk.mean_absolute_error(targets, predicted),
+            "r2": sk.r2_score(targets, predicted) if len(targets) > 1 else None,
+            "pearson": stats.pearsonr(targets, predicted).statistic if varied else None,
+            "spearman": stats.spearmanr(targets, predicted).statistic if varied else None,
+        }
+    )
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:  # (..., classes) -> same
+    exponent = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return exponent / exponent.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -500, 500)))
+
+
+def _roc_auc(probabilities: np.ndarray, targets: np.ndarray) -> float | None:
+    """Two classes: the usual area. More: one against the rest, averaged over the classes that occur (and are not all)."""
+    from sklearn.metrics import roc_auc_score
+
+    if probabilities.shape[1] == 2:
+        return roc_auc_score(targets, probabilities[:, 1]) if len(set(targets.tolist())) == 2 else None
+    areas = [
+        roc_auc_score(targets == c, probabilities[:, c])
+        for c in range(probabilities.shape[1])
+        if 0 < (targets == c).sum() < len(targets)
+    ]
+    return float(np.mean(areas)) if areas else None
+
+
+def _plain(scores: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if value is None or not np.isfinite(value) else float(value) for name, value in scores.items()}

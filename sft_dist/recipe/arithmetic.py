@@ -1,0 +1,73 @@
+"""Batch and step arithmetic: nodes x processes x micro-batch x accumulation = global batch, exactly. Pure.
+
+The launcher prints it in the plan and the trainer uses it, so both always agree.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.units import amount_in_steps, points_at
+
+LARGEST_AUTO_MICRO_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How one global batch is shared: world_size x micro_batch x accumulation = global_batch."""
+
+    global_batch: int
+    world_size: int
+    micro_batch: int
+    accumulation: int
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Optimizer steps of a run. `save_points` holds every validated step too; both end with the last step."""
+
+    steps_per_epoch: int
+    total: int
+    warmup: int
+    save_points: tuple[int, ...]
+    eval_points: tuple[int, ...]
+
+
+def batch_of(recipe: Recipe, world_size: int) -> Batch:
+    """Raises UserError naming the nearest values that fit when the division is not exact."""
+    wanted, micro = recipe.train.global_batch, recipe.train.micro_batch
+    share = wanted // world_size
+    if micro == "auto":
+        if wanted % world_size:
+            raise UserError(_misfit(wanted, world_size, f"{world_size} processes", "train.global_batch"))
+        micro = max(size for size in range(1, min(share, LARGEST_AUTO_MICRO_BATCH) + 1) if share % size == 0)
+    elif wanted % (world_size * micro):
+        raise UserError(
+            _misfit(wanted, world_size * micro, f"{world_size} processes x micro-batch {micro}", "train.global_batch")
+        )
+    return Batch(wanted, world_size, micro, wanted // (world_size * micro))
+
+
+def _misfit(wanted: int, unit: int, what: str, path: str) -> Problem:
+    below, above = wanted // unit * unit, (wanted // unit + 1) * unit
+    nearest = [str(value) for value in (below, above) if value]
+    return Problem(
+        f"{wanted} cannot be divided exactly over {what} (= {unit})",
+        path=path,
+        found=str(wanted),
+        hint=f"nearest that fit: {' or '.join(nearest)}; or change the number of processes or train.micro_batch",
+    )
+
+
+def steps_of(recipe: Recipe, train_rows: int) -> Steps:
+    """Steps for a training split of `train_rows` examples; the last batch of an epoch may be smaller and is used."""
+    train = recipe.train
+    per_epoch = math.ceil(train_rows / train.global_batch)
+    total = train.steps or math.ceil((train.epochs or 3.0) * per_epoch - 1e-9)
+    warmup = amount_in_steps(train.warmup, total, per_epoch) if train.warmup else 0
+    eval_points = points_at(train.eval_every or train.save_every, total, per_epoch)
+    save_points = sorted({*points_at(train.save_every, total, per_epoch), *eval_points})
+    return Steps(per_epoch, total, warmup, tuple(save_points), tuple(eval_points))

@@ -1,0 +1,63 @@
+"""What a user's mistake looks like: where it stands, what was found, what would be valid. Exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place in a file (line and column count from 1) or on the command line (line 0, column 0)."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake. `found` is shown as it was written; `valid` and `hint` say what to do instead."""
+
+    message: str
+    path: str = ""  # dotted key path, such as train.lr
+    mark: Mark | None = None
+    found: str | None = None
+    valid: tuple[str, ...] = ()
+    hint: str = ""  # "did you mean `lora`?"
+
+    def render(self) -> str:
+        head = ": ".join(part for part in (str(self.mark) if self.mark else "", self.path, self.message) if part)
+        lines = [head]
+        if self.found is not None:
+            lines.append(f"    found: {self.found}")
+        if self.valid:
+            lines.append(f"    valid: {', '.join(self.valid)}")
+        if self.hint:
+            lines.append(f"    {self.hint}")
+        return "\n".join(lines)
+
+
+class UserError(Exception):
+    """Something the user can mend: reported whole, without a traceback, with exit code 2."""
+
+    def __init__(self, problems: str | Problem | Sequence[Problem]) -> None:
+        if isinstance(problems, str):
+            problems = Problem(problems)
+        if isinstance(problems, Problem):
+            problems = [problems]
+        self.problems = tuple(problems)
+        super().__init__(self.render())
+
+    def render(self) -> str:
+        text = "\n".join(problem.render() for problem in self.problems)
+        return text if len(self.problems) == 1 else f"{text}\n{len(self.problems)} problems."
+
+    def to_json(self) -> str:
+        rows: list[dict[str, Any]] = [asdict(problem) for problem in self.problems]
+        return json.dumps({"problems": rows}, ensure_ascii=False, indent=2)

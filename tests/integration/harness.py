@@ -1,0 +1,116 @@
+"""Starts real training processes quickly: forked from a server that has imported the libraries once.
+
+Each process is told its rank by RANK, WORLD_SIZE and MASTER_PORT, as srun or torchrun would, and can be killed like any other.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.integration.harness_preload"])
+
+
+def _main(target: str, runs: str, environment: dict[str, str], output: str) -> None:
+    os.environ.update(environment)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    from sft_dist import train
+
+    code = train.main([target, "--runs", runs])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def start(target: Path, runs: Path, world_size: int = 1) -> list[BaseProcess]:
+    """One process a rank."""
+    runs.mkdir(parents=True, exist_ok=True)
+    processes: list[BaseProcess] = []
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for rank in range(world_size):
+        environment = {"OMP_NUM_THREADS": "1", "SFT_DIST_CACHE": os.environ["SFT_DIST_CACHE"]}
+        if world_size > 1:
+            environment |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "LOCAL_WORLD_SIZE": str(world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "ACCELERATE_USE_CPU": "true",
+            }
+        process = _context.Process(target=_main, args=(str(target), str(runs), environment, str(runs / "output.log")))
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def finish(processes: list[BaseProcess], runs: Path, expect: int = 0, timeout: float = 180) -> None:
+    """Wait for all; their exit codes must be `expect`."""
+    for process in processes:
+        process.join(timeout)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+    assert codes == [expect] * len(processes), (codes, (runs / "output.log").read_text()[-4000:])
+
+
+def run(target: Path, runs: Path, world_size: int = 1, expect: int = 0) -> Path:
+    """Train to the end. Returns the run folder."""
+    finish(start(target, runs, world_size), runs, expect)
+    return the_run(runs)
+
+
+def the_run(runs: Path) -> Path:
+    (folder,) = (path.parent for path in runs.glob("*/*/recipe.json"))
+    return folder
+
+
+def wait_for_step(runs: Path, step: int, processes: list[BaseProcess], timeout: float = 120) -> None:
+    """Until some run under `runs` has logged `step`, or the processes are gone."""
+    end = time.monotonic() + timeout
+    while not any(max(losses(path.parent), default=0) >= step for path in runs.glob("*/*/metrics.jsonl")):
+        assert time.monotonic() < end, f"step {step} was not reached"
+        if not any(process.is_alive() for process in processes):
+            return
+        time.sleep(0.002)
+
+
+def kill(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+
+
+def metrics(folder: Path, kind: str = "train") -> dict[int, dict[str, Any]]:
+    """Step -> the last record of that step."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
+    records = [json.loads(line) for line in lines if line.endswith("}")]  # the last may be half written
+    return {record["step"]: record for record in records if record["kind"] == kind}
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {step: record["loss"] for step, record in metrics(folder).items()}
+
+
+def weights(folder: Path, step: int) -> dict[str, bytes]:
+    """Name -> raw bytes of every tensor of a checkpoint's model."""
+    (file,) = (folder / "checkpoints" / f"step-{step:08d}" / "model").glob("*.safetensors")
+    with safe_open(file, "pt") as tensors:
+        return {name: tensors.get_tensor(name).numpy().tobytes() for name in tensors.keys()}  # noqa: SIM118
