@@ -55,8 +55,8 @@ Choice = tuple[Value, ...]  # values taken together: one for a grid axis, severa
 def expand(source: Source) -> list[Run]:
     """All runs, in the order of the matrix (the last axis changes fastest). Raises UserError with every problem."""
     if not source.data.get("matrix"):
-        recipe = validate(source)
-        return [Run(run_id(recipe), recipe, {})]
+        only = validate(source)
+        return [Run(run_id(only), only, {})]
     axes = _axes(source)
     size = math.prod(len(axis) for axis in axes)
     if size > MOST_RUNS:

@@ -79,8 +79,7 @@ def _verdict(folder: RunFolder, attempts: list[AttemptFolder]) -> tuple[str, str
     if not attempts:
         return "sealed", "", False
     attempt = attempts[-1]
-    if outcomes[-1].get("state") == "stopped":
-        return "stopped", str(outcomes[-1].get("reason", "")), False
+    # An error outweighs an orderly stop: when a rank fails, the others are asked to stop and may still save.
     if first := first_error(attempt):
         log = f"attempts/{attempt.path.name}/rank-{first.get('rank')}.log"
         message = str(first.get("message", "")).strip().splitlines() or [""]
@@ -88,6 +87,8 @@ def _verdict(folder: RunFolder, attempts: list[AttemptFolder]) -> tuple[str, str
             return "failed", "\n".join(message), True
         what = f"rank {first.get('rank')} on {first.get('host')}: {first.get('type')}: {message[0]}"
         return "failed", f"{what}; see {log}", False
+    if outcomes[-1].get("state") == "stopped":
+        return "stopped", str(outcomes[-1].get("reason", "")), False
     ended = read_json(attempt.exit_file) or {}
     log = f"see attempts/{attempt.path.name}/{attempt.launcher_log.name}"
     code = ended.get("returncode")

@@ -65,7 +65,11 @@ def start_logging(attempt: AttemptFolder, rank: int) -> None:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
     logging.basicConfig(
-        level=logging.INFO, format=f"%(asctime)s rank {rank} %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True
+        level=logging.INFO,
+        format=f"%(asctime)s rank {rank} %(message)s",
+        datefmt="%H:%M:%S",
+        handlers=handlers,
+        force=True,
     )
 
 

@@ -113,13 +113,17 @@ def verify(checkpoint: Checkpoint) -> list[str]:
         elif _sha256(path) != expected["sha256"]:
             problems.append(f"{name}: content changed (SHA-256 differs)")
     listed = {*manifest["files"], MANIFEST}
-    problems += [f"{path.relative_to(checkpoint.path)}: was added" for path in _files(checkpoint.path) if str(path.relative_to(checkpoint.path)) not in listed]
+    problems += [
+        f"{path.relative_to(checkpoint.path)}: was added"
+        for path in _files(checkpoint.path)
+        if str(path.relative_to(checkpoint.path)) not in listed
+    ]
     return problems
 
 
 def newest_good(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a line for each newer one that does not."""
-    damaged = []
+    damaged: list[str] = []
     for checkpoint in reversed(published(folder)):
         problems = verify(checkpoint)
         if not problems:

@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="example: python -m sft_dist.evaluate runs/quickstart/*",
     )
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
-    parser.add_argument("--leaderboard", type=Path, help="folder for leaderboard.md and .json (the run's, or their parent)")
+    parser.add_argument(
+        "--leaderboard", type=Path, help="folder for leaderboard.md and .json (the run's, or their parent)"
+    )
     parser.add_argument("--force", action="store_true", help="score again what has been scored")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -74,14 +76,18 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
     ranking = sorted(scored, key=lambda one: _rank_key(one, metric, direction))
     winner = ranking[0]
     recipe = recipes[winner.folder]
-    final = {split: _score_once(judge, winner, recipe, split, force) for split in recipe.evaluate.report_on}
+    final: dict[str, dict[str, Any]] = {
+        split: _score_once(judge, winner, recipe, split, force) for split in recipe.evaluate.report_on
+    }
     exported = None
     if recipe.evaluate.export != "none":
         from sft_dist.export import export
 
-        exported = export(winner.folder, winner.step, winner.folder.export, recipe.evaluate.export, winner.scores, final)
+        exported = export(
+            winner.folder, winner.step, winner.folder.export, recipe.evaluate.export, winner.scores, final
+        )
     target = leaderboard or (folders[0].path if len(folders) == 1 else folders[0].path.parent)
-    board = {
+    board: dict[str, Any] = {
         "metric": metric,
         "direction": direction,
         "chosen_on": "validation",

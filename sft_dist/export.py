@@ -29,7 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--step", type=int, help="which checkpoint (the sweep's winner, else the best in training)")
     parser.add_argument("--to", type=Path, help="folder to write (RUN/export)")
-    parser.add_argument("--form", choices=["merged", "adapter"], help="LoRA weights merged into the base, or apart (the recipe's)")
+    parser.add_argument(
+        "--form", choices=["merged", "adapter"], help="LoRA weights merged into the base, or apart (the recipe's)"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     os.umask(0o077)
@@ -91,7 +93,9 @@ def export(
         load_weights(model, checkpoint.model)
         model.merge_and_unload().save_pretrained(aside)  # type: ignore[operator]
         tokenizer.save_pretrained(aside)
-    write_json(aside / ABOUT, {"recipe": json.loads(recipe.model_dump_json()), "labels": labels, "step": step, "form": form})
+    write_json(
+        aside / ABOUT, {"recipe": json.loads(recipe.model_dump_json()), "labels": labels, "step": step, "form": form}
+    )
     write_text(aside / "README.md", model_card(recipe, folder, step, form, labels, validation, final))
     if to.exists():
         shutil.rmtree(to)
@@ -113,12 +117,16 @@ def model_card(
     base = recipe.model.path
     outcome = read_json(folder.path / "plan.json") or {}
     columns = {"validation": validation, **final}
-    names = sorted({name for scores in columns.values() for name, value in scores.items() if not isinstance(value, list)})
+    names = sorted(
+        {name for scores in columns.values() for name, value in scores.items() if not isinstance(value, list)}
+    )
     table = [f"| score | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for name in names:
         cells = [columns[split].get(name) for split in columns]
         table.append(f"| {name} | {' | '.join(_cell(value) for value in cells)} |")
-    source = recipe.data.source if isinstance(recipe.data.source, str) else recipe.model_dump(mode="json")["data"]["source"]
+    source = (
+        recipe.data.source if isinstance(recipe.data.source, str) else recipe.model_dump(mode="json")["data"]["source"]
+    )
     pipeline = {"text-classification": "text-classification"}[recipe.task.type]
     return f"""---
 library_name: {"peft" if form == "adapter" else "transformers"}

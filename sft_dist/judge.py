@@ -76,5 +76,7 @@ class Judge:
     def _loss(self, loaded: _Loaded, recipe: Recipe) -> SumLoss:
         # `balanced` class weights are counted on the training targets, so those are encoded for them alone.
         needs_counts = getattr(recipe.train.loss, "class_weights", None) == "balanced"
-        targets = self._examples(loaded, "train").targets if needs_counts else next(iter(loaded.examples.values())).targets
+        targets = (
+            self._examples(loaded, "train").targets if needs_counts else next(iter(loaded.examples.values())).targets
+        )
         return loaded.task.build_loss(targets)

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_dist import checkpoint as ckpt
 from sft_dist.attempt import append_line
@@ -79,7 +80,7 @@ class Training:
     stop_requested: list[str]  # filled by a signal handler with the reason
 
     @property
-    def raw_model(self) -> nn.Module:
+    def raw_model(self) -> PreTrainedModel | PeftModel:
         return self.accelerator.unwrap_model(self.model)
 
 
@@ -109,10 +110,12 @@ def run(t: Training) -> tuple[str, str]:
             loss_sum += total.detach()
         loss, stop = _agree(t, loss_sum / divisor)
         if not np.isfinite(loss):
-            raise TrainingError(f"the loss of step {step} is {loss}; examples {_ids(t, slots[first_slot])[:8]} on this rank")
+            raise TrainingError(
+                f"the loss of step {step} is {loss}; examples {_ids(t, slots[first_slot])[:8]} on this rank"
+            )
         grad_norm = _clip(t)
         t.optimizer.step()
-        lr = t.schedule.get_last_lr()[0]
+        lr = float(t.schedule.get_last_lr()[0])
         t.schedule.step()
         t.optimizer.zero_grad()
         t.progress.step = step
@@ -185,7 +188,9 @@ def _validate(t: Training) -> None:
     t.accelerator.log({f"validation/{name}": value for name, value in shown.items()}, step=progress.step)
     if t.accelerator.is_main_process:
         best = " (best)" if progress.best_step == progress.step else f" (best at step {progress.best_step})"
-        log.info("step %d: validation loss %.4f, %s %s%s", progress.step, scores["loss"], t.metric, _number(score), best)
+        log.info(
+            "step %d: validation loss %.4f, %s %s%s", progress.step, scores["loss"], t.metric, _number(score), best
+        )
 
 
 def _patience_is_over(t: Training) -> bool:
@@ -213,7 +218,10 @@ def write_checkpoint(t: Training, aside: Path) -> None:
     t.raw_model.config.save_pretrained(aside / "model")  # an adapter's folder has no config, and class names live there
     optimizer = getattr(t.optimizer, "optimizer", t.optimizer)
     ckpt.save_optimizer(optimizer, trained_names(t.raw_model), aside / "optimizer.safetensors")
-    write_json(aside / "trainer.json", {"progress": vars(t.progress), "schedule": schedule_state(t.schedule), "labels": t.task.labels})
+    write_json(
+        aside / "trainer.json",
+        {"progress": vars(t.progress), "schedule": schedule_state(t.schedule), "labels": t.task.labels},
+    )
 
 
 def _prune(t: Training, keep_last: int) -> None:
@@ -226,7 +234,9 @@ def _prune(t: Training, keep_last: int) -> None:
 
 def evaluated_steps(folder: RunFolder) -> set[int]:
     """Steps that the sweep has scored on validation."""
-    return {int(path.name.split(".")[0].removeprefix("step-")) for path in folder.evaluation.glob("step-*.validation.json")}
+    return {
+        int(path.name.split(".")[0].removeprefix("step-")) for path in folder.evaluation.glob("step-*.validation.json")
+    }
 
 
 # ── records ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -259,7 +269,13 @@ class Meter:
         t.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
         if t.accelerator.is_main_process:
             log.info(
-                "step %d/%d  loss %.4f  lr %.2e  %.1f examples/s  %s left", step, t.steps.total, loss, lr, rate, _clock(left)
+                "step %d/%d  loss %.4f  lr %.2e  %.1f examples/s  %s left",
+                step,
+                t.steps.total,
+                loss,
+                lr,
+                rate,
+                _clock(left),
             )
 
 

@@ -66,15 +66,17 @@ def build_loss(loss: Loss | None, problem: str, labels: list[str], targets: np.n
     """`targets` are those of the training split; `balanced` weights are counted on them."""
     match loss.name if loss else LOSSES[problem][0]:
         case "cross-entropy":
-            loss = loss or CrossEntropyLoss(name="cross-entropy")
+            assert loss is None or isinstance(loss, CrossEntropyLoss)
+            weights, smoothing = (loss.class_weights, loss.label_smoothing) if loss else (None, 0.0)
             counts = np.bincount(targets, minlength=len(labels))
             balanced = len(targets) / (len(labels) * np.maximum(counts, 1))
-            return CrossEntropy(_class_weights(loss.class_weights, labels, balanced), loss.label_smoothing)
+            return CrossEntropy(_class_weights(weights, labels, balanced), smoothing)
         case "binary-cross-entropy":
-            loss = loss or BinaryCrossEntropyLoss(name="binary-cross-entropy")
+            assert loss is None or isinstance(loss, BinaryCrossEntropyLoss)
+            weights = loss.class_weights if loss else None
             positives = np.maximum(targets.sum(axis=0), 1)
             balanced = np.maximum(len(targets) - positives, 1) / positives
-            return BinaryCrossEntropy(_class_weights(loss.class_weights, labels, balanced))
+            return BinaryCrossEntropy(_class_weights(weights, labels, balanced))
         case "mse":
             return MeanSquaredError()
         case name:
@@ -95,5 +97,3 @@ def _class_weights(setting: object, labels: list[str], balanced: np.ndarray) -> 
         if len(values) != len(labels):
             raise UserError(f"train.loss.class_weights has {len(values)} values for {len(labels)} labels: {labels}")
     return torch.tensor(values, dtype=torch.float32)
-
-

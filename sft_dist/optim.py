@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from transformers import get_scheduler
 
 from sft_dist.recipe.schema import Adafactor, Adam, AdamW, Optimizer, Schedule, Sgd, Train
 
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "adam": torch.optim.Adam,
     "sgd": torch.optim.SGD,
@@ -20,7 +21,8 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 def build_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
     """Two groups: matrices with weight decay; norms, biases and other vectors without."""
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim >= 2 else spared).append(parameter)

@@ -27,7 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="example: echo 'a wonderful film' | python -m sft_dist.predict runs/quickstart/0a1b2c3d4e",
     )
     parser.add_argument("model", type=Path, help="an exported folder, or a run folder whose winner was exported")
-    parser.add_argument("file", nargs="?", default="-", help="txt (a text a line), csv, tsv or jsonl; - is standard input")
+    parser.add_argument(
+        "file", nargs="?", default="-", help="txt (a text a line), csv, tsv or jsonl; - is standard input"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line, with all probabilities")
     options = parser.parse_args(arguments)
     try:
@@ -151,7 +153,11 @@ def _input_roles(recipe: Recipe) -> list[str]:
 
 
 def _plain(row: dict[str, str], said: dict[str, Any]) -> str:
-    shown = [f"{v:.4f}" if isinstance(v, float) else ",".join(v) if isinstance(v, list) else v for k, v in said.items() if k != "probabilities"]
+    shown = [
+        f"{v:.4f}" if isinstance(v, float) else ",".join(v) if isinstance(v, list) else v
+        for k, v in said.items()
+        if k != "probabilities"
+    ]
     return "\t".join([*map(str, shown), *row.values()])
 
 

@@ -14,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import load
@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("target", help="a run folder, or a recipe file without a matrix")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
-    parser.add_argument("--runs", default=os.environ.get("SFT_DIST_RUNS", "runs"), help="where run folders are made (runs)")
+    parser.add_argument(
+        "--runs", default=os.environ.get("SFT_DIST_RUNS", "runs"), help="where run folders are made (runs)"
+    )
     options = parser.parse_args(arguments)
     rank = int(os.environ.get("RANK", "0"))
     try:
@@ -62,7 +64,9 @@ def open_run(target: str, overrides: list[str], runs: Path) -> RunFolder:
         return folder
     recipe = load(target, overrides)
     if recipe.matrix is not None:
-        raise UserError(f"{target}: has a matrix, so it stands for several runs; start them with `sft-dist run {target}`")
+        raise UserError(
+            f"{target}: has a matrix, so it stands for several runs; start them with `sft-dist run {target}`"
+        )
     folder = RunFolder((runs / recipe.name / run_id(recipe)).resolve())
     folder.create(recipe)
     return folder
@@ -86,7 +90,7 @@ def train(folder: RunFolder) -> int:
     accelerator = build_accelerator(recipe, folder)
     rank = accelerator.process_index
     lock = None
-    opened: list = [None, None]
+    opened: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
             lock = at.take_lock(folder)
@@ -175,7 +179,9 @@ def build(
     rows = prepare(recipe, task)
     task.learn_labels(rows.splits["train"].targets)
     tokenizer = load_tokenizer(recipe)
-    examples = {split: task.encode(rows.splits[split], tokenizer) for split in ("train", "validation") if split in rows.splits}
+    examples = {
+        split: task.encode(rows.splits[split], tokenizer) for split in ("train", "validation") if split in rows.splits
+    }
     steps = steps_of(recipe, len(examples["train"]))
 
     model = build_model(recipe, task, tokenizer)

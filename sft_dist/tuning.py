@@ -95,7 +95,9 @@ def _layers(body: nn.Module) -> tuple[str, nn.ModuleList]:
     """The stack of layers of a transformer: its longest list of modules."""
     lists = [(name, module) for name, module in body.named_modules() if isinstance(module, nn.ModuleList)]
     if not lists:
-        raise UserError(Problem(f"{type(body).__name__} has no list of layers to freeze", path="tuning.method", found="freeze"))
+        raise UserError(
+            Problem(f"{type(body).__name__} has no list of layers to freeze", path="tuning.method", found="freeze")
+        )
     return max(lists, key=lambda item: len(item[1]))
 
 
@@ -103,7 +105,9 @@ def _search(pattern: str, name: str, number: int) -> bool:
     try:
         return re.search(pattern, name) is not None
     except re.error as error:
-        raise UserError(Problem(f"not a regular expression: {error}", path=f"tuning.train.{number}", found=pattern)) from error
+        raise UserError(
+            Problem(f"not a regular expression: {error}", path=f"tuning.train.{number}", found=pattern)
+        ) from error
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

@@ -48,7 +48,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_reviews(path: Path, rows: int, seed: int = 0) -> Path:
     """Short texts of different lengths whose class a tiny model can learn."""
     rng = random.Random(seed)
-    good, bad, filler = ["great", "lovely", "fine", "superb"], ["awful", "dull", "poor", "boring"], ["the", "film", "was", "and"]
+    good, bad, filler = (
+        ["great", "lovely", "fine", "superb"],
+        ["awful", "dull", "poor", "boring"],
+        ["the", "film", "was", "and"],
+    )
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "label", "score"])

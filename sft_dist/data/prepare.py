@@ -44,7 +44,9 @@ class Prepared:
 def prepare(recipe: Recipe, task: Task) -> Prepared:
     """Read, filter, clean, divide. Raises UserError."""
     dropped: Counter[str] = Counter()
-    rows = {split: _clean(source, split, recipe.data, task, dropped) for split, source in load_rows(recipe.data).items()}
+    rows = {
+        split: _clean(source, split, recipe.data, task, dropped) for split, source in load_rows(recipe.data).items()
+    }
     settings = recipe.data.split
     kept = draw(len(rows["train"]), recipe.data.limit, settings.seed)
     if len(kept) < len(rows["train"]):
@@ -68,9 +70,9 @@ def _clean(source: Dataset, split: str, data: Data, task: Task, dropped: Counter
         allowed = wanted if isinstance(wanted, list) else [wanted]
         keep &= np.fromiter((value in allowed for value in values), dtype=bool, count=len(values))
         if not keep.any():
-            seen = [repr(value) for value, _ in Counter(values).most_common(8)]
+            there = [repr(value) for value, _ in Counter(values).most_common(8)]
             raise UserError(
-                Problem(f"no row of {split} is left", path=f"data.where.{name}", found=repr(wanted), valid=tuple(seen))
+                Problem(f"no row of {split} is left", path=f"data.where.{name}", found=repr(wanted), valid=tuple(there))
             )
     dropped["where"] += int((~keep).sum())
 
@@ -83,21 +85,25 @@ def _clean(source: Dataset, split: str, data: Data, task: Task, dropped: Counter
     targets: list[Any] = []
     seen: set[tuple[str, ...]] = set()
     for number in map(int, np.flatnonzero(keep)):
-        values = tuple(clean_text(raw[role][number], data.clean) for role in roles)
+        cleaned = tuple(clean_text(raw[role][number], data.clean) for role in roles)
         target = task.parse(labels[number], row=number)
-        reason = _why_drop(values, target, seen, data.clean)
+        reason = _why_drop(cleaned, target, seen, data.clean)
         if reason:
             if reason in ("no label", "empty text") and not data.clean.drop_empty:
-                raise UserError(Problem(f"row {number} of {split}: {reason}", path="data.clean.drop_empty", found="false"))
+                raise UserError(
+                    Problem(f"row {number} of {split}: {reason}", path="data.clean.drop_empty", found="false")
+                )
             dropped[reason] += 1
             continue
-        seen.add(values)
+        seen.add(cleaned)
         kept.append(number)
         targets.append(target)
-        for role, value in zip(roles, values, strict=True):
+        for role, value in zip(roles, cleaned, strict=True):
             fields[role].append(value)
     if not kept:
-        raise UserError(Problem(f"no row of {split} is left after cleaning", path="data.clean", found=str(dict(dropped))))
+        raise UserError(
+            Problem(f"no row of {split} is left after cleaning", path="data.clean", found=str(dict(dropped)))
+        )
     return Rows(np.array(kept), fields, targets)
 
 

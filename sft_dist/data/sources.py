@@ -65,7 +65,9 @@ def _load_one(text: str, data: Data) -> dict[str, Dataset]:
         raise
     except Exception as error:  # every reader has its own exceptions; the cause is what the user needs
         cause = error.__cause__ or error
-        raise UserError(Problem(f"could not be read: {type(cause).__name__}: {cause}", path="data.source", found=text)) from error
+        raise UserError(
+            Problem(f"could not be read: {type(cause).__name__}: {cause}", path="data.source", found=text)
+        ) from error
     if isinstance(loaded, Dataset):
         return {"train": loaded}
     return _named_splits(loaded)
@@ -75,7 +77,12 @@ def _load_files(files: list[Path]) -> Dataset:
     suffixes = {path.suffix.lower() for path in files}
     if len(suffixes) > 1 or not suffixes <= set(LOADERS):
         raise UserError(
-            Problem("files of one known format are needed", path="data.source", found=", ".join(sorted(suffixes)), valid=tuple(LOADERS))
+            Problem(
+                "files of one known format are needed",
+                path="data.source",
+                found=", ".join(sorted(suffixes)),
+                valid=tuple(LOADERS),
+            )
         )
     loader, options = LOADERS[suffixes.pop()]
     return load_dataset(loader, data_files=[str(path) for path in files], split="train", cache_dir=_cache(), **options)
@@ -94,7 +101,12 @@ def column(rows: Dataset, name: str, role: str) -> list:
     """One column as a list; class numbers become class names. Raises UserError listing the columns there are."""
     if name not in rows.column_names:
         raise UserError(
-            Problem(f"the data has no column {name!r}", path=f"data.columns.{role}", found=name, valid=tuple(rows.column_names))
+            Problem(
+                f"the data has no column {name!r}",
+                path=f"data.columns.{role}",
+                found=name,
+                valid=tuple(rows.column_names),
+            )
         )
     feature = rows.features[name]
     values = rows[name][:]

@@ -27,7 +27,7 @@ def hold_out(
         size = round(share * num_rows)
         if size == 0 or size >= len(left):
             raise UserError(Problem(f"{share:g} of {num_rows} rows leaves a split empty", path=f"data.split.{split}"))
-        classes = [strata[i] for i in left] if strata is not None else None
+        classes = [strata[int(i)] for i in left] if strata is not None else None
         if classes is not None:
             rarest, count = min(Counter(classes).items(), key=lambda item: item[1])
             if count < 2 or len(set(classes)) > min(size, len(left) - size):

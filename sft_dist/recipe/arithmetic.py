@@ -39,12 +39,13 @@ class Steps:
 def batch_of(recipe: Recipe, world_size: int) -> Batch:
     """Raises UserError naming the nearest values that fit when the division is not exact."""
     wanted, micro = recipe.train.global_batch, recipe.train.micro_batch
-    share = wanted // world_size
     if micro == "auto":
         if wanted % world_size:
             raise UserError(_misfit(wanted, world_size, f"{world_size} processes", "train.global_batch"))
-        micro = max(size for size in range(1, min(share, LARGEST_AUTO_MICRO_BATCH) + 1) if share % size == 0)
-    elif wanted % (world_size * micro):
+        share = wanted // world_size
+        size = max(size for size in range(1, min(share, LARGEST_AUTO_MICRO_BATCH) + 1) if share % size == 0)
+        return Batch(wanted, world_size, size, share // size)
+    if wanted % (world_size * micro):
         raise UserError(
             _misfit(wanted, world_size * micro, f"{world_size} processes x micro-batch {micro}", "train.global_batch")
         )

@@ -1,13 +1,354 @@
-"""TEMPORARY SHIM by the lead; helper A overwrites it."""
-import yaml
+"""From a YAML file and command-line overrides to a validated recipe, or to every mistake in it with its place.
+
+    read      base files merged in, overrides applied, local paths made absolute -> Source
+    validate  Source -> Recipe
+
+Both raise UserError only. What pydantic says is put in plain words in `explain.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sft_dist.recipe.checks import cross_checks
+from sft_dist.recipe.errors import Mark, Problem, UserError
+from sft_dist.recipe.explain import problems_from
+from sft_dist.recipe.references import absolute, shipped
 from sft_dist.recipe.schema import Recipe
-def load(path, overrides=()):
-    data = yaml.safe_load(Path(path).read_text()); data.setdefault("name", Path(path).stem)
-    for o in overrides:
-        k, v = o.split("=", 1); d = data
-        *head, last = k.split(".")
-        for h in head: d = d.setdefault(h, {})
-        d[last] = yaml.safe_load(v)
-    data["train"]["lr"] = float(data["train"]["lr"])
-    return Recipe.model_validate(data)
+from sft_dist.recipe.yaml_lines import (
+    Document,
+    KeyPath,
+    neighbours_of,
+    parse_scalar,
+    parse_yaml,
+    read_yaml,
+    similar_to,
+)
+
+__all__ = ["Source", "load", "problems_from", "read", "validate"]
+
+MOST_PROBLEMS = 50
+MOST_PARENTS = 10
+
+# Mappings in which one key names a choice; `tuning: lora` is short for `tuning: {method: lora}`.
+CHOICES: dict[KeyPath, str] = {
+    ("task",): "type",
+    ("tuning",): "method",
+    ("train", "loss"): "name",
+    ("train", "optimizer"): "name",
+    ("train", "schedule"): "name",
+}
+# Settings that exclude each other: one that is given replaces the other where the parent recipe gave it.
+RIVALS = ((("train", "epochs"), ("train", "steps")), (("tuning", "train_last_layers"), ("tuning", "train")))
+# These say which file it is, so a recipe does not take them from its parent.
+OWN = ("name", "description")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recipe as written: base files merged in, overrides applied, not yet validated."""
+
+    data: dict[str, Any]
+    file: Path
+    keys: dict[KeyPath, Mark] = field(default_factory=dict)
+    values: dict[KeyPath, Mark] = field(default_factory=dict)
+    texts: dict[KeyPath, str] = field(default_factory=dict)  # numbers, booleans and null as they were written
+
+    def mark(self, path: KeyPath) -> Mark | None:
+        """The place of a key path, or of the nearest thing around it. List positions may be text: ("labels", "0")."""
+        exact = tuple(
+            int(part) if isinstance(part, str) and part.isdecimal() and len(part) < 9 else part for part in path
+        )
+        for length in range(len(path), -1, -1):
+            for known in (path[:length], exact[:length]):
+                if known in self.values:
+                    return self.values[known]
+        return None
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and validate. Raises UserError with every problem."""
+    return validate(read(path, overrides))
+
+
+def validate(source: Source) -> Recipe:
+    """Raises UserError with every problem: those of the schema or, once that holds, those between settings."""
+    try:
+        recipe = Recipe.model_validate(source.data)
+    except ValidationError as error:
+        raise UserError(_shortened(problems_from(error, source))) from None
+    problems = cross_checks(recipe)
+    if problems:
+        placed = [replace(one, mark=one.mark or source.mark(tuple(one.path.split(".")))) for one in problems]
+        raise UserError(_shortened(placed))
+    return recipe
+
+
+def read(path: Path | str, overrides: Sequence[str] = ()) -> Source:
+    """The recipe in a file (or a shipped one, by its name), merged with its base files and overrides. Raises UserError."""
+    file = _find(Path(path), None)
+    source = _with_parents(file, [], None)
+    data = {"name": file.stem, **source.data}
+    data.pop("base", None)
+    source = replace(source, data=data, file=file)
+    return _overridden(source, overrides) if overrides else source
+
+
+# ── files and their parents ─────────────────────────────────────────────────────────────────────────────────────────
+def _with_parents(file: Path, children: list[Path], named_at: Mark | None) -> Source:
+    """The file merged over its `base`, its base's base, and so on."""
+    where = file.resolve()
+    if where in children:
+        circle = " -> ".join(path.name for path in [*children[children.index(where) :], where])
+        raise UserError(Problem(f"base files go in a circle: {circle}", "base", named_at))
+    if len(children) > MOST_PARENTS:
+        raise UserError(Problem(f"more than {MOST_PARENTS} base files, one above the other", "base", named_at))
+    document = read_yaml(file, _shown(file))
+    own = _source_of(document, file)
+    if "base" not in own.data:
+        return own
+    base, mark = own.data["base"], own.mark(("base",))
+    if not isinstance(base, str) or not base:
+        raise UserError(
+            Problem("expected one file", "base", mark, found=str(base), hint="such as base: ../common.yaml")
+        )
+    parent = _with_parents(_find(file.parent / base, mark, base), [*children, where], mark)
+    inherited = {key: value for key, value in parent.data.items() if key not in OWN}
+    return _merged(replace(parent, data=inherited), own)
+
+
+def _source_of(document: Document, file: Path) -> Source:
+    data = dict(document.data)
+    _make_absolute(data, file.parent)
+    return Source(data, file, document.keys, document.values, document.texts)
+
+
+def _find(path: Path, named_at: Mark | None, text: str | None = None) -> Path:
+    """The file itself, or the shipped recipe of this name when there is no such file. Raises UserError."""
+    text = str(path) if text is None else text
+    try:
+        if path.exists() or os.path.isabs(text):
+            return path
+        parts = Path(text).parts
+        parts = parts[1:] if parts[:1] == ("recipes",) else parts
+        root = shipped("recipes")
+        if parts and ".." not in parts:
+            for name in (root.joinpath(*parts), root.joinpath(*parts).with_name(f"{parts[-1]}.yaml")):
+                if name.is_file():
+                    return name
+        known = [str(one.relative_to(root.parent)) for one in sorted(root.rglob("*.yaml"))]
+    except (OSError, ValueError) as error:
+        raise UserError(Problem(f"no such file: {error}", "base" if named_at else "", named_at, found=text)) from None
+    hint = neighbours_of(path)
+    if not hint.startswith("did you"):
+        hint = similar_to(text, known) or hint
+    if named_at:
+        raise UserError(Problem("no such file", "base", named_at, found=text, hint=hint))
+    raise UserError(Problem("no such file", mark=Mark(text), hint=hint))
+
+
+def _shown(file: Path) -> str:
+    """The file's name as the user would type it."""
+    try:
+        relative = os.path.relpath(file)
+    except (OSError, ValueError):
+        return str(file)
+    return str(file) if relative.startswith("..") else relative
+
+
+# ── merging ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def _merged(parent: Source, child: Source) -> Source:
+    """The child laid over the parent: mappings merge key by key, all else is replaced, and so is a choice that changes."""
+    replaced: list[KeyPath] = []
+    data = _merge(parent.data, child.data, (), replaced)
+    for one, other in (pair[::turn] for pair in RIVALS for turn in (1, -1)):
+        if _at(child.data, one) is not None and _at(child.data, other) is None and _at(data, other) is not None:
+            del _at(data, other[:-1])[other[-1]]
+            replaced.append(other)
+
+    def kept(places: dict[KeyPath, Any]) -> dict[KeyPath, Any]:
+        return {path: place for path, place in places.items() if not any(path[: len(r)] == r for r in replaced)}
+
+    return Source(
+        data,
+        child.file,
+        {**kept(parent.keys), **child.keys},
+        {**kept(parent.values), **child.values},
+        {**kept(parent.texts), **child.texts},
+    )
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any], path: KeyPath, replaced: list[KeyPath]) -> dict[str, Any]:
+    data = dict(old)
+    for key, value in new.items():
+        here = (*path, key)
+        before = data.get(key)
+        tag = CHOICES.get(here)
+        if tag and isinstance(before, str) and isinstance(value, dict):
+            before = {tag: before}
+        changes_choice = tag and isinstance(value, dict) and isinstance(before, dict) and _differs(before, value, tag)
+        if isinstance(before, dict) and isinstance(value, dict) and not changes_choice:
+            data[key] = _merge(before, value, here, replaced)
+        else:
+            if key in data:
+                replaced.append(here)
+            data[key] = value
+    return data
+
+
+def _differs(before: dict[str, Any], value: dict[str, Any], tag: str) -> bool:
+    return tag in value and value[tag] != before.get(tag)
+
+
+def _at(data: Any, path: KeyPath) -> Any:
+    for key in path:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data
+
+
+# ── overrides ───────────────────────────────────────────────────────────────────────────────────────────────────────
+def _overridden(source: Source, overrides: Sequence[str]) -> Source:
+    """`train.lr=1e-4` and the like laid over the recipe, as a child file would be. Raises UserError."""
+    problems: list[Problem] = []
+    layer = Source({}, source.file)
+    given: dict[KeyPath, Document] = {}
+    for text in overrides:
+        mark = Mark(f"command line: {_cut(text)}")
+        try:
+            path, document = _parse_override(text, mark)
+        except UserError as error:
+            problems += [replace(one, mark=mark) for one in error.problems]
+            continue
+        if path == ("base",):
+            problems.append(Problem("`base` can only be written in a file", "base", mark))
+        elif path in given:
+            problems.append(Problem("given twice", ".".join(path), mark))
+        elif path[0] != "matrix" and _varies(source.data, path):
+            name = ".".join(path)
+            hint = f"to replace the list: matrix.{name}=[...]; to have one run: matrix=null {name}=..."
+            problems.append(Problem("has no effect: the matrix sets it", name, mark, hint=hint))
+        else:
+            given[path] = document
+    for path in sorted(given, key=len):  # `tuning=lora` comes before `tuning.r=8`, in whatever order they were written
+        _lay(layer, path, given[path], problems)
+    if problems:
+        raise UserError(_shortened(problems))
+    _make_absolute(layer.data, Path.cwd())
+    return _merged(source, layer)
+
+
+def _parse_override(text: str, mark: Mark) -> tuple[tuple[str, ...], Document]:
+    name, equals, value = text.partition("=")
+    name, value = name.strip(), value.strip()
+    if not equals or not name:
+        raise UserError(Problem("expected KEY=VALUE", mark=mark, hint="such as train.lr=1e-4"))
+    path = tuple(name.split("."))
+    if path[0] == "matrix" and len(path) > 2:
+        path = ("matrix", ".".join(path[1:]))  # a matrix's keys are key paths themselves
+    if not all(path):
+        raise UserError(Problem("expected a key path such as train.lr", mark=mark, found=name))
+    if value[:1] in ("[", "{", '"', "'"):
+        return path, parse_yaml(value, str(mark))
+    if not value.isprintable():
+        raise UserError(Problem("a control character in the value", mark=mark))
+    return path, Document(parse_scalar(value), {}, {(): mark}, {(): value})
+
+
+def _varies(data: dict[str, Any], path: KeyPath) -> bool:
+    """Does the recipe's matrix set this key path, in its grid or in a group?"""
+    matrix = data.get("matrix")
+    if not isinstance(matrix, dict):
+        return False
+    groups = matrix.get("zip")
+    keys = [
+        key
+        for part in (matrix, *(groups if isinstance(groups, list) else ()))
+        if isinstance(part, dict)
+        for key in part
+    ]
+    return ".".join(path) in keys
+
+
+def _lay(layer: Source, path: KeyPath, document: Document, problems: list[Problem]) -> None:
+    """Put one override's value into the layer, with the command line as its place."""
+    mark = replace(document.values[()], line=0, column=0)
+    here = layer.data
+    for depth, key in enumerate(path[:-1], start=1):
+        tag = CHOICES.get(path[:depth])
+        if tag and isinstance(here.get(key), str):
+            here[key] = {tag: here[key]}
+        inner = here.setdefault(key, {})
+        if not isinstance(inner, dict):
+            problems.append(
+                Problem(f"`{'.'.join(path[:depth])}` is given too, and holds no keys", ".".join(path), mark)
+            )
+            return
+        here = inner
+        layer.keys.setdefault(path[:depth], mark)
+        layer.values.setdefault(path[:depth], mark)
+    here[path[-1]] = document.data
+    layer.keys[path] = mark
+    for inner_path in (*document.keys, *document.values):
+        layer.values[(*path, *inner_path)] = mark
+        layer.keys[(*path, *inner_path)] = mark
+    for inner_path, text in document.texts.items():
+        layer.texts[(*path, *inner_path)] = text
+
+
+# ── local paths ─────────────────────────────────────────────────────────────────────────────────────────────────────
+def _make_absolute(data: dict[str, Any], folder: Path) -> None:
+    """Local paths relative to `folder` become absolute, those in the matrix too. Changes `data`."""
+    folder = Path(os.path.abspath(folder))
+    for path in (("model", "path"), ("model", "tokenizer"), ("data", "source")):
+        section = data.get(path[0])
+        if isinstance(section, dict) and path[1] in section:
+            data[path[0]] = {**section, path[1]: _absolute(section[path[1]], folder)}
+    if isinstance(matrix := data.get("matrix"), dict):
+        data["matrix"] = _absolute_matrix(matrix, folder)
+
+
+def _absolute_matrix(matrix: dict[str, Any], folder: Path) -> dict[str, Any]:
+    changed = dict(matrix)
+    for key, values in matrix.items():
+        if key == "zip" and isinstance(values, list):
+            changed[key] = [_absolute_matrix(group, folder) if isinstance(group, dict) else group for group in values]
+        elif key in ("model.path", "model.tokenizer") or str(key).startswith("data.source"):
+            changed[key] = _absolute(values, folder)
+        elif key in ("model", "data") and isinstance(values, list):
+            changed[key] = [
+                dict(_sections(key, value, folder)) if isinstance(value, dict) else value for value in values
+            ]
+    return changed
+
+
+def _sections(key: str, value: dict[str, Any], folder: Path) -> Iterable[tuple[str, Any]]:
+    whole = {key: value}
+    _make_absolute(whole, folder)
+    return whole[key].items()
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    if isinstance(value, str):
+        return absolute(value, folder) if value else value
+    if isinstance(value, list):
+        return [_absolute(item, folder) for item in value]
+    if isinstance(value, dict):
+        return {key: _absolute(item, folder) for key, item in value.items()}
+    return value
+
+
+# ── small things ────────────────────────────────────────────────────────────────────────────────────────────────────
+def _shortened(problems: Sequence[Problem]) -> list[Problem]:
+    if len(problems) <= MOST_PROBLEMS:
+        return list(problems)
+    return [*problems[:MOST_PROBLEMS], Problem(f"and {len(problems) - MOST_PROBLEMS:,} more problems")]
+
+
+def _cut(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -1,18 +1,18 @@
 """The run folder: the one owner of every file name in it, shared by the launcher and the nodes.
 
-    runs/<recipe name>/<run id>/
-      recipe.json            the resolved recipe (every default filled in)
-      plan.json              what the launcher planned (absent when training was started by hand)
-      source/sft_dist/       the code that trains, as it was when the run was sealed
-      run.sh                 starts the run without the sft-dist command
-      metrics.jsonl          one JSON object a line: training and validation scores
-      checkpoints/step-00000100/   published checkpoints; each has a manifest.json
-      attempts/001/          one start of the run: start.json, outcome.json, exit.json, rank-*.log, rank-*.error.json
-      evaluation/            the sweep's scores, one file a checkpoint and split
-      leaderboard.md .json   the sweep's verdict
-      export/                the winner as a Hugging Face folder
-      stop                   when present, every rank saves at the next step and leaves
-      lock                   held (flock) by the process that trains here
+runs/<recipe name>/<run id>/
+  recipe.json            the resolved recipe (every default filled in)
+  plan.json              what the launcher planned (absent when training was started by hand)
+  source/sft_dist/       the code that trains, as it was when the run was sealed
+  run.sh                 starts the run without the sft-dist command
+  metrics.jsonl          one JSON object a line: training and validation scores
+  checkpoints/step-00000100/   published checkpoints; each has a manifest.json
+  attempts/001/          one start of the run: start.json, outcome.json, exit.json, rank-*.log, rank-*.error.json
+  evaluation/            the sweep's scores, one file a checkpoint and split
+  leaderboard.md .json   the sweep's verdict
+  export/                the winner as a Hugging Face folder
+  stop                   when present, every rank saves at the next step and leaves
+  lock                   held (flock) by the process that trains here
 """
 
 from __future__ import annotations

@@ -47,7 +47,15 @@ METRICS: dict[str, dict[str, Literal["max", "min"]]] = {
         "exact_match": "max",
         "loss": "min",
     },
-    "regression": {"mse": "min", "rmse": "min", "mae": "min", "r2": "max", "pearson": "max", "spearman": "max", "loss": "min"},
+    "regression": {
+        "mse": "min",
+        "rmse": "min",
+        "mae": "min",
+        "r2": "max",
+        "pearson": "max",
+        "spearman": "max",
+        "loss": "min",
+    },
 }
 
 # Losses each kind of problem allows; the first is the default.
@@ -87,7 +95,8 @@ class TextClassificationTask(Section):
         None, description="multi-label only: a class is predicted from this probability on (0.5 when left out)."
     )
     label_separator: Annotated[str, Field(min_length=1, max_length=8)] | None = Field(
-        None, description="multi-label only: what separates class names in a text column, such as '|' (',' when left out)."
+        None,
+        description="multi-label only: what separates class names in a text column, such as '|' (',' when left out).",
     )
 
     @model_validator(mode="after")
@@ -112,7 +121,8 @@ class Model(Section):
     revision: str | None = Field(None, description="Hub only: branch, tag or commit.")
     tokenizer: str | None = Field(None, description="Where the tokenizer is, when not beside the weights.")
     config: dict[str, Any] = Field(
-        default_factory=dict, description="Values that replace those in the model's config, such as `hidden_dropout_prob: 0.0`."
+        default_factory=dict,
+        description="Values that replace those in the model's config, such as `hidden_dropout_prob: 0.0`.",
     )
 
 
@@ -128,9 +138,12 @@ class Split(Section):
         None, description="Share of the training rows held out for validation when the source has no such split (0.1)."
     )
     test: Fraction | None = Field(
-        None, description="Share of the training rows held out for the final test when the source has no such split (0.1)."
+        None,
+        description="Share of the training rows held out for the final test when the source has no such split (0.1).",
     )
-    seed: int = Field(0, ge=0, description="Seed of the division. Independent of train.seed, so seeds share one test set.")
+    seed: int = Field(
+        0, ge=0, description="Seed of the division. Independent of train.seed, so seeds share one test set."
+    )
     stratify: bool = Field(True, description="Keep class shares equal in all parts (single-label problems).")
 
 
@@ -156,11 +169,14 @@ class Data(Section):
         None, description="The classes in the order of the model's outputs. Left out: all in the training rows, sorted."
     )
     where: dict[str, str | int | float | bool | list[str | int | float | bool]] = Field(
-        default_factory=dict, description="Keep rows whose column equals the value, or is in the list: `{lang: [en, de]}`."
+        default_factory=dict,
+        description="Keep rows whose column equals the value, or is in the list: `{lang: [en, de]}`.",
     )
     limit: Positive | None = Field(None, description="Keep this many rows, drawn by `split.seed`, before splitting.")
     split: Split = Field(default_factory=Split, description="How missing splits are made from the training rows.")
-    clean: Clean = Field(default_factory=Clean, description="What is done to rows before training. Everything is counted.")
+    clean: Clean = Field(
+        default_factory=Clean, description="What is done to rows before training. Everything is counted."
+    )
     max_length: Positive = Field(256, description="Longest input in tokens; longer ones are cut.")
 
 
@@ -171,7 +187,9 @@ class FullTuning(Section):
 
 class FreezeTuning(Section):
     method: Literal["freeze"] = Field(description="Train the head and part of the body.")
-    train_last_layers: int | None = Field(None, ge=0, description="Train only this many of the last layers (and the head).")
+    train_last_layers: int | None = Field(
+        None, ge=0, description="Train only this many of the last layers (and the head)."
+    )
     train: list[str] | None = Field(
         None, description="Regular expressions; weights whose full name matches one are trained (besides the head)."
     )
@@ -185,9 +203,13 @@ class FreezeTuning(Section):
 
 
 class LoraTuning(Section):
-    method: Literal["lora"] = Field(description="Train low-rank adapters (Hu et al. 2021, arXiv 2106.09685) and the head.")
+    method: Literal["lora"] = Field(
+        description="Train low-rank adapters (Hu et al. 2021, arXiv 2106.09685) and the head."
+    )
     r: Positive = Field(16, description="Rank of the adapters.")
-    alpha: Annotated[float, Field(gt=0)] = Field(32, description="Scale; the adapter's output is multiplied by alpha / r.")
+    alpha: Annotated[float, Field(gt=0)] = Field(
+        32, description="Scale; the adapter's output is multiplied by alpha / r."
+    )
     dropout: Fraction = Field(0.05, description="Dropout on the adapter's input.")
     target_modules: str | list[str] = Field(
         "all-linear", description="`all-linear`, or names (or one regular expression) of the layers that get adapters."
@@ -210,14 +232,16 @@ class CrossEntropyLoss(Section):
     name: Literal["cross-entropy"] = Field(description="Softmax cross-entropy, for one class a text.")
     label_smoothing: Fraction = Field(0.0, description="Share of the target spread over all classes.")
     class_weights: ClassWeights | None = Field(
-        None, description="`balanced` (rows / (classes x rows of the class)), a list in label order, or label -> weight."
+        None,
+        description="`balanced` (rows / (classes x rows of the class)), a list in label order, or label -> weight.",
     )
 
 
 class BinaryCrossEntropyLoss(Section):
     name: Literal["binary-cross-entropy"] = Field(description="One yes/no cross-entropy a class, for multi-label.")
     class_weights: ClassWeights | None = Field(
-        None, description="Weight of each class's positives: `balanced` (negatives / positives), a list, or label -> weight."
+        None,
+        description="Weight of each class's positives: `balanced` (negatives / positives), a list, or label -> weight.",
     )
 
 
@@ -234,7 +258,9 @@ Betas = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
 
 
 class AdamW(Section):
-    name: Literal["adamw"] = Field(description="Adam with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101).")
+    name: Literal["adamw"] = Field(
+        description="Adam with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101)."
+    )
     weight_decay: Decay = Field(0.01, description="Decay; norms and biases are never decayed.")
     betas: Betas = Field([0.9, 0.999], description="Decay of the first and second moment.")
     eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="Added to the denominator.")
@@ -259,9 +285,7 @@ class Adafactor(Section):
     weight_decay: Decay = Field(0.0, description="Decay; norms and biases are never decayed.")
 
 
-Optimizer = Annotated[
-    Annotated[Union[AdamW, Adam, Sgd, Adafactor], Field(discriminator="name")], shorthand("name")
-]
+Optimizer = Annotated[Annotated[Union[AdamW, Adam, Sgd, Adafactor], Field(discriminator="name")], shorthand("name")]
 
 
 class PlainSchedule(Section):
@@ -295,23 +319,30 @@ Schedule = Annotated[
 # ── train ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 class EarlyStopping(Section):
     patience: Positive = Field(description="Stop after this many validations in a row without a better score.")
-    min_delta: Annotated[float, Field(ge=0)] = Field(0.0, description="What counts as better, in the metric's own unit.")
+    min_delta: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="What counts as better, in the metric's own unit."
+    )
 
 
 class Train(Section):
-    epochs: Annotated[float, Field(gt=0)] | None = Field(None, description="Passes over the training rows (3 when `steps` is left out too).")
+    epochs: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Passes over the training rows (3 when `steps` is left out too)."
+    )
     steps: Positive | None = Field(None, description="Optimizer steps, instead of epochs.")
     global_batch: Positive = Field(
         32, description="Examples in one optimizer step, over all nodes, processes and accumulation. Exact."
     )
     micro_batch: Positive | Literal["auto"] = Field(
-        "auto", description="Examples one process handles at a time. auto: the largest that fits the arithmetic, at most 32."
+        "auto",
+        description="Examples one process handles at a time. auto: the largest that fits the arithmetic, at most 32.",
     )
     lr: Annotated[float, Field(gt=0)] = Field(description="Peak learning rate.")
     optimizer: Optimizer = Field(AdamW(name="adamw"), description="Name, or name and options.")
     schedule: Schedule = Field(PlainSchedule(name="linear"), description="Name, or name and options.")
     warmup: Amount | None = Field(None, description="Linear warm-up: `6%` of all steps, `100 steps` or `0.5 epochs`.")
-    clip_norm: Annotated[float, Field(gt=0)] | None = Field(1.0, description="Largest gradient norm; null: no clipping.")
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        1.0, description="Largest gradient norm; null: no clipping."
+    )
     loss: Loss | None = Field(None, description="Name, or name and options. Left out: the task's usual one.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast; weights and optimizer stay fp32.")
     seed: int = Field(0, ge=0, lt=2**32, description="Of data order, new weights and dropout.")
@@ -320,9 +351,12 @@ class Train(Section):
         "plain", description="plain: shuffled. bucketed: batches of similar lengths, so little is spent on padding."
     )
     save_every: Period = Field("1 epoch", description="`0.5 epochs` or `200 steps`. The last step is always saved.")
-    eval_every: Period | None = Field(None, description="Validate at this pace (like save_every when left out). A validated step is also saved.")
+    eval_every: Period | None = Field(
+        None, description="Validate at this pace (like save_every when left out). A validated step is also saved."
+    )
     keep_last: Positive | None = Field(
-        None, description="Keep this many newest checkpoints; the best, and any not yet evaluated, always stay. null: keep all."
+        None,
+        description="Keep this many newest checkpoints; the best, and any not yet evaluated, always stay. null: keep all.",
     )
     early_stopping: EarlyStopping | None = Field(None, description="Stop when validation no longer improves.")
     log_every: Positive = Field(10, description="Steps between two lines of the log.")
@@ -340,26 +374,38 @@ class Train(Section):
 
 # ── evaluate, resources, matrix ─────────────────────────────────────────────────────────────────────────────────────
 class Evaluate(Section):
-    metric: str | None = Field(None, description="Score to choose a checkpoint by. Left out: the problem's first in the README's table.")
-    direction: Literal["max", "min"] | None = Field(None, description="Which way is better. Left out: known from the metric.")
+    metric: str | None = Field(
+        None, description="Score to choose a checkpoint by. Left out: the problem's first in the README's table."
+    )
+    direction: Literal["max", "min"] | None = Field(
+        None, description="Which way is better. Left out: known from the metric."
+    )
     choose_on: Literal["validation"] = Field("validation", description="Split the checkpoint is chosen on.")
     report_on: list[Literal["train", "test"]] = Field(
         ["test"], description="Splits the chosen checkpoint is scored on, once."
     )
     micro_batch: Positive = Field(64, description="Texts in one forward pass.")
     export: Literal["merged", "adapter", "none"] = Field(
-        "merged", description="How the winner is written as a Hugging Face folder; adapter: LoRA weights apart from the base."
+        "merged",
+        description="How the winner is written as a Hugging Face folder; adapter: LoRA weights apart from the base.",
     )
 
 
 class Resources(Section):
     nodes: Positive = Field(1, description="Machines.")
     processes_per_node: Positive | Literal["auto"] = Field(
-        "auto", description="Processes on each machine. auto: one a GPU; without a GPU two (one on one core), so that what is debugged here is distributed too."
+        "auto",
+        description="Processes on each machine. auto: one a GPU; without a GPU two (one on one core), so that what is debugged here is distributed too.",
     )
-    threads_per_process: Positive | None = Field(None, description="CPU threads of a process (cores / processes when left out).")
-    time: Annotated[str, AfterValidator(check_time)] | None = Field(None, description="Time limit: `90min`, `2h30m`, `1-12:00:00`.")
-    memory: Annotated[str, AfterValidator(check_memory)] | None = Field(None, description="Memory of a machine: `32GB`.")
+    threads_per_process: Positive | None = Field(
+        None, description="CPU threads of a process (cores / processes when left out)."
+    )
+    time: Annotated[str, AfterValidator(check_time)] | None = Field(
+        None, description="Time limit: `90min`, `2h30m`, `1-12:00:00`."
+    )
+    memory: Annotated[str, AfterValidator(check_memory)] | None = Field(
+        None, description="Memory of a machine: `32GB`."
+    )
 
 
 class Matrix(BaseModel):
@@ -368,14 +414,17 @@ class Matrix(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
     __pydantic_extra__: dict[str, Annotated[list[Any], Field(min_length=1)]]
     zip: list[dict[str, Annotated[list[Any], Field(min_length=1)]]] = Field(
-        default_factory=list, description="Groups whose values are taken together, first with first: `[{train.seed: [1, 2], train.lr: [1e-4, 2e-4]}]`."
+        default_factory=list,
+        description="Groups whose values are taken together, first with first: `[{train.seed: [1, 2], train.lr: [1e-4, 2e-4]}]`.",
     )
 
 
 class Recipe(Section):
     """What to fine-tune, on what, how, and with how much."""
 
-    name: Annotated[str, Field(pattern=NAME_PATTERN)] = Field(description="Name of the runs' folder. Left out: the file's name.")
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] = Field(
+        description="Name of the runs' folder. Left out: the file's name."
+    )
     description: str = Field("", description="For people.")
     task: Task = Field(description="Name, or `type` and options.")
     model: Model = Field(description="Where the weights come from.")

@@ -56,7 +56,9 @@ class Task(Protocol):
 
     def build_loss(self, train_targets: np.ndarray) -> SumLoss: ...
 
-    def collate(self, examples: Examples, indices: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Tensor], Tensor]:
+    def collate(
+        self, examples: Examples, indices: np.ndarray, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Padded model inputs and the targets."""
 
     def logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor: ...

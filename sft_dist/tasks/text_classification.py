@@ -51,9 +51,13 @@ class TextClassification:
             try:
                 value = float(raw)
             except (TypeError, ValueError):
-                raise UserError(Problem(f"row {row}: a number is needed", path="data.columns.label", found=repr(raw))) from None
+                raise UserError(
+                    Problem(f"row {row}: a number is needed", path="data.columns.label", found=repr(raw))
+                ) from None
             if not math.isfinite(value):
-                raise UserError(Problem(f"row {row}: a finite number is needed", path="data.columns.label", found=repr(raw)))
+                raise UserError(
+                    Problem(f"row {row}: a finite number is needed", path="data.columns.label", found=repr(raw))
+                )
             return value
         if self.problem == "multi-label":
             names = raw.split(self.separator) if isinstance(raw, str) else list(raw)
@@ -81,9 +85,13 @@ class TextClassification:
         if self.problem == "regression" or self.labels:
             return
         names = set(targets) if self.problem == "single-label" else {name for target in targets for name in target}
-        self.labels = sorted(names, key=lambda name: (0, int(name), name) if name.lstrip("-").isdigit() else (1, 0, name))
+        self.labels = sorted(
+            names, key=lambda name: (0, int(name), name) if name.lstrip("-").isdigit() else (1, 0, name)
+        )
         if self.problem == "single-label" and len(self.labels) < 2:
-            raise UserError(Problem("at least two classes are needed", path="data.columns.label", found=str(self.labels)))
+            raise UserError(
+                Problem("at least two classes are needed", path="data.columns.label", found=str(self.labels))
+            )
 
     def _numbers(self, targets: Sequence[Any]) -> np.ndarray:
         if self.problem == "regression":

@@ -79,7 +79,9 @@ def test_the_curve_is_that_of_a_plain_loop(tiny_model, reviews, tmp_path):
     model = build_model(settings, task, tokenizer).train()
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     spared = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.01}, {"params": spared, "weight_decay": 0}], lr=1e-3)
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.01}, {"params": spared, "weight_decay": 0}], lr=1e-3
+    )
     criterion = nn.CrossEntropyLoss(weight=torch.tensor([3.0, 0.5]), label_smoothing=0.1)
     plan = BatchPlan(examples.lengths, settings.train.seed, 16, "plain")
     for step in range(1, 13):

@@ -42,7 +42,9 @@ def test_cross_entropy_equals_torch(smoothing, weights):
 def test_binary_cross_entropy_equals_torch(weights):
     setting = BinaryCrossEntropyLoss(name="binary-cross-entropy", class_weights=weights)
     positives = HOT.sum(0)
-    expected = {"None": None, "balanced": torch.tensor((12 - positives) / positives)}.get(str(weights), torch.tensor([1.0, 2.0, 0.5]))
+    expected = {"None": None, "balanced": torch.tensor((12 - positives) / positives)}.get(
+        str(weights), torch.tensor([1.0, 2.0, 0.5])
+    )
     reference = nn.BCEWithLogitsLoss(pos_weight=expected)
     found = cut_and_summed(build_loss(setting, "multi-label", LABELS, HOT), LOGITS, HOT)
     torch.testing.assert_close(found, reference(LOGITS, torch.from_numpy(HOT)))

@@ -1,0 +1,85 @@
+"""How long the commands take that should feel instant, beside `accelerate launch --help`.
+
+    python benchmarks/startup.py [rounds]
+
+The commands take turns, so that a busy machine slows all of them alike. Exits with 1 when a goal is missed: `--help` at
+most 150 ms and ten times faster than `accelerate launch --help`, `plan` at most 400 ms with its rows already counted.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+QUICKSTART = "recipes/text-classification/quickstart.yaml"
+BASELINE = "accelerate launch --help"
+LAUNCH = [sys.executable, "-m", "launch"]
+COMMANDS = {
+    BASELINE: [sys.executable, "-m", "accelerate.commands.launch", "--help"],
+    "sft-dist --help": [*LAUNCH, "--help"],
+    "sft-dist plan": [*LAUNCH, "plan", QUICKSTART],
+    "sft-dist status": [*LAUNCH, "status"],
+}
+GOALS_MS = {"sft-dist --help": 150.0, "sft-dist plan": 400.0}
+GOAL_RATIO = 10.0
+MATRIX = "matrix:\n  train.lr: [{lrs}]\n  train.seed: [{seeds}]\n"
+MANY_RUNS = (
+    "import launch.expand, launch.prepare, pathlib, sys; launch.prepare.prepare(sys.argv[1], [], pathlib.Path('runs'))"
+)
+GOAL_MANY_RUNS_S = 2.0
+
+
+def main(rounds: int) -> int:
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    for command in COMMANDS.values():
+        _timed(command, env)  # compiles modules, fills the cache of rows
+    times: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    for _ in range(rounds):
+        for name, command in COMMANDS.items():
+            times[name].append(_timed(command, env))
+    medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
+    print(f"median of {rounds} rounds, taking turns\n")
+    print(f"{'command':<28}{'ms':>8}{'times faster':>14}{'goal':>10}")
+    for name, median in medians.items():
+        goal = f"{GOALS_MS[name]:.0f} ms" if name in GOALS_MS else ""
+        print(f"{name:<28}{median:>8.0f}{medians[BASELINE] / median:>14.1f}{goal:>10}")
+    many = _many_runs(env)
+    print(f"\n10,000 runs expanded and planned: {many:.2f} s (goal {GOAL_MANY_RUNS_S:.0f} s), imports not counted")
+    missed = [name for name, goal in GOALS_MS.items() if medians[name] > goal]
+    if medians[BASELINE] / medians["sft-dist --help"] < GOAL_RATIO:
+        missed.append(f"sft-dist --help {GOAL_RATIO:.0f} times faster")
+    if many > GOAL_MANY_RUNS_S:
+        missed.append("10,000 runs")
+    for name in missed:
+        print(f"goal missed: {name}")
+    return int(bool(missed))
+
+
+def _timed(command: list[str], env: dict[str, str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - started
+
+
+def _many_runs(env: dict[str, str]) -> float:
+    """Seconds for a 100 x 100 matrix over the quickstart; the imports' share is measured and taken off."""
+    lrs = ", ".join(f"{number}.0e-5" for number in range(1, 101))
+    seeds = ", ".join(str(number) for number in range(1, 101))
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Path(folder) / "many.yaml"
+        recipe.write_text((ROOT / QUICKSTART).read_text() + MATRIX.format(lrs=lrs, seeds=seeds))
+        program = [sys.executable, "-c", f"import gc; gc.set_threshold(50_000); {MANY_RUNS}"]
+        _timed([*program, QUICKSTART], env)
+        whole = statistics.median(_timed([*program, str(recipe)], env) for _ in range(3))
+        imports = statistics.median(_timed([*program, QUICKSTART], env) for _ in range(3))
+    return whole - imports
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 9))

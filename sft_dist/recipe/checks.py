@@ -1,0 +1,158 @@
+"""Rules between settings, which hold or fail once each setting is right by itself. Cheap: run for every point of a matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from sft_dist.recipe.errors import Problem
+from sft_dist.recipe.references import sources_of
+from sft_dist.recipe.schema import LOSSES, METRICS, TASK_COLUMNS, LoraTuning, MseLoss, Recipe, SplitSources
+from sft_dist.recipe.yaml_lines import similar_to
+
+
+def cross_checks(recipe: Recipe) -> list[Problem]:
+    """Every problem, with its key path and without its place."""
+    return [
+        *_model(recipe),
+        *_columns(recipe),
+        *_sources(recipe),
+        *_splits(recipe),
+        *_labels(recipe),
+        *_loss(recipe),
+        *_batch(recipe),
+        *_evaluate(recipe),
+    ]
+
+
+def is_hub(text: str) -> bool:
+    """A hub id: of a validated recipe, whose local paths are absolute."""
+    return not text.startswith(("/", "package:"))
+
+
+def _model(recipe: Recipe) -> Iterator[Problem]:
+    model = recipe.model
+    if model.revision is not None and not is_hub(model.path) and not (model.tokenizer and is_hub(model.tokenizer)):
+        yield Problem("has no effect: only models on the hub have revisions", "model.revision", found=model.revision)
+    if model.config:
+        yield from _finite("model.config", model.config)
+
+
+def _finite(path: str, value: Any) -> Iterator[Problem]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield Problem("expected a finite number", path, found=str(value))
+    elif isinstance(value, (dict, list)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _finite(f"{path}.{key}", item)
+
+
+def _columns(recipe: Recipe) -> Iterator[Problem]:
+    roles = TASK_COLUMNS[recipe.task.type]
+    for role, column in recipe.data.columns.items():
+        path = f"data.columns.{role}"
+        if role not in roles:
+            hint = similar_to(role, roles) or (f"did you mean `{column}: {role}`?" if column in roles else "")
+            yield Problem(f"{recipe.task.type} has no role `{role}`", path, None, role, tuple(roles), hint)
+        elif not column:
+            yield Problem("expected the name of a column", path, found='""')
+
+
+def _sources(recipe: Recipe) -> Iterator[Problem]:
+    data = recipe.data
+    texts = list(sources_of(data))
+    for path, text in texts:
+        if not text:
+            yield Problem("expected a file, a folder or a hub id", path, found='""')
+    if not texts or (isinstance(data.source, SplitSources) and not data.source.train):
+        yield Problem("expected at least one file or data set", "data.source", found="[]")
+    if data.subset is None and data.revision is None:
+        return
+    if not any(is_hub(text) for _, text in texts):
+        for key in ("subset", "revision"):
+            if (value := getattr(data, key)) is not None:
+                yield Problem("has no effect: only data sets on the hub have it", f"data.{key}", found=value)
+
+
+def _splits(recipe: Recipe) -> Iterator[Problem]:
+    split, source = recipe.data.split, recipe.data.source
+    for key in ("validation", "test"):
+        share = getattr(split, key)
+        if share is not None and isinstance(source, SplitSources) and getattr(source, key) is not None:
+            hint = f"remove it, or remove data.source.{key}"
+            yield Problem(
+                f"has no effect: data.source names the {key} split", f"data.split.{key}", None, str(share), (), hint
+            )
+    if (split.validation or 0) + (split.test or 0) >= 1:
+        shares = f"validation {split.validation} + test {split.test}"
+        yield Problem("nothing is left to train on: the shares must add up to less than 1", "data.split", found=shares)
+    if "stratify" in split.model_fields_set and split.stratify and recipe.task.problem != "single-label":
+        hint = "remove it: it works with single-label"
+        yield Problem(
+            f"has no effect with problem: {recipe.task.problem}", "data.split.stratify", None, "true", (), hint
+        )
+
+
+def _labels(recipe: Recipe) -> Iterator[Problem]:
+    labels = recipe.data.labels
+    if labels is None:
+        return
+    if recipe.task.problem == "regression":
+        yield Problem("has no effect with problem: regression, which has no classes", "data.labels", hint="remove it")
+        return
+    if len(set(labels)) < len(labels):
+        first: dict[str, int] = {}
+        for index, label in enumerate(labels):
+            if first.setdefault(label, index) != index:
+                yield Problem("the same label twice", f"data.labels.{index}", found=label)
+    elif len(labels) < 2 and recipe.task.problem == "single-label":
+        yield Problem("expected at least two classes", "data.labels", found=labels[0])
+
+
+def _loss(recipe: Recipe) -> Iterator[Problem]:
+    loss, problem = recipe.train.loss, recipe.task.problem
+    if loss is None:
+        return
+    allowed = LOSSES[problem]
+    if loss.name not in allowed:
+        hint = next((f"it belongs to problem: {other}" for other, names in LOSSES.items() if loss.name in names), "")
+        yield Problem(f"not a loss for problem: {problem}", "train.loss", None, loss.name, allowed, hint)
+        return
+    labels, weights = recipe.data.labels, None if isinstance(loss, MseLoss) else loss.class_weights
+    path = "train.loss.class_weights"
+    if labels is None or weights is None or weights == "balanced":
+        if isinstance(weights, list) and labels is None:
+            hint = "name the labels, or give the weights as label -> weight"
+            yield Problem("a list of weights needs data.labels for its order", path, None, None, (), hint)
+        return
+    if isinstance(weights, list) and len(weights) != len(labels):
+        yield Problem(
+            f"expected one weight for each of the {len(labels)} labels", path, found=f"{len(weights)} weights"
+        )
+    if isinstance(weights, dict):
+        for name in weights:
+            if name not in labels:
+                hint = similar_to(name, labels)
+                yield Problem("not one of data.labels", f"{path}.{name}", None, name, tuple(labels[:20]), hint)
+
+
+def _batch(recipe: Recipe) -> Iterator[Problem]:
+    micro, whole = recipe.train.micro_batch, recipe.train.global_batch
+    if micro != "auto" and micro > whole:
+        yield Problem(f"more than train.global_batch, which is {whole}", "train.micro_batch", found=str(micro))
+
+
+def _evaluate(recipe: Recipe) -> Iterator[Problem]:
+    evaluate, metrics = recipe.evaluate, METRICS[recipe.task.problem]
+    if evaluate.metric is not None and evaluate.metric not in metrics:
+        hint = similar_to(evaluate.metric, metrics)
+        what = f"no such score for problem: {recipe.task.problem}"
+        yield Problem(what, "evaluate.metric", None, evaluate.metric, tuple(metrics), hint)
+    if evaluate.direction is not None and evaluate.metric is None:
+        hint = "name the metric it is for"
+        yield Problem("has no effect without evaluate.metric", "evaluate.direction", None, evaluate.direction, (), hint)
+    if evaluate.export == "adapter" and not isinstance(recipe.tuning, LoraTuning):
+        hint = "use merged or none"
+        what = f"there is no adapter with tuning: {recipe.tuning.method}"
+        yield Problem(what, "evaluate.export", None, "adapter", (), hint)

@@ -1,0 +1,475 @@
+"""What pydantic found wrong, in the words of a recipe: key path, place, what was found, what is valid, what was meant.
+
+Works from the schema's own types, so a new section or choice needs nothing here.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from sft_dist.recipe.errors import Problem
+from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.yaml_lines import KeyPath, parse_scalar, similar_to
+
+if TYPE_CHECKING:
+    from sft_dist.recipe.load import Source
+
+# What other tools call our settings.
+OTHER_NAMES = {
+    "learning_rate": "train.lr",
+    "num_train_epochs": "train.epochs",
+    "num_epochs": "train.epochs",
+    "max_steps": "train.steps",
+    "num_steps": "train.steps",
+    "batch_size": "train.global_batch",
+    "train_batch_size": "train.global_batch",
+    "per_device_train_batch_size": "train.micro_batch",
+    "per_device_eval_batch_size": "evaluate.micro_batch",
+    "gradient_accumulation_steps": "train.global_batch (accumulation follows from it)",
+    "lr_scheduler_type": "train.schedule",
+    "scheduler": "train.schedule",
+    "warmup_ratio": "train.warmup (such as 6%)",
+    "warmup_steps": "train.warmup (such as 100 steps)",
+    "max_grad_norm": "train.clip_norm",
+    "save_steps": "train.save_every",
+    "eval_steps": "train.eval_every",
+    "bf16": "train.precision (bf16)",
+    "weight_decay": "train.optimizer: {name: adamw, weight_decay: ...}",
+    "label_smoothing": "train.loss: {name: cross-entropy, label_smoothing: ...}",
+    "model_name_or_path": "model.path",
+    "max_seq_length": "data.max_length",
+    "dataset": "data.source",
+    "lora_r": "tuning.r",
+    "lora_alpha": "tuning.alpha",
+    "lora_dropout": "tuning.dropout",
+    "rank": "tuning.r",
+    "walltime": "resources.time",
+}
+MOST_SHOWN = 60
+_QUOTED = re.compile(r"`(\w+)`")
+
+
+@dataclass(frozen=True)
+class _Spot:
+    """Where in the schema an error lies."""
+
+    path: KeyPath  # without the names of union members
+    type: Any  # the annotation there; None where the schema knows nothing
+    unknown: str | None = None  # the key that the section does not have
+    section: type[BaseModel] | None = None  # the section around it
+    union: KeyPath | None = None  # path of the first union on the way, whose members each report errors
+    tag: str = ""  # the last choice on the way, such as `lora`
+
+
+def problems_from(
+    error: ValidationError, source: Source, remap: Callable[[KeyPath], KeyPath] | None = None
+) -> list[Problem]:
+    """Every problem, in the order of the file. `remap` says where a key path's value was written (the matrix)."""
+    moved = remap or (lambda path: path)
+    by_place: dict[KeyPath, list[tuple[_Spot, ErrorDetails]]] = {}
+    for details in error.errors(include_url=False):
+        spot = _locate(details["loc"], details["type"])
+        by_place.setdefault(spot.path if spot.union is None else spot.union, []).append((spot, details))
+    problems = []
+    for reports in by_place.values():
+        for group in _deepest(reports):
+            problems.append(_problem(group, source, moved))
+    order = {id(one): (one.mark.line, one.mark.column) if one.mark else (0, 0) for one in problems}
+    return sorted(problems, key=lambda one: order[id(one)])
+
+
+def keys_of(section: type[BaseModel]) -> tuple[str, ...]:
+    return tuple(section.model_fields)
+
+
+# ── from pydantic's loc to a key path ───────────────────────────────────────────────────────────────────────────────
+def _locate(loc: tuple[int | str, ...], kind: str) -> _Spot:
+    """Walk the schema along `loc`, leaving out what pydantic puts in to say which member of a union it tried."""
+    here: Any = Recipe
+    path: list[Any] = []
+    section: type[BaseModel] | None = None
+    union: KeyPath | None = None
+    tag = ""
+    rest = list(loc)
+    while rest:
+        members = members_of(here)
+        sections = [member for member in members if is_section(member)]
+        if len(members) > 1:
+            member_name = str(rest.pop(0))
+            if len(sections) == len(members):  # a choice: the tag names it
+                tag = member_name
+                here = next((member for member in sections if tag in tags_of(member)), None)
+            else:
+                union = tuple(path) if union is None else union
+                here = next((member for member in members if _is_tag_of(member_name, member)), None)
+            continue
+        step = rest.pop(0)
+        here = members[0] if members else None
+        if is_section(here):
+            section = here
+            path.append(step)
+            if kind == "extra_forbidden" and not rest:
+                return _Spot(tuple(path), None, str(step), section, union, tag)
+            field = here.model_fields.get(str(step))
+            here = type_of(field) if field else Any
+        elif get_origin(bare(here)) in (list, dict):
+            path.append(step)
+            here = get_args(bare(here))[-1]
+        elif here is Any or here is None:
+            path.append(step)
+    return _Spot(tuple(path), here, None, section, union, tag)
+
+
+def type_of(field: FieldInfo) -> Any:
+    """A field's annotation with the metadata pydantic took off it."""
+    noted: Any = field.annotation
+    for note in field.metadata:
+        noted = Annotated[noted, note]
+    return noted
+
+
+@cache
+def members_of(annotation: Any) -> tuple[Any, ...]:
+    """What a value may be: the members of a union without None and without nesting; else the type itself."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        members = members_of(get_args(annotation)[0])
+        return members if len(members) > 1 or is_section(members[0]) else (annotation,)
+    if origin in (Union, types.UnionType):
+        return tuple(one for part in get_args(annotation) if part is not type(None) for one in members_of(part))
+    return (annotation,)
+
+
+def is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def tag_name(section: type[BaseModel]) -> str | None:
+    """The key that names a choice: its first field when that is a required literal (`method`, `name`, `type`)."""
+    name, field = next(iter(section.model_fields.items()))
+    return name if get_origin(field.annotation) is Literal and field.is_required() else None
+
+
+def tags_of(section: type[BaseModel]) -> tuple[str, ...]:
+    name = tag_name(section)
+    return get_args(section.model_fields[name].annotation) if name else ()
+
+
+def bare(annotation: Any) -> Any:
+    """The type without Annotated."""
+    return bare(get_args(annotation)[0]) if get_origin(annotation) is Annotated else annotation
+
+
+def _is_tag_of(tag: str, member: Any) -> bool:
+    """Does pydantic's name of a union member (`list[str]`, `constrained-int`) mean this one?"""
+    kind = bare(member)
+    if get_origin(kind) is Literal:
+        return tag.startswith("literal")
+    if get_origin(kind) in (list, dict):
+        return tag.startswith(get_origin(kind).__name__)
+    name = str(getattr(kind, "__name__", kind))
+    return tag in (name, f"constrained-{name}")
+
+
+def _deepest(reports: list[tuple[_Spot, ErrorDetails]]) -> list[list[tuple[_Spot, ErrorDetails]]]:
+    """Groups that make one problem each. Of a union's members, the one that took the value's shape has the say."""
+    inside = [one for one in reports if one[0].union is not None and len(one[0].path) > len(one[0].union)]
+    chosen = inside or reports
+    groups: dict[KeyPath, list[tuple[_Spot, ErrorDetails]]] = {}
+    for one in chosen:
+        groups.setdefault(one[0].path, []).append(one)
+    return list(groups.values())
+
+
+# ── one problem ─────────────────────────────────────────────────────────────────────────────────────────────────────
+def _problem(group: list[tuple[_Spot, ErrorDetails]], source: Source, moved: Callable[[KeyPath], KeyPath]) -> Problem:
+    spot, details = group[0]
+    kind, value = details["type"], details["input"]
+    if spot.unknown is not None:
+        return _unknown_key(spot, source, moved)
+    path = spot.path
+    if kind == "missing":
+        return _missing(spot, source, moved)
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return _choice(spot, details, source, moved)
+    if spot.section and path and path[-1] == tag_name(spot.section) and moved(path) not in source.values:
+        path = path[:-1]  # `task: text-clasification` is where the user wrote the type
+    message, valid, hint = _wrong_value(group)
+    if kind == "value_error" and isinstance(value, dict):
+        named = [key for key in _QUOTED.findall(message) if key in value]  # a rule between settings names the culprit
+        path, value = ((*path, named[0]), value[named[0]]) if named else (path, value)
+    place = moved(path)
+    if path == ("name",) and place not in source.values:
+        hint = "without `name:` it is the file's name"
+    return Problem(message, _dotted(path), source.mark(place), _found(value, place, source), valid, hint)
+
+
+def _unknown_key(spot: _Spot, source: Source, moved: Callable[[KeyPath], KeyPath]) -> Problem:
+    assert spot.section is not None
+    assert spot.unknown is not None
+    key, known = spot.unknown, keys_of(spot.section)
+    place = moved(spot.path)
+    mark = source.keys.get(place) or source.mark(place)
+    if owners := _owners(spot.section, key):
+        tag = tag_name(spot.section)
+        names = " or ".join(f"`{name}`" for name in owners)
+        what = f"`{key}` belongs to {' '.join(map(str, spot.path[:-1]))} {tag} {names}; this recipe says `{spot.tag}`"
+        return Problem(what, _dotted(spot.path), mark, None, known, f"remove it, or write {tag}: {owners[0]}")
+    hint = similar_to(key, known) if key not in OTHER_NAMES else ""
+    if "." in key:
+        hint = f"key paths are for the command line; in a file: {key.replace('.', ': {')}: ...{'}' * key.count('.')}"
+    if not hint:
+        elsewhere = [OTHER_NAMES[key]] if key in OTHER_NAMES else list(_elsewhere(key))
+        hint = f"did you mean {' or '.join(f'`{one}`' for one in elsewhere[:3])}?" if elsewhere else ""
+    what = f"in {_dotted(spot.path[:-1])}" if len(spot.path) > 1 else "at the top of a recipe"
+    return Problem(f"unknown key `{_cut(key)}` {what}", _dotted(spot.path), mark, None, known, hint)
+
+
+def _owners(section: type[BaseModel], key: str) -> list[str]:
+    """The other choices at this place that do have the key."""
+    siblings = next((group for group in _choices() if section in group), ())
+    return [tag for one in siblings if key in one.model_fields for tag in tags_of(one)]
+
+
+def _missing(spot: _Spot, source: Source, moved: Callable[[KeyPath], KeyPath]) -> Problem:
+    key = str(spot.path[-1])
+    field = spot.section.model_fields[key] if spot.section and key in spot.section.model_fields else None
+    about = field.description if field and field.description else ""
+    where = source.mark(moved(spot.path[:-1]))
+    return Problem(f"`{key}` is missing", _dotted(spot.path), where, hint=f"{key}: {about}" if about else "")
+
+
+def _choice(spot: _Spot, details: ErrorDetails, source: Source, moved: Callable[[KeyPath], KeyPath]) -> Problem:
+    """Which choice is meant is not said, or is none there is."""
+    sections = [member for member in members_of(spot.type) if is_section(member)]
+    tag = tag_name(sections[0]) or ""
+    valid = tuple(name for section in sections for name in tags_of(section))
+    if details["type"] == "union_tag_not_found":
+        near = [key for key in details["input"] if isinstance(key, str) and similar_to(key, [tag])]
+        hint = f"did you mean `{tag}` by `{_cut(near[0])}`?" if near else f"such as {tag}: {valid[0]}"
+        return Problem(f"`{tag}` is missing", _dotted(spot.path), source.mark(moved(spot.path)), None, valid, hint)
+    longer = (*spot.path, tag)
+    path = longer if moved(longer) in source.values else spot.path
+    value = details["input"][tag]
+    hint = similar_to(value, valid) if isinstance(value, str) else ""
+    place = moved(path)
+    return Problem(f"no such {tag}", _dotted(path), source.mark(place), _found(value, place, source), valid, hint)
+
+
+# ── wrong values ────────────────────────────────────────────────────────────────────────────────────────────────────
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "a mapping (`key: value`)",
+    "model_type": "a mapping (`key: value`)",
+    "model_attributes_type": "a name, or a mapping (`key: value`)",
+    "finite_number": "a finite number",
+    "int_parsing_size": "a smaller number",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "string_too_short": "text that is not empty",
+    "string_too_long": "at most {max_length} characters",
+    "too_long": "at most {max_length} values, not {actual_length}",
+    "string_pattern_mismatch": "a name of letters, digits, `.`, `_` and `-`, at most 64, that begins with a letter or digit",
+    "string_unicode": "text without broken characters",
+    "invalid_key": "text as a key",
+}
+_TYPE_ERRORS = {"int_type", "int_from_float", "float_type", "bool_type", "string_type", "list_type", "dict_type"} | {
+    "model_type",
+    "model_attributes_type",
+}
+
+
+def _wrong_value(group: list[tuple[_Spot, ErrorDetails]]) -> tuple[str, tuple[str, ...], str]:
+    """(message, valid choices, hint) for a value that no member of its type accepts."""
+    spot, details = group[0]
+    value = details["input"]
+    own = _own_words(spot, details)
+    if own:
+        return own, (), ""
+    valid = tuple(name for one, report in group if report["type"] == "literal_error" for name in _literals(one.type))
+    expected = list(dict.fromkeys(filter(None, (_expected(report) for _, report in group))))
+    if is_section(bare(spot.type)) and tag_name(spot.type) and expected == [_EXPECTED["model_type"]]:
+        expected = [_EXPECTED["model_attributes_type"]]  # `task: text-classification` will do
+    if "a number" in expected:
+        expected = [name for name in expected if name != "a whole number"]
+    hint = similar_to(value, valid) if isinstance(value, str) else ""
+    if isinstance(value, bool) and len(valid) > 1:
+        hint = ""
+    hint = hint or _hint({report["type"] for _, report in group}, value)
+    if valid and not expected:
+        return "not one of the choices", valid, hint
+    wanted = [*expected, *(f"`{name}`" for name in valid)]
+    shown = wanted[0] if len(wanted) == 1 else f"{', '.join(wanted[:-1])} or {wanted[-1]}"
+    types_only = all(report["type"] in _TYPE_ERRORS | {"literal_error"} for _, report in group)
+    found = f", found {kind_of(value)}" if types_only and not (valid and isinstance(value, str)) else ""
+    return f"expected {shown}{found}", valid if len(valid) > 1 else (), hint
+
+
+def _own_words(spot: _Spot, details: ErrorDetails) -> str:
+    """The schema's own message: a check's ValueError, also where text with a unit was left out (`warmup: 100`)."""
+    if details["type"] == "value_error":
+        return str(details["ctx"]["error"])
+    if details["type"] == "string_type" and isinstance(details["input"], (int, float)) and spot.union is None:
+        for note in _notes(spot.type):
+            if isinstance(note, AfterValidator):
+                try:
+                    note.func(str(details["input"]))  # type: ignore[call-arg]
+                except ValueError as error:
+                    return str(error)
+    return ""
+
+
+def _notes(annotation: Any) -> Iterator[Any]:
+    """All metadata in an annotation, that of optional values too."""
+    if get_origin(annotation) is Annotated:
+        inner, *notes = get_args(annotation)
+        yield from notes
+        yield from _notes(inner)
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from _notes(part)
+
+
+def _expected(details: ErrorDetails) -> str:
+    kind = details["type"]
+    if kind == "literal_error":
+        return ""
+    if kind == "too_short":
+        many = details["ctx"]["min_length"]
+        return "at least one value" if many == 1 else f"{many} values"
+    if kind in _EXPECTED:
+        return _EXPECTED[kind].format(**{key: _number(value) for key, value in details.get("ctx", {}).items()})
+    return details["msg"].removeprefix("Input should be ")
+
+
+def _number(value: Any) -> Any:
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+
+
+def _literals(annotation: Any) -> tuple[str, ...]:
+    return tuple(
+        str(name) for one in members_of(annotation) if get_origin(bare(one)) is Literal for name in get_args(bare(one))
+    )
+
+
+def _hint(kinds: set[str], value: Any) -> str:
+    """What to write instead, when what was meant is plain."""
+    number = bool(kinds & {"int_type", "int_from_float", "float_type"})
+    if number and isinstance(value, str):
+        return _number_hint(value, whole="float_type" not in kinds)
+    if number and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return f"write {int(value)}"
+    if "bool_type" in kinds and str(value).lower() in ("yes", "on", "y", "1", "true"):
+        return "write true"
+    if "bool_type" in kinds and str(value).lower() in ("no", "off", "n", "0", "false"):
+        return "write false"
+    if "list_type" in kinds and isinstance(value, (str, int, float)) and "string_type" not in kinds:
+        return f"write [{_cut(written(value))}]"
+    if "string_type" in kinds and isinstance(value, (bool, int, float)):
+        return f'to have it as text, put it in quotes: "{written(value)}"'
+    if value is None:
+        return "give it a value, or remove the line"
+    return ""
+
+
+def _number_hint(text: str, whole: bool) -> str:
+    stripped = text.strip().replace("_", "").replace(",", "")
+    if stripped.endswith("%"):
+        share = parse_scalar(stripped[:-1].strip() or "~")
+        return f"write {share / 100:g}" if isinstance(share, (int, float)) and not whole else ""
+    number = parse_scalar(stripped.lstrip("0") or "0") if stripped else None
+    if isinstance(number, int) or (isinstance(number, float) and not whole):
+        quoted = stripped == text and parse_scalar(text) != text
+        return f"write {written(number)}, without quotes" if quoted else f"write {written(number)}"
+    return ""
+
+
+def kind_of(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true/false"
+    for known, name in (
+        (int, "a whole number"),
+        (float, "a number"),
+        (str, "text"),
+        (list, "a list"),
+        (dict, "a mapping"),
+    ):
+        if isinstance(value, known):
+            return name
+    return "something else"
+
+
+def written(value: Any) -> str:
+    """A value as YAML would have it, on one line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return value if value and value.isprintable() and parse_scalar(value) == value else repr(value)
+    if isinstance(value, list):
+        return f"[{', '.join(written(item) for item in value[:20])}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {written(item)}' for key, item in list(value.items())[:20])}}}"
+    return str(value)
+
+
+def _found(value: Any, place: KeyPath, source: Source) -> str:
+    if value is None:
+        return source.texts.get(place) or "nothing after the `:`"
+    return _cut(source.texts.get(place, written(value)))
+
+
+# ── what the schema knows ───────────────────────────────────────────────────────────────────────────────────────────
+@cache
+def sections() -> dict[KeyPath, tuple[type[BaseModel], ...]]:
+    """Key path -> the section there, or all the choices."""
+    found: dict[KeyPath, tuple[type[BaseModel], ...]] = {}
+
+    def visit(path: KeyPath, classes: tuple[type[BaseModel], ...]) -> None:
+        found[path] = classes
+        for one in classes:
+            for key, field in one.model_fields.items():
+                inner = tuple(member for member in members_of(type_of(field)) if is_section(member))
+                if inner:
+                    visit((*path, key), inner)
+
+    visit((), (Recipe,))
+    return found
+
+
+def _choices() -> Iterable[tuple[type[BaseModel], ...]]:
+    return [classes for classes in sections().values() if len(classes) > 1]
+
+
+def _elsewhere(key: str) -> Iterator[str]:
+    """Key paths of settings with this very name."""
+    for path, classes in sections().items():
+        if path and any(key in one.model_fields for one in classes):
+            yield _dotted((*path, key))
+
+
+def _dotted(path: KeyPath) -> str:
+    return ".".join(_cut(str(part)) for part in path)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
