@@ -4,7 +4,9 @@ here; a verb imports what it needs, so that `--help` is instant and nothing shor
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ PROCESSES = click.option("--processes", type=click.IntRange(1), metavar="N", hel
 
 def main() -> None:
     """Entry point. A user's mistake ends with exit code 2 and no traceback, anything else with 1 and its traceback."""
-    gc.set_threshold(50_000)  # Importing makes many objects that stay; looking through them costs a tenth of the start.
+    _start_fast()
     try:
         cli(prog_name="sft-dist")
     except Exception as error:
@@ -32,6 +34,19 @@ def main() -> None:
         else:
             click.echo(error.render(), err=True)
         sys.exit(2)
+
+
+def _start_fast() -> None:
+    """What importing pydantic spends on things unused here is about a fifth of `plan`'s time (benchmarks/startup.py)."""
+    gc.set_threshold(200_000)  # importing makes many objects that stay; there is no garbage to look for among them
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    if "importlib.metadata" not in sys.modules and (spec := importlib.util.find_spec("importlib.metadata")):
+        # Pydantic imports it to look for plugins; lazily, it is loaded only if somebody uses it after all.
+        assert spec.loader is not None
+        spec.loader = importlib.util.LazyLoader(spec.loader)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["importlib.metadata"] = module
+        spec.loader.exec_module(module)
 
 
 class _Ordered(click.Group):

@@ -149,7 +149,7 @@ def verdict(run: RunState, resume: str) -> str:
     if run.state == "finished":
         return f"{what}\n  {run.folder}"
     text = f"{what}: {run.cause}" if run.cause else what
-    return f"{text}\n  go on with: {resume}"
+    return f"{text}\n  mend the recipe and run it again" if run.user_error else f"{text}\n  go on with: {resume}"
 
 
 def train_line(entry: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.load import load
+from sft_dist.recipe.load import read, validate
 from sft_dist.recipe.run_folder import RunFolder, run_id
 from sft_dist.recipe.schema import METRICS, Recipe
 
@@ -62,11 +62,12 @@ def open_run(target: str, overrides: list[str], runs: Path) -> RunFolder:
         if overrides:
             raise UserError(f"{target} is sealed; settings can be replaced only with a recipe file")
         return folder
-    recipe = load(target, overrides)
-    if recipe.matrix is not None:
+    source = read(target, overrides)
+    if source.data.get("matrix"):
         raise UserError(
             f"{target}: has a matrix, so it stands for several runs; start them with `sft-dist run {target}`"
         )
+    recipe = validate(source)
     folder = RunFolder((runs / recipe.name / run_id(recipe)).resolve())
     folder.create(recipe)
     return folder
@@ -97,6 +98,8 @@ def train(folder: RunFolder) -> int:
             opened[0] = at.open_attempt(folder)
         except UserError as error:
             opened[1] = error
+            if "SFT_DIST_ATTEMPT" in os.environ:  # a launcher waits to be told
+                at.record_error(at.open_attempt(folder), rank, 0, error)
     broadcast_object_list(opened)
     attempt, refused = opened
     if refused is not None:
@@ -108,7 +111,6 @@ def train(folder: RunFolder) -> int:
     try:
         t = build(recipe, folder, attempt.number, accelerator, stop_requested)
         if accelerator.is_main_process:
-            folder.stop_file.unlink(missing_ok=True)
             at.start_record(
                 attempt,
                 world_size=accelerator.num_processes,
@@ -120,6 +122,7 @@ def train(folder: RunFolder) -> int:
         state, reason = loop.run(t)
         if accelerator.is_main_process:
             at.record_outcome(attempt, state, t.progress.step, reason)
+            folder.stop_file.unlink(missing_ok=True)  # the request has been met
             log.info("%s at step %d/%d: %s", state, t.progress.step, t.steps.total, reason)
         accelerator.wait_for_everyone()
         accelerator.end_training()
@@ -141,8 +144,6 @@ def build_accelerator(recipe: Recipe, folder: RunFolder) -> Accelerator:
     import torch
     from accelerate import Accelerator
 
-    if missing := [name for name in recipe.train.tracking if importlib.util.find_spec(name) is None]:
-        raise UserError(f"train.tracking: {missing[0]} is not installed; pip install 'sft-dist[tracking]'")
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision="bf16" if recipe.train.precision == "bf16" else "no",
@@ -173,6 +174,8 @@ def build(
     from sft_dist.tasks import task_of
     from sft_dist.tuning import load_weights
 
+    if missing := [name for name in recipe.train.tracking if importlib.util.find_spec(name) is None]:
+        raise UserError(f"train.tracking: {missing[0]} is not installed; pip install 'sft-dist[tracking]'")
     torch.use_deterministic_algorithms(recipe.train.deterministic, warn_only=True)
     batch = batch_of(recipe, accelerator.num_processes)
     task = task_of(recipe)

@@ -70,7 +70,7 @@ def _clean(source: Dataset, split: str, data: Data, task: Task, dropped: Counter
         allowed = wanted if isinstance(wanted, list) else [wanted]
         keep &= np.fromiter((value in allowed for value in values), dtype=bool, count=len(values))
         if not keep.any():
-            there = [repr(value) for value, _ in Counter(values).most_common(8)]
+            there = [text for text, _ in Counter(map(repr, values)).most_common(8)]
             raise UserError(
                 Problem(f"no row of {split} is left", path=f"data.where.{name}", found=repr(wanted), valid=tuple(there))
             )

@@ -34,12 +34,19 @@ def load_rows(data: Data) -> dict[str, Dataset]:
         for split, source in named.items():
             if source is not None:
                 found = _load(source, data)
-                rows[split] = found.get(split, found.get("train", next(iter(found.values()))))
+                if split not in found and set(found) != {"train"}:  # a data set with splits of its own, this one not
+                    raise _lacks(split, found, f"data.source.{split}")
+                rows[split] = found[split if split in found else "train"]
         return rows
     found = _load(data.source, data)
     if "train" not in found:
-        raise UserError(Problem("has no training split", path="data.source", found=f"splits {', '.join(found)}"))
-    return found
+        raise _lacks("train", found, "data.source")
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def _lacks(split: str, found: dict[str, Dataset], path: str) -> UserError:
+    named = "training" if split == "train" else split
+    return UserError(Problem(f"has no {named} split", path=path, found=f"splits {', '.join(found)}"))
 
 
 def _load(source: str | list[str], data: Data) -> dict[str, Dataset]:
@@ -48,7 +55,10 @@ def _load(source: str | list[str], data: Data) -> dict[str, Dataset]:
         return parts[0]
     if any(set(part) != {"train"} for part in parts):
         raise UserError(Problem("a list of sources cannot hold data sets with splits of their own", path="data.source"))
-    return {"train": concatenate_datasets([part["train"] for part in parts])}
+    try:
+        return {"train": concatenate_datasets([part["train"] for part in parts])}
+    except ValueError as error:
+        raise UserError(Problem(f"the sources cannot be joined: {error}", path="data.source")) from error
 
 
 def _load_one(text: str, data: Data) -> dict[str, Dataset]:
@@ -57,8 +67,7 @@ def _load_one(text: str, data: Data) -> dict[str, Dataset]:
         if isinstance(where, str):
             loaded = load_dataset(where, data.subset, revision=data.revision)
         elif isinstance(where, Path) and where.is_dir():
-            saved = (where / "dataset_info.json").exists() or (where / "dataset_dict.json").exists()
-            loaded = load_from_disk(str(where)) if saved else load_dataset(str(where), cache_dir=_cache())
+            loaded = _load_folder(where)
         else:
             loaded = _load_files([where] if isinstance(where, Path) else where)
     except UserError:
@@ -73,6 +82,14 @@ def _load_one(text: str, data: Data) -> dict[str, Dataset]:
     return _named_splits(loaded)
 
 
+def _load_folder(folder: Path) -> Dataset | DatasetDict:
+    if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
+        return load_from_disk(str(folder))
+    formats = {path.suffix.lower() for path in folder.rglob("*")} & set(LOADERS)
+    options = _CSV if formats and formats <= {".csv", ".tsv"} else {}
+    return load_dataset(str(folder), cache_dir=_cache(), **options)
+
+
 def _load_files(files: list[Path]) -> Dataset:
     suffixes = {path.suffix.lower() for path in files}
     if len(suffixes) > 1 or not suffixes <= set(LOADERS):
@@ -85,11 +102,19 @@ def _load_files(files: list[Path]) -> Dataset:
             )
         )
     loader, options = LOADERS[suffixes.pop()]
-    return load_dataset(loader, data_files=[str(path) for path in files], split="train", cache_dir=_cache(), **options)
+    names = [str(path) for path in files]
+    try:
+        return load_dataset(loader, data_files=names, split="train", cache_dir=_cache(), **options)
+    except ValueError as error:
+        if "corresponds to no data" not in str(error):
+            raise
+        raise UserError(Problem("there is no row in it", path="data.source", found=", ".join(names))) from error
 
 
 def _named_splits(loaded: DatasetDict) -> dict[str, Dataset]:
-    found = {}
+    """Splits by this program's names; those it does not know keep their own."""
+    usual = {name for names in HUB_SPLITS.values() for name in names}
+    found = {name: rows for name, rows in loaded.items() if name not in usual}
     for split, names in HUB_SPLITS.items():
         name = next((name for name in names if name in loaded), None)
         if name:
@@ -111,8 +136,14 @@ def column(rows: Dataset, name: str, role: str) -> list:
     feature = rows.features[name]
     values = rows[name][:]
     if isinstance(feature, ClassLabel):
-        return [None if value is None or value < 0 else feature.int2str(value) for value in values]
+        return [_class_name(feature, value) for value in values]
+    if isinstance(inner := getattr(feature, "feature", None), ClassLabel):  # a list of classes a row
+        return [None if value is None else [_class_name(inner, one) for one in value] for value in values]
     return values
+
+
+def _class_name(feature: ClassLabel, number: int | None) -> str | None:
+    return None if number is None or number < 0 else feature.int2str(number)
 
 
 def _cache() -> str:

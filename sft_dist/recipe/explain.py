@@ -5,6 +5,7 @@ Works from the schema's own types, so a new section or choice needs nothing here
 
 from __future__ import annotations
 
+import copy
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -85,6 +86,54 @@ def problems_from(
             problems.append(_problem(group, source, moved))
     order = {id(one): (one.mark.line, one.mark.column) if one.mark else (0, 0) for one in problems}
     return sorted(problems, key=lambda one: order[id(one)])
+
+
+# What stands in for a required setting that is wrong or missing, so that the others can be compared all the same.
+STAND_INS: dict[KeyPath, Any] = {
+    ("model",): {"path": "stand/in"},
+    ("model", "path"): "stand/in",
+    ("data",): {"source": "stand/in"},
+    ("data", "source"): "stand/in",
+    ("train",): {"lr": 1.0},
+    ("train", "lr"): 1.0,
+    ("name",): "stand-in",
+}
+TAGS = ("type", "method", "name", "problem")
+
+
+def without_wrong_parts(data: dict[str, Any], error: ValidationError) -> Recipe | None:
+    """The recipe with what is wrong taken out, to check what is left; None when too much would hang on a guess."""
+    left = copy.deepcopy(data)
+    for _ in range(3):  # taking out a required value makes it missing, and then something stands in for it
+        for details in error.errors(include_url=False):
+            path = _locate(details["loc"], details["type"]).path
+            if details["type"] == "missing" and path in STAND_INS:
+                _put(left, path, STAND_INS[path])
+            elif len(path) < 2 or path[-1] in TAGS or path[0] == "matrix" or not _take_out(left, path):
+                return None
+        try:
+            return Recipe.model_validate(left)
+        except ValidationError as again:
+            error = again
+    return None
+
+
+def _put(data: dict[str, Any], path: KeyPath, value: Any) -> None:
+    *parents, last = path
+    for key in parents:
+        data = data[str(key)]
+    data[str(last)] = value
+
+
+def _take_out(data: Any, path: KeyPath) -> bool:
+    """Remove the value at a path, or the list it stands in. False when there is no such value."""
+    for key in path[:-1]:
+        if not isinstance(data, dict) or key not in data:
+            return False
+        if isinstance(data[key], list):
+            return data.pop(key) is not None
+        data = data[key]
+    return isinstance(data, dict) and data.pop(path[-1], data) is not data
 
 
 def keys_of(section: type[BaseModel]) -> tuple[str, ...]:
@@ -218,6 +267,8 @@ def _unknown_key(spot: _Spot, source: Source, moved: Callable[[KeyPath], KeyPath
     assert spot.unknown is not None
     key, known = spot.unknown, keys_of(spot.section)
     place = moved(spot.path)
+    while place and isinstance(place[-1], int):
+        place = place[:-1]  # a key of the matrix: said once, not for each of its values
     mark = source.keys.get(place) or source.mark(place)
     if owners := _owners(spot.section, key):
         tag = tag_name(spot.section)
@@ -311,7 +362,8 @@ def _wrong_value(group: list[tuple[_Spot, ErrorDetails]]) -> tuple[str, tuple[st
     hint = similar_to(value, valid) if isinstance(value, str) else ""
     if isinstance(value, bool) and len(valid) > 1:
         hint = ""
-    hint = hint or _hint({report["type"] for _, report in group}, value)
+    holds_mappings = get_origin(bare(spot.type)) is list and get_origin(bare(get_args(bare(spot.type))[0])) is dict
+    hint = hint or _hint({report["type"] for _, report in group}, value, holds_mappings)
     if valid and not expected:
         return "not one of the choices", valid, hint
     wanted = [*expected, *(f"`{name}`" for name in valid)]
@@ -368,7 +420,7 @@ def _literals(annotation: Any) -> tuple[str, ...]:
     )
 
 
-def _hint(kinds: set[str], value: Any) -> str:
+def _hint(kinds: set[str], value: Any, holds_mappings: bool) -> str:
     """What to write instead, when what was meant is plain."""
     number = bool(kinds & {"int_type", "int_from_float", "float_type"})
     if number and isinstance(value, str):
@@ -379,7 +431,7 @@ def _hint(kinds: set[str], value: Any) -> str:
         return "write true"
     if "bool_type" in kinds and str(value).lower() in ("no", "off", "n", "0", "false"):
         return "write false"
-    if "list_type" in kinds and isinstance(value, (str, int, float)) and "string_type" not in kinds:
+    if kinds == {"list_type"} and isinstance(value, (str, int, float)) and not holds_mappings:
         return f"write [{_cut(written(value))}]"
     if "string_type" in kinds and isinstance(value, (bool, int, float)):
         return f'to have it as text, put it in quotes: "{written(value)}"'

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from sft_dist.recipe.checks import cross_checks
 from sft_dist.recipe.errors import Mark, Problem, UserError
-from sft_dist.recipe.explain import problems_from
+from sft_dist.recipe.explain import problems_from, without_wrong_parts
 from sft_dist.recipe.references import absolute, shipped
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.yaml_lines import (
@@ -78,15 +78,19 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def validate(source: Source) -> Recipe:
-    """Raises UserError with every problem: those of the schema or, once that holds, those between settings."""
+    """Raises UserError with every problem: those of single settings and those between settings."""
+    problems: list[Problem] = []
     try:
         recipe = Recipe.model_validate(source.data)
     except ValidationError as error:
-        raise UserError(_shortened(problems_from(error, source))) from None
-    problems = cross_checks(recipe)
+        problems = problems_from(error, source)
+        if (rest := without_wrong_parts(source.data, error)) is None:
+            raise UserError(_shortened(problems)) from None
+        recipe = rest
+    for one in cross_checks(recipe):
+        problems.append(replace(one, mark=one.mark or source.mark(tuple(one.path.split(".")))))
     if problems:
-        placed = [replace(one, mark=one.mark or source.mark(tuple(one.path.split(".")))) for one in problems]
-        raise UserError(_shortened(placed))
+        raise UserError(_shortened(problems))
     return recipe
 
 
@@ -116,7 +120,13 @@ def _with_parents(file: Path, children: list[Path], named_at: Mark | None) -> So
     base, mark = own.data["base"], own.mark(("base",))
     if not isinstance(base, str) or not base:
         raise UserError(
-            Problem("expected one file", "base", mark, found=str(base), hint="such as base: ../common.yaml")
+            Problem(
+                "expected one file",
+                "base",
+                mark,
+                found=None if base is None else str(base),
+                hint="such as base: ../common.yaml",
+            )
         )
     parent = _with_parents(_find(file.parent / base, mark, base), [*children, where], mark)
     inherited = {key: value for key, value in parent.data.items() if key not in OWN}
@@ -140,7 +150,7 @@ def _find(path: Path, named_at: Mark | None, text: str | None = None) -> Path:
         root = shipped("recipes")
         if parts and ".." not in parts:
             for name in (root.joinpath(*parts), root.joinpath(*parts).with_name(f"{parts[-1]}.yaml")):
-                if name.is_file():
+                if name.exists():
                     return name
         known = [str(one.relative_to(root.parent)) for one in sorted(root.rglob("*.yaml"))]
     except (OSError, ValueError) as error:

@@ -151,7 +151,7 @@ def _existing(path: Path, text: str) -> Path | list[Path]:
     if glob.has_magic(text):
         files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
         if not files:
-            raise UserError(Problem("no file matches", found=text))
+            raise UserError(Problem("no file matches", found=text, hint=neighbours_of(path)))
         return files
     raise UserError(Problem("no such file or folder", found=text, hint=neighbours_of(path)))
 

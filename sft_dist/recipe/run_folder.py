@@ -22,9 +22,10 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sft_dist.recipe.schema import Recipe
+if TYPE_CHECKING:
+    from sft_dist.recipe.schema import Recipe
 
 
 def run_id(recipe: Recipe) -> str:
@@ -129,6 +130,8 @@ class RunFolder:
 
     def recipe(self) -> Recipe:
         """The resolved recipe. Raises pydantic's ValidationError when the file was changed by hand."""
+        from sft_dist.recipe.schema import Recipe  # here, because `status` reads many folders and needs no schema
+
         return Recipe.model_validate_json(self.recipe_file.read_bytes())
 
     def create(self, recipe: Recipe) -> None:

@@ -5,9 +5,7 @@ the starter files (`sft-dist init`). Settings that exist only for one choice (Lo
 choice's own class, so writing them elsewhere is an unknown key and not a silence. Torch-free.
 """
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -66,6 +64,14 @@ LOSSES: dict[str, tuple[str, ...]] = {
 }
 
 
+def _mapping() -> dict[str, Any]:  # `dict` itself has no signature, which pydantic spends milliseconds to find out
+    return {}
+
+
+def _list() -> list[Any]:
+    return []
+
+
 class Section(BaseModel):
     """Unknown keys are refused, text is never turned into a number, and a validated recipe cannot be changed."""
 
@@ -79,7 +85,7 @@ def shorthand(tag: str) -> BeforeValidator:
 
 Amount = Annotated[str, AfterValidator(check_amount)]
 Period = Annotated[str, AfterValidator(check_period)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=10**9)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -100,7 +106,7 @@ class TextClassificationTask(Section):
     )
 
     @model_validator(mode="after")
-    def _only_for_multi_label(self) -> TextClassificationTask:
+    def _only_for_multi_label(self) -> "TextClassificationTask":
         if self.problem != "multi-label":
             for key in ("threshold", "label_separator"):
                 if getattr(self, key) is not None:
@@ -121,7 +127,7 @@ class Model(Section):
     revision: str | None = Field(None, description="Hub only: branch, tag or commit.")
     tokenizer: str | None = Field(None, description="Where the tokenizer is, when not beside the weights.")
     config: dict[str, Any] = Field(
-        default_factory=dict,
+        default_factory=_mapping,
         description="Values that replace those in the model's config, such as `hidden_dropout_prob: 0.0`.",
     )
 
@@ -142,7 +148,7 @@ class Split(Section):
         description="Share of the training rows held out for the final test when the source has no such split (0.1).",
     )
     seed: int = Field(
-        0, ge=0, description="Seed of the division. Independent of train.seed, so seeds share one test set."
+        0, ge=0, lt=2**32, description="Seed of the division. Independent of train.seed, so seeds share one test set."
     )
     stratify: bool = Field(True, description="Keep class shares equal in all parts (single-label problems).")
 
@@ -163,19 +169,21 @@ class Data(Section):
     subset: str | None = Field(None, description="Hub only: the configuration of the data set.")
     revision: str | None = Field(None, description="Hub only: branch, tag or commit.")
     columns: dict[str, str] = Field(
-        default_factory=dict, description="Role -> column name, where they differ: `{text: review, label: stars}`."
+        default_factory=_mapping, description="Role -> column name, where they differ: `{text: review, label: stars}`."
     )
     labels: Annotated[list[str], Field(min_length=1)] | None = Field(
         None, description="The classes in the order of the model's outputs. Left out: all in the training rows, sorted."
     )
     where: dict[str, str | int | float | bool | list[str | int | float | bool]] = Field(
-        default_factory=dict,
+        default_factory=_mapping,
         description="Keep rows whose column equals the value, or is in the list: `{lang: [en, de]}`.",
     )
     limit: Positive | None = Field(None, description="Keep this many rows, drawn by `split.seed`, before splitting.")
-    split: Split = Field(default_factory=Split, description="How missing splits are made from the training rows.")
+    split: Split = Field(
+        default_factory=lambda: Split(), description="How missing splits are made from the training rows."
+    )
     clean: Clean = Field(
-        default_factory=Clean, description="What is done to rows before training. Everything is counted."
+        default_factory=lambda: Clean(), description="What is done to rows before training. Everything is counted."
     )
     max_length: Positive = Field(256, description="Longest input in tokens; longer ones are cut.")
 
@@ -196,7 +204,7 @@ class FreezeTuning(Section):
     train_embeddings: bool = Field(False, description="Train the embeddings too.")
 
     @model_validator(mode="after")
-    def _one_way(self) -> FreezeTuning:
+    def _one_way(self) -> "FreezeTuning":
         if (self.train_last_layers is None) == (self.train is None):
             raise ValueError("give exactly one of `train_last_layers` and `train`")
         return self
@@ -216,11 +224,11 @@ class LoraTuning(Section):
     )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(r) (rsLoRA, arXiv 2312.03732).")
     dora: bool = Field(False, description="Weight-decomposed adapters (DoRA, arXiv 2402.09353).")
-    modules_to_save: list[str] = Field(default_factory=list, description="Further layers trained in full and saved.")
+    modules_to_save: list[str] = Field(default_factory=_list, description="Further layers trained in full and saved.")
 
 
 Tuning = Annotated[
-    Annotated[Union[FullTuning, FreezeTuning, LoraTuning], Field(discriminator="method")], shorthand("method")
+    Annotated[FullTuning | FreezeTuning | LoraTuning, Field(discriminator="method")], shorthand("method")
 ]
 
 
@@ -250,7 +258,7 @@ class MseLoss(Section):
 
 
 Loss = Annotated[
-    Annotated[Union[CrossEntropyLoss, BinaryCrossEntropyLoss, MseLoss], Field(discriminator="name")], shorthand("name")
+    Annotated[CrossEntropyLoss | BinaryCrossEntropyLoss | MseLoss, Field(discriminator="name")], shorthand("name")
 ]
 
 Decay = Annotated[float, Field(ge=0)]
@@ -285,7 +293,7 @@ class Adafactor(Section):
     weight_decay: Decay = Field(0.0, description="Decay; norms and biases are never decayed.")
 
 
-Optimizer = Annotated[Annotated[Union[AdamW, Adam, Sgd, Adafactor], Field(discriminator="name")], shorthand("name")]
+Optimizer = Annotated[Annotated[AdamW | Adam | Sgd | Adafactor, Field(discriminator="name")], shorthand("name")]
 
 
 class PlainSchedule(Section):
@@ -311,7 +319,7 @@ class Polynomial(Section):
 
 
 Schedule = Annotated[
-    Annotated[Union[PlainSchedule, CosineWithRestarts, CosineWithMinLr, Polynomial], Field(discriminator="name")],
+    Annotated[PlainSchedule | CosineWithRestarts | CosineWithMinLr | Polynomial, Field(discriminator="name")],
     shorthand("name"),
 ]
 
@@ -337,8 +345,10 @@ class Train(Section):
         description="Examples one process handles at a time. auto: the largest that fits the arithmetic, at most 32.",
     )
     lr: Annotated[float, Field(gt=0)] = Field(description="Peak learning rate.")
-    optimizer: Optimizer = Field(AdamW(name="adamw"), description="Name, or name and options.")
-    schedule: Schedule = Field(PlainSchedule(name="linear"), description="Name, or name and options.")
+    optimizer: Optimizer = Field(default_factory=lambda: AdamW(name="adamw"), description="Name, or name and options.")
+    schedule: Schedule = Field(
+        default_factory=lambda: PlainSchedule(name="linear"), description="Name, or name and options."
+    )
     warmup: Amount | None = Field(None, description="Linear warm-up: `6%` of all steps, `100 steps` or `0.5 epochs`.")
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(
         1.0, description="Largest gradient norm; null: no clipping."
@@ -360,11 +370,13 @@ class Train(Section):
     )
     early_stopping: EarlyStopping | None = Field(None, description="Stop when validation no longer improves.")
     log_every: Positive = Field(10, description="Steps between two lines of the log.")
-    tracking: list[Literal["tensorboard"]] = Field(default_factory=list, description="Also log there: `[tensorboard]`.")
+    tracking: list[Literal["tensorboard"]] = Field(
+        default_factory=_list, description="Also log there: `[tensorboard]`."
+    )
     deterministic: bool = Field(True, description="Use deterministic kernels, so that a resumed run is bit-identical.")
 
     @model_validator(mode="after")
-    def _no_idle_settings(self) -> Train:
+    def _no_idle_settings(self) -> "Train":
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give `epochs` or `steps`, not both")
         if self.warmup is not None and self.schedule.name == "constant":
@@ -414,7 +426,7 @@ class Matrix(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
     __pydantic_extra__: dict[str, Annotated[list[Any], Field(min_length=1)]]
     zip: list[dict[str, Annotated[list[Any], Field(min_length=1)]]] = Field(
-        default_factory=list,
+        default_factory=_list,
         description="Groups whose values are taken together, first with first: `[{train.seed: [1, 2], train.lr: [1e-4, 2e-4]}]`.",
     )
 
@@ -431,6 +443,6 @@ class Recipe(Section):
     data: Data = Field(description="Where the examples come from, and how they are cleaned and split.")
     tuning: Tuning = Field(description="full, freeze or lora: name, or `method` and options.")
     train: Train = Field(description="How to train.")
-    evaluate: Evaluate = Field(default_factory=Evaluate, description="How checkpoints are judged.")
-    resources: Resources = Field(default_factory=Resources, description="How much to train on.")
+    evaluate: Evaluate = Field(default_factory=lambda: Evaluate(), description="How checkpoints are judged.")
+    resources: Resources = Field(default_factory=lambda: Resources(), description="How much to train on.")
     matrix: Matrix | None = Field(None, description="Key path -> values: one run for each combination.")

@@ -94,7 +94,7 @@ def parse_yaml(text: str, file: str) -> Document:
         for event in yaml.parse(text, Loader=_PARSER):
             builder.take(event)
     except yaml.MarkedYAMLError as error:
-        builder.problems.append(_syntax_problem(error, text, file))
+        builder.problems.append(_syntax_problem(error, text, file, builder.open_bracket()))
     except yaml.YAMLError as error:
         builder.problems.append(Problem(f"not valid YAML: {error}", mark=Mark(file, 1, 1)))
     if builder.problems:
@@ -169,6 +169,8 @@ class _Open:
     path: KeyPath
     anchor: str | None
     nodes_before: int
+    mark: Mark
+    in_brackets: bool = False
     key: Any = None  # mappings: the key whose value comes next
     has_key: bool = False
     is_key: bool = False  # stands where a key should be; read on only to find its end
@@ -210,13 +212,18 @@ class _Builder:
             if self._documents > 1:
                 self._stop("a second document (`---`) in one file", mark, "a recipe is one document; remove the `---`")
 
+    def open_bracket(self) -> _Open | None:
+        """The innermost `[` or `{` that was not closed so far."""
+        return self._stack[-1] if self._stack and self._stack[-1].in_brackets else None
+
     def _check_tag(self, tag: str | None, mark: Mark) -> None:
         if tag not in (None, "!"):
             shown = str(tag).replace("tag:yaml.org,2002:", "!!")
             self._problem(f"YAML tags are not used in recipes: `{shown}`", mark, "remove the tag")
 
     def _problem(self, message: str, mark: Mark, hint: str = "", path: KeyPath = ()) -> None:
-        self.problems.append(Problem(message, ".".join(map(str, path)), mark, hint=hint))
+        dotted = ".".join(str(part) for part in path if part is not _DROPPED)
+        self.problems.append(Problem(message, dotted, mark, hint=hint))
 
     def _stop(self, message: str, mark: Mark, hint: str = "") -> NoReturn:
         self._problem(message, mark, hint)
@@ -299,7 +306,8 @@ class _Builder:
             self._place(value, path, mark)
             if self._stack and isinstance(self._stack[-1].value, dict):
                 self._stack[-1].has_key = True  # until the value's end
-        self._stack.append(_Open(value, path, event.anchor, self._nodes - 1, is_key=is_key))
+        in_brackets = bool(event.flow_style)
+        self._stack.append(_Open(value, path, event.anchor, self._nodes - 1, mark, in_brackets, is_key=is_key))
 
     def _close(self) -> None:
         done = self._stack.pop()
@@ -329,7 +337,11 @@ class _Builder:
 
 # What libyaml and PyYAML say (a part of it) -> what is the matter, and what to do.
 _SYNTAX = (
-    ("mapping values are not allowed", "`: ` is not possible here", "check the indentation, or put the text in quotes"),
+    (
+        "mapping values are not allowed",
+        "`: ` is not possible here",
+        "check the indentation and the line above for a missing `:`, or put the text in quotes",
+    ),
     ("could not find expected ':'", "a `:` is missing", "expected `key: value`"),
     ("did not find expected key", "expected a `key: value` line here", "check the indentation and the quotes above"),
     ("expected <block end>", "expected a `key: value` line here", "check the indentation and the quotes above"),
@@ -343,20 +355,27 @@ _SYNTAX = (
     ("did not find expected node content", "a value is missing here", "check for a `,`, `]` or `}` too many"),
     ("block sequence entries are not allowed", "a list item (`- `) is not possible here", "begin it on a new line"),
     ("block mapping keys are not allowed", "a key is not possible here", "check the indentation"),
+    ("invalid unicode character", "an escape that is no character", "remove it"),
+    ("unknown directive", "a line cannot begin with `%`", "remove it"),
     ("undefined tag handle", "YAML tags are not used in recipes", "remove the tag, or put the text in quotes"),
     ("<document start>", "the recipe ended before this", "check the indentation"),
 )
 
 
-def _syntax_problem(error: yaml.MarkedYAMLError, text: str, file: str) -> Problem:
+def _syntax_problem(error: yaml.MarkedYAMLError, text: str, file: str, opened: _Open | None) -> Problem:
     place = error.problem_mark or error.context_mark
     line, column = (place.line, place.column) if place else (0, 0)
     said = str(error.problem or error.context or "").lower()
     message, hint = f"not valid YAML: {said}", ""
-    if "unexpected end of stream" in said or "expected ',' or" in said:
+    if any(part in said for part in ("unexpected end of stream", "expected ',' or", "could not find expected ':'")):
         place = error.context_mark or place  # where it was opened says more than where it was missed
         line, column = (place.line, place.column) if place else (line, column)
     lines = text.split("\n")
+    if opened and not "\n".join([lines[line][column:], *lines[line + 1 :]] if line < len(lines) else []).strip():
+        said = (
+            "expected ',' or ']'" if isinstance(opened.value, list) else "expected ',' or '}'"
+        )  # the text ended in it
+        line, column = opened.mark.line - 1, opened.mark.column - 1
     row = lines[line] if line < len(lines) else ""
     indent = row[: len(row) - len(row.lstrip())]
     if "\t" in indent:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+import re
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,7 @@ from sft_dist.tasks.base import Examples
 
 log = logging.getLogger("sft_dist")
 
+_WHOLE_NUMBER = re.compile(r"-?[0-9]+")
 PROBLEM_TYPES = {
     "single-label": "single_label_classification",
     "multi-label": "multi_label_classification",
@@ -48,6 +50,8 @@ class TextClassification:
         if raw is None or (isinstance(raw, float) and math.isnan(raw)):
             return None
         if self.problem == "regression":
+            if isinstance(raw, str) and not raw.strip():
+                return None
             try:
                 value = float(raw)
             except (TypeError, ValueError):
@@ -60,8 +64,9 @@ class TextClassification:
                 )
             return value
         if self.problem == "multi-label":
-            names = raw.split(self.separator) if isinstance(raw, str) else list(raw)
-            return [self._known(_name(name), row) for name in names if _name(name)]
+            # A column of one number a row is read as numbers: one class each.
+            parts = raw.split(self.separator) if isinstance(raw, str) else raw if isinstance(raw, list) else [raw]
+            return [self._known(_name(part), row) for part in parts if part is not None and _name(part)]
         return self._known(_name(raw), row) if _name(raw) else None
 
     def _known(self, name: str, row: int) -> str:
@@ -86,12 +91,11 @@ class TextClassification:
             return
         names = set(targets) if self.problem == "single-label" else {name for target in targets for name in target}
         self.labels = sorted(
-            names, key=lambda name: (0, int(name), name) if name.lstrip("-").isdigit() else (1, 0, name)
+            names, key=lambda name: (0, int(name), name) if _WHOLE_NUMBER.fullmatch(name) else (1, 0, name)
         )
-        if self.problem == "single-label" and len(self.labels) < 2:
-            raise UserError(
-                Problem("at least two classes are needed", path="data.columns.label", found=str(self.labels))
-            )
+        needed, said = (2, "two classes are") if self.problem == "single-label" else (1, "one class is")
+        if len(self.labels) < needed:
+            raise UserError(Problem(f"at least {said} needed", path="data.columns.label", found=str(self.labels)))
 
     def _numbers(self, targets: Sequence[Any]) -> np.ndarray:
         if self.problem == "regression":

@@ -1,0 +1,100 @@
+"""Rules between settings: what contradicts, and what would have no effect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from recipe_texts import GOOD, write
+
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.load import load
+
+REGRESSION = "task={type: text-classification, problem: regression}"
+MULTI = "task={type: text-classification, problem: multi-label}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "words"),
+    [
+        (["model.revision=main"], "model.revision", "only models on the hub"),
+        (["model.config={a: {b: [.nan]}}"], "model.config.a.b.0", "expected a finite number"),
+        (["data.columns={txt: review}"], "data.columns.txt", "did you mean `text`?"),
+        (["data.columns={review: text}"], "data.columns.review", "did you mean `text: review`?"),
+        (["data.columns={text: ''}"], "data.columns.text", "expected the name of a column"),
+        (["data.source=[]"], "data.source", "at least one file"),
+        (["data.source=''"], "data.source", "expected a file"),
+        (["data.subset=en"], "data.subset", "has no effect"),
+        (["data.source=package:x/y.csv", "data.revision=main"], "data.revision", "has no effect"),
+        (
+            ["data.source={train: a.csv, test: b.csv}", "data.split.test=0.2"],
+            "data.split.test",
+            "data.source names the test",
+        ),
+        (["data.split={validation: 0.5, test: 0.5}"], "data.split", "nothing is left to train on"),
+        ([MULTI, "data.split.stratify=true"], "data.split.stratify", "has no effect with problem: multi-label"),
+        ([REGRESSION, "data.labels=[a, b]"], "data.labels", "has no effect with problem: regression"),
+        (["data.labels=[a, b, a]"], "data.labels.2", "the same label twice"),
+        (["data.labels=[a]"], "data.labels", "at least two classes"),
+        (["train.loss=mse"], "train.loss", "it belongs to problem: regression"),
+        ([MULTI, "train.loss=cross-entropy"], "train.loss", "valid: binary-cross-entropy"),
+        (["train.loss={name: cross-entropy, class_weights: [1, 2]}"], "train.loss.class_weights", "needs data.labels"),
+        (
+            ["data.labels=[a, b, c]", "train.loss={name: cross-entropy, class_weights: [1, 2]}"],
+            "train.loss.class_weights",
+            "one weight for each of the 3 labels",
+        ),
+        (
+            ["data.labels=[good, bad]", "train.loss={name: cross-entropy, class_weights: {god: 2}}"],
+            "train.loss.class_weights.god",
+            "did you mean `good`?",
+        ),
+        (["train.micro_batch=64"], "train.micro_batch", "more than train.global_batch, which is 32"),
+        (["evaluate.metric=accuracyy"], "evaluate.metric", "did you mean `accuracy`?"),
+        ([REGRESSION, "evaluate.metric=accuracy"], "evaluate.metric", "valid: mse, rmse"),
+        (["evaluate.direction=max"], "evaluate.direction", "has no effect without evaluate.metric"),
+        (["tuning=full", "evaluate.export=adapter"], "evaluate.export", "there is no adapter with tuning: full"),
+    ],
+)
+def test_a_contradiction_is_one_problem_with_its_place(
+    overrides: list[str], path: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load(write(tmp_path), overrides)
+    (problem,) = caught.value.problems
+    assert problem.path == path
+    assert words in problem.render()
+    assert problem.mark
+    assert problem.mark.file.startswith("command line: ")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data.source=org/name", "data.subset=en", "data.revision=main"],
+        ["model.path=org/name", "model.revision=main"],
+        ["model.tokenizer=org/name", "model.revision=main"],
+        ["data.split={validation: 0.5, test: 0.4}"],
+        ["data.source={train: a.csv, test: b.csv}", "data.split.validation=0.2"],
+        ["train.loss={name: cross-entropy, class_weights: balanced, label_smoothing: 0.1}"],
+        ["data.labels=[a, b]", "train.loss={name: cross-entropy, class_weights: {a: 2}}"],
+        [MULTI, "data.labels=[a]", "train.loss={name: binary-cross-entropy, class_weights: [3]}"],
+        [REGRESSION, "train.loss=mse", "evaluate={metric: r2, direction: max}"],
+        [REGRESSION],
+        ["evaluate.export=adapter"],
+        ["train.micro_batch=32"],
+    ],
+)
+def test_what_has_an_effect_is_accepted(overrides: list[str], tmp_path: Path) -> None:
+    assert load(write(tmp_path), overrides)
+
+
+def test_all_contradictions_are_reported_at_once_with_lines(tmp_path: Path) -> None:
+    text = GOOD.replace("lr: 1e-4", "lr: 1\n  micro_batch: 64\n  loss: mse") + "evaluate: {metric: f2}\n"
+    with pytest.raises(UserError) as caught:
+        load(write(tmp_path, text))
+    assert [(one.path, one.mark.line) for one in caught.value.problems if one.mark] == [
+        ("train.loss", 13),
+        ("train.micro_batch", 12),
+        ("evaluate.metric", 14),
+    ]

@@ -1,0 +1,188 @@
+"""Hub ids, local paths and packages: told apart, found without importing, and kept inside."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from recipe_texts import GOOD, write
+
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.load import load
+from sft_dist.recipe.references import (
+    Reference,
+    check_references,
+    classify,
+    data_fingerprint,
+    model_source,
+    resolve,
+    shipped,
+)
+
+BASE = Path("/base")
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An importable package that must never be imported."""
+    root = tmp_path / "site" / "toy_pack"
+    (root / "data").mkdir(parents=True)
+    (root / "__init__.py").write_text("raise RuntimeError('imported')")
+    for name in ("a.csv", "b.csv"):
+        (root / "data" / name).write_text("text,label\nx,y\n")
+    (root.parent / "secret.csv").write_text("no")
+    monkeypatch.syspath_prepend(str(root.parent))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "path"),
+    [
+        ("imdb", "hub", None),
+        ("org/name", "hub", None),
+        ("org/name-1.5_b", "hub", None),
+        ("./dir", "local", "/base/dir"),
+        ("../dir", "local", "/dir"),
+        ("/dir", "local", "/dir"),
+        (".", "local", "/base"),
+        ("reviews.csv", "local", "/base/reviews.csv"),
+        ("data/reviews.JSONL", "local", "/base/data/reviews.JSONL"),
+        ("data/*.csv", "local", "/base/data/*.csv"),
+        ("a/b/c", "local", "/base/a/b/c"),
+        ("my data", "local", "/base/my data"),
+        ("org/..", "local", "/base"),
+        ("package:x/y.csv", "package", "y.csv"),
+    ],
+)
+def test_references_are_told_apart_by_their_form(text: str, kind: str, path: str | None) -> None:
+    found = classify(text, BASE)
+    assert found.kind == kind
+    assert path is None or found.path == Path(path)
+
+
+def test_hub_ids_are_left_as_they_are() -> None:
+    assert resolve(classify("org/name", BASE)) == "org/name"
+
+
+def test_a_local_glob_gives_its_files_in_order(package: Path) -> None:
+    assert resolve(classify("*.csv", package / "data")) == [package / "data/a.csv", package / "data/b.csv"]
+
+
+def test_a_file_with_brackets_in_its_name_is_not_a_glob(tmp_path: Path) -> None:
+    (tmp_path / "x[1].csv").touch()
+    assert resolve(classify("x[1].csv", tmp_path)) == tmp_path / "x[1].csv"
+
+
+@pytest.mark.parametrize("name", ["toy_pack", "toy-pack", "Toy-Pack"])
+def test_a_package_is_found_by_either_name_without_importing_it(name: str, package: Path) -> None:
+    assert resolve(classify(f"package:{name}/data/a.csv", BASE)) == package / "data/a.csv"
+    assert "toy_pack" not in sys.modules
+
+
+def test_a_glob_inside_a_package(package: Path) -> None:
+    assert resolve(classify("package:toy-pack/data/*.csv", BASE)) == [package / "data/a.csv", package / "data/b.csv"]
+
+
+def test_a_distribution_whose_folder_has_another_name() -> None:
+    found = resolve(classify("package:scikit-learn/datasets/data/iris.csv", BASE))
+    assert isinstance(found, Path)
+    assert found.is_file()
+    assert "sklearn" in found.parts
+
+
+@pytest.mark.parametrize(
+    "inside", ["../secret.csv", "data/../../secret.csv", "/etc/passwd", "data//a.csv", "./data/a.csv", "data/.."]
+)
+def test_no_path_leads_out_of_a_package(inside: str, package: Path) -> None:
+    with pytest.raises(UserError, match="must stay inside the package"):
+        resolve(classify(f"package:toy_pack/{inside}", BASE))
+
+
+@pytest.mark.parametrize("reference", ["link.csv", "data", "data/in.csv", "l*.csv"])
+def test_no_symlink_leads_out_of_a_package(reference: str, package: Path) -> None:
+    (package / "link.csv").symlink_to(package.parent / "secret.csv")
+    (package / "data/in.csv").symlink_to("../../secret.csv")
+    with pytest.raises(UserError, match="leaves the package through a symbolic link"):
+        resolve(classify(f"package:toy_pack/{reference}", BASE))
+
+
+def test_a_symlink_within_a_package_is_fine(package: Path) -> None:
+    (package / "data/c.csv").symlink_to("a.csv")
+    assert resolve(classify("package:toy_pack/data/c.csv", BASE)) == package / "data/c.csv"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("package:not-installed-here/x", "pip install not-installed-here"),
+        ("package:toy_pack/data/aa.csv", "did you mean `a.csv`?"),
+        ("package:toy_pack/dta/a.csv", "did you mean `data`?"),
+        ("package:toy_pack/zzz", "in its folder: data"),
+        ("package:", "expected `package:NAME/path/inside`"),
+        ("package:a b/c", "expected `package:NAME/path/inside`"),
+        ("package:../x/y", "expected `package:NAME/path/inside`"),
+        ("package:__main__/x", "not installed"),
+        ("package:toy_pack.data/a.csv", "not installed"),
+        ("/nowhere/x.csv", "there is no folder /nowhere"),
+        ("/nowhere/*.csv", "no file matches"),
+        ("./a\0b", "no such file"),
+    ],
+)
+def test_what_is_not_there_is_said_with_what_is(text: str, words: str, package: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(classify(text, BASE))
+    assert words in caught.value.render()
+
+
+def test_a_missing_local_file_names_its_neighbour(package: Path) -> None:
+    with pytest.raises(UserError, match=r"did you mean `a.csv`"):
+        resolve(Reference("local", "a.csw", package / "data/a.csw"))
+
+
+def test_the_samples_of_the_quickstart_are_found() -> None:
+    recipe = load("recipes/text-classification/quickstart.yaml")
+    assert check_references(recipe) == []
+    assert (Path(model_source(recipe.model.path)) / "config.json").is_file()
+
+
+def test_every_reference_of_a_recipe_is_checked(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "notes.txt").touch()
+    text = GOOD.replace("./train.csv", "{train: [no.csv, ./notes.txt], test: org/name}").replace(
+        "path: ./model", "path: ./model\n  tokenizer: ./notes.txt"
+    )
+    found = {one.path: one.message for one in check_references(load(write(tmp_path, text)))}
+    assert found == {
+        "model.path": "not a model folder: there is no config.json in it",
+        "model.tokenizer": "a model is a folder, this is a file",
+        "data.source.train.0": "no such file or folder",
+        "data.source.train.1": "no reader for this kind of file (.txt)",
+    }
+
+
+def test_the_fingerprint_changes_with_the_rows_and_only_with_them(tmp_path: Path) -> None:
+    data = tmp_path / "train.csv"
+    data.write_text("text,label\n")
+    file = write(tmp_path)
+    first = data_fingerprint(load(file))
+    assert data_fingerprint(load(file, ["train.lr=3", "tuning=full", "data.max_length=9"])) == first
+    assert data_fingerprint(load(file, ["data.limit=3"])) != first
+    assert data_fingerprint(load(file, ["data.split.seed=3"])) != first
+    assert data_fingerprint(load(file, ["task.problem=multi-label"])) != first
+    os.utime(data, ns=(1, 1))
+    touched = data_fingerprint(load(file))
+    assert touched != first
+    data.write_text("text,label\nx,y\n")
+    os.utime(data, ns=(1, 1))
+    assert data_fingerprint(load(file)) not in (first, touched)
+
+
+def test_the_fingerprint_of_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        data_fingerprint(load(write(tmp_path)))
+
+
+def test_what_is_shipped_is_found() -> None:
+    assert shipped("recipes", "text-classification", "quickstart.yaml").is_file()

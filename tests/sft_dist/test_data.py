@@ -1,0 +1,454 @@
+"""From files to cleaned, divided rows: every format reads alike, every dropped row is counted, every mistake is named."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sft_dist.data.prepare import Prepared, prepare
+from sft_dist.data.sources import column, load_rows
+from sft_dist.data.splits import draw, hold_out
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.schema import Data, Recipe
+from sft_dist.tasks import task_of
+
+ROWS = [{"text": f"text {n}", "label": ["neg", "pos"][n % 2], "lang": ["en", "de", "fr"][n % 3]} for n in range(30)]
+
+
+def recipe_of(source: Any, problem: str = "single-label", seed: int = 0, **data: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "rows",
+            "task": {"type": "text-classification", "problem": problem},
+            "model": {"path": "/nowhere"},
+            "data": {"source": source, **data},
+            "tuning": "full",
+            "train": {"lr": 1e-3, "seed": seed},
+        }
+    )
+
+
+def prepared(source: Any, **settings: Any) -> Prepared:
+    recipe = recipe_of(str(source) if isinstance(source, Path) else source, **settings)
+    return prepare(recipe, task_of(recipe))
+
+
+def mistake(source: Any, **settings: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        prepared(source, **settings)
+    return str(caught.value)
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]], delimiter: str = ",") -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_arrow(path: Path, rows: list[dict[str, Any]]) -> Path:
+    Dataset.from_list(rows).save_to_disk(str(path.parent / "aside"))
+    (shard,) = (path.parent / "aside").glob("*.arrow")
+    shard.rename(path)
+    return path
+
+
+WRITERS = {
+    "rows.csv": write_csv,
+    "rows.CSV": write_csv,
+    "rows.tsv": lambda path, rows: write_csv(path, rows, "\t"),
+    "rows.json": lambda path, rows: path.write_text(json.dumps(rows)) and path,
+    "rows.jsonl": write_jsonl,
+    "rows.parquet": lambda path, rows: Dataset.from_list(rows).to_parquet(str(path)) and path,
+    "rows.arrow": write_arrow,
+    "saved": lambda path, rows: Dataset.from_list(rows).save_to_disk(str(path)) or path,
+}
+
+
+def all_texts(found: Prepared) -> list[str]:
+    return sorted(text for rows in found.splits.values() for text in rows.fields["text"])
+
+
+# ── sources ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_gives_the_same_rows(tmp_path, name):
+    found = prepared(WRITERS[name](tmp_path / name, ROWS))
+    assert {split: len(rows) for split, rows in found.splits.items()} == {"train": 24, "validation": 3, "test": 3}
+    assert all_texts(found) == sorted(row["text"] for row in ROWS)
+    by_text = {row["text"]: row["label"] for row in ROWS}
+    for rows in found.splits.values():
+        assert rows.targets == [by_text[text] for text in rows.fields["text"]]
+        assert [f"text {number}" for number in rows.ids] == rows.fields["text"]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl"])
+def test_words_that_some_readers_take_for_nothing_are_texts(tmp_path, name):
+    words = ["NA", "null", "None", "nan", "N/A", "n/a", "NULL", "#N/A", "-", "?"]
+    rows = [{"text": word, "label": ["NA", "none"][n % 2]} for n, word in enumerate(words)]
+    found = prepared(WRITERS[name](tmp_path / name, rows), split={"validation": 0.0, "test": 0.2})
+    assert all_texts(found) == sorted(words)
+    assert set(found.splits["train"].targets) == {"NA", "none"}
+    assert not any(found.dropped.values())
+
+
+def test_empty_cells_are_missing(tmp_path):
+    rows = [*ROWS, {"text": "", "label": "pos"}, {"text": "  ", "label": "pos"}, {"text": "no label", "label": ""}]
+    found = prepared(write_csv(tmp_path / "rows.csv", [{"lang": "", **row} for row in rows]))
+    assert all_texts(found) == sorted(row["text"] for row in ROWS)
+    assert found.dropped["empty text"] == 2
+    assert found.dropped["no label"] == 1
+
+
+def test_numbers_as_labels_stay_whole_beside_an_empty_cell(tmp_path):
+    rows = [{"text": f"t{n}", "label": n % 2} for n in range(20)] + [{"text": "unlabelled", "label": ""}]
+    found = prepared(write_csv(tmp_path / "rows.csv", rows))
+    assert set(found.splits["train"].targets) == {"0", "1"}
+    assert found.dropped["no label"] == 1
+
+
+def test_a_glob_and_a_list_join_their_files(tmp_path):
+    for part in range(3):
+        write_csv(tmp_path / f"part-{part}.csv", ROWS[part * 10 : part * 10 + 10])
+    assert all_texts(prepared(str(tmp_path / "part-*.csv"))) == sorted(row["text"] for row in ROWS)
+    listed = prepared([str(tmp_path / "part-0.csv"), str(tmp_path / "part-2.csv")])
+    assert all_texts(listed) == sorted(row["text"] for row in [*ROWS[:10], *ROWS[20:]])
+
+
+def test_named_splits_of_a_saved_data_set_are_kept(tmp_path):
+    parts = {"train": ROWS[:20], "dev": ROWS[20:26], "test": ROWS[26:]}
+    saved = DatasetDict({name: Dataset.from_list(rows) for name, rows in parts.items()})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    found = prepared(tmp_path / "saved")
+    for split, name in {"train": "train", "validation": "dev", "test": "test"}.items():
+        assert found.splits[split].fields["text"] == [row["text"] for row in parts[name]]
+
+
+def test_only_the_missing_split_is_held_out(tmp_path):
+    saved = DatasetDict({"train": Dataset.from_list(ROWS[:20]), "test": Dataset.from_list(ROWS[20:])})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    found = prepared(tmp_path / "saved", split={"validation": 0.2})
+    assert {split: len(rows) for split, rows in found.splits.items()} == {"train": 16, "validation": 4, "test": 10}
+    assert found.splits["test"].fields["text"] == [row["text"] for row in ROWS[20:]]
+
+
+def test_a_folder_of_split_files_reads_texts_like_a_single_file(tmp_path):
+    rows = [*ROWS[:20], {"text": "NA", "label": "pos", "lang": "en"}]
+    write_csv(tmp_path / "train.csv", rows)
+    write_csv(tmp_path / "test.csv", ROWS[20:])
+    found = prepared(tmp_path, split={"validation": 0.0})
+    assert found.splits["train"].fields["text"] == [row["text"] for row in rows]
+    assert found.splits["test"].fields["text"] == [row["text"] for row in ROWS[20:]]
+
+
+def test_one_source_a_split(tmp_path):
+    files = {
+        "train": [str(write_csv(tmp_path / "a.csv", ROWS[:10])), str(write_csv(tmp_path / "b.csv", ROWS[10:20]))],
+        "test": str(write_jsonl(tmp_path / "c.jsonl", ROWS[20:])),
+    }
+    found = prepared(files, split={"validation": 0.1})
+    assert {split: len(rows) for split, rows in found.splits.items()} == {"train": 18, "validation": 2, "test": 10}
+    assert found.splits["test"].fields["text"] == [row["text"] for row in ROWS[20:]]
+
+
+def test_class_numbers_of_a_data_set_become_their_names(tmp_path):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    rows = [{"text": f"t{n}", "label": n % 2} for n in range(10)] + [{"text": "unknown", "label": -1}]
+    Dataset.from_list(rows, features=features).save_to_disk(str(tmp_path / "saved"))
+    found = load_rows(Data(source=str(tmp_path / "saved")))["train"]
+    assert column(found, "label", "label") == ["neg", "pos"] * 5 + [None]
+
+
+def test_lists_of_class_numbers_become_lists_of_names(tmp_path):
+    from datasets import List
+
+    features = Features({"text": Value("string"), "label": List(ClassLabel(names=["fun", "sad", "long"]))})
+    rows = [{"text": "a", "label": [0, 2]}, {"text": "b", "label": []}, {"text": "c", "label": None}]
+    Dataset.from_list(rows, features=features).save_to_disk(str(tmp_path / "saved"))
+    found = load_rows(Data(source=str(tmp_path / "saved")))["train"]
+    assert column(found, "label", "label") == [["fun", "long"], [], None]
+
+
+def test_columns_are_found_by_their_role(tmp_path):
+    rows = [{"review": f"r{n}", "reply": f"a{n}", "stars": n % 2} for n in range(20)]
+    found = prepared(
+        write_csv(tmp_path / "rows.csv", rows), columns={"text": "review", "text_pair": "reply", "label": "stars"}
+    )
+    train = found.splits["train"]
+    assert [text.replace("r", "a") for text in train.fields["text"]] == train.fields["text_pair"]
+
+
+# ── cleaning ────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_every_dropped_row_is_counted_by_its_reason(tmp_path):
+    rows = [
+        *ROWS,
+        {"text": "text 1", "label": "neg", "lang": "en"},  # seen before
+        {"text": " text 2 ", "label": "neg", "lang": "en"},  # seen before once stripped
+        {"text": "", "label": "neg", "lang": "en"},
+        {"text": "unlabelled", "label": None, "lang": "en"},
+        {"text": "x" * 50, "label": "neg", "lang": "en"},
+        {"text": "elsewhere", "label": "neg", "lang": "xx"},
+    ]
+    found = prepared(
+        write_jsonl(tmp_path / "rows.jsonl", rows),
+        where={"lang": ["en", "de", "fr"]},
+        limit=20,
+        clean={"max_chars": 40},
+    )
+    assert found.dropped == {
+        "where": 1, "duplicate": 2, "empty text": 1, "no label": 1, "too long": 1, "limit": 10,
+    }  # fmt: skip
+    assert sum(map(len, found.splits.values())) + sum(found.dropped.values()) == len(rows)
+
+
+def test_where_keeps_equal_values_and_members_of_a_list(tmp_path):
+    rows = [{"text": f"t{n}", "label": n % 2, "year": 2000 + n % 4, "kept": n % 3 == 0} for n in range(40)]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    both = {"year": [2000, 2001], "kept": True}
+    found = prepared(file, where=both, split={"test": 0.0, "validation": 0.0})
+    wanted = [n for n, row in enumerate(rows) if row["year"] < 2002 and row["kept"]]
+    assert found.splits["train"].ids.tolist() == wanted
+    assert found.dropped["where"] == 40 - len(wanted)
+
+
+def test_cleaning_can_be_switched_off(tmp_path):
+    rows = [{"text": " same ", "label": n % 2} for n in range(20)]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    found = prepared(file, clean={"strip": False, "drop_duplicates": False})
+    assert all_texts(found) == [" same "] * 20
+
+
+def test_unicode_forms_make_equal_texts_equal(tmp_path):
+    rows = [{"text": text, "label": "pos"} for text in ("caf\u00e9", "cafe\u0301", "\ufb01lm", "film")]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    nothing_held_out = {"validation": 0.0, "test": 0.0}
+    assert len(prepared(file, split=nothing_held_out).splits["train"]) == 4
+    assert len(prepared(file, split=nothing_held_out, clean={"unicode": "NFC"}).splits["train"]) == 3
+    assert len(prepared(file, split=nothing_held_out, clean={"unicode": "NFKC"}).splits["train"]) == 2
+
+
+def test_pairs_are_duplicates_only_when_both_texts_are(tmp_path):
+    rows = [{"text": "same", "text_pair": f"p{n % 15}", "label": n % 2} for n in range(20)]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    found = prepared(file, columns={"text_pair": "text_pair"}, split={"stratify": False})
+    assert sum(map(len, found.splits.values())) == 15
+    assert found.dropped["duplicate"] == 5
+
+
+# ── splits ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture
+def skewed(tmp_path):
+    """300 rows, one in ten of class `rare`."""
+    rows = [{"text": f"text {n}", "label": "rare" if n % 10 == 0 else "usual"} for n in range(300)]
+    return write_csv(tmp_path / "skewed.csv", rows)
+
+
+def ids_of(found: Prepared) -> dict[str, list[int]]:
+    return {split: rows.ids.tolist() for split, rows in found.splits.items()}
+
+
+def test_the_division_depends_on_the_split_seed_alone(skewed):
+    first = ids_of(prepared(skewed))
+    assert ids_of(prepared(skewed)) == first
+    assert ids_of(prepared(skewed, seed=7)) == first
+    other = ids_of(prepared(skewed, split={"seed": 1}))
+    assert other["test"] != first["test"]
+
+
+def test_the_splits_share_no_row_and_lose_none(skewed):
+    parts = ids_of(prepared(skewed, split={"validation": 0.2, "test": 0.1}))
+    assert {split: len(ids) for split, ids in parts.items()} == {"train": 210, "validation": 60, "test": 30}
+    assert sorted(sum(parts.values(), [])) == list(range(300))
+
+
+def test_class_shares_are_kept_in_every_part(skewed):
+    found = prepared(skewed, split={"validation": 0.2, "test": 0.1})
+    for split, rare in {"train": 21, "validation": 6, "test": 3}.items():
+        assert Counter(found.splits[split].targets)["rare"] == rare
+    free = [prepared(skewed, split={"seed": seed, "stratify": False}).splits["test"].targets for seed in range(5)]
+    assert {Counter(targets)["rare"] for targets in free} != {3}
+
+
+def test_a_share_of_zero_makes_no_split(skewed):
+    assert set(prepared(skewed, split={"validation": 0.1, "test": 0.0}).splits) == {"train", "validation"}
+
+
+def test_a_limit_draws_the_same_rows_again(skewed):
+    first, second = (prepared(skewed, limit=100) for _ in range(2))
+    assert ids_of(first) == ids_of(second)
+    assert sum(map(len, first.splits.values())) == 100
+    assert first.dropped["limit"] == 200
+
+
+@given(
+    num_rows=st.integers(10, 400),
+    validation=st.floats(0, 0.45),
+    test=st.floats(0, 0.45),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_holding_out_divides_rows_or_says_why_not(num_rows, validation, test, seed):
+    try:
+        parts = hold_out(num_rows, {"test": test, "validation": validation}, seed, None)
+    except UserError as error:
+        assert "leaves a split empty" in str(error)
+        assert min(round(share * num_rows) for share in (validation, test) if share) == 0
+        return
+    assert np.array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(num_rows))
+    assert set(parts) == {"train"} | {name for name, share in (("test", test), ("validation", validation)) if share}
+    for name, share in (("test", test), ("validation", validation)):
+        assert len(parts.get(name, ())) == (round(share * num_rows) if share else 0)
+
+
+@given(num_rows=st.integers(1, 300), limit=st.integers(1, 400), seed=st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_a_draw_is_sorted_without_repeats_and_of_the_size_asked_for(num_rows, limit, seed):
+    drawn = draw(num_rows, limit, seed).tolist()
+    assert drawn == sorted(set(drawn))
+    assert len(drawn) == min(limit, num_rows)
+    assert set(drawn) <= set(range(num_rows))
+
+
+# ── mistakes ────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture
+def rows_file(tmp_path):
+    return write_csv(tmp_path / "rows.csv", ROWS)
+
+
+def test_a_missing_column_is_named_with_those_there_are(rows_file):
+    said = mistake(rows_file, columns={"text": "review"})
+    assert "data.columns.text: the data has no column 'review'" in said
+    assert "valid: text, label, lang" in said
+
+
+def test_a_filter_on_a_missing_column_is_named(rows_file):
+    assert "where.language" in mistake(rows_file, where={"language": "en"})
+
+
+def test_a_filter_that_leaves_nothing_shows_the_values_there_are(rows_file):
+    said = mistake(rows_file, where={"lang": "EN"})
+    assert "data.where.lang: no row of train is left" in said
+    assert "valid: 'en', 'de', 'fr'" in said
+
+
+def test_a_filter_on_a_column_of_lists_is_a_readable_mistake(tmp_path):
+    file = write_jsonl(tmp_path / "rows.jsonl", [{**row, "tags": ["a"]} for row in ROWS])
+    assert "data.where.tags: no row of train is left" in mistake(file, where={"tags": "a"})
+
+
+def test_rows_that_are_all_dropped_are_a_mistake(tmp_path):
+    file = write_jsonl(tmp_path / "rows.jsonl", [{"text": "", "label": "a"}, {"text": " ", "label": "b"}])
+    said = mistake(file)
+    assert "no row of train is left after cleaning" in said
+    assert "'empty text': 2" in said
+
+
+def test_an_empty_text_stops_when_none_may_be_dropped(tmp_path):
+    file = write_jsonl(tmp_path / "rows.jsonl", [*ROWS, {"text": " ", "label": "pos", "lang": "en"}])
+    assert "row 30 of train: empty text" in mistake(file, clean={"drop_empty": False})
+
+
+def test_a_class_too_rare_to_be_divided_is_named(tmp_path):
+    file = write_csv(tmp_path / "rows.csv", [*ROWS, {"text": "odd", "label": "once", "lang": "en"}])
+    said = mistake(file)
+    assert "class 'once' has 1 rows" in said
+    assert "data.split.stratify=false" in said
+
+
+def test_too_few_rows_for_a_split_are_a_mistake(tmp_path):
+    file = write_csv(tmp_path / "rows.csv", ROWS[:4])
+    assert "data.split.test: 0.1 of 4 rows leaves a split empty" in mistake(file)
+
+
+def test_a_file_that_is_not_what_its_name_says_is_named_with_the_reason(tmp_path):
+    for name in ("rows.parquet", "rows.json", "rows.jsonl", "rows.arrow"):
+        (tmp_path / name).write_bytes(b"\x00\x01 this is no data {")
+        said = mistake(tmp_path / name)
+        assert "data.source: could not be read" in said
+        assert name in said
+
+
+def test_an_empty_file_is_a_mistake(tmp_path):
+    (tmp_path / "empty.csv").write_text("")
+    assert "data.source: could not be read" in mistake(tmp_path / "empty.csv")
+
+
+def test_a_header_without_rows_is_a_mistake(tmp_path):
+    (tmp_path / "header.csv").write_text("text,label\n")
+    said = mistake(tmp_path / "header.csv")
+    assert "data.source: there is no row in it" in said
+    assert "header.csv" in said
+
+
+def test_an_unknown_suffix_lists_the_known_ones(tmp_path):
+    (tmp_path / "rows.xlsx").write_bytes(b"PK")
+    said = mistake(tmp_path / "rows.xlsx")
+    assert "found: .xlsx" in said
+    assert ".parquet" in said
+
+
+def test_files_of_two_formats_in_one_glob_are_a_mistake(tmp_path):
+    write_csv(tmp_path / "part.csv", ROWS)
+    write_jsonl(tmp_path / "part.jsonl", ROWS)
+    assert "found: .csv, .jsonl" in mistake(str(tmp_path / "part.*"))
+
+
+def test_files_with_different_columns_in_one_list_are_a_mistake(tmp_path):
+    first = write_csv(tmp_path / "a.csv", [{"text": "a", "label": 1}])
+    second = write_csv(tmp_path / "b.csv", [{"text": "b", "label": "x"}])
+    assert "data.source" in mistake([str(first), str(second)])
+
+
+def test_a_missing_file_and_an_empty_glob_are_mistakes(tmp_path, rows_file):
+    said = mistake(tmp_path / "row.csv")
+    assert "no such file or folder" in said
+    assert "rows.csv" in said
+    assert "no file matches" in mistake(str(tmp_path / "*.parquet"))
+
+
+def test_a_data_set_without_training_rows_names_its_splits(tmp_path):
+    for names in (["test"], ["first", "second"]):
+        saved = DatasetDict({name: Dataset.from_list(ROWS) for name in names})
+        saved.save_to_disk(str(tmp_path / names[0]))
+        said = mistake(tmp_path / names[0])
+        assert "data.source: has no training split" in said
+        assert f"splits {', '.join(names)}" in said
+
+
+def test_a_split_that_its_source_does_not_have_is_a_mistake_and_never_the_training_rows(tmp_path):
+    saved = DatasetDict({"train": Dataset.from_list(ROWS[:20]), "test": Dataset.from_list(ROWS[20:])})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    source = str(tmp_path / "saved")
+    assert "data.source.validation: has no validation split" in mistake({"train": source, "validation": source})
+
+
+def test_a_list_cannot_hold_data_sets_with_splits(tmp_path, rows_file):
+    DatasetDict({name: Dataset.from_list(ROWS) for name in ("train", "test")}).save_to_disk(str(tmp_path / "saved"))
+    assert "a list of sources cannot hold" in mistake([str(tmp_path / "saved"), str(rows_file)])
+
+
+def test_a_folder_without_data_is_a_mistake(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "readme.xyz").write_text("nothing here")
+    assert "data.source: could not be read" in mistake(tmp_path / "folder")
+
+
+def test_labels_that_are_not_listed_are_named_with_their_row(rows_file):
+    said = mistake(rows_file, labels=["negs", "pos"])
+    assert "row 0: not one of data.labels" in said
+    assert "found: neg" in said
+    assert "did you mean `negs`?" in said

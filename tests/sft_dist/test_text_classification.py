@@ -1,0 +1,273 @@
+"""Text classification: how labels are read, in which order classes stand, how texts become batches and logits words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from sft_dist.data.prepare import Rows
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.schema import Recipe
+from sft_dist.tasks import TASKS, task_of
+from sft_dist.tasks.text_classification import TextClassification
+
+
+def recipe_of(problem: str = "single-label", labels: list[str] | None = None, max_length: int = 256, **task: Any):
+    return Recipe.model_validate(
+        {
+            "name": "task",
+            "task": {"type": "text-classification", "problem": problem, **task},
+            "model": {"path": "/nowhere"},
+            "data": {"source": "/nowhere.csv", "labels": labels, "max_length": max_length},
+            "tuning": "full",
+            "train": {"lr": 1e-3},
+        }
+    )
+
+
+def task(*arguments: Any, **options: Any) -> TextClassification:
+    return task_of(recipe_of(*arguments, **options))
+
+
+def rows(texts: list[str], targets: list[Any], pairs: list[str] | None = None) -> Rows:
+    fields = {"text": texts} | ({"text_pair": pairs} if pairs else {})
+    return Rows(np.arange(len(texts)) + 100, fields, targets)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+def test_the_table_of_tasks_builds_each():
+    assert list(TASKS) == ["text-classification"]
+    assert isinstance(task(), TextClassification)
+
+
+# ── labels ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [("pos", "pos"), (" pos ", "pos"), (1, "1"), (1.0, "1"), (1.5, "1.5"), (True, "true"), (0, "0"), ("01", "01")],
+)
+def test_a_class_is_its_name(raw, name):
+    assert task().parse(raw, 0) == name
+
+
+@pytest.mark.parametrize("raw", [None, float("nan"), "", "   "])
+@pytest.mark.parametrize("problem", ["single-label", "regression"])
+def test_nothing_is_no_label(problem, raw):
+    assert task(problem).parse(raw, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("raw", "names"),
+    [
+        ("fun, sad", ["fun", "sad"]),
+        ("fun", ["fun"]),
+        ("fun,,sad,", ["fun", "sad"]),
+        (["fun", "sad"], ["fun", "sad"]),
+        ([1, 2.0], ["1", "2"]),
+        ([], []),
+        ("", []),
+        (3, ["3"]),
+        (3.0, ["3"]),
+        (["fun", None], ["fun"]),
+    ],
+)
+def test_any_number_of_classes_is_a_list_or_a_joined_text(raw, names):
+    assert task("multi-label").parse(raw, 0) == names
+
+
+def test_the_separator_is_the_recipes():
+    assert task("multi-label", label_separator="|").parse("a,b|c", 0) == ["a,b", "c"]
+
+
+@pytest.mark.parametrize(("raw", "value"), [(2, 2.0), ("2.5", 2.5), (True, 1.0), (-0.5, -0.5)])
+def test_a_number_is_read_from_text_too(raw, value):
+    assert task("regression").parse(raw, 0) == value
+
+
+@pytest.mark.parametrize("raw", ["good", [1], float("inf"), "nan", "-inf"])
+def test_what_is_no_finite_number_is_named_with_its_row(raw):
+    with pytest.raises(UserError, match="row 7: a (finite )?number is needed") as caught:
+        task("regression").parse(raw, 7)
+    assert repr(raw) in str(caught.value)
+
+
+@pytest.mark.parametrize(("problem", "raw"), [("single-label", "funy"), ("multi-label", ["sad", "funy"])])
+def test_a_class_that_is_not_listed_is_refused(problem, raw):
+    with pytest.raises(UserError) as caught:
+        task(problem, ["funny", "sad"]).parse(raw, 12)
+    said = str(caught.value)
+    assert "row 12: not one of data.labels" in said
+    assert "did you mean `funny`?" in said
+
+
+def test_listed_classes_keep_their_order_even_when_one_has_no_row():
+    found = task(labels=["z", "a", "m"])
+    found.learn_labels(["a", "m"])
+    assert found.labels == ["z", "a", "m"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "order"),
+    [
+        (["b", "a", "c", "a"], ["a", "b", "c"]),
+        (["10", "2", "1"], ["1", "2", "10"]),
+        (["1", "-2", "0"], ["-2", "0", "1"]),
+        (["b", "2", "10"], ["2", "10", "b"]),
+        (["--5", "²", "7", "-"], ["7", "-", "--5", "²"]),
+    ],
+)
+def test_learned_classes_are_sorted_whole_numbers_by_value(targets, order):
+    found = task()
+    found.learn_labels(targets)
+    assert found.labels == order
+
+
+def test_classes_of_many_labels_are_learned_from_all_lists():
+    found = task("multi-label")
+    found.learn_labels([["b"], [], ["c", "a"]])
+    assert found.labels == ["a", "b", "c"]
+
+
+def test_a_number_has_no_classes():
+    found = task("regression")
+    found.learn_labels([0.5, 1.0])
+    assert found.labels == []
+
+
+@pytest.mark.parametrize(("problem", "targets"), [("single-label", ["only", "only"]), ("multi-label", [[], []])])
+def test_too_few_classes_are_a_mistake(problem, targets):
+    with pytest.raises(UserError, match="data.columns.label: at least"):
+        task(problem).learn_labels(targets)
+
+
+def test_only_single_classes_are_stratified():
+    assert task().strata(["a", "b"]) == ["a", "b"]
+    assert task("multi-label").strata([["a"], []]) is None
+    assert task("regression").strata([1.0]) is None
+
+
+# ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_encoding_gives_token_ids_unpadded_and_class_numbers(tokenizer):
+    found = task(labels=["neg", "pos"]).encode(rows(["a great film", "dull"], ["pos", "neg"]), tokenizer)
+    assert found.ids.tolist() == [100, 101]
+    assert [tokenizer.decode(example["input_ids"]) for example in found.inputs] == [
+        "[CLS] a great film [SEP]",
+        "[CLS] dull [SEP]",
+    ]
+    assert found.lengths.tolist() == [5, 3]
+    assert found.targets.tolist() == [1, 0]
+    assert found.targets.dtype == np.int64
+    assert found.num_truncated == 0
+
+
+def test_long_texts_are_cut_and_counted(tokenizer):
+    found = task(labels=["a", "b"], max_length=6).encode(
+        rows(["one two three four five six", "one"], ["a", "b"]), tokenizer
+    )
+    assert found.lengths.tolist() == [6, 3]
+    assert found.num_truncated == 1
+    assert tokenizer.decode(found.inputs[0]["input_ids"]) == "[CLS] one two three four [SEP]"
+
+
+def test_pairs_are_told_apart_by_segment(tokenizer):
+    found = task(labels=["a", "b"]).encode(rows(["one two"], ["a"], ["three"]), tokenizer)
+    assert tokenizer.decode(found.inputs[0]["input_ids"]) == "[CLS] one two [SEP] three [SEP]"
+    assert found.inputs[0]["token_type_ids"] == [0, 0, 0, 0, 1, 1]
+
+
+def test_targets_of_many_classes_are_zeros_and_ones(tokenizer):
+    found = task("multi-label", ["a", "b", "c"]).encode(rows(["x", "y", "z"], [["c", "a"], [], ["b", "b"]]), tokenizer)
+    assert found.targets.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert found.targets.dtype == np.float32
+
+
+def test_targets_of_regression_are_the_numbers(tokenizer):
+    found = task("regression").encode(rows(["x", "y"], [0.25, -3.0]), tokenizer)
+    assert found.targets.tolist() == [0.25, -3.0]
+    assert found.targets.dtype == np.float32
+
+
+def test_a_class_seen_only_outside_training_is_a_mistake(tokenizer):
+    found = task()
+    found.learn_labels(["a", "b"])
+    with pytest.raises(UserError) as caught:
+        found.encode(rows(["x"], ["c"]), tokenizer)
+    said = str(caught.value)
+    assert "classes that do not occur in the training rows" in said
+    assert "found: c" in said
+    assert "valid: a, b" in said
+
+
+def test_a_batch_is_padded_to_its_own_longest_text(tokenizer):
+    found = task(labels=["a", "b"])
+    examples = found.encode(rows(["one", "one two three", "one two three four five"], ["a", "b", "a"]), tokenizer)
+    inputs, targets = found.collate(examples, np.array([1, 0]), tokenizer)
+    assert inputs["input_ids"].shape == (2, 5)
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+    assert inputs["input_ids"][1, 3:].tolist() == [tokenizer.pad_token_id] * 2
+    assert targets.tolist() == [1, 0]
+
+
+def test_examples_without_targets_are_encoded_for_prediction(tokenizer):
+    found = task(labels=["a", "b"]).encode_inputs(rows(["one", ""], []), tokenizer)
+    assert len(found) == 2
+    assert found.lengths.tolist() == [3, 2]
+
+
+# ── model ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize(
+    ("problem", "labels", "outputs", "name"),
+    [
+        ("single-label", ["x", "y", "z"], 3, "single_label_classification"),
+        ("multi-label", ["x", "y"], 2, "multi_label_classification"),
+        ("regression", None, 1, "regression"),
+    ],
+)
+def test_the_head_fits_the_classes_and_the_config_names_them(tiny_model, problem, labels, outputs, name):
+    model = task(problem, labels).build_model(str(tiny_model), None, {"hidden_dropout_prob": 0.3})
+    assert model.classifier.out_features == outputs
+    assert model.config.problem_type == name
+    assert model.config.hidden_dropout_prob == 0.3
+    assert list(model.config.id2label.values()) == (labels or ["value"])
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_config_value_the_model_does_not_know_is_named(tiny_model):
+    with pytest.raises(UserError) as caught:
+        task(labels=["a", "b"]).build_model(str(tiny_model), None, {"hidden_dropout": 0.1})
+    said = str(caught.value)
+    assert "model.config.hidden_dropout" in said
+    assert "`hidden_dropout_prob`" in said
+
+
+# ── predictions ─────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_a_class_is_described_by_its_probability():
+    (said,) = task(labels=["neg", "pos"]).describe(np.array([[0.0, np.log(3)]]))
+    assert said["label"] == "pos"
+    assert said["probability"] == pytest.approx(0.75)
+    assert said["probabilities"] == pytest.approx({"neg": 0.25, "pos": 0.75})
+
+
+def test_many_classes_are_described_from_the_threshold_on():
+    logits = np.array([[np.log(3), 0.0, -np.log(3)]])  # 0.75, 0.5, 0.25
+    assert task("multi-label", ["a", "b", "c"]).describe(logits)[0]["labels"] == ["a", "b"]
+    (said,) = task("multi-label", ["a", "b", "c"], threshold=0.6).describe(logits)
+    assert said["labels"] == ["a"]
+    assert said["probabilities"] == pytest.approx({"a": 0.75, "b": 0.5, "c": 0.25})
+
+
+def test_a_number_is_described_by_its_value():
+    assert task("regression").describe(np.array([[2.5], [-1.0]])) == [{"value": 2.5}, {"value": -1.0}]
+
+
+def test_the_threshold_counts_in_the_scores_too():
+    logits, targets = np.array([[np.log(3), 0.0], [-5.0, 5.0]]), np.array([[1, 0], [0, 1]], dtype=np.float32)
+    assert task("multi-label", ["a", "b"]).score(logits, targets)["exact_match"] == 0.5
+    assert task("multi-label", ["a", "b"], threshold=0.6).score(logits, targets)["exact_match"] == 1.0
