@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Adafactor, Adam, AdamW, Optimizer, Schedule, Sgd, Train
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -31,7 +32,10 @@ def build_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
         {"params": spared, "weight_decay": 0.0},
     ]
     options = _options(train.optimizer)
-    return OPTIMIZERS[train.optimizer.name]([group for group in groups if group["params"]], lr=train.lr, **options)
+    try:
+        return OPTIMIZERS[train.optimizer.name]([group for group in groups if group["params"]], lr=train.lr, **options)
+    except ValueError as error:  # options that are right by themselves and exclude each other
+        raise UserError(Problem(str(error), path="train.optimizer", found=train.optimizer.name)) from error
 
 
 def trained_names(model: nn.Module) -> list[str]:
@@ -54,13 +58,16 @@ def build_schedule(
     optimizer: torch.optim.Optimizer, schedule: Schedule, warmup_steps: int, total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Stepped once an optimizer step, whatever the world size."""
-    return get_scheduler(
-        schedule.name,
-        optimizer,
-        num_warmup_steps=warmup_steps,
-        num_training_steps=total_steps,
-        scheduler_specific_kwargs=schedule.model_dump(exclude={"name"}),
-    )
+    try:
+        return get_scheduler(
+            schedule.name,
+            optimizer,
+            num_warmup_steps=warmup_steps,
+            num_training_steps=total_steps,
+            scheduler_specific_kwargs=schedule.model_dump(exclude={"name"}),
+        )
+    except ValueError as error:
+        raise UserError(Problem(str(error), path="train.schedule", found=schedule.name)) from error
 
 
 def schedule_state(schedule: torch.optim.lr_scheduler.LRScheduler) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -75,20 +76,48 @@ def add_lora(model: nn.Module, tuning: LoraTuning, peft_task: str) -> nn.Module:
         use_dora=tuning.dora,
         modules_to_save=list(tuning.modules_to_save) or None,
     )
+    _check_layer_names(model, tuning)
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        if "not found in the base model" in str(error) or "No modules were targeted" in str(error):
-            linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
-            raise UserError(
-                Problem(
-                    "no layer of the model has such a name",
-                    path="tuning.target_modules",
-                    found=str(tuning.target_modules),
-                    valid=("all-linear", *linear),
-                )
-            ) from error
-        raise
+        raise UserError(Problem(str(error), path="tuning", found=str(tuning.target_modules))) from error
+
+
+def _check_layer_names(model: nn.Module, tuning: LoraTuning) -> None:
+    """PEFT is content when one of several names is found, and ignores a layer to save that is nowhere."""
+    from transformers.pytorch_utils import Conv1D
+
+    layers = {name: module for name, module in model.named_modules() if name}
+    linear = {name.rsplit(".", 1)[-1] for name, module in layers.items() if isinstance(module, (nn.Linear, Conv1D))}
+    targets = tuning.target_modules
+    if isinstance(targets, str):
+        known = targets == "all-linear" or any(_matches(targets, name) for name in layers)
+        lost = [] if known else [("target_modules", targets)]
+    else:
+        lost = [("target_modules", one) for one in targets if not _is_there(one, layers)]
+    lost += [("modules_to_save", one) for one in tuning.modules_to_save if not _is_there(one, layers)]
+    if lost:
+        last_parts = {name.rsplit(".", 1)[-1] for name in layers}
+        valid = {"target_modules": ("all-linear", *sorted(linear)), "modules_to_save": tuple(sorted(last_parts))}
+        raise UserError(
+            [
+                Problem("no layer of the model has such a name", path=f"tuning.{key}", found=name, valid=valid[key])
+                for key, name in lost
+            ]
+        )
+
+
+def _is_there(name: str, layers: Iterable[str]) -> bool:
+    return any(layer == name or layer.endswith(f".{name}") for layer in layers)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error as error:
+        raise UserError(
+            Problem(f"not a regular expression: {error}", path="tuning.target_modules", found=pattern)
+        ) from error
 
 
 def _layers(body: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -115,13 +144,17 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
     weights = {name: value for path in sorted(folder.glob("*.safetensors")) for name, value in load_file(path).items()}
-    if isinstance(model, PeftModel):
-        expected = set(get_peft_model_state_dict(model))
+    is_adapter = isinstance(model, PeftModel)
+    there = get_peft_model_state_dict(model) if is_adapter else model.state_dict()
+    tied = set() if is_adapter else set(getattr(model, "all_tied_weights_keys", None) or ())
+    if missing := set(there) - tied - set(weights):
+        raise ValueError(f"{folder} lacks {len(missing)} weights, such as {min(missing)}")
+    if strange := set(weights) - set(there):
+        raise ValueError(f"{folder} has {len(strange)} weights that the model lacks, such as {min(strange)}")
+    for name, value in weights.items():
+        if value.shape != there[name].shape:
+            raise ValueError(f"{folder}: {name} has shape {tuple(value.shape)}, the model {tuple(there[name].shape)}")
+    if is_adapter:
         set_peft_model_state_dict(model, dict(weights))
     else:
-        expected = set(model.state_dict()) - set(getattr(model, "all_tied_weights_keys", None) or ())
         model.load_state_dict(weights, strict=False)
-    if missing := expected - set(weights):
-        raise ValueError(f"{folder} lacks {len(missing)} weights, such as {min(missing)}")
-    if strange := set(weights) - expected - set(model.state_dict()):
-        raise ValueError(f"{folder} has {len(strange)} weights that the model lacks, such as {min(strange)}")

@@ -155,7 +155,7 @@ FORMULAS = {
     "linear": lambda step: 1 - after(step),
     "cosine": lambda step: (1 + math.cos(math.pi * after(step))) / 2,
     "constant_with_warmup": lambda step: 1.0,
-    "inverse_sqrt": lambda step: 1 / math.sqrt((step + 0) / WARMUP) if step else 1.0,
+    "inverse_sqrt": lambda step: math.sqrt(WARMUP / step),
     "cosine_with_restarts": lambda step: (1 + math.cos(math.pi * (3 * after(step) % 1))) / 2,
     "cosine_with_min_lr": lambda step: 0.2 + 0.8 * (1 + math.cos(math.pi * after(step))) / 2,
     "polynomial": lambda step: (1 - 0.01) * (1 - after(step)) ** 2 + 0.01,
@@ -197,7 +197,7 @@ def test_an_end_above_the_peak_is_a_users_mistake():
 
 @pytest.mark.parametrize("name", [*FORMULAS, "constant"])
 def test_a_schedule_goes_on_from_its_saved_state(name):
-    train = train_of(optimizer="sgd", schedule={"name": name, **OPTIONS.get(name, {})})
+    train = train_of(lr=1.0, optimizer="sgd", schedule={"name": name, **OPTIONS.get(name, {})})
     warmup = 0 if name == "constant" else WARMUP
 
     def begin():

@@ -265,3 +265,31 @@ def test_list_positions_may_be_text(tmp_path: Path) -> None:
 def test_validating_leaves_the_source_as_it_was(tmp_path: Path) -> None:
     source = read(write(tmp_path))
     assert validate(source) == validate(source)
+
+
+def test_no_shipped_recipe_is_overlooked():
+    """The count is stated, so that a recipe in a folder nobody lists cannot go unchecked."""
+    assert len(list(shipped("recipes").rglob("*.yaml"))) == 5
+    assert [path for path in shipped("recipes").rglob("*") if path.is_file() and path.suffix != ".yaml"] == []
+
+
+def test_problems_between_settings_are_reported_beside_wrong_settings(tmp_path):
+    path = tmp_path / "both.yaml"
+    path.write_text(
+        "task: text-classification\nmodel: {path: a/b}\ndata: {source: c/d}\ntuning: {method: lora, r: many}\n"
+        "train: {lr: fast, loss: mse}\nevaluate: {metric: acuracy}\n"
+    )
+    with pytest.raises(UserError) as caught:
+        load(path)
+    assert {one.path for one in caught.value.problems} == {"tuning.r", "train.lr", "train.loss", "evaluate.metric"}
+
+
+def test_a_wrong_kind_of_problem_raises_no_false_alarm_about_what_hangs_on_it(tmp_path):
+    path = tmp_path / "kind.yaml"
+    path.write_text(
+        "task: {type: text-classification, problem: regresion}\nmodel: {path: a/b}\ndata: {source: c/d}\n"
+        "tuning: full\ntrain: {lr: 1e-4}\nevaluate: {metric: spearman}\n"
+    )
+    with pytest.raises(UserError) as caught:
+        load(path)
+    assert [one.path for one in caught.value.problems] == ["task.problem"]

@@ -1,0 +1,45 @@
+"""The shape of the project: who may import whom, and that every entry of a table leads somewhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from launch.strategies import STRATEGIES
+from sft_dist.data.sources import LOADERS
+from sft_dist.optim import OPTIMIZERS
+from sft_dist.recipe import schema
+from sft_dist.recipe.references import DATA_SUFFIXES
+from sft_dist.tasks import TASKS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_import_contracts_hold():
+    lint = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("target", TASKS.values())
+def test_every_task_of_the_table_exists_and_keeps_the_protocol(target):
+    from sft_dist.tasks.base import Task
+
+    module, name = target.split(":")
+    task = getattr(import_module(module), name)
+    wanted = [member for member in vars(Task) if not member.startswith("_")]
+    assert [member for member in wanted if not hasattr(task, member)] == []
+
+
+def test_tables_agree_with_the_schema():
+    assert set(TASKS) == set(schema.TASK_COLUMNS)
+    assert set(schema.METRICS) == set(schema.LOSSES)
+    names = {schema.AdamW, schema.Adam, schema.Sgd, schema.Adafactor}
+    assert set(OPTIMIZERS) == {one.model_fields["name"].annotation.__args__[0] for one in names}
+    assert set(LOADERS) == set(DATA_SUFFIXES)
+    strategies = schema.Train.model_fields["strategy"].annotation.__args__
+    assert set(STRATEGIES) == set(strategies) - {"auto"}
