@@ -16,6 +16,7 @@ $(STAMP): pyproject.toml constraints.txt samples.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[deepspeed,slurm,tracking,dev]"
 	$(BIN)/python -m pip install -q --no-deps -r samples.txt
+	$(BIN)/python -m compileall -q launch sft_dist  # else the first start of each program compiles them
 	touch $@
 
 quickstart: setup  ## train, judge and export recipes/text-classification/quickstart.yaml

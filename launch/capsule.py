@@ -8,6 +8,7 @@ The recipe and the source are written once and never again: a resumed run goes o
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -27,6 +28,7 @@ def seal(plan: Plan, recipe: Recipe) -> RunFolder:
     """Make the folder, or bring `plan.json` and `run.sh` of an existing one up to date. Safe to repeat."""
     folder = RunFolder(plan.folder)
     _check_names(folder)
+    os.umask(0o077)  # this process and the ranks it starts write for their owner alone
     folder.create(recipe)
     _snapshot(folder)
     write_text(folder.plan_file, json.dumps(plan.to_json(), ensure_ascii=False, indent=2) + "\n")

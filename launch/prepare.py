@@ -61,10 +61,7 @@ def prepare(
 def prepare_folder(path: Path, processes: int | None = None, machine: Machine | None = None) -> Prepared:
     """A sealed run, planned anew: this machine may have other processes than the one it was sealed on."""
     folder = RunFolder(path)
-    try:
-        recipe = folder.recipe()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder.recipe_file}: cannot be read as a recipe: {error}") from error
+    recipe = folder.recipe()
     known = read_json(folder.plan_file) or {}
     run = Run(path.name, recipe, known.get("point") or {})
     counted = known.get("rows") or {}

@@ -107,6 +107,7 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
         "damaged": damaged,
         "export": str(exported) if exported else None,
     }
+    target.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_json(target / "leaderboard.json", board)
     write_text(target / "leaderboard.md", render(board))
     return board

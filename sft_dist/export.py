@@ -77,7 +77,8 @@ def export(
         raise UserError(f"{checkpoint.path} is damaged: {'; '.join(problems)}")
     if form == "adapter" and recipe.tuning.method != "lora":
         raise UserError(f"tuning: {recipe.tuning.method} has no adapter; use the merged form")
-    if to.exists() and not (to / ABOUT).exists() and any(to.iterdir()):
+    to = to.resolve()
+    if to.exists() and not (to / ABOUT).exists() and not (to.is_dir() and not any(to.iterdir())):
         raise UserError(f"{to} exists and is no exported model; choose another folder with --to")
 
     labels = checkpoint.trainer_state()["labels"]
@@ -178,11 +179,11 @@ def _best_step(folder: RunFolder) -> int:
         winner = (read_json(board) or {}).get("winner", {})
         if winner.get("folder") == str(folder.path):
             return int(winner["step"])
-    checkpoints = ckpt.published(folder)
-    if not checkpoints:
-        raise UserError(f"{folder.path} has no checkpoint yet")
-    best = checkpoints[-1].trainer_state()["progress"]["best_step"]
-    return best if best in {one.step for one in checkpoints} else checkpoints[-1].step
+    newest, damaged = ckpt.newest_good(folder)
+    if newest is None:
+        raise UserError(f"{folder.path} has no checkpoint yet" + "".join(f"\n    {line}" for line in damaged))
+    best = newest.trainer_state()["progress"]["best_step"]
+    return best if best in {one.step for one in ckpt.published(folder)} else newest.step
 
 
 def _scores(folder: RunFolder, step: int, split: str) -> dict[str, Any] | None:

@@ -61,7 +61,8 @@ class Judge:
 
     def _examples(self, loaded: _Loaded, split: str) -> Examples:
         if split not in loaded.rows.splits:
-            raise UserError(f"the data has no {split} split (data.split.{split} is 0)")
+            way = "" if split == "validation" else f", or leave {split} out of evaluate.report_on"
+            raise UserError(f"the data has no {split} split: set data.split.{split} above 0{way}")
         if split not in loaded.examples:
             loaded.examples[split] = loaded.task.encode(loaded.rows.splits[split], loaded.tokenizer)
         return loaded.examples[split]
@@ -79,4 +80,7 @@ class Judge:
         targets = (
             self._examples(loaded, "train").targets if needs_counts else next(iter(loaded.examples.values())).targets
         )
-        return loaded.task.build_loss(targets)
+        # The task in memory may come from another run of a matrix, which has the same data and another loss.
+        task = task_of(recipe)
+        task.labels = loaded.task.labels
+        return task.build_loss(targets)

@@ -12,13 +12,12 @@ import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -32,6 +31,9 @@ from sft_dist.recipe.arithmetic import Batch, Steps
 from sft_dist.recipe.run_folder import RunFolder, write_json
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks.base import Examples, Task
+
+if TYPE_CHECKING:
+    from peft import PeftModel  # takes seconds to import, and only adapters need it
 
 log = logging.getLogger("sft_dist")
 
@@ -179,10 +181,10 @@ def _validate(t: Training) -> None:
     progress.validated[progress.step] = scores
     score = scores[t.metric]
     stopping = t.recipe.train.early_stopping
-    if better(score, progress.best_score, t.direction, stopping.min_delta if stopping else 0.0):
-        progress.best_step, progress.best_score, progress.validations_without_gain = progress.step, score, 0
-    else:
-        progress.validations_without_gain += 1
+    gained = better(score, progress.best_score, t.direction, stopping.min_delta if stopping else 0.0)
+    progress.validations_without_gain = 0 if gained else progress.validations_without_gain + 1
+    if better(score, progress.best_score, t.direction):  # the best is kept, even when it is too small a gain to go on
+        progress.best_step, progress.best_score = progress.step, score
     shown = {name: value for name, value in scores.items() if isinstance(value, float)}
     _record(t, "validation", shown)
     t.accelerator.log({f"validation/{name}": value for name, value in shown.items()}, step=progress.step)

@@ -55,6 +55,7 @@ def predict(model_folder: Path, file: str, as_json: bool) -> Iterator[str]:
 
     import numpy as np
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
     from sft_dist.data.prepare import Rows, clean_text
@@ -68,12 +69,15 @@ def predict(model_folder: Path, file: str, as_json: bool) -> Iterator[str]:
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     task = task_of(recipe)
     task.labels = about["labels"]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if about["form"] == "adapter":
-        model = build_model(recipe, task, tokenizer)
-        load_weights(model, folder)
-    else:
-        model = task.build_model(str(folder), None, {})
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if about["form"] == "adapter":
+            model = build_model(recipe, task, tokenizer)
+            load_weights(model, folder)
+        else:
+            model = task.build_model(str(folder), None, {})
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{folder}: cannot be loaded: {error}; export it again") from error
     model.to(device)
     rest = itertools.chain([first], texts)
     size = recipe.evaluate.micro_batch
@@ -89,13 +93,14 @@ def predict(model_folder: Path, file: str, as_json: bool) -> Iterator[str]:
 
 def read_texts(file: str, recipe: Recipe, roles: list[str]) -> Iterator[dict[str, str]]:
     """Role -> text for each line or row. Raises UserError with the line number."""
-    if file == "-":
-        yield from _lines(sys.stdin, "standard input", roles)
-        return
     path = Path(file)
     suffix = path.suffix.lower()
     try:
-        with path.open(encoding="utf-8", newline="" if suffix in (".csv", ".tsv") else None) as stream:
+        if file == "-":
+            yield from _lines(sys.stdin, "standard input", roles)
+            return
+        # Spreadsheets begin their files with a byte-order mark, which is no part of the first column's name.
+        with path.open(encoding="utf-8-sig", newline="" if suffix in (".csv", ".tsv") else None) as stream:
             if suffix in (".csv", ".tsv"):
                 rows: Iterator[Any] = csv.DictReader(stream, delimiter="\t" if suffix == ".tsv" else ",")
                 yield from (_pick(row, recipe, roles, f"{file}: row {n}") for n, row in enumerate(rows, 1))
@@ -107,6 +112,8 @@ def read_texts(file: str, recipe: Recipe, roles: list[str]) -> Iterator[dict[str
                 yield from _lines(stream, file, roles)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from error
+    except csv.Error as error:
+        raise UserError(f"{file}: {error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from error
 

@@ -16,13 +16,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.load import read, validate
 from sft_dist.recipe.run_folder import RunFolder, run_id
 from sft_dist.recipe.schema import METRICS, Recipe
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import nn
 
     from sft_dist import checkpoint as ckpt
     from sft_dist import loop
@@ -45,12 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     rank = int(os.environ.get("RANK", "0"))
     try:
-        folder = open_run(options.target, options.overrides, Path(options.runs))
+        return train(open_run(options.target, options.overrides, Path(options.runs)))
     except UserError as error:
         if rank == 0:
             print(error, file=sys.stderr)
         return 2
-    return train(folder)
 
 
 def open_run(target: str, overrides: list[str], runs: Path) -> RunFolder:
@@ -177,6 +177,7 @@ def build(
     if missing := [name for name in recipe.train.tracking if importlib.util.find_spec(name) is None]:
         raise UserError(f"train.tracking: {missing[0]} is not installed; pip install 'sft-dist[tracking]'")
     torch.use_deterministic_algorithms(recipe.train.deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time in every new tensor
     batch = batch_of(recipe, accelerator.num_processes)
     task = task_of(recipe)
     rows = prepare(recipe, task)
@@ -188,6 +189,7 @@ def build(
     steps = steps_of(recipe, len(examples["train"]))
 
     model = build_model(recipe, task, tokenizer)
+    _check_positions(model, max(int(part.lengths.max()) for part in examples.values()))
     checkpoint = _resume_point(folder, accelerator)
     if checkpoint:
         load_weights(model, checkpoint.model)
@@ -247,6 +249,14 @@ def build(
         progress=progress,
         stop_requested=stop_requested,
     )
+
+
+def _check_positions(model: nn.Module, longest: int) -> None:
+    """A text longer than the model's table of positions would end in an index error deep inside it."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and 0 < positions < longest:
+        problem = f"the model has {positions} positions, and the longest text {longest} tokens"
+        raise UserError(Problem(problem, path="data.max_length", hint=f"set data.max_length={positions}"))
 
 
 def chosen_metric(recipe: Recipe) -> tuple[str, str]:

@@ -141,12 +141,14 @@ def _search(pattern: str, name: str, number: int) -> bool:
 
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Put the weights of a checkpoint's `model/` into `model`, in place. Raises ValueError when they do not fit exactly."""
-    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-
     weights = {name: value for path in sorted(folder.glob("*.safetensors")) for name, value in load_file(path).items()}
-    is_adapter = isinstance(model, PeftModel)
-    there = get_peft_model_state_dict(model) if is_adapter else model.state_dict()
-    tied = set() if is_adapter else set(getattr(model, "all_tied_weights_keys", None) or ())
+    is_adapter = hasattr(model, "peft_config")
+    if is_adapter:
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+        there, tied = get_peft_model_state_dict(model), set()
+    else:
+        there, tied = model.state_dict(), set(getattr(model, "all_tied_weights_keys", None) or ())
     if missing := set(there) - tied - set(weights):
         raise ValueError(f"{folder} lacks {len(missing)} weights, such as {min(missing)}")
     if strange := set(weights) - set(there):

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from launch.expand import expand
 from launch.strategies import STRATEGIES
 from sft_dist.data.sources import LOADERS
 from sft_dist.optim import OPTIMIZERS
 from sft_dist.recipe import schema
-from sft_dist.recipe.references import DATA_SUFFIXES
+from sft_dist.recipe.load import read
+from sft_dist.recipe.references import DATA_SUFFIXES, check_references
 from sft_dist.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,3 +45,10 @@ def test_tables_agree_with_the_schema():
     assert set(LOADERS) == set(DATA_SUFFIXES)
     strategies = schema.Train.model_fields["strategy"].annotation.__args__
     assert set(STRATEGIES) == set(strategies) - {"auto"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_valid_at_every_point_and_points_to_things_that_exist(path):
+    runs = expand(read(path))
+    assert len(runs) == {"lr-sweep": 6}.get(path.stem, 1)
+    assert [problem for run in runs for problem in check_references(run.recipe)] == []

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.slow
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("wheel")
     # Isolated, as an installer does it: what the build needs must stand in pyproject.toml.
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", target, ROOT], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", target, ROOT], check=True, capture_output=True
+    )
     (built,) = target.glob("*.whl")
     return built
 

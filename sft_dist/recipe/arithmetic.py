@@ -67,7 +67,7 @@ def steps_of(recipe: Recipe, train_rows: int) -> Steps:
     """Steps for a training split of `train_rows` examples; the last batch of an epoch may be smaller and is used."""
     train = recipe.train
     per_epoch = math.ceil(train_rows / train.global_batch)
-    total = train.steps or math.ceil((train.epochs or 3.0) * per_epoch - 1e-9)
+    total = train.steps or max(1, math.ceil((train.epochs or 3.0) * per_epoch - 1e-9))
     warmup = amount_in_steps(train.warmup, total, per_epoch) if train.warmup else 0
     eval_points = points_at(train.eval_every or train.save_every, total, per_epoch)
     save_points = sorted({*points_at(train.save_every, total, per_epoch), *eval_points})

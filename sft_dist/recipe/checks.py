@@ -8,7 +8,17 @@ from typing import Any
 
 from sft_dist.recipe.errors import Problem
 from sft_dist.recipe.references import sources_of
-from sft_dist.recipe.schema import LOSSES, METRICS, TASK_COLUMNS, LoraTuning, MseLoss, Recipe, SplitSources
+from sft_dist.recipe.schema import (
+    LOSSES,
+    METRICS,
+    TASK_COLUMNS,
+    LoraTuning,
+    MseLoss,
+    Polynomial,
+    Recipe,
+    Sgd,
+    SplitSources,
+)
 from sft_dist.recipe.yaml_lines import similar_to
 
 
@@ -22,6 +32,7 @@ def cross_checks(recipe: Recipe) -> list[Problem]:
         *_labels(recipe),
         *_loss(recipe),
         *_batch(recipe),
+        *_optimizer(recipe),
         *_evaluate(recipe),
     ]
 
@@ -143,6 +154,16 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(f"more than train.global_batch, which is {whole}", "train.micro_batch", found=str(micro))
 
 
+def _optimizer(recipe: Recipe) -> Iterator[Problem]:
+    train = recipe.train
+    if isinstance(train.optimizer, Sgd) and train.optimizer.nesterov and train.optimizer.momentum == 0:
+        hint = "give momentum, or leave nesterov out"
+        yield Problem("needs momentum above 0", "train.optimizer.nesterov", None, "true", (), hint)
+    if isinstance(train.schedule, Polynomial) and train.schedule.lr_end >= train.lr:
+        found = f"{train.schedule.lr_end:g}"
+        yield Problem(f"expected less than train.lr, which is {train.lr:g}", "train.schedule.lr_end", None, found)
+
+
 def _evaluate(recipe: Recipe) -> Iterator[Problem]:
     evaluate, metrics = recipe.evaluate, METRICS[recipe.task.problem]
     if evaluate.metric is not None and evaluate.metric not in metrics:
@@ -152,6 +173,10 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
     if evaluate.direction is not None and evaluate.metric is None:
         hint = "name the metric it is for"
         yield Problem("has no effect without evaluate.metric", "evaluate.direction", None, evaluate.direction, (), hint)
+    named = isinstance(recipe.data.source, SplitSources) and recipe.data.source.test is not None
+    if "test" in evaluate.report_on and recipe.data.split.test == 0 and not named:
+        hint = "give data.split.test a share, or set evaluate.report_on: []"
+        yield Problem("there is no test split: data.split.test is 0", "evaluate.report_on", None, "test", (), hint)
     if evaluate.export == "adapter" and not isinstance(recipe.tuning, LoraTuning):
         hint = "use merged or none"
         what = f"there is no adapter with tuning: {recipe.tuning.method}"

@@ -129,10 +129,14 @@ class RunFolder:
         return self.checkpoints / f"step-{step:08d}"
 
     def recipe(self) -> Recipe:
-        """The resolved recipe. Raises pydantic's ValidationError when the file was changed by hand."""
+        """The resolved recipe. Raises UserError when the file is missing or was changed by hand."""
+        from sft_dist.recipe.errors import UserError
         from sft_dist.recipe.schema import Recipe  # here, because `status` reads many folders and needs no schema
 
-        return Recipe.model_validate_json(self.recipe_file.read_bytes())
+        try:
+            return Recipe.model_validate_json(self.recipe_file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.recipe_file}: cannot be read as a recipe: {error}") from error
 
     def create(self, recipe: Recipe) -> None:
         """Make the folder, private to its owner, with `recipe.json` in it; leaves an existing recipe alone."""

@@ -289,7 +289,9 @@ class Sgd(Section):
 
 
 class Adafactor(Section):
-    name: Literal["adafactor"] = Field(description="Adafactor with a fixed learning rate (arXiv 1804.04235).")
+    name: Literal["adafactor"] = Field(
+        description="Adafactor (arXiv 1804.04235) as torch has it: lr is scaled by the size of the weights."
+    )
     weight_decay: Decay = Field(0.0, description="Decay; norms and biases are never decayed.")
 
 

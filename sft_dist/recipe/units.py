@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 
+SHORTEST_PERIOD = 1e-4  # epochs; below it, no data set has a step that short
+
 _AMOUNT = re.compile(r"^(\d+(?:\.\d+)?)\s*(%|steps?|epochs?)$")
 _TIME_PARTS = re.compile(r"^(?:(\d+)\s*d)?\s*(?:(\d+)\s*h)?\s*(?:(\d+)\s*(?:min|m))?\s*(?:(\d+)\s*s)?$")
 _TIME_CLOCK = re.compile(r"^(?:(\d+)-)?(\d{1,2}):(\d{2}):(\d{2})$")
@@ -32,6 +34,8 @@ def check_period(text: str) -> str:
     check_amount(text)
     if float(match[1]) == 0:
         raise ValueError("expected more than zero")
+    if float(match[1]) < SHORTEST_PERIOD:
+        raise ValueError(f"expected at least {SHORTEST_PERIOD:g} epochs")
     return text
 
 

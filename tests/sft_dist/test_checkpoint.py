@@ -109,6 +109,7 @@ def test_prune_spares_the_newest_and_what_must_stay(folder):
     assert [c.step for c in ckpt.published(folder)] == [20, 50, 60]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay_ms", [0, 2, 5, 9, 14, 20, 30])
 def test_a_kill_at_any_moment_leaves_only_whole_checkpoints(folder, delay_ms):
     """A process publishes without pause and is killed; whatever carries a checkpoint's name must verify."""

@@ -37,7 +37,7 @@ def build(kind: str, num_labels: int = 2, seed: int = 0) -> nn.Module:
                 intermediate_size=16,
                 max_position_embeddings=16,
                 **common,
-            )  # fmt: skip
+            )
         )
     if kind == "gpt2":
         return GPT2ForSequenceClassification(GPT2Config(n_embd=8, n_layer=LAYERS, n_head=2, n_positions=16, **common))
@@ -50,7 +50,7 @@ def build(kind: str, num_labels: int = 2, seed: int = 0) -> nn.Module:
             intermediate_size=16,
             max_position_embeddings=16,
             **common,
-        )  # fmt: skip
+        )
     )
 
 
@@ -191,9 +191,10 @@ def adapted(model: nn.Module) -> set[str]:
 def test_all_linear_layers_of_the_body_get_adapters_and_the_head_is_trained_whole(kind):
     bare = build(kind)
     body_linear = {
-        name for name, module in bare.named_modules()
+        name
+        for name, module in bare.named_modules()
         if any(name.endswith(f".{layer}") for layer in LINEAR[kind]) and not name.startswith(NAMES[kind][3])
-    }  # fmt: skip
+    }
     pooler = {"bert.pooler.dense"} if kind == "bert" else set()
     model = apply_tuning(bare, lora(), "SEQ_CLS")
     assert len(body_linear) == LAYERS * len(LINEAR[kind])
@@ -201,8 +202,9 @@ def test_all_linear_layers_of_the_body_get_adapters_and_the_head_is_trained_whol
     whole = {name for name in trained(model) if ".lora_" not in name}
     head = NAMES[kind][3]
     assert whole == {
-        f"base_model.model.{head}modules_to_save.default.{part}" for part, _ in getattr(build(kind), head[:-1]).named_parameters()
-    }  # fmt: skip
+        f"base_model.model.{head}modules_to_save.default.{part}"
+        for part, _ in getattr(build(kind), head[:-1]).named_parameters()
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -214,10 +216,13 @@ def test_new_adapters_change_nothing_yet(kind):
 @pytest.mark.parametrize(
     ("targets", "expected"),
     [
-        (["query", "value"], {f"bert.encoder.layer.{n}.attention.self.{part}" for n in range(3) for part in ("query", "value")}),
+        (
+            ["query", "value"],
+            {f"bert.encoder.layer.{n}.attention.self.{part}" for n in range(3) for part in ("query", "value")},
+        ),
         (r".*layer\.2.*intermediate\.dense", {"bert.encoder.layer.2.intermediate.dense"}),
     ],
-)  # fmt: skip
+)
 def test_adapters_go_where_the_recipe_says(targets, expected):
     assert adapted(apply_tuning(build("bert"), lora(target_modules=targets), "SEQ_CLS")) == expected
 
