@@ -177,7 +177,7 @@ def build(
     if missing := [name for name in recipe.train.tracking if importlib.util.find_spec(name) is None]:
         raise UserError(f"train.tracking: {missing[0]} is not installed; pip install 'sft-dist[tracking]'")
     torch.use_deterministic_algorithms(recipe.train.deterministic, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time in every new tensor
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs time in every new tensor
     batch = batch_of(recipe, accelerator.num_processes)
     task = task_of(recipe)
     rows = prepare(recipe, task)

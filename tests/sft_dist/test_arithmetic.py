@@ -169,7 +169,7 @@ def test_memory_without_a_right_unit_is_refused(text):
         bytes_of(text)
 
 
-@given(millionths=st.integers(1, 3 * 10**6), per_epoch=st.integers(1, 50), total=st.integers(1, 60))
+@given(millionths=st.integers(100, 3 * 10**6), per_epoch=st.integers(1, 50), total=st.integers(1, 60))
 def test_however_short_the_period_every_point_is_a_step(millionths, per_epoch, total):
     points = points_at(check_period(f"{millionths / 10**6:.6f} epochs"), total, per_epoch)
     assert points == sorted(set(points))
@@ -177,3 +177,8 @@ def test_however_short_the_period_every_point_is_a_step(millionths, per_epoch, t
     assert points[-1] == total
     if millionths * per_epoch <= 10**6:  # shorter than a step: every step is a point
         assert points == list(range(1, total + 1))
+
+
+def test_a_period_too_short_to_mean_anything_is_refused():
+    with pytest.raises(ValueError, match="at least 0.0001 epochs"):
+        check_period("0.000001 epochs")
