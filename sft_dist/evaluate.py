@@ -56,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool = False) -> dict[str, Any]:
     """Returns what leaderboard.json holds. Raises UserError when there is nothing to judge or runs cannot be compared."""
+    from sft_dist import checkpoint as ckpt
     from sft_dist.judge import Judge
     from sft_dist.quiet import quiet_libraries
 
@@ -91,6 +92,7 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
         "metric": metric,
         "direction": direction,
         "chosen_on": "validation",
+        "labels": ckpt.Checkpoint(winner.folder.checkpoint(winner.step), winner.step).trainer_state()["labels"],
         "winner": {
             "run": winner.folder.id,
             "folder": str(winner.folder.path),
@@ -191,29 +193,32 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def render(board: dict[str, Any]) -> str:
-    """The leaderboard as Markdown."""
+    """The leaderboard as Markdown, aligned so that it reads well in a terminal too."""
     winner, metric = board["winner"], board["metric"]
-    names = [name for name, value in winner["validation"].items() if not isinstance(value, list)]
+    names = [name for name, value in winner["validation"].items() if not isinstance(value, list) and name != "examples"]
     names.sort(key=lambda name: name != metric)
     varied = sorted({key for settings in board["differences"].values() for key in settings})
-    lines = [
-        "# Leaderboard",
-        "",
-        f"Chosen on validation by {metric} ({'higher' if board['direction'] == 'max' else 'lower'} is better).",
-        "",
-        _row(["", "run", "step", *varied, *names]),
-        _row(["---"] * (3 + len(varied) + len(names))),
-    ]
+    rows = [["", "run", "step", *varied, *names]]
     for place, row in enumerate(board["rows"], 1):
         settings = board["differences"].get(row["run"], {})
         cells = [str(settings.get(key)) for key in varied] + [_cell(row["validation"].get(name)) for name in names]
-        lines.append(_row([str(place), row["run"], str(row["step"]), *cells]))
-    lines += ["", f"Winner: run {winner['run']}, step {winner['step']} (`{winner['checkpoint']}`)."]
+        rows.append([str(place), row["run"], str(row["step"]), *cells])
+    better = "higher" if board["direction"] == "max" else "lower"
+    lines = [
+        "# Leaderboard",
+        "",
+        f"Chosen on validation ({winner['validation']['examples']} examples) by {metric}; {better} is better.",
+        "",
+        *_table(rows),
+        "",
+        f"Winner: run {winner['run']}, step {winner['step']} (`{winner['checkpoint']}`).",
+    ]
     for split in ("train", "test"):
         if split in winner:
             scores = {name: value for name, value in winner[split].items() if not isinstance(value, list)}
-            lines += ["", f"## The winner on {split}, scored once", "", _row(["score", "value"]), _row(["---", "---"])]
-            lines += [_row([name, _cell(value)]) for name, value in scores.items()]
+            lines += ["", f"## The winner on {split}, scored once", ""]
+            lines += _table([["score", "value"], *([name, _cell(value)] for name, value in scores.items())])
+            lines += _confusion(winner[split].get("confusion_matrix"), board["labels"])
     if board["damaged"]:
         lines += ["", "## Damaged checkpoints, left out", "", *(f"- {line}" for line in board["damaged"])]
     if board["export"]:
@@ -221,8 +226,23 @@ def render(board: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _confusion(matrix: list[Any] | None, labels: list[str]) -> list[str]:
+    """Rows are the true classes, columns the predicted ones; many classes would be unreadable."""
+    if not matrix or len(matrix) != len(labels) or len(labels) > 20 or isinstance(matrix[0][0], list):
+        return []
+    rows = [
+        ["true \\ predicted", *labels],
+        *([label, *map(str, row)] for label, row in zip(labels, matrix, strict=True)),
+    ]
+    return ["", *_table(rows)]
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    """A Markdown table; the first row is its head."""
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    padded.insert(1, ["-" * width for width in widths])
+    return [f"| {' | '.join(row)} |" for row in padded]
 
 
 def _cell(value: Any) -> str:

@@ -168,7 +168,7 @@ def remove_abandoned_clusters() -> None:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The session's cluster. Jobs of other tests may be on it; ask for `idle_cluster` to have it alone."""
+    """The session's cluster. An earlier test's jobs may still be ending on it: ask for `idle_cluster` where that matters."""
     worker = "PYTEST_XDIST_WORKER" in os.environ
     owner = os.getppid() if worker else os.getpid()  # the workers are children of the one process that the user started
     folder = Path(tempfile.gettempdir()) / f"sft-dist-slurm-{owner}"
@@ -185,13 +185,21 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         devcluster(folder, "down")
 
 
+@pytest.fixture(autouse=True)
+def one_at_a_time(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that cuts a node must not meet another worker's test; `xdist_group` alone needs `--dist loadgroup` to see to it."""
+    if "cluster" not in request.fixturenames:
+        yield
+        return
+    cluster: Cluster = request.getfixturevalue("cluster")
+    with (cluster.folder / "tests.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture
 def idle_cluster(cluster: Cluster) -> Iterator[Cluster]:
     """The session's cluster with nothing on it; what the test leaves behind is cleared away."""
-    with (cluster.folder / "idle.lock").open(
-        "w"
-    ) as alone:  # a second worker's test waits, without `--dist loadgroup` too
-        fcntl.flock(alone, fcntl.LOCK_EX)
-        cluster.settle()
-        yield cluster
-        cluster.run("scancel", "--user=root", "--quiet", check=False)
+    cluster.settle()
+    yield cluster
+    cluster.run("scancel", "--user=root", "--quiet", check=False)
