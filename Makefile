@@ -24,10 +24,10 @@ quickstart: setup  ## train, judge and export recipes/text-classification/quicks
 	$(BIN)/python -m launch eval recipes/text-classification/quickstart.yaml --require accuracy=0.75
 
 test: setup      ## the whole suite
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-fast: setup ## the part without training processes
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not slurm"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not slurm"
 
 check: setup     ## ruff, mypy, import-linter, codespell
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -92,6 +92,7 @@ def run(t: Training) -> tuple[str, str]:
     weights = t.loss.weights(t.train.targets)
     num_slots = t.batch.world_size * t.batch.accumulation
     first_slot = t.accelerator.process_index * t.batch.accumulation
+    validate_at, save_at = set(t.steps.eval_points), set(t.steps.save_points)
     meter = Meter(t)
     while t.progress.step < t.steps.total:
         if _patience_is_over(t):
@@ -123,9 +124,9 @@ def run(t: Training) -> tuple[str, str]:
         t.progress.step = step
 
         meter.step(loss, lr, grad_norm, len(np.concatenate(slots)))
-        if step in t.steps.eval_points and t.validation is not None:
+        if step in validate_at and t.validation is not None:
             _validate(t)
-        if step in t.steps.save_points or stop:
+        if step in save_at or stop:
             _save(t)
         if stop and step < t.steps.total:
             return "stopped", stop
@@ -177,6 +178,7 @@ def _validate(t: Training) -> None:
     # Ranks exchange (indices, logits), so nothing is padded in and nothing has to be taken out again.
     logits = assemble(gather_object(mine), len(t.validation))
     scores = scores_of(t.task, t.loss, logits, t.validation)
+    scores = {name: value for name, value in scores.items() if not isinstance(value, list)}  # confusion can be large
     progress = t.progress
     progress.validated[progress.step] = scores
     score = scores[t.metric]
@@ -185,9 +187,9 @@ def _validate(t: Training) -> None:
     progress.validations_without_gain = 0 if gained else progress.validations_without_gain + 1
     if better(score, progress.best_score, t.direction):  # the best is kept, even when it is too small a gain to go on
         progress.best_step, progress.best_score = progress.step, score
-    shown = {name: value for name, value in scores.items() if isinstance(value, float)}
-    _record(t, "validation", shown)
-    t.accelerator.log({f"validation/{name}": value for name, value in shown.items()}, step=progress.step)
+    _record(t, "validation", scores)
+    defined = {f"validation/{name}": value for name, value in scores.items() if value is not None}
+    t.accelerator.log(defined, step=progress.step)
     if t.accelerator.is_main_process:
         best = " (best)" if progress.best_step == progress.step else f" (best at step {progress.best_step})"
         log.info(
