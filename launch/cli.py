@@ -46,6 +46,7 @@ def _start_fast() -> None:
         spec.loader = importlib.util.LazyLoader(spec.loader)
         module = importlib.util.module_from_spec(spec)
         sys.modules["importlib.metadata"] = module
+        importlib.metadata = module  # what `import` would do, for those who use it as an attribute
         spec.loader.exec_module(module)
 
 
