@@ -5,6 +5,8 @@ runs/<recipe name>/<run id>/
   plan.json              what the launcher planned (absent when training was started by hand)
   source/sft_dist/       the code that trains, as it was when the run was sealed
   run.sh                 starts the run without the sft-dist command
+  job.sbatch             the same on a Slurm cluster (when it was planned for one)
+  jobs.jsonl             the Slurm jobs this run was given to, one a line
   metrics.jsonl          one JSON object a line: training and validation scores
   checkpoints/step-00000100/   published checkpoints; each has a manifest.json
   attempts/001/          one start of the run: start.json, outcome.json, exit.json, rank-*.log, rank-*.error.json
@@ -96,6 +98,14 @@ class RunFolder:
     @property
     def script(self) -> Path:
         return self.path / "run.sh"
+
+    @property
+    def job_script(self) -> Path:
+        return self.path / "job.sbatch"
+
+    @property
+    def jobs_file(self) -> Path:
+        return self.path / "jobs.jsonl"
 
     @property
     def metrics_file(self) -> Path:
