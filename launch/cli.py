@@ -16,6 +16,9 @@ import click
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 RUNS = click.option("--runs", metavar="DIR", help="Where run folders are ($SFT_DIST_RUNS, else ./runs).")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+CLUSTER = click.option(
+    "--cluster", metavar="NAME", envvar="SFT_DIST_CLUSTER", help="Cluster's name or file; local: this machine."
+)
 PROCESSES = click.option("--processes", type=click.IntRange(1), metavar="N", help="Processes on this machine.")
 
 
@@ -75,6 +78,7 @@ def cli() -> None:
     sft-dist plan recipes/text-classification/quickstart.yaml     what would happen
     sft-dist run  recipes/text-classification/quickstart.yaml     train
     sft-dist eval recipes/text-classification/quickstart.yaml     judge every checkpoint, export the best
+    sft-dist submit recipes/text-classification/quickstart.yaml --cluster NAME     the same on a Slurm cluster
     """
 
 
@@ -119,9 +123,21 @@ def schema() -> None:
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @PROCESSES
+@click.option("--cluster", metavar="NAME", help="Plan for a Slurm cluster, and print the job script.")
+@click.option("--script", "script_only", is_flag=True, help="Print nothing but the (first) job script.")
+@click.option("--diff", is_flag=True, help="Which runs are missing, waiting, running, done.")
 @RUNS
 @AS_JSON
-def plan(recipe: str, overrides: tuple[str, ...], processes: int | None, runs: str | None, as_json: bool) -> None:
+def plan(
+    recipe: str,
+    overrides: tuple[str, ...],
+    processes: int | None,
+    cluster: str | None,
+    script_only: bool,
+    diff: bool,
+    runs: str | None,
+    as_json: bool,
+) -> None:
     """Show exactly what would happen, without doing it.
 
     Example: sft-dist plan my.yaml train.lr=1e-4 --processes 1
@@ -129,13 +145,34 @@ def plan(recipe: str, overrides: tuple[str, ...], processes: int | None, runs: s
     from launch.ledger import runs_root
     from launch.prepare import prepare, with_states
 
-    prepared = prepare(recipe, overrides, runs_root(runs), processes)
+    where = _cluster(cluster)
+    prepared = prepare(recipe, overrides, runs_root(runs), processes, cluster=where)
+    if diff:
+        from launch.backends.slurm import divide, live_jobs
+        from launch.slurm.texts import divided, divided_json
+
+        found = divide(prepared, live_jobs() if where else ())
+        click.echo(json.dumps(divided_json(found), indent=2) if as_json else divided(found))
+        return
     if as_json:
         click.echo(json.dumps([one.plan.to_json() for one in prepared], indent=2, ensure_ascii=False))
         return
     from launch.render import plans
 
-    click.echo(plans(with_states(prepared)))
+    if where is None:
+        if script_only:
+            raise click.UsageError("--script prints a cluster's job script; add --cluster NAME")
+        click.echo(plans(with_states(prepared)))
+        return
+    from launch.backends.slurm import check_places, script_of
+    from launch.slurm.texts import asked_of
+
+    check_places(prepared, where)
+    if not script_only:
+        click.echo(plans(with_states(prepared)))
+        click.echo(asked_of(prepared, where))
+        click.echo(f"\n{prepared[0].plan.folder}/job.sbatch:\n")
+    click.echo(script_of(prepared[0], where), nl=False)
 
 
 @cli.command()
@@ -177,6 +214,129 @@ def run(
     from launch.backends.local import Local
 
     sys.exit(run_all(prepared, Local()))
+
+
+@cli.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@CLUSTER
+@click.option("--max-parallel", type=click.IntRange(1), metavar="N", help="Most runs of a sweep at a time.")
+@click.option("--eval/--no-eval", "evaluate", default=True, help="Judge the checkpoints afterwards, as a job of its own.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be sent.")
+@PROCESSES
+@RUNS
+def submit(
+    recipe: str,
+    overrides: tuple[str, ...],
+    cluster: str | None,
+    max_parallel: int | None,
+    evaluate: bool,
+    dry_run: bool,
+    processes: int | None,
+    runs: str | None,
+) -> None:
+    """Send all runs of a RECIPE (or a run folder) to a Slurm cluster, as one job or one job array.
+
+    Finished runs and those with a job in the queue are left alone, so that sending twice sends nothing new.
+
+    Example: sft-dist submit my.yaml --cluster my-cluster --max-parallel 8
+    """
+    from launch.ledger import runs_root
+    from launch.prepare import prepare
+
+    if not cluster:
+        from launch.clusters import known_clusters
+
+        raise click.UsageError(f"--cluster NAME is missing; known: local, {', '.join(known_clusters())}")
+    where = _cluster(cluster)
+    prepared = prepare(recipe, overrides, runs_root(runs), processes, cluster=where)
+    if where is None:
+        sys.exit(_submit_here(prepared, evaluate, dry_run))
+    from launch.backends.slurm import divide, live_jobs, parts_of
+    from launch.backends.slurm import submit as send
+    from launch.slurm.texts import submitted, would_submit
+
+    if dry_run:
+        found = divide(prepared, live_jobs())
+        click.echo(would_submit(found, parts_of(found.missing, where.max_array_size), max_parallel, evaluate))
+        return
+    click.echo(submitted(send(prepared, where, max_parallel, evaluate), where))
+
+
+def _cluster(name: str | None) -> Any:
+    """The cluster, or None for this machine."""
+    from launch.clusters import LOCAL, load_cluster
+
+    return None if name in (None, "", LOCAL) else load_cluster(str(name))
+
+
+def _submit_here(prepared: list[Any], evaluate: bool, dry_run: bool) -> int:
+    """`--cluster local`: the same plan, here and now."""
+    from launch.backends.local import Local
+    from launch.judge import sweep
+    from launch.prepare import with_states
+    from launch.render import plans
+    from launch.start import run_all
+
+    if dry_run:
+        click.echo(plans(with_states(prepared)))
+        return 0
+    code = run_all(prepared, Local())
+    folders = [one.plan.folder for one in prepared if any((one.plan.folder / "checkpoints").glob("step-*"))]
+    if evaluate and folders and code != 130:
+        code = sweep(folders, folders[0].parent, force=False) or code
+    return code
+
+
+@cli.group("cluster", cls=_Ordered)
+def clusters() -> None:
+    """Cluster files: which there are, what they say, a first draft of a new one."""
+
+
+@clusters.command("list")
+@AS_JSON
+def cluster_list(as_json: bool) -> None:
+    """List the clusters that `--cluster` knows by name.
+
+    Example: sft-dist cluster list
+    """
+    from launch.clusters import known_clusters
+
+    known = known_clusters()
+    if as_json:
+        click.echo(json.dumps({name: str(file) for name, file in known.items()}, indent=2))
+        return
+    for name, file in {"local": "this machine", **known}.items():
+        click.echo(f"{name:<20} {file}")
+
+
+@clusters.command("show")
+@click.argument("name")
+@AS_JSON
+def cluster_show(name: str, as_json: bool) -> None:
+    """Check a cluster's file, and print it with every default filled in.
+
+    Example: sft-dist cluster show devcluster
+    """
+    import yaml
+
+    from launch.clusters import find_cluster, read_cluster
+
+    file = find_cluster(name)
+    found = read_cluster(file).model_dump()
+    click.echo(json.dumps(found, indent=2) if as_json else f"# {file}\n{yaml.safe_dump(found, sort_keys=False)}", nl=as_json)
+
+
+@clusters.command("probe")
+@click.option("--partition", metavar="NAME", help="Of which partition (the default one).")
+def cluster_probe(partition: str | None) -> None:
+    """Draft a cluster file from what Slurm says about itself here.
+
+    Example: sft-dist cluster probe > ~/.config/sft-dist/clusters/mine.yaml
+    """
+    from launch.slurm.probe import draft, probe
+
+    click.echo(draft(probe(partition)), nl=False)
 
 
 @cli.command()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from launch.slurm.request import clock
@@ -17,6 +17,7 @@ from launch.slurm.request import clock
 if TYPE_CHECKING:
     from launch.clusters import Cluster
     from launch.plan import Plan
+    from launch.slurm.request import Request
 
 DEFAULT_HANG_S = 1800
 _SAFE = re.compile(r"[^\s\"'`$\\#;<>\x00-\x1f\x7f]+")
@@ -30,7 +31,7 @@ def job_script(plan: Plan, cluster: Cluster, tools_python: str | None = None, ha
     return "\n".join(
         [
             "#!/bin/bash",
-            *header(plan, cluster),
+            *header(plan.request, cluster, f"{plan.name}-{plan.folder.name}"),
             f"# Run {plan.name}/{plan.id} on {cluster.name}: trains, or goes on after the newest checkpoint.",
             f"# {plan.nodes} node x {plan.processes_per_node} processes x {plan.batch.micro_batch} micro-batch"
             f" x {plan.batch.accumulation} accumulation = {plan.batch.global_batch} examples a step",
@@ -42,11 +43,11 @@ def job_script(plan: Plan, cluster: Cluster, tools_python: str | None = None, ha
             *_settings(plan, cluster, tools_python),
             "",
             NODE.format(launch=_launch(plan, folder)),
-            *_software(cluster),
+            *software(cluster),
             BATCH.format(
                 nodes=plan.nodes,
-                srun=_srun(cluster),
-                task=_task(cluster),
+                srun=srun_options(cluster),
+                task=contained(cluster, 'bash "$RUN/job.sbatch" node'),
                 hang=hang_timeout_s or DEFAULT_HANG_S,
                 requeue="true" if cluster.preemption.requeue else "false",
             ),
@@ -54,12 +55,10 @@ def job_script(plan: Plan, cluster: Cluster, tools_python: str | None = None, ha
     )
 
 
-def header(plan: Plan, cluster: Cluster, name: str | None = None) -> list[str]:
-    """The `#SBATCH` lines."""
-    asked = plan.request
-    assert asked is not None
+def header(asked: Request, cluster: Cluster, name: str, warned: bool = True) -> list[str]:
+    """The `#SBATCH` lines. `warned`: Slurm signals the script before the end; a script without a trap dies of it."""
     options: list[tuple[str, str | int | bool | None]] = [
-        ("job-name", name or f"{plan.name}-{plan.folder.name}"),
+        ("job-name", name),
         ("partition", cluster.partition),
         ("account", cluster.account),
         ("qos", cluster.qos),
@@ -73,7 +72,7 @@ def header(plan: Plan, cluster: Cluster, name: str | None = None) -> list[str]:
         ("cpus-per-task", asked.cpus),
         ("mem", f"{asked.memory_mb}M" if asked.memory_mb else None),
         ("time", clock(asked.time_s) if asked.time_s else None),
-        ("signal", f"B:USR1@{cluster.signal_lead_s}"),
+        ("signal", f"B:USR1@{cluster.signal_lead_s}" if warned else None),
         ("requeue" if cluster.preemption.requeue else "no-requeue", True),
         ("open-mode", "append"),
         *cluster.sbatch.items(),
@@ -91,15 +90,11 @@ def directive(option: str, value: str | int | bool) -> str:
 
 def _settings(plan: Plan, cluster: Cluster, tools_python: str | None) -> list[str]:
     """Variables for both parts of the script; those from outside come first, so that they replace none of its own."""
-    given = {**cluster.environment, **cluster.nccl}
-    if cluster.scratch:
-        given["TMPDIR"] = cluster.scratch
-    env = {**given, **{key: value for key, value in plan.env.items() if key != "PYTHONPATH"}}
     python = plan.argv[0]
     tools = tools_python or (sys.executable if cluster.container else python)
     return [
-        "unset ${!SLURM_CPU_BIND@} ${!SRUN_@} ${!MASTER_@} SLURM_EXPORT_ENV RANK WORLD_SIZE LOCAL_RANK  # of a job around this one",
-        *(f"export {key}={shlex.quote(value)}" for key, value in sorted(env.items())),
+        CLEAN,
+        *exports(cluster, plan.env),
         f"export RUN={shlex.quote(str(plan.folder))}",
         f"export PYTHON={shlex.quote(python)}",
         f"TOOLS={shlex.quote(tools)}",
@@ -109,7 +104,14 @@ def _settings(plan: Plan, cluster: Cluster, tools_python: str | None) -> list[st
     ]
 
 
-def _software(cluster: Cluster) -> list[str]:
+def exports(cluster: Cluster, env: Mapping[str, str]) -> list[str]:
+    """The cluster's environment, then the plan's."""
+    given = {**cluster.environment, **cluster.nccl, **({"TMPDIR": cluster.scratch} if cluster.scratch else {})}
+    given |= {key: value for key, value in env.items() if key != "PYTHONPATH"}
+    return [f"export {key}={shlex.quote(value)}" for key, value in sorted(given.items())]
+
+
+def software(cluster: Cluster) -> list[str]:
     """Modules and environments, once, before srun hands the environment on. They do not bear `set -u`."""
     lines = []
     if cluster.modules:
@@ -140,21 +142,21 @@ def _launch(plan: Plan, folder: str) -> str:
     return " \\\n    ".join(lines)
 
 
-def _srun(cluster: Cluster) -> str:
+def srun_options(cluster: Cluster) -> str:
+    """Pyxis is a plug-in of srun."""
     if cluster.container and cluster.container.runtime == "pyxis":
         mounts = ",".join(["$RUN:$RUN", *map(_escaped, cluster.container.mounts)])
         return f'--container-image={shlex.quote(cluster.container.image)} --container-mounts="{mounts}" '
     return ""
 
 
-def _task(cluster: Cluster) -> str:
-    """What srun starts on each node."""
-    script = 'bash "$RUN/job.sbatch" node'
+def contained(cluster: Cluster, command: str) -> str:
+    """Apptainer is a command around the command."""
     if not cluster.container or cluster.container.runtime != "apptainer":
-        return script
+        return command
     words = ["apptainer", "exec", *(["--nv"] if cluster.gpus_per_node else []), "--bind", '"$RUN"']
     words += [word for mount in cluster.container.mounts for word in ("--bind", shlex.quote(mount))]
-    return " ".join([*words, shlex.quote(cluster.container.image), script])
+    return " ".join([*words, shlex.quote(cluster.container.image), command])
 
 
 def _escaped(text: str) -> str:
@@ -162,9 +164,8 @@ def _escaped(text: str) -> str:
     return re.sub(r'([\\"$`])', r"\\\1", text)
 
 
-def quoted(words: Sequence[str]) -> str:
-    return " ".join(map(shlex.quote, words))
-
+# What a job around this one would leave behind in the environment.
+CLEAN = "unset ${!SLURM_CPU_BIND@} ${!SRUN_@} ${!MASTER_@} SLURM_EXPORT_ENV RANK WORLD_SIZE LOCAL_RANK"
 
 NODE = """\
 # ---- on every node: one task, which starts the node's processes
