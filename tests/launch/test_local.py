@@ -101,7 +101,7 @@ def test_a_failing_rank_ends_the_run_and_is_named_as_the_cause(workplace: Workpl
     workplace.say(fail_rank=1, steps=1000)
     done = workplace.run("run", "demo.yaml")
     assert done.returncode == 1
-    assert "rank 1 on here: MemoryError: no room; see attempts/001/rank-1.log" in done.stderr
+    assert "rank 1 on here: out of memory (MemoryError: no room); see attempts/001/rank-1.log" in done.stderr
     assert state_of(folder.path).state == "failed"
     assert workplace.processes() == []
 
