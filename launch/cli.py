@@ -221,7 +221,9 @@ def run(
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @CLUSTER
 @click.option("--max-parallel", type=click.IntRange(1), metavar="N", help="Most runs of a sweep at a time.")
-@click.option("--eval/--no-eval", "evaluate", default=True, help="Judge the checkpoints afterwards, as a job of its own.")
+@click.option(
+    "--eval/--no-eval", "evaluate", default=True, help="Judge the checkpoints afterwards, as a job of its own."
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be sent.")
 @PROCESSES
 @RUNS
@@ -324,7 +326,9 @@ def cluster_show(name: str, as_json: bool) -> None:
 
     file = find_cluster(name)
     found = read_cluster(file).model_dump()
-    click.echo(json.dumps(found, indent=2) if as_json else f"# {file}\n{yaml.safe_dump(found, sort_keys=False)}", nl=as_json)
+    click.echo(
+        json.dumps(found, indent=2) if as_json else f"# {file}\n{yaml.safe_dump(found, sort_keys=False)}", nl=as_json
+    )
 
 
 @clusters.command("probe")
@@ -358,26 +362,41 @@ def resume(run: str, processes: int | None, runs: str | None) -> None:
 
 @cli.command()
 @click.argument("targets", nargs=-1, metavar="[RECIPE_OR_FOLDER]...")
+@click.option("-w", "--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
+@click.option("--every", type=click.IntRange(5), default=30, metavar="SECONDS", help="How often (30).")
 @RUNS
 @AS_JSON
-def status(targets: tuple[str, ...], runs: str | None, as_json: bool) -> None:
+def status(targets: tuple[str, ...], watch: bool, every: int, runs: str | None, as_json: bool) -> None:
     """Show how runs are doing; all of them without arguments.
 
-    Example: sft-dist status my.yaml
-    """
-    from launch.ledger import states_of
-    from launch.render import states
+    Slurm is asked only about runs that were submitted: one squeue, and one sacct when a job has left the queue.
 
-    found = states_of(targets, runs)
-    if as_json:
-        click.echo(json.dumps([one.to_json() for one in found], indent=2, ensure_ascii=False))
-    else:
-        click.echo(states(found) if found else "no runs yet")
+    Example: sft-dist status my.yaml --watch
+    """
+    import time
+
+    from launch.render import states
+    from launch.slurm.queue import look
+
+    while True:
+        found, answer, lines = look(targets, runs)
+        if as_json:
+            click.echo(json.dumps([one.to_json() for one in found], indent=2, ensure_ascii=False))
+        else:
+            if watch and sys.stdout.isatty():
+                click.clear()
+            click.echo(states(found) if found else "no runs yet")
+            for line in (*lines, answer.summary()):
+                if line:
+                    click.echo(line)
+        if not watch:
+            return
+        time.sleep(every)
 
 
 @cli.command()
 @click.argument("run")
-@click.option("-f", "--follow", is_flag=True, help="Go on printing until the run has ended.")
+@click.option("-f", "--follow", is_flag=True, help="Go on printing until the run has ended, its later attempts too.")
 @click.option("--rank", type=click.IntRange(0), metavar="N", help="One rank's own log.")
 @click.option("--attempt", type=click.IntRange(1), metavar="N", help="An earlier start of the run (the last one).")
 @RUNS
@@ -386,12 +405,40 @@ def logs(run: str, follow: bool, rank: int | None, attempt: int | None, runs: st
 
     Example: sft-dist logs 0a1b -f
     """
+    from launch import logs as log
     from launch.ledger import find_run, runs_root
-    from launch.logs import log_file, show
     from sft_dist.recipe.run_folder import RunFolder
 
     folder = RunFolder(find_run(run, runs_root(runs)))
-    show(folder, log_file(folder, attempt, rank), follow)
+    if follow and attempt is None:
+        log.follow(folder, rank)
+    else:
+        log.show(folder, log.log_file(folder, attempt, rank), follow)
+
+
+@cli.command()
+@click.argument("targets", nargs=-1, required=True, metavar="RECIPE_OR_RUN_OR_PATTERN...")
+@click.option("--now", "at_once", is_flag=True, help="End running jobs at once instead of letting them save.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@RUNS
+def cancel(targets: tuple[str, ...], at_once: bool, yes: bool, runs: str | None) -> None:
+    """Take runs off the cluster: waiting jobs go, running ones save a checkpoint and leave.
+
+    Example: sft-dist cancel 'my-sweep/*'
+    """
+    from launch.ledger import runs_root
+    from launch.slurm import queue
+
+    found = queue.to_cancel(targets, runs_root(runs))
+    if not found.jobs:
+        click.echo("none of these runs has a job in the queue")
+        return
+    running = f"{len(found.running)} running ({'ended at once' if at_once else 'saved first'})"
+    judged = f", {len(found.judges)} evaluation" if found.judges else ""
+    click.echo(f"{len(found.folders)} runs: {len(found.waiting)} waiting, {running}{judged}", err=True)
+    if not yes:
+        click.confirm(f"Cancel {found.jobs} jobs?", abort=True, err=True)
+    queue.cancel(found, at_once)
 
 
 @cli.command()

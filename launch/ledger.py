@@ -24,7 +24,7 @@ TAIL_BYTES = 64 * 1024  # of metrics.jsonl; the newest train and validation line
 
 @dataclass(frozen=True)
 class RunState:
-    """`state`: sealed, running, finished, stopped, failed or killed."""
+    """`state`: sealed, running, finished, stopped, failed or killed; with Slurm asked, also pending and ending."""
 
     name: str
     id: str
@@ -38,6 +38,7 @@ class RunState:
     attempts: int
     cause: str
     user_error: bool = False
+    job: str = ""  # of Slurm, if it was asked
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

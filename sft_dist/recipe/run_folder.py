@@ -14,7 +14,7 @@ runs/<recipe name>/<run id>/
   evaluation/            the sweep's scores, one file a checkpoint and split
   leaderboard.md .json   the sweep's verdict
   export/                the winner as a Hugging Face folder
-  cancelled              when present, the run's jobs do not requeue themselves
+  cancelled              Slurm jobs that the user has cancelled
   stop                   when present, every rank saves at the next step and leaves
   lock                   held (flock) by the process that trains here
 """
@@ -153,7 +153,7 @@ class RunFolder:
 
     @property
     def cancel_file(self) -> Path:
-        """Present when the user has cancelled the run's jobs, so that they do not requeue themselves."""
+        """Names Slurm jobs that the user has cancelled, so that they do not requeue themselves."""
         return self.path / "cancelled"
 
     @property

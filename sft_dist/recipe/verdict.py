@@ -11,15 +11,18 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from sft_dist.recipe.run_folder import AttemptFolder, RunFolder, read_json, write_json
+from sft_dist.recipe.units import seconds_of
 
 MOST_BARREN = 5  # attempts in a row that infrastructure ended before anything new was saved
 TWICE = 2
@@ -354,6 +357,14 @@ def slurm_job(env: Mapping[str, str]) -> str:
     return env.get("SLURM_JOB_ID", "")
 
 
+def cancelled_jobs(folder: RunFolder) -> list[str]:
+    """Jobs that the user has cancelled, so that they do not put themselves in the queue again."""
+    try:
+        return folder.cancel_file.read_text().split()
+    except OSError:
+        return []
+
+
 def verdict_of(folder: RunFolder, attempt: AttemptFolder) -> Verdict:
     """Why an attempt ended, as the ledger shows it."""
     facts = facts_of(attempt)
@@ -427,7 +438,7 @@ def main(arguments: list[str] | None = None) -> int:
         "slurm_state": options.slurm_state,
         "batch_signal": options.batch_signal,
         "limit_near": _limit_is_near(),
-        "cancelled": folder.cancel_file.exists(),
+        "cancelled": slurm_job(os.environ) in cancelled_jobs(folder),
     }
     history = history_of(folder, options.attempt, facts_of(attempt, **told))
     verdict, decision = history[-1].verdict, decide(history)
@@ -451,12 +462,24 @@ def _now() -> float:
 
 
 def _limit_is_near() -> bool:
-    """Within the lead of the warning, and the minute by which Slurm may send it early."""
-    end = os.environ.get("SLURM_JOB_END_TIME", "")  # as it was when the job started: a preemption moves the real one
-    lead = os.environ.get("SFT_DIST_SIGNAL_LEAD", "60")
-    if not (end.isdigit() and lead.isdigit()):
-        return True  # without a clock the commoner of the two
-    return int(end) - time.time() <= int(lead) + 90
+    """Within the lead of Slurm's warning (5 minutes at most), and the minute by which it may come early.
+
+    Start and limit, because a preemption moves the job's end. Without an answer the commoner of the two.
+    """
+    try:
+        argv = ["squeue", "--noheader", f"--jobs={os.environ['SLURM_JOB_ID']}", "--format=%S %l"]
+        start, limit = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=True).stdout.split()[:2]
+        end = datetime.fromisoformat(start).timestamp() + seconds_of(_clock(limit))
+    except (KeyError, OSError, ValueError, subprocess.SubprocessError):
+        return True
+    return end - time.time() <= float(os.environ.get("SFT_DIST_SIGNAL_LEAD") or 300) + 90
+
+
+def _clock(limit: str) -> str:
+    """`30:00` and `1:00` as squeue shows them, `1-02:03:04` and `2:03:04`."""
+    days, _, rest = limit.rpartition("-")
+    parts = rest.split(":")
+    return f"{days or 0}-{':'.join(['0'] * (3 - len(parts)) + parts)}"
 
 
 if __name__ == "__main__":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -308,14 +311,37 @@ def test_hosts_that_could_be_shell_never_reach_the_batch_script(run: RunFolder):
     assert call(run, 2)[0]["exclude"] == "node2"
 
 
-def test_cancelled_runs_do_not_requeue_themselves(run: RunFolder):
+def test_cancelled_jobs_do_not_requeue_themselves_and_later_ones_do(run: RunFolder, monkeypatch):
     made = attempt(run, 0)
     write_json(made.outcome_file, {"state": "stopped", "reason": "asked to stop"})
-    run.cancel_file.touch()
+    run.cancel_file.write_text("7_1\n8\n")
+    monkeypatch.setenv("PATH", "")  # no squeue to ask
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
     assert call(run, 1, "--batch-signal", "USR1")[0]["action"] == "stop"
-    run.cancel_file.unlink()
     made.verdict_file.unlink()
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
     assert call(run, 1, "--batch-signal", "USR1")[0]["action"] == "requeue"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    assert call(run, 1, "--batch-signal", "USR1")[0]["action"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("start_s_ago", "limit", "cause"),
+    [(60, "1-00:00:00", "preempted"), (3500, "1:00:00", "time limit"), (60, "1:00", "time limit")],
+)
+def test_a_warning_near_the_time_limit_is_the_time_limits(
+    run: RunFolder, tmp_path, monkeypatch, start_s_ago, limit, cause
+):
+    made = attempt(run, 0)
+    write_json(made.outcome_file, {"state": "stopped", "reason": "asked to stop"})
+    start = datetime.fromtimestamp(time.time() - start_s_ago).isoformat(timespec="seconds")
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho {start} {limit}\n")
+    (tmp_path / "squeue").chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    _, said = call(run, 1, "--batch-signal", "USR1")
+    assert f"saved and stopped: {cause}" in said
 
 
 def test_facts_of_a_half_written_attempt_do_not_raise(run: RunFolder):
