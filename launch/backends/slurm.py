@@ -28,6 +28,7 @@ from launch.slurm.request import Request, request
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.run_folder import RunFolder, read_json, write_json, write_text
 from sft_dist.recipe.schema import Resources
+from sft_dist.recipe.units import seconds_of
 
 PATIENCE_S = 120  # for one call of sbatch or squeue
 # What a job around this one, or a shell's habits, would tell sbatch and srun behind the cluster file's back.
@@ -118,7 +119,7 @@ def submit(
 
 
 def script_of(one: Prepared, cluster: Cluster) -> str:
-    return job_script(one.plan, cluster)
+    return job_script(one.plan, cluster, seconds_of(one.run.recipe.resources.hang_timeout))
 
 
 def parts_of(missing: Sequence[Prepared], most: int) -> list[Part]:

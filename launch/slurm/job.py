@@ -19,11 +19,10 @@ if TYPE_CHECKING:
     from launch.plan import Plan
     from launch.slurm.request import Request
 
-DEFAULT_HANG_S = 1800
 _SAFE = re.compile(r"[^\s\"'`$\\#;<>\x00-\x1f\x7f]+")
 
 
-def job_script(plan: Plan, cluster: Cluster, tools_python: str | None = None, hang_timeout_s: int | None = None) -> str:
+def job_script(plan: Plan, cluster: Cluster, hang_timeout_s: int, tools_python: str | None = None) -> str:
     """`tools_python` runs what is not training (port, watch, verdict) on the batch host, outside of any container."""
     assert plan.request is not None
     folder = str(plan.folder)
@@ -33,7 +32,7 @@ def job_script(plan: Plan, cluster: Cluster, tools_python: str | None = None, ha
             "#!/bin/bash",
             *header(plan.request, cluster, f"{plan.name}-{plan.folder.name}"),
             f"# Run {plan.name}/{plan.id} on {cluster.name}: trains, or goes on after the newest checkpoint.",
-            f"# {plan.nodes} node x {plan.processes_per_node} processes x {plan.batch.micro_batch} micro-batch"
+            f"# {plan.nodes} node{'s' if plan.nodes > 1 else ''} x {plan.processes_per_node} processes x {plan.batch.micro_batch} micro-batch"
             f" x {plan.batch.accumulation} accumulation = {plan.batch.global_batch} examples a step",
             "#",
             "# Needs no sft-dist command: `sbatch job.sbatch`. Everything is printed to attempts/NNN/launcher.log.",
@@ -43,12 +42,14 @@ def job_script(plan: Plan, cluster: Cluster, tools_python: str | None = None, ha
             *_settings(plan, cluster, tools_python),
             "",
             NODE.format(launch=_launch(plan, folder)),
+            f"{CLEAN}  # left by a job around this one",
+            "",
             *software(cluster),
             BATCH.format(
                 nodes=plan.nodes,
                 srun=srun_options(cluster),
                 task=contained(cluster, 'bash "$RUN/job.sbatch" node'),
-                hang=hang_timeout_s or DEFAULT_HANG_S,
+                hang=hang_timeout_s,
                 requeue="true" if cluster.preemption.requeue else "false",
             ),
         ]
@@ -93,12 +94,11 @@ def _settings(plan: Plan, cluster: Cluster, tools_python: str | None) -> list[st
     python = plan.argv[0]
     tools = tools_python or (sys.executable if cluster.container else python)
     return [
-        CLEAN,
         *exports(cluster, plan.env),
         f"export RUN={shlex.quote(str(plan.folder))}",
         f"export PYTHON={shlex.quote(python)}",
         f"TOOLS={shlex.quote(tools)}",
-        'export PYTHONPATH="$RUN/source"',
+        'export PYTHONPATH="$RUN/source${PYTHONPATH:+:$PYTHONPATH}"  # the sealed source before all else',
         "umask 077",
         'cd "$RUN" || exit 1  # `python -m` looks here first, and must not find another sft_dist than the sealed one',
     ]
@@ -164,7 +164,7 @@ def _escaped(text: str) -> str:
     return re.sub(r'([\\"$`])', r"\\\1", text)
 
 
-# What a job around this one would leave behind in the environment.
+# What a job around this one leaves in the environment: it would pin every rank to a few cores, for one.
 CLEAN = "unset ${!SLURM_CPU_BIND@} ${!SRUN_@} ${!MASTER_@} SLURM_EXPORT_ENV RANK WORLD_SIZE LOCAL_RANK"
 
 NODE = """\
@@ -241,7 +241,7 @@ while IFS='=' read -r key value; do
     action) action=$value ;;
     exclude) exclude=$value ;;
   esac
-done < <("$TOOLS" -m sft_dist.recipe.verdict "$RUN" "$number" ${{signal:+--batch-signal "$signal"}})
+done < <("$TOOLS" -m sft_dist.recipe.verdict "$RUN" "$number" --exit-code "$code" ${{signal:+--batch-signal "$signal"}})
 echo "$(date +%T) srun ended with $code; $action${{exclude:+, without $exclude}}"
 if [[ $action == requeue ]] && {requeue}; then
   scontrol requeue "$job" || exit "$code"

@@ -28,7 +28,10 @@ class Probed:
 
 def probe(partition: str | None) -> Probed:
     """Asks Slurm three times. Raises UserError when there is no such partition."""
-    rows = [tuple(line.split("|")) for line in ask(["sinfo", "--noheader", "--Node", f"--format={NODE_FORMAT}"]).splitlines()]
+    rows = [
+        tuple(line.split("|"))
+        for line in ask(["sinfo", "--noheader", "--Node", f"--format={NODE_FORMAT}"]).splitlines()
+    ]
     rows = [row for row in rows if len(row) == 6]
     names = list(dict.fromkeys(row[0].rstrip("*") for row in rows))
     if not names:
@@ -58,7 +61,9 @@ def draft(found: Probed) -> str:
         "# qos: normal",
     ]
     if len(kinds) > 1:
-        lines.append(f"# Its nodes differ; these are the most frequent ({count} of {len(found.nodes)}). To get only such:")
+        lines.append(
+            f"# Its nodes differ; these are the most frequent ({count} of {len(found.nodes)}). To get only such:"
+        )
         lines.append(f"# constraint: {features}" if features not in ("", "(null)") else "# constraint: ...")
     lines += [f"gpu_type: {gpu_type}"] if gpu_type else []
     lines += [f"gpus_per_node: {gpus}", f"cpus_per_node: {_digits(cpus)}", f"memory_per_node: {_digits(memory)}MiB"]

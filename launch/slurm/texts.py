@@ -27,7 +27,9 @@ def of_job(asked: Request) -> str:
     parts += [f"{asked.cpus} CPUs"]
     parts += [f"{asked.memory_mb:,} MiB"] if asked.memory_mb else []
     nodes = "1 node," if asked.nodes == 1 else f"{asked.nodes} nodes, each"
-    return f"{nodes} {', '.join(parts)}; " + (f"at most {clock(asked.time_s)}" if asked.time_s else "no time limit asked")
+    return f"{nodes} {', '.join(parts)}; " + (
+        f"at most {clock(asked.time_s)}" if asked.time_s else "no time limit asked"
+    )
 
 
 def divided(found: Divided) -> str:
@@ -63,7 +65,8 @@ def would_submit(found: Divided, parts: Sequence[Part], parallel: int | None, ev
 def submitted(done: Submission, cluster: Cluster) -> str:
     lines = [_counts(done.divided)]
     lines += [
-        f"job {job}: {count:,} runs as an array" if count > 1 else f"job {job}: {_name(done)}" for job, count in done.jobs
+        f"job {job}: {count:,} runs as an array" if count > 1 else f"job {job}: {_name(done)}"
+        for job, count in done.jobs
     ]
     if done.evaluation:
         lines.append(f"job {done.evaluation}: judges the checkpoints when these have ended")

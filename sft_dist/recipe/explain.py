@@ -511,8 +511,8 @@ def sections(root: type[BaseModel] = Recipe) -> dict[KeyPath, tuple[type[BaseMod
     def visit(path: KeyPath, classes: tuple[type[BaseModel], ...]) -> None:
         found[path] = classes
         for one in classes:
-            for key, field in one.model_fields.items():
-                inner = tuple(member for member in members_of(type_of(field)) if is_section(member))
+            for key, info in one.model_fields.items():
+                inner = tuple(member for member in members_of(type_of(info)) if is_section(member))
                 if inner:
                     visit((*path, key), inner)
 
