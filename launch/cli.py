@@ -292,7 +292,10 @@ def _submit_here(prepared: list[Any], evaluate: bool, dry_run: bool) -> int:
 
 @cli.group("cluster", cls=_Ordered)
 def clusters() -> None:
-    """Cluster files: which there are, what they say, a first draft of a new one."""
+    """Cluster files: which there are, what they say, a first draft of a new one.
+
+    Example: sft-dist cluster list
+    """
 
 
 @clusters.command("list")

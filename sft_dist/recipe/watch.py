@@ -175,19 +175,21 @@ def innermost(stack: str) -> str:
 def follow(watch: Watch, pid: int, poll_s: float) -> Hang | None:
     """Look until the process `pid` is gone; a hang is recorded, and the process ended."""
     while _is_alive(pid):
-        if watch.look():
-            time.sleep(STACKS_S)
-            if hang := watch.look():  # once more, now that the stacks are there
-                record(watch.attempt, hang)
-                end(pid)
-                return hang
+        if hang := found(watch):
+            end(pid)
+            return hang
         time.sleep(poll_s)
     return None
 
 
-def record(attempt: AttemptFolder, hang: Hang) -> None:
-    """`hang.json`, where the verdict finds it."""
-    write_json(attempt.hang_file, {**asdict(hang), "time": round(time.time(), 3)})
+def found(watch: Watch) -> Hang | None:
+    """A hang, certain and written down as `hang.json`, where the verdict finds it."""
+    if not watch.look():
+        return None
+    time.sleep(STACKS_S)
+    if hang := watch.look():  # once more, now that the stacks are there
+        write_json(watch.attempt.hang_file, {**asdict(hang), "time": round(time.time(), 3)})
+    return hang
 
 
 def end(pid: int) -> None:

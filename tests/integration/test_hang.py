@@ -11,7 +11,7 @@ import pytest
 
 from sft_dist.recipe.run_folder import RunFolder
 from sft_dist.recipe.verdict import verdict_of
-from sft_dist.recipe.watch import Watch, record
+from sft_dist.recipe.watch import Watch, found
 from tests.integration import harness
 from tests.integration.test_resume import STEPS, assert_same, write_recipe
 
@@ -36,13 +36,11 @@ def test_a_stopped_rank_is_named_and_the_run_goes_on_exactly(tiny_model, reviews
     try:
         while hang is None:
             assert time.monotonic() - stopped < 2 * TIMEOUT_S
-            hang = watch.look()
+            hang = found(watch)
             time.sleep(0.1)
         assert (hang.kind, hang.ranks) == ("silent", (1,))
         assert 7 <= hang.step < STEPS
-        time.sleep(2)
         assert 'loop.py", line' in attempt.stack_file(0).read_text()  # where the others wait
-        record(attempt, hang)
     finally:
         harness.kill(processes)
     assert verdict_of(folder, attempt).cause == "hang"

@@ -11,7 +11,22 @@ import pytest
 from tests.launch.conftest import ROOT, Workplace
 
 HEAVY = ("torch", "accelerate", "transformers", "datasets", "numpy", "peft", "sklearn")
-VERBS = ("init", "schema", "plan", "run", "resume", "status", "logs", "stop", "eval", "export", "predict")
+VERBS = (
+    "init",
+    "schema",
+    "plan",
+    "run",
+    "submit",
+    "cluster",
+    "resume",
+    "status",
+    "logs",
+    "cancel",
+    "stop",
+    "eval",
+    "export",
+    "predict",
+)
 
 
 @pytest.mark.parametrize(
