@@ -226,7 +226,7 @@ def ask(argv: Sequence[str]) -> str:
         raise UserError(f"{argv[0]} did not answer in {PATIENCE_S} s; try again, nothing is sent twice") from None
     if done.returncode:
         said = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
-        raise UserError(f"{argv[0]}: {said}")
+        raise UserError(said if said.startswith(argv[0]) else f"{argv[0]}: {said}")
     return done.stdout
 
 
