@@ -199,16 +199,39 @@ def test_the_jobs_environment_has_the_token_and_no_file_does(workplace: Workplac
     assert not [file for file in run.path.rglob("*") if file.is_file() and b"canary-4711" in file.read_bytes()]
 
 
+def test_a_run_on_half_a_node_gets_half_of_its_gpus_and_cpus(workplace: Workplace) -> None:
+    told = 'print("got", os.environ["CUDA_VISIBLE_DEVICES"], os.environ["SLURM_CPUS_PER_TASK"], flush=True)'
+    workplace.trainer.write_text(f"import os\n{told}\n{TRAINER.read_text()}")
+    text = CLUSTER.replace("VENV", str(workplace.path / "venv")).replace("cpus_per_node: 2", "cpus_per_node: 8")
+    (workplace.path / "here.yaml").write_text(f"{text}gpus_per_node: 4\ngpu_type: h100\n")
+    (run,) = workplace.submit("resources.nodes=2", "resources.processes_per_node=2")
+    workplace.wait_for([run])
+    assert run.all_attempts()[0].launcher_log.read_text().count("got 0,1 4\n") == 4
+
+
+def test_a_run_folder_is_sent_again_to_go_on(workplace: Workplace) -> None:
+    workplace.env["STUB"] = json.dumps({"steps": 8, "step_s": 0.1, "fail_rank": 0, "fail_step": 4, "fail_user": True})
+    (run,) = workplace.submit()
+    workplace.wait_for([run])
+    assert outcome(run) == "None"
+    workplace.env["STUB"] = json.dumps({"steps": 8, "step_s": 0.1})
+    workplace.sft_dist("submit", str(run.path), "--cluster", "./here.yaml", "--no-eval")
+    workplace.wait_for([run])
+    assert len(jobs_of(run.path)) == 2
+    assert outcome(run) == "finished"
+
+
 @pytest.mark.slow
 def test_two_nodes_train_the_curve_of_one_process(
     idle_cluster: Cluster, tmp_path: Path, tiny_model: Path, reviews: Path
 ) -> None:
-    """Real torch, real accelerate, gloo between two nodes; then the evaluation that waits for it."""
+    """Real torch, real accelerate, gloo between two nodes; then the evaluation that waits for it. The micro-batch is
+    given, so that one process draws the same dropout for the same four slots (docs/decisions/0001)."""
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(
         f"task: text-classification\nmodel: {{path: {tiny_model}}}\n"
         f"data: {{source: {reviews}, max_length: 32}}\ntuning: full\n"
-        "train: {lr: 1.0e-3, global_batch: 16, epochs: 1, log_every: 1}\n"
+        "train: {lr: 1.0e-3, global_batch: 16, micro_batch: 4, epochs: 1, log_every: 1}\n"
     )
     env = {**idle_cluster.environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
