@@ -169,6 +169,9 @@ def _of_errors(facts: Facts) -> Verdict:
     own = [error for error in facts.errors if error not in echoes]
     if not own and (dead := _died_silently(facts)):
         return dead
+    if not own and (outside := _from_outside(facts, "")):
+        line = f"{outside}: the ranks lost each other when they were ended; see {_log(facts, 'launcher.log')}"
+        return Verdict("killed", outside, line)
     first = min(own or echoes, key=lambda error: (float(error.get("time") or 0), int(error.get("rank") or 0)))
     cause = cause_of(first)
     message = str(first.get("message", "")).strip()
@@ -281,6 +284,8 @@ def _reason_to_stop(facts: Facts) -> str:
         return cause
     if facts.batch_signal == "USR1":  # sent before a time limit, and at a preemption with a grace time
         return "time limit" if facts.limit_near else "preempted"
+    if facts.started_again:  # after TERM: by scontrol, for a job of higher rank, or because a node was lost
+        return "requeued"
     return "asked to stop"
 
 
@@ -338,7 +343,8 @@ def history_of(folder: RunFolder, upto: int, last: Facts) -> list[Ended]:
     ended = []
     for place in range(first, len(facts)):
         one, follows = facts[place], place + 1 < len(facts)
-        verdict = classify(_with(one, started_again=follows and bool(jobs[place]) and not _was_judged(attempts[place])))
+        again = follows and bool(jobs[place]) and not _requeued_itself(attempts[place])
+        verdict = classify(_with(one, started_again=again))
         begun, reached = steps[place], later[place]
         ended.append(Ended(verdict, begun is not None and reached is not None and reached > begun))
     return ended
@@ -370,7 +376,7 @@ def verdict_of(folder: RunFolder, attempt: AttemptFolder) -> Verdict:
     facts = facts_of(attempt)
     job = job_of(attempt, facts)
     later = [one for one in folder.all_attempts() if one.number > attempt.number]
-    again = bool(job) and bool(later) and not _was_judged(attempt) and job_of(later[0], facts_of(later[0])) == job
+    again = bool(job) and bool(later) and not _requeued_itself(attempt) and job_of(later[0], facts_of(later[0])) == job
     return classify(_with(facts, started_again=again))
 
 
@@ -379,8 +385,8 @@ def _with(facts: Facts, **changes: Any) -> Facts:
     return Facts(**{**vars(facts), **changes})
 
 
-def _was_judged(attempt: AttemptFolder) -> bool:
-    return attempt.verdict_file.exists()
+def _requeued_itself(attempt: AttemptFolder) -> bool:
+    return _mapping(attempt.verdict_file).get("action") == "requeue"
 
 
 def _mapping(path: Path) -> dict[str, Any]:

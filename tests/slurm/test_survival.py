@@ -39,7 +39,7 @@ RECIPE = {
         "save_every": "7 steps",
         "log_every": 1,
     },
-    "resources": {"time": "10min", "threads_per_process": 1, "hang_timeout": "6s"},
+    "resources": {"time": "40min", "threads_per_process": 1, "hang_timeout": "6s"},
 }
 CLUSTER = """\
 partition: gpu
@@ -187,7 +187,7 @@ def test_a_time_limit_is_met_with_a_checkpoint_and_another_start(submit: Submit,
     job.wait_for_step(5)
     job.cluster.run("scontrol", "update", f"jobid={job.id}", "EndTime=now+61")
     job.cluster.wait_for_state(job.id, "PENDING", 90)
-    job.cluster.run("scontrol", "update", f"jobid={job.id}", "TimeLimit=10")
+    job.cluster.run("scontrol", "update", f"jobid={job.id}", "TimeLimit=40")
     assert job.end()[-1] == "COMPLETED"
     assert (job.verdict(1).state, job.verdict(1).cause) == ("stopped", "time limit")
     assert_same(job, undisturbed)
@@ -244,8 +244,8 @@ def test_scontrol_requeue_and_a_killed_slurmd_are_survived(submit: Submit, undis
     assert_same(job, undisturbed)
 
 
-def test_a_deterministic_crash_is_tried_twice_and_no_more(submit: Submit, recipe: Path):
-    job = submit("train.lr=1.0e30", "train.clip_norm=null")  # a loss that is no number is final; see below
+def test_a_loss_that_is_no_number_is_named_and_not_tried_again(submit: Submit):
+    job = submit("train.lr=1.0e30", "train.clip_norm=null")
     job.end()
     assert job.verdict(1).cause == "not a number"
     assert len(job.folder.all_attempts()) == 1

@@ -136,6 +136,11 @@ def test_only_lost_connections_and_no_silent_rank_is_the_network():
     assert (found.cause, found.rank, found.host) == ("network", 4, "node2")
 
 
+def test_ranks_that_lose_each_other_while_slurm_ends_them_do_not_accuse_the_network():
+    facts = Facts(errors=(error(0, PEER), error(1, PEER)), beats=(beat(0), beat(1)), started_again=True)
+    assert classify(facts).cause == "requeued"
+
+
 @pytest.mark.parametrize(
     ("told", "state", "cause"),
     [
@@ -156,6 +161,7 @@ def test_only_lost_connections_and_no_silent_rank_is_the_network():
         ({"outcome": {"state": "stopped"}, "batch_signal": "USR1"}, "stopped", "preempted"),
         ({"outcome": {"state": "stopped"}, "batch_signal": "USR1", "cancelled": True}, "stopped", "cancelled"),
         ({"outcome": {"state": "stopped"}, "batch_signal": "TERM"}, "stopped", "asked to stop"),
+        ({"outcome": {"state": "stopped"}, "batch_signal": "TERM", "started_again": True}, "stopped", "requeued"),
         ({"outcome": {"state": "stopped"}, "slurm_state": "PREEMPTED"}, "stopped", "preempted"),
     ],
 )
@@ -264,6 +270,8 @@ def test_what_an_earlier_job_went_through_does_not_count_against_this_one(run: R
 def test_an_attempt_nobody_judged_whose_job_goes_on_was_requeued_by_slurm(run: RunFolder):
     first = attempt(run, 0, "7")
     attempt(run, 0, "7")
+    assert verdict_of(run, first).cause == "requeued"
+    write_json(first.verdict_file, {"batch_signal": "TERM", "action": "stop", "job_id": "7"})
     assert verdict_of(run, first).cause == "requeued"
     write_json(first.verdict_file, {"slurm_state": "NODE_FAIL", "job_id": "7"})
     assert verdict_of(run, first).cause == "node lost"
