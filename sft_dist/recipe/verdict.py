@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -117,15 +117,17 @@ def facts_of(attempt: AttemptFolder, **told: Any) -> Facts:
     """What the attempt's files say; `told` is what only the batch script knows, else what it knew at the time."""
     before = read_json(attempt.verdict_file) or {}
     told = {**{key: before[key] for key in TOLD if key in before}, **told}
+    outcome = _mapping(attempt.outcome_file)
+    errors = _each(attempt, "rank-*.error.json")
     return Facts(
         number=attempt.number,
         start=_mapping(attempt.start_file),
-        outcome=_mapping(attempt.outcome_file),
+        outcome=outcome,
         exit=_mapping(attempt.exit_file),
-        errors=_each(attempt, "rank-*.error.json"),
+        errors=errors,
         beats=_each(attempt, "rank-*.beat.json"),
         hang=_mapping(attempt.hang_file),
-        agents=agents_of(_tail(attempt.launcher_log)),
+        agents=agents_of(_tail(attempt.launcher_log)) if errors or not outcome else (),
         **told,
     )
 
@@ -344,7 +346,7 @@ def history_of(folder: RunFolder, upto: int, last: Facts) -> list[Ended]:
     for place in range(first, len(facts)):
         one, follows = facts[place], place + 1 < len(facts)
         again = follows and bool(jobs[place]) and not _requeued_itself(attempts[place])
-        verdict = classify(_with(one, started_again=again))
+        verdict = classify(replace(one, started_again=again))
         begun, reached = steps[place], later[place]
         ended.append(Ended(verdict, begun is not None and reached is not None and reached > begun))
     return ended
@@ -377,14 +379,10 @@ def verdict_of(folder: RunFolder, attempt: AttemptFolder) -> Verdict:
     job = job_of(attempt, facts)
     later = [one for one in folder.all_attempts() if one.number > attempt.number]
     again = bool(job) and bool(later) and not _requeued_itself(attempt) and job_of(later[0], facts_of(later[0])) == job
-    return classify(_with(facts, started_again=again))
+    return classify(replace(facts, started_again=again))
 
 
 # ── small things ────────────────────────────────────────────────────────────────────────────────────────────────────
-def _with(facts: Facts, **changes: Any) -> Facts:
-    return Facts(**{**vars(facts), **changes})
-
-
 def _requeued_itself(attempt: AttemptFolder) -> bool:
     return _mapping(attempt.verdict_file).get("action") == "requeue"
 
