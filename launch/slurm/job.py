@@ -98,6 +98,7 @@ def _settings(plan: Plan, cluster: Cluster, tools_python: str | None) -> list[st
         f"export RUN={shlex.quote(str(plan.folder))}",
         f"export PYTHON={shlex.quote(python)}",
         f"TOOLS={shlex.quote(tools)}",
+        f"export SFT_DIST_SIGNAL_LEAD={cluster.signal_lead_s}",
         'export PYTHONPATH="$RUN/source${PYTHONPATH:+:$PYTHONPATH}"  # the sealed source before all else',
         "umask 077",
         'cd "$RUN" || exit 1  # `python -m` looks here first, and must not find another sft_dist than the sealed one',
@@ -193,7 +194,7 @@ echo "$(date +%FT%T) job $job, start ${{SLURM_RESTART_COUNT:-0}}, on $SLURM_JOB_
 rm -f "$RUN/stop"
 signal=
 trap 'signal=USR1; echo "$(date +%T) USR1: all ranks are asked to save"; touch "$RUN/stop"' USR1
-trap 'signal=TERM; echo "$(date +%T) TERM: all ranks are asked to save"; touch "$RUN/stop"' TERM
+trap 'signal=${{signal:-TERM}}; echo "$(date +%T) TERM: all ranks are asked to save"; touch "$RUN/stop"' TERM
 
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 [[ $HEAD ]] || {{ echo "scontrol does not name the first node of $SLURM_JOB_NODELIST"; exit 1; }}
@@ -235,16 +236,18 @@ printf '{{"returncode": %d, "time": "%s", "killed": false, "job": "%s"}}\\n' \\
   "$code" "$(date -u +%FT%T+00:00)" "$job" >"$attempt/.exit.json" && mv "$attempt/.exit.json" "$attempt/exit.json"
 
 # ---- what happened, and what next? The ranks' files know; srun's exit code (143 for almost anything) does not.
-action=stop exclude=
+action=stop exclude= exit=
 while IFS='=' read -r key value; do
   case $key in
     action) action=$value ;;
     exclude) exclude=$value ;;
+    exit) exit=$value ;;
   esac
 done < <("$TOOLS" -m sft_dist.recipe.verdict "$RUN" "$number" --exit-code "$code" ${{signal:+--batch-signal "$signal"}})
-echo "$(date +%T) srun ended with $code; $action${{exclude:+, without $exclude}}"
+echo "$(date +%T) srun ended with $code: $action${{exclude:+, without $exclude}}"
+[[ $exit =~ ^[0-9]{{1,3}}$ ]] || exit=$code
 if [[ $action == requeue ]] && {requeue}; then
-  scontrol requeue "$job" || exit "$code"
+  scontrol requeue "$job" || exit "$exit"
   # Only a job that waits can be told which nodes to leave out; this shell has some seconds before it is killed.
   if [[ $exclude =~ ^[A-Za-z0-9_.,-]+$ ]]; then
     for _ in 1 2 3 4 5 6 7 8 9 10; do
@@ -254,5 +257,5 @@ if [[ $action == requeue ]] && {requeue}; then
   fi
   sleep 60  # until Slurm ends this shell
 fi
-exit "$code"
+exit "$exit"
 """

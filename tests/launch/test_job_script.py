@@ -178,7 +178,25 @@ def test_training_imports_the_sealed_source_wherever_the_job_was_sent_from(bench
     assert (bench.path / "log.node-1.cwd").read_text().strip() == str(bench.run_folder)
 
 
-def test_the_exit_code_is_sruns(bench: Bench) -> None:
+def test_the_exit_code_is_the_verdicts(bench: Bench) -> None:
+    assert run(bench, bench.render(nodes=1), STUB_TRAIN="exit 143", STUB_VERDICT="action=stop\nexit=2") == 2
+
+
+def test_a_time_limit_that_runs_out_while_saving_is_still_a_time_limit(bench: Bench) -> None:
+    train = f"touch {bench.path}/up; until [[ -e {bench.path}/over ]]; do sleep 0.05; done"
+    process = bench.start(bench.render(nodes=1), STUB_TRAIN=train)
+    wait_for((bench.path / "up").exists)
+    os.kill(process.pid, signal.SIGUSR1)
+    wait_for(lambda: "USR1" in bench.launcher_log())
+    os.kill(process.pid, signal.SIGTERM)
+    wait_for(lambda: "TERM" in bench.launcher_log())
+    (bench.path / "over").touch()
+    process.communicate(timeout=20)
+    (words,) = bench.calls("verdict")
+    assert words[-1] == "USR1"
+
+
+def test_without_a_verdict_the_exit_code_is_sruns(bench: Bench) -> None:
     assert run(bench, bench.render(nodes=1), STUB_TRAIN="exit 3") == 3
     exit_json = read_json(bench.run_folder / "attempts/001/exit.json")
     assert exit_json["returncode"] == 3
