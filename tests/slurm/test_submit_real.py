@@ -200,13 +200,14 @@ def test_the_jobs_environment_has_the_token_and_no_file_does(workplace: Workplac
 
 
 def test_a_run_on_half_a_node_gets_half_of_its_gpus_and_cpus(workplace: Workplace) -> None:
-    told = 'print("got", os.environ["CUDA_VISIBLE_DEVICES"], os.environ["SLURM_CPUS_PER_TASK"], flush=True)'
+    # One write each: two nodes' lines come through one srun.
+    told = "os.write(1, f\"got {os.environ['CUDA_VISIBLE_DEVICES']} {os.environ['SLURM_CPUS_PER_TASK']}\\n\".encode())"
     workplace.trainer.write_text(f"import os\n{told}\n{TRAINER.read_text()}")
     text = CLUSTER.replace("VENV", str(workplace.path / "venv")).replace("cpus_per_node: 2", "cpus_per_node: 8")
     (workplace.path / "here.yaml").write_text(f"{text}gpus_per_node: 4\ngpu_type: h100\n")
     (run,) = workplace.submit("resources.nodes=2", "resources.processes_per_node=2")
     workplace.wait_for([run])
-    assert run.all_attempts()[0].launcher_log.read_text().count("got 0,1 4") == 4
+    assert run.all_attempts()[0].launcher_log.read_text().count("got 0,1 4\n") == 4
 
 
 def test_a_run_folder_is_sent_again_to_go_on(workplace: Workplace) -> None:
