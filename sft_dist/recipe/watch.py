@@ -52,10 +52,11 @@ class Rank:
 
 @dataclass(frozen=True)
 class Hang:
-    """`kind`: node (all of a host silent), silent (a rank's process stands still), stuck (lives, makes no progress)."""
+    """`kind`: node (all of a host silent), silent (a rank's process stands still), stuck (lives, makes no progress),
+    all (nobody differs from the others, so nobody is accused)."""
 
     kind: str
-    rank: int
+    rank: int | None
     host: str
     step: int
     line: str
@@ -131,7 +132,15 @@ def name(ranks: Sequence[Rank], silent: Sequence[Rank], late: Sequence[Rank], st
             line = f"all {len(here)} ranks on {host}: {since}; the machine is gone, or cut off"
             return _hang("node", here[0], line, here)
         return _hang("silent", first, f"rank {first.rank} on {first.host}: {since}; its process was stopped", silent)
-    odd, why = _odd_one(late, stack_of)
+    since = f"no progress for {max(rank.still_s for rank in late):.0f} s at step {late[0].step} ({late[0].phase})"
+    if not (accused := _odd_one(late, stack_of)):
+        hosts = sorted({rank.host for rank in late})
+        between = f", or the network between {' and '.join(hosts)}" if len(hosts) > 1 else ""
+        line = f"all {len(late)} ranks: {since}; none differs from the others: a collective that cannot end{between}"
+        return Hang(
+            "all", None, "", late[0].step, line, tuple(rank.rank for rank in late), (), f"rank-{late[0].rank}.stack"
+        )
+    odd, why = accused
     line = f"rank {odd.rank} on {odd.host}: no progress for {odd.still_s:.0f} s at step {odd.step} ({odd.phase}); {why}"
     return _hang("stuck", odd, line, [odd])
 
@@ -142,7 +151,7 @@ def _hang(kind: str, first: Rank, line: str, ranks: Sequence[Rank]) -> Hang:
     return Hang(kind, first.rank, first.host, first.step, line, tuple(rank.rank for rank in ranks), hosts, log)
 
 
-def _odd_one(late: Sequence[Rank], stack_of: Callable[[int], str]) -> tuple[Rank, str]:
+def _odd_one(late: Sequence[Rank], stack_of: Callable[[int], str]) -> tuple[Rank, str] | None:
     """All live and none moves: the one behind, in another phase, not waiting, or standing where no other stands."""
     behind = min(rank.step for rank in late)
     if any(rank.step > behind for rank in late):
@@ -159,7 +168,7 @@ def _odd_one(late: Sequence[Rank], stack_of: Callable[[int], str]) -> tuple[Rank
     odd = [rank for rank in late if places[rank.rank] != common]
     if odd and times > 1:
         return odd[0], f"it is {places[odd[0].rank] or 'nowhere to be seen'}, the others are {common}"
-    return late[0], "none differs from the others, so it is named for all of them"
+    return None if len(late) > 1 else (late[0], "it is the only one")
 
 
 def innermost(stack: str) -> str:

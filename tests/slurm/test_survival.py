@@ -198,8 +198,9 @@ def test_a_time_limit_is_met_with_a_checkpoint_and_another_start(submit: Submit,
     assert_same(job, undisturbed)
 
 
-def test_a_lost_node_is_survived_and_named(submit: Submit, undisturbed: Path):
-    job = submit()
+@pytest.mark.parametrize("hang_timeout", ["6s", "30min"], ids=["noticed by the watcher", "noticed by Slurm"])
+def test_a_lost_node_is_survived_and_named(submit: Submit, undisturbed: Path, hang_timeout: str):
+    job = submit(f"resources.hang_timeout={hang_timeout}")
     job.wait_for_step(10)
     lost = str(job.rank(1)["host"])
     job.cluster.devcluster("node-cut", number_of(lost))

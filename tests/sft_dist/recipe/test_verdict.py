@@ -185,6 +185,12 @@ def test_a_hang_names_the_rank_the_watcher_named():
     )  # fmt: skip
 
 
+def test_a_hang_without_anybody_to_blame_blames_nobody():
+    hang = {"kind": "all", "rank": None, "host": "", "hosts": [], "step": 9, "line": "all 4 ranks: no progress"}
+    found = classify(Facts(hang=hang))
+    assert (found.cause, found.rank, found.hosts) == ("hang", None, ())
+
+
 # ── what next ───────────────────────────────────────────────────────────────────────────────────────────────────────
 def ended(cause: str, progress: bool = False, host: str = "", at_step: int | None = None) -> Ended:
     return Ended(Verdict("failed", cause, "", hosts=(host,), at_step=at_step), progress)
