@@ -87,6 +87,16 @@ def test_arrays_are_no_longer_than_the_cluster_allows(tmp_path: Path, slurm: Slu
     assert [array[1] for array in arrays if array] == ["0-7", "0-7", "0-3"]
 
 
+def test_a_thousand_runs_are_one_call_of_sbatch(tmp_path: Path, slurm: Slurm) -> None:
+    runs = prepared(tmp_path / "runs", 1000)
+    submit(runs, CLUSTER, evaluate=False)
+    assert len(slurm.calls("sbatch")) == 1
+    assert len(slurm.calls("squeue")) == 1
+    assert jobs_of(runs[-1].plan.folder)[0].id == "101_999"
+    shared = {(one.plan.folder / "source").resolve() for one in runs}
+    assert len(shared) == 1
+
+
 def test_runs_that_ask_for_different_things_are_not_in_one_array(tmp_path: Path) -> None:
     one, two = prepared(tmp_path, 2), prepared(tmp_path, 2, nodes=2)
     assert [len(part.runs) for part in parts_of([*one, *two], 1000)] == [2, 2]
