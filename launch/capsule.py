@@ -36,14 +36,13 @@ def seal(plan: Plan, recipe: Recipe, job: str = "") -> RunFolder:
 def seal_all(sealed: Sequence[tuple[Plan, Recipe, str]]) -> list[RunFolder]:
     """`seal` for many runs of one recipe at once: a thousand in a second or two.
 
-    They share one copy of the source, beside them in `.source-<digest>`, and are put on the disk together.
+    They share one copy of the source, beside them in `.source-<digest>`.
     """
     if len(sealed) == 1:
         return [seal(*sealed[0])]
     shared = _shared_source(sealed[0][0].folder.parent)
-    folders = [_seal(plan, recipe, job, shared, durable=False) for plan, recipe, job in sealed]
-    os.sync()
-    return folders
+    # Not made sure of on the disk, file by file: that takes 3 ms each, and network file systems do it at every close.
+    return [_seal(plan, recipe, job, shared, durable=False) for plan, recipe, job in sealed]
 
 
 def _seal(plan: Plan, recipe: Recipe, job: str, shared: Path | None, durable: bool) -> RunFolder:
@@ -54,13 +53,19 @@ def _seal(plan: Plan, recipe: Recipe, job: str, shared: Path | None, durable: bo
         _snapshot(folder.source)
     elif not folder.source.exists():
         folder.source.symlink_to(f"../{shared.name}")
-    write_text(folder.plan_file, json.dumps(plan.to_json(), ensure_ascii=False, indent=2) + "\n", durable)
+    write_text(folder.plan_file, _key_by_key(plan.to_json()), durable)
     if job:
         write_text(folder.job_script, job, durable)
     else:
         write_text(folder.script, script(plan), durable)
         folder.script.chmod(0o700)
     return folder
+
+
+def _key_by_key(data: Mapping[str, object]) -> str:
+    """JSON with one key a line: as readable as an indented one, and four times as fast to write."""
+    lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in data.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def newest(names: Iterable[str]) -> dict[str, int]:

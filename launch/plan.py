@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,10 +86,10 @@ class Plan:
         return {
             **vars(self),
             "folder": str(self.folder),
-            "batch": asdict(self.batch),
+            "batch": vars(self.batch),
             "steps": vars(self.steps) if self.steps else None,
             "rows": vars(self.rows),
-            "request": asdict(self.request) if self.request else None,
+            "request": vars(self.request) if self.request else None,
         }
 
 
