@@ -7,12 +7,13 @@ The recipe and the source are written once and never again: a resumed run goes o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import sft_dist
@@ -21,20 +22,51 @@ from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.run_folder import RunFolder, write_text
 from sft_dist.recipe.schema import NAME_PATTERN, Recipe
 
+MOST_SOURCE_BYTES = 20 * 2**20
+
 _ID = re.compile(r"([0-9a-f]{10})(?:-([1-9][0-9]{0,5}))?")
 
 
-def seal(plan: Plan, recipe: Recipe) -> RunFolder:
-    """Make the folder, or bring `plan.json` and `run.sh` of an existing one up to date. Safe to repeat."""
+def seal(plan: Plan, recipe: Recipe, job: str = "") -> RunFolder:
+    """Make the folder, or bring `plan.json` and the script of an existing one up to date: `job.sbatch` with the text
+    `job`, or `run.sh` when the plan is for this machine. Safe to repeat."""
+    return _seal(plan, recipe, job, None, durable=True)
+
+
+def seal_all(sealed: Sequence[tuple[Plan, Recipe, str]]) -> list[RunFolder]:
+    """`seal` for many runs of one recipe at once: a thousand in a second or two.
+
+    They share one copy of the source, beside them in `.source-<digest>`.
+    """
+    if len(sealed) == 1:
+        return [seal(*sealed[0])]
+    shared = _shared_source(sealed[0][0].folder.parent)
+    # Not made sure of on the disk, file by file: that takes 3 ms each, and network file systems do it at every close.
+    return [_seal(plan, recipe, job, shared, durable=False) for plan, recipe, job in sealed]
+
+
+def _seal(plan: Plan, recipe: Recipe, job: str, shared: Path | None, durable: bool) -> RunFolder:
     folder = RunFolder(plan.folder)
     _check_names(folder)
     os.umask(0o077)  # this process and the ranks it starts write for their owner alone
-    folder.create(recipe)
-    _snapshot(folder)
-    write_text(folder.plan_file, json.dumps(plan.to_json(), ensure_ascii=False, indent=2) + "\n")
-    write_text(folder.script, script(plan))
-    folder.script.chmod(0o700)
+    folder.create(recipe, durable)
+    if shared is None:
+        _snapshot(folder.source)
+    elif not folder.source.exists():
+        folder.source.symlink_to(f"../{shared.name}")
+    write_text(folder.plan_file, _key_by_key(plan.to_json()), durable)
+    if job:
+        write_text(folder.job_script, job, durable)
+    else:
+        write_text(folder.script, script(plan), durable)
+        folder.script.chmod(0o700)
     return folder
+
+
+def _key_by_key(data: Mapping[str, object]) -> str:
+    """JSON with one key a line: as readable as an indented one, and four times as fast to write."""
+    lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in data.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def newest(names: Iterable[str]) -> dict[str, int]:
@@ -101,19 +133,43 @@ def _check_names(folder: RunFolder) -> None:
         raise UserError(f"a link stands where the run folder should be: {folder.path}")
 
 
-def _snapshot(folder: RunFolder) -> None:
-    """Copy the package's own modules, aside first, so that a copy is whole or absent."""
-    target = folder.source / "sft_dist"
+def _snapshot(source: Path) -> None:
+    """Copy the package's own modules as they are now, aside first, so that a copy is whole or absent."""
+    target = source / "sft_dist"
     if target.exists():
         return
-    aside = folder.source / ".sft_dist"
+    aside = source / f".sft_dist-{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
     package = Path(sft_dist.__file__).parent
-    for file in sorted(package.rglob("*.py")):
-        inside = file.relative_to(package)
-        if inside.parts[0] == "_shipped" or "__pycache__" in inside.parts:
-            continue
+    for inside in _modules(package):
         copy = aside / inside
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
+        shutil.copyfile(package / inside, copy)
     aside.rename(target)
+
+
+def _shared_source(parent: Path) -> Path:
+    """One copy for many runs, named by its content, so that runs of another day keep what they were sealed with."""
+    package = Path(sft_dist.__file__).parent
+    digest = hashlib.sha256()
+    for file in _modules(package):
+        content = (package / file).read_bytes()
+        digest.update(f"{file}\0{len(content)}\0".encode() + content)
+    shared = parent / f".source-{digest.hexdigest()[:12]}"
+    for folder in (parent, shared):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _snapshot(shared)
+    return shared
+
+
+def _modules(package: Path) -> list[Path]:
+    """Raises UserError when they are too large to be copied."""
+    files = [file.relative_to(package) for file in sorted(package.rglob("*.py")) if "__pycache__" not in file.parts]
+    files = [file for file in files if file.parts[0] != "_shipped"]
+    sizes = {file: (package / file).stat().st_size for file in files}
+    if sum(sizes.values()) > MOST_SOURCE_BYTES:
+        raise UserError(
+            f"{package}: {sum(sizes.values()) / 2**20:.0f} MiB of source would be copied, at most "
+            f"{MOST_SOURCE_BYTES // 2**20} MiB are; the largest file is {max(sizes, key=lambda file: sizes[file])}"
+        )
+    return files

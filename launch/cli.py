@@ -16,6 +16,9 @@ import click
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 RUNS = click.option("--runs", metavar="DIR", help="Where run folders are ($SFT_DIST_RUNS, else ./runs).")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+CLUSTER = click.option(
+    "--cluster", metavar="NAME", envvar="SFT_DIST_CLUSTER", help="Cluster's name or file; local: this machine."
+)
 PROCESSES = click.option("--processes", type=click.IntRange(1), metavar="N", help="Processes on this machine.")
 
 
@@ -76,6 +79,7 @@ def cli() -> None:
     sft-dist plan recipes/text-classification/quickstart.yaml     what would happen
     sft-dist run  recipes/text-classification/quickstart.yaml     train
     sft-dist eval recipes/text-classification/quickstart.yaml     judge every checkpoint, export the best
+    sft-dist submit recipes/text-classification/quickstart.yaml --cluster NAME     the same on a Slurm cluster
     """
 
 
@@ -120,9 +124,21 @@ def schema() -> None:
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @PROCESSES
+@click.option("--cluster", metavar="NAME", help="Plan for a Slurm cluster, and print the job script.")
+@click.option("--script", "script_only", is_flag=True, help="Print nothing but the (first) job script.")
+@click.option("--diff", is_flag=True, help="Which runs are missing, waiting, running, done.")
 @RUNS
 @AS_JSON
-def plan(recipe: str, overrides: tuple[str, ...], processes: int | None, runs: str | None, as_json: bool) -> None:
+def plan(
+    recipe: str,
+    overrides: tuple[str, ...],
+    processes: int | None,
+    cluster: str | None,
+    script_only: bool,
+    diff: bool,
+    runs: str | None,
+    as_json: bool,
+) -> None:
     """Show exactly what would happen, without doing it.
 
     Example: sft-dist plan my.yaml train.lr=1e-4 --processes 1
@@ -130,13 +146,34 @@ def plan(recipe: str, overrides: tuple[str, ...], processes: int | None, runs: s
     from launch.ledger import runs_root
     from launch.prepare import prepare, with_states
 
-    prepared = prepare(recipe, overrides, runs_root(runs), processes)
+    where = _cluster(cluster)
+    prepared = prepare(recipe, overrides, runs_root(runs), processes, cluster=where)
+    if diff:
+        from launch.backends.slurm import divide, live_jobs
+        from launch.slurm.texts import divided, divided_json
+
+        found = divide(prepared, live_jobs() if where else ())
+        click.echo(json.dumps(divided_json(found), indent=2) if as_json else divided(found))
+        return
     if as_json:
         click.echo(json.dumps([one.plan.to_json() for one in prepared], indent=2, ensure_ascii=False))
         return
     from launch.render import plans
 
-    click.echo(plans(with_states(prepared)))
+    if where is None:
+        if script_only:
+            raise click.UsageError("--script prints a cluster's job script; add --cluster NAME")
+        click.echo(plans(with_states(prepared)))
+        return
+    from launch.backends.slurm import check_places, script_of
+    from launch.slurm.texts import asked_of
+
+    check_places(prepared, where)
+    if not script_only:
+        click.echo(plans(with_states(prepared)))
+        click.echo(asked_of(prepared, where))
+        click.echo(f"\n{prepared[0].plan.folder}/job.sbatch:\n")
+    click.echo(script_of(prepared[0], where), nl=False)
 
 
 @cli.command()
@@ -181,6 +218,136 @@ def run(
 
 
 @cli.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@CLUSTER
+@click.option("--max-parallel", type=click.IntRange(1), metavar="N", help="Most runs of a sweep at a time.")
+@click.option(
+    "--eval/--no-eval", "evaluate", default=True, help="Judge the checkpoints afterwards, as a job of its own."
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be sent.")
+@PROCESSES
+@RUNS
+def submit(
+    recipe: str,
+    overrides: tuple[str, ...],
+    cluster: str | None,
+    max_parallel: int | None,
+    evaluate: bool,
+    dry_run: bool,
+    processes: int | None,
+    runs: str | None,
+) -> None:
+    """Send all runs of a RECIPE (or a run folder) to a Slurm cluster, as one job or one job array.
+
+    Finished runs and those with a job in the queue are left alone, so that sending twice sends nothing new.
+
+    Example: sft-dist submit my.yaml --cluster my-cluster --max-parallel 8
+    """
+    from launch.ledger import runs_root
+    from launch.prepare import prepare
+
+    if not cluster:
+        from launch.clusters import known_clusters
+
+        raise click.UsageError(f"--cluster NAME is missing; known: local, {', '.join(known_clusters())}")
+    where = _cluster(cluster)
+    prepared = prepare(recipe, overrides, runs_root(runs), processes, cluster=where)
+    if where is None:
+        sys.exit(_submit_here(prepared, evaluate, dry_run))
+    from launch.backends.slurm import divide, live_jobs, parts_of
+    from launch.backends.slurm import submit as send
+    from launch.slurm.texts import submitted, would_submit
+
+    if dry_run:
+        found = divide(prepared, live_jobs())
+        click.echo(would_submit(found, parts_of(found.missing, where.max_array_size), max_parallel, evaluate))
+        return
+    click.echo(submitted(send(prepared, where, max_parallel, evaluate), where))
+
+
+def _cluster(name: str | None) -> Any:
+    """The cluster, or None for this machine."""
+    from launch.clusters import LOCAL, load_cluster
+
+    return None if name in (None, "", LOCAL) else load_cluster(str(name))
+
+
+def _submit_here(prepared: list[Any], evaluate: bool, dry_run: bool) -> int:
+    """`--cluster local`: the same plan, here and now."""
+    from launch.backends.local import Local
+    from launch.judge import sweep
+    from launch.prepare import with_states
+    from launch.render import plans
+    from launch.start import run_all
+
+    if dry_run:
+        click.echo(plans(with_states(prepared)))
+        return 0
+    code = run_all(prepared, Local())
+    folders = [one.plan.folder for one in prepared if any((one.plan.folder / "checkpoints").glob("step-*"))]
+    if evaluate and folders and code != 130:
+        code = sweep(folders, folders[0].parent, force=False) or code
+    return code
+
+
+@cli.group("cluster", cls=_Ordered)
+def clusters() -> None:
+    """Cluster files: which there are, what they say, a first draft of a new one.
+
+    Example: sft-dist cluster list
+    """
+
+
+@clusters.command("list")
+@AS_JSON
+def cluster_list(as_json: bool) -> None:
+    """List the clusters that `--cluster` knows by name.
+
+    Example: sft-dist cluster list
+    """
+    from launch.clusters import known_clusters
+
+    known = known_clusters()
+    if as_json:
+        click.echo(json.dumps({name: str(file) for name, file in known.items()}, indent=2))
+        return
+    for name, file in {"local": "this machine", **known}.items():
+        click.echo(f"{name:<20} {file}")
+
+
+@clusters.command("show")
+@click.argument("name")
+@AS_JSON
+def cluster_show(name: str, as_json: bool) -> None:
+    """Check a cluster's file, and print it with every default filled in.
+
+    Example: sft-dist cluster show devcluster
+    """
+    import yaml
+
+    from launch.clusters import find_cluster, read_cluster
+
+    file = find_cluster(name)
+    found = read_cluster(file).model_dump()
+    click.echo(
+        json.dumps(found, indent=2) if as_json else f"# {file}\n{yaml.safe_dump(found, sort_keys=False)}", nl=as_json
+    )
+
+
+@clusters.command("probe")
+@click.option("--partition", metavar="NAME", help="Of which partition (the default one).")
+def cluster_probe(partition: str | None) -> None:
+    """Draft a cluster file from what Slurm says about itself here.
+
+    Example: sft-dist cluster probe > ~/.config/sft-dist/clusters/mine.yaml
+    """
+    from launch.slurm.probe import draft, probe
+
+    click.echo(draft(probe(partition)), nl=False)
+
+
+@cli.command()
 @click.argument("run")
 @PROCESSES
 @RUNS
@@ -199,26 +366,41 @@ def resume(run: str, processes: int | None, runs: str | None) -> None:
 
 @cli.command()
 @click.argument("targets", nargs=-1, metavar="[RECIPE_OR_FOLDER]...")
+@click.option("-w", "--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
+@click.option("--every", type=click.IntRange(5), default=30, metavar="SECONDS", help="How often (30).")
 @RUNS
 @AS_JSON
-def status(targets: tuple[str, ...], runs: str | None, as_json: bool) -> None:
+def status(targets: tuple[str, ...], watch: bool, every: int, runs: str | None, as_json: bool) -> None:
     """Show how runs are doing; all of them without arguments.
 
-    Example: sft-dist status my.yaml
-    """
-    from launch.ledger import states_of
-    from launch.render import states
+    Slurm is asked only about runs that were submitted: one squeue, and one sacct when a job has left the queue.
 
-    found = states_of(targets, runs)
-    if as_json:
-        click.echo(json.dumps([one.to_json() for one in found], indent=2, ensure_ascii=False))
-    else:
-        click.echo(states(found) if found else "no runs yet")
+    Example: sft-dist status my.yaml --watch
+    """
+    import time
+
+    from launch.render import states
+    from launch.slurm.queue import look
+
+    while True:
+        found, answer, lines = look(targets, runs)
+        if as_json:
+            click.echo(json.dumps([one.to_json() for one in found], indent=2, ensure_ascii=False))
+        else:
+            if watch and sys.stdout.isatty():
+                click.clear()
+            click.echo(states(found) if found else "no runs yet")
+            for line in (*lines, answer.summary()):
+                if line:
+                    click.echo(line)
+        if not watch:
+            return
+        time.sleep(every)
 
 
 @cli.command()
 @click.argument("run")
-@click.option("-f", "--follow", is_flag=True, help="Go on printing until the run has ended.")
+@click.option("-f", "--follow", is_flag=True, help="Go on printing until the run has ended, its later attempts too.")
 @click.option("--rank", type=click.IntRange(0), metavar="N", help="One rank's own log.")
 @click.option("--attempt", type=click.IntRange(1), metavar="N", help="An earlier start of the run (the last one).")
 @RUNS
@@ -227,12 +409,40 @@ def logs(run: str, follow: bool, rank: int | None, attempt: int | None, runs: st
 
     Example: sft-dist logs 0a1b -f
     """
+    from launch import logs as log
     from launch.ledger import find_run, runs_root
-    from launch.logs import log_file, show
     from sft_dist.recipe.run_folder import RunFolder
 
     folder = RunFolder(find_run(run, runs_root(runs)))
-    show(folder, log_file(folder, attempt, rank), follow)
+    if follow and attempt is None:
+        log.follow(folder, rank)
+    else:
+        log.show(folder, log.log_file(folder, attempt, rank), follow)
+
+
+@cli.command()
+@click.argument("targets", nargs=-1, required=True, metavar="RECIPE_OR_RUN_OR_PATTERN...")
+@click.option("--now", "at_once", is_flag=True, help="End running jobs at once instead of letting them save.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@RUNS
+def cancel(targets: tuple[str, ...], at_once: bool, yes: bool, runs: str | None) -> None:
+    """Take runs off the cluster: waiting jobs go, running ones save a checkpoint and leave.
+
+    Example: sft-dist cancel 'my-sweep/*'
+    """
+    from launch.ledger import runs_root
+    from launch.slurm import queue
+
+    found = queue.to_cancel(targets, runs_root(runs))
+    if not found.jobs:
+        click.echo("none of these runs has a job in the queue")
+        return
+    running = f"{len(found.running)} running ({'ended at once' if at_once else 'saved first'})"
+    judged = f", {len(found.judges)} evaluation" if found.judges else ""
+    click.echo(f"{len(found.folders)} runs: {len(found.waiting)} waiting, {running}{judged}", err=True)
+    if not yes:
+        click.confirm(f"Cancel {found.jobs} jobs?", abort=True, err=True)
+    queue.cancel(found, at_once)
 
 
 @cli.command()

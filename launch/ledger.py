@@ -17,13 +17,14 @@ from typing import Any
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.run_folder import AttemptFolder, RunFolder, read_json
+from sft_dist.recipe.verdict import verdict_of
 
 TAIL_BYTES = 64 * 1024  # of metrics.jsonl; the newest train and validation lines are in it
 
 
 @dataclass(frozen=True)
 class RunState:
-    """`state`: sealed, running, finished, stopped, failed or killed."""
+    """`state`: sealed, running, finished, stopped, failed or killed; with Slurm asked, also pending and ending."""
 
     name: str
     id: str
@@ -37,6 +38,7 @@ class RunState:
     attempts: int
     cause: str
     user_error: bool = False
+    job: str = ""  # of Slurm, if it was asked
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,33 +80,8 @@ def _verdict(folder: RunFolder, attempts: list[AttemptFolder]) -> tuple[str, str
             return "finished", str(outcome.get("reason", "")), False
     if not attempts:
         return "sealed", "", False
-    attempt = attempts[-1]
-    # An error outweighs an orderly stop: when a rank fails, the others are asked to stop and may still save.
-    if first := first_error(attempt):
-        log = f"attempts/{attempt.path.name}/rank-{first.get('rank')}.log"
-        message = str(first.get("message", "")).strip().splitlines() or [""]
-        if first.get("user_error"):
-            return "failed", "\n".join(message), True
-        what = f"rank {first.get('rank')} on {first.get('host')}: {first.get('type')}: {message[0]}"
-        return "failed", f"{what}; see {log}", False
-    if outcomes[-1].get("state") == "stopped":
-        return "stopped", str(outcomes[-1].get("reason", "")), False
-    ended = read_json(attempt.exit_file) or {}
-    log = f"see attempts/{attempt.path.name}/{attempt.launcher_log.name}"
-    code = ended.get("returncode")
-    if ended.get("killed"):
-        return "killed", f"interrupted before it could save; {log}", False
-    if isinstance(code, int) and code > 0:
-        return "failed", f"the launcher ended with exit code {code} and no rank said why; {log}", False
-    if isinstance(code, int) and code < 0:
-        return "killed", f"signal {-code}; {log}", False
-    return "killed", f"ended without a word (killed, or the machine went down); {log}", False
-
-
-def first_error(attempt: AttemptFolder) -> dict[str, Any] | None:
-    """The earliest rank's error: the others mostly fail because of it."""
-    found = [error for file in attempt.path.glob("rank-*.error.json") if isinstance(error := read_json(file), dict)]
-    return min(found, key=lambda error: (float(error.get("time") or 0), int(error.get("rank") or 0)), default=None)
+    verdict = verdict_of(folder, attempts[-1])
+    return verdict.state, verdict.line, verdict.user_error
 
 
 def is_running(folder: RunFolder) -> bool:

@@ -11,6 +11,7 @@ from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.run_folder import AttemptFolder, RunFolder
 
 POLL_S = 0.3
+ASK_S = 30.0  # between questions to Slurm
 
 
 def log_file(folder: RunFolder, attempt: int | None, rank: int | None) -> Path:
@@ -44,3 +45,76 @@ def show(folder: RunFolder, file: Path, follow: bool) -> None:
             if not (follow and running):
                 return
             time.sleep(POLL_S)
+
+
+def follow(folder: RunFolder, rank: int | None) -> None:
+    """Copy the log of the newest attempt, and of those that follow it, until the run has ended."""
+    live = _Live(folder)
+    if not folder.all_attempts() and not live.goes_on():
+        log_file(folder, None, rank)  # says that it was never started
+    shown = 0
+    while True:
+        more = live.goes_on()  # asked before reading, so that the last lines are not missed
+        for attempt in folder.all_attempts():
+            if attempt.number <= shown or (shown == 0 and attempt.number < folder.all_attempts()[-1].number):
+                continue
+            file = _wait_for_log(folder, attempt, rank, live)
+            if file is None:
+                continue
+            if shown:
+                _write(f"\n=== attempt {attempt.number} ===\n".encode())
+            shown = attempt.number
+            _copy(folder, attempt, file, live)
+        if not more and (not folder.all_attempts() or shown == folder.all_attempts()[-1].number):
+            return
+        time.sleep(POLL_S)
+
+
+def _copy(folder: RunFolder, attempt: AttemptFolder, file: Path, live: _Live) -> None:
+    """Until the attempt is over: another has begun, or the run does not go on."""
+    with file.open("rb") as stream:
+        while True:
+            over = folder.all_attempts()[-1].number > attempt.number or not live.goes_on()
+            while chunk := stream.read(1 << 16):
+                _write(chunk)
+            if over:
+                return
+            time.sleep(POLL_S)
+
+
+def _wait_for_log(folder: RunFolder, attempt: AttemptFolder, rank: int | None, live: _Live) -> Path | None:
+    """An attempt's log; ranks open theirs some time after the start. None when it never comes."""
+    while True:
+        more = live.goes_on() and folder.all_attempts()[-1].number == attempt.number
+        try:
+            return log_file(folder, attempt.number, rank)
+        except UserError:
+            if not more:
+                return None
+        time.sleep(POLL_S)
+
+
+class _Live:
+    """Whether a run goes on: a process holds it here, or its job is in the queue. Slurm is not asked often."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._asked = float("-inf")
+        self._queued = False
+
+    def goes_on(self) -> bool:
+        if is_running(self._folder):
+            return True
+        if not self._folder.jobs_file.exists():
+            return False
+        if time.monotonic() - self._asked >= ASK_S:
+            from launch.slurm.queue import is_live
+
+            self._queued = is_live(self._folder.path)
+            self._asked = time.monotonic()
+        return self._queued
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()

@@ -1,21 +1,27 @@
-"""What will happen: a run and a machine go in, a frozen and printable Plan comes out. Pure but for `detect_machine`."""
+"""What will happen: a run and a machine (or a cluster) go in, a frozen and printable Plan comes out. Pure but for
+`detect_machine`."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.expand import Run
 from launch.rows import Rows
+from launch.slurm.request import Request, request
 from launch.strategies import STRATEGIES, choose
 from launch.strategies.base import Launch, Shape
 from sft_dist.recipe.arithmetic import Batch, Steps, batch_of, steps_of
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from launch.clusters import Cluster
 
 # What a run writes, in the order it appears. The names are RunFolder's.
 WRITTEN = (
@@ -35,6 +41,17 @@ class Machine:
 
     gpus: int
     cores: int
+    cluster: str = ""  # whose nodes are like this; empty: this machine
+    most_nodes: int = 1
+
+    @classmethod
+    def node_of(cls, cluster: Cluster) -> Machine:
+        most = cluster.max_nodes or 100_000
+        return cls(cluster.gpus_per_node, cluster.cpus_per_node, cluster.name, most)
+
+    @property
+    def noun(self) -> str:
+        return f"a node of {self.cluster}" if self.cluster else "this machine"
 
 
 @dataclass(frozen=True)
@@ -58,13 +75,22 @@ class Plan:
     env: dict[str, str]
     files: tuple[str, ...]
     warnings: tuple[str, ...]
+    request: Request | None = None  # what Slurm is asked for
 
     @property
     def world_size(self) -> int:
         return self.nodes * self.processes_per_node
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "folder": str(self.folder)}
+        # Not `asdict` as a whole: it copies deeply, which a thousand runs notice.
+        return {
+            **vars(self),
+            "folder": str(self.folder),
+            "batch": vars(self.batch),
+            "steps": vars(self.steps) if self.steps else None,
+            "rows": vars(self.rows),
+            "request": vars(self.request) if self.request else None,
+        }
 
 
 def detect_machine() -> Machine:
@@ -82,13 +108,24 @@ def detect_machine() -> Machine:
     return Machine(gpus=devices, cores=cores)
 
 
-def plan_run(run: Run, machine: Machine, rows: Rows, folder: Path, python: str, processes: int | None = None) -> Plan:
-    """`processes` (from the command line) replaces resources.processes_per_node. Raises UserError with key paths."""
+def plan_run(
+    run: Run,
+    machine: Machine,
+    rows: Rows,
+    folder: Path,
+    python: str,
+    processes: int | None = None,
+    cluster: Cluster | None = None,
+) -> Plan:
+    """`processes` (from the command line) replaces resources.processes_per_node. With a cluster, `machine` is one node
+    of it. Raises UserError with key paths."""
     recipe = run.recipe
     shape = _shape(machine, recipe.resources.nodes, processes or recipe.resources.processes_per_node)
     strategy, why, launch = _launch(recipe.train.strategy, shape)
     steps = _steps(recipe, rows.train) if rows.train else None
-    threads = recipe.resources.threads_per_process or max(1, machine.cores // shape.processes_per_node)
+    asked = request(recipe.resources, cluster, shape.processes_per_node) if cluster else None
+    cores = asked.cpus if asked else machine.cores
+    threads = recipe.resources.threads_per_process or max(1, cores // shape.processes_per_node)
     where = str(folder)
     env = {
         **launch.env,
@@ -114,21 +151,36 @@ def plan_run(run: Run, machine: Machine, rows: Rows, folder: Path, python: str, 
         why=why,
         argv=(python, "-m", "accelerate.commands.launch", *launch.flags, "-m", "sft_dist.train", where),
         env=env,
-        files=WRITTEN,
+        files=tuple("job.sbatch" if cluster and file == "run.sh" else file for file in WRITTEN),
         warnings=tuple(_warnings(recipe, machine, shape, threads, rows, steps)),
+        request=asked,
     )
+
+
+def _nearest_nodes(processes: int, machine: Machine) -> str:
+    """As many processes on more nodes, if the cluster has them."""
+    if not machine.cluster:
+        return ""
+    nodes = min(math.ceil(processes / machine.gpus), machine.most_nodes)
+    each = min(machine.gpus, math.ceil(processes / nodes))
+    return f"nearest that fits: resources.nodes: {nodes} with resources.processes_per_node: {each}"
 
 
 # Thousands of runs of one matrix mostly share what follows, so it is worked out once for each distinct question.
 @lru_cache(maxsize=1024)
 def _shape(machine: Machine, nodes: int, wanted: int | str) -> Shape:
-    if nodes > 1:
+    if nodes > machine.most_nodes:
+        here = not machine.cluster
         raise UserError(
             Problem(
-                f"{nodes} nodes need a cluster, and this is one machine",
+                f"{nodes} nodes need a cluster, and this is one machine"
+                if here
+                else f"jobs on {machine.cluster} have at most {machine.most_nodes} nodes",
                 path="resources.nodes",
                 found=str(nodes),
-                hint="set resources.nodes=1 to run here",
+                hint="set resources.nodes=1 to run here, or send it to one with --cluster"
+                if here
+                else f"nearest that fits: {machine.most_nodes}",
             )
         )
     # auto: two on a CPU, so that what is debugged here is distributed too.
@@ -136,10 +188,11 @@ def _shape(machine: Machine, nodes: int, wanted: int | str) -> Shape:
     if machine.gpus and processes > machine.gpus:
         raise UserError(
             Problem(
-                f"{processes} processes need {processes} GPUs, and this machine has {machine.gpus}",
+                f"{processes} processes need {processes} GPUs, and {machine.noun} has {machine.gpus}",
                 path="resources.processes_per_node",
                 found=str(processes),
                 valid=("auto", *(str(count) for count in range(1, machine.gpus + 1))),
+                hint=_nearest_nodes(nodes * processes, machine),
             )
         )
     return Shape(nodes, processes, on_gpu=machine.gpus > 0)
@@ -179,9 +232,9 @@ def _warnings(
         found.append("no validation examples: the last checkpoint will be chosen")
     if steps and steps.warmup >= steps.total:
         found.append(f"warm-up takes all {steps.total} steps: the full learning rate is never reached")
-    if shape.on_gpu and shape.processes_per_node < machine.gpus:
+    if shape.on_gpu and shape.processes_per_node < machine.gpus and not machine.cluster:
         found.append(f"{machine.gpus - shape.processes_per_node} of {machine.gpus} GPUs stay idle")
     idle = [f"resources.{key}" for key in ("time", "memory") if getattr(recipe.resources, key) is not None]
-    if idle:
+    if idle and not machine.cluster:
         found.append(f"{' and '.join(idle)} only count on a cluster")
     return found

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.capsule import folder_name, newest
 from launch.expand import MOST_PROBLEMS, Run, expand, locate
@@ -18,6 +19,9 @@ from sft_dist.recipe.load import Source, read
 from sft_dist.recipe.references import check_references
 from sft_dist.recipe.run_folder import RunFolder, read_json
 
+if TYPE_CHECKING:
+    from launch.clusters import Cluster
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -28,19 +32,25 @@ class Prepared:
 
 
 def prepare(
-    target: str, overrides: Sequence[str], root: Path, processes: int | None = None, fresh: bool = False
+    target: str,
+    overrides: Sequence[str],
+    root: Path,
+    processes: int | None = None,
+    fresh: bool = False,
+    cluster: Cluster | None = None,
 ) -> list[Prepared]:
-    """All runs of a recipe (or the one run of a run folder), planned for this machine. Raises UserError."""
+    """All runs of a recipe (or the one run of a run folder), planned for this machine or a cluster. Raises UserError."""
     if (Path(target) / "recipe.json").is_file():
         if overrides:
             raise UserError(f"{target} is sealed; KEY=VALUE needs the recipe file, and makes another run")
-        return [prepare_folder(Path(target).resolve(), processes)]
+        return [prepare_folder(Path(target).resolve(), processes, cluster=cluster)]
     source = read(target, overrides)
     runs = expand(source)
     _check_references(runs, source)
     parent = root / runs[0].recipe.name
     taken = _capsules(parent)
-    machine = detect_machine()
+    machine = Machine.node_of(cluster) if cluster else detect_machine()
+    python = python_of(cluster)
     count = _counter()
     prepared: list[Prepared] = []
     problems: dict[tuple[str, str, str], Problem] = {}
@@ -48,7 +58,7 @@ def prepare(
         rows = count(run)
         folder = parent / folder_name(run.id, taken, fresh)
         try:
-            prepared.append(Prepared(run, plan_run(run, machine, rows, folder, sys.executable, processes)))
+            prepared.append(Prepared(run, plan_run(run, machine, rows, folder, python, processes, cluster)))
         except UserError as error:
             for problem in error.problems:
                 found = locate(problem, source, run.places)
@@ -58,7 +68,18 @@ def prepare(
     return prepared
 
 
-def prepare_folder(path: Path, processes: int | None = None, machine: Machine | None = None) -> Prepared:
+def python_of(cluster: Cluster | None) -> str:
+    """The interpreter that trains: this one, or the cluster's own."""
+    if cluster is None:
+        return sys.executable
+    if cluster.venv:
+        return f"{cluster.venv}/bin/python"
+    return "python3" if cluster.container else "python" if cluster.conda else sys.executable
+
+
+def prepare_folder(
+    path: Path, processes: int | None = None, machine: Machine | None = None, cluster: Cluster | None = None
+) -> Prepared:
     """A sealed run, planned anew: this machine may have other processes than the one it was sealed on."""
     folder = RunFolder(path)
     recipe = folder.recipe()
@@ -66,7 +87,8 @@ def prepare_folder(path: Path, processes: int | None = None, machine: Machine | 
     run = Run(path.name, recipe, known.get("point") or {})
     counted = known.get("rows") or {}
     rows = Rows(**counted) if counted.get("splits") else rows_of(recipe)
-    plan = plan_run(run, machine or detect_machine(), rows, path, sys.executable, processes)
+    here = Machine.node_of(cluster) if cluster else machine or detect_machine()
+    plan = plan_run(run, here, rows, path, python_of(cluster), processes, cluster)
     return Prepared(run, plan)
 
 

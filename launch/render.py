@@ -127,6 +127,7 @@ def _many(count: int, noun: str, ending: str = "s") -> str:
 
 # ── states and progress ─────────────────────────────────────────────────────────────────────────────────────────────
 def states(found: Sequence[RunState]) -> str:
+    with_jobs = any(run.job for run in found)
     rows = [
         [
             f"{run.name}/{run.id}",
@@ -135,11 +136,13 @@ def states(found: Sequence[RunState]) -> str:
             "" if run.loss is None else f"{run.loss:.4f}",
             "" if run.eta_s is None else duration(run.eta_s),
             str(run.attempts),
+            *([run.job] if with_jobs else []),
         ]
         for run in found
     ]
-    text = table(["run", "state", "step", "loss", "left", "attempts"], rows)
-    causes = [f"{run.name}/{run.id}: {run.cause}" for run in found if run.cause and run.state in ("failed", "killed")]
+    text = table(["run", "state", "step", "loss", "left", "attempts", *(["job"] if with_jobs else [])], rows)
+    told = ("failed", "killed", "pending", "ending")
+    causes = [f"{run.name}/{run.id}: {run.cause}" for run in found if run.cause and run.state in told]
     return "\n".join([text, *([""] if causes else []), *causes])
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.run_folder import AttemptFolder, RunFolder, write_json
+from sft_dist.recipe.verdict import slurm_job
 
 log = logging.getLogger("sft_dist")
 
@@ -102,6 +103,18 @@ def append_line(path: Path, line: str) -> None:
         os.write(descriptor, (line + "\n").encode())
     finally:
         os.close(descriptor)
+
+
+def job_facts() -> dict[str, Any]:
+    """Where Slurm runs this; empty elsewhere."""
+    env = os.environ
+    if not (job := slurm_job(env)):
+        return {}
+    return {
+        "job_id": job,
+        "restart_count": int(env.get("SLURM_RESTART_COUNT") or 0),
+        "nodes": env.get("SLURM_JOB_NODELIST", ""),
+    }
 
 
 def start_record(attempt: AttemptFolder, **facts: Any) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,7 @@ class Training:
     direction: str  # max | min
     progress: Progress
     stop_requested: list[str]  # filled by a signal handler with the reason
+    beat: Callable[[int, str], None]  # a sign of life: step and phase
 
     @property
     def raw_model(self) -> PreTrainedModel | PeftModel:
@@ -98,6 +100,7 @@ def run(t: Training) -> tuple[str, str]:
         if _patience_is_over(t):
             return "finished", f"early stopping: {t.metric} was best at step {t.progress.best_step}"
         step = t.progress.step + 1
+        t.beat(step, "training")
         t.model.train()
         slots = plan.slots(step, num_slots)
         divisor = float(weights[np.concatenate(slots)].sum())
@@ -169,6 +172,7 @@ def _ids(t: Training, slot: np.ndarray) -> list[int]:
 # ── validation ──────────────────────────────────────────────────────────────────────────────────────────────────────
 def _validate(t: Training) -> None:
     assert t.validation is not None
+    t.beat(t.progress.step, "validating")
     world, rank = t.accelerator.num_processes, t.accelerator.process_index
     batches = length_sorted_batches(t.validation.lengths, t.recipe.evaluate.micro_batch)[rank::world]
     # The bare model: ranks may have different numbers of batches, which a distributed wrapper need not allow.
@@ -205,6 +209,7 @@ def _patience_is_over(t: Training) -> bool:
 # ── saving ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 def _save(t: Training) -> None:
     """Rank 0 publishes the checkpoint; the others wait, so that no rank is ever a checkpoint ahead."""
+    t.beat(t.progress.step, "saving")
     if t.accelerator.is_main_process:
         started = time.monotonic()
         ckpt.publish(t.folder, t.progress.step, lambda aside: write_checkpoint(t, aside))

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.load import read, validate
 from sft_dist.recipe.run_folder import RunFolder, run_id
 from sft_dist.recipe.schema import METRICS, Recipe
+from sft_dist.recipe.units import seconds_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -85,6 +87,7 @@ def train(folder: RunFolder) -> int:
 
     from sft_dist import attempt as at
     from sft_dist import loop
+    from sft_dist.heartbeat import Heart
     from sft_dist.quiet import quiet_libraries
 
     quiet_libraries()
@@ -107,9 +110,10 @@ def train(folder: RunFolder) -> int:
             print(refused, file=sys.stderr)
         return 2
     at.start_logging(attempt, rank)
+    heart = Heart(attempt, rank, seconds_of(recipe.resources.hang_timeout))
     t = None
     try:
-        t = build(recipe, folder, attempt.number, accelerator, stop_requested)
+        t = build(recipe, folder, attempt.number, accelerator, stop_requested, heart.beat)
         if accelerator.is_main_process:
             at.start_record(
                 attempt,
@@ -117,6 +121,7 @@ def train(folder: RunFolder) -> int:
                 first_step=t.progress.step,
                 total_steps=t.steps.total,
                 torch=torch.__version__,
+                **at.job_facts(),
             )
         accelerator.wait_for_everyone()
         state, reason = loop.run(t)
@@ -135,6 +140,7 @@ def train(folder: RunFolder) -> int:
         log.exception("rank %d failed", rank)
         return 1
     finally:
+        heart.stop()
         if lock is not None:
             os.close(lock)
 
@@ -159,7 +165,12 @@ def build_accelerator(recipe: Recipe, folder: RunFolder) -> Accelerator:
 
 
 def build(
-    recipe: Recipe, folder: RunFolder, attempt: int, accelerator: Accelerator, stop_requested: list[str]
+    recipe: Recipe,
+    folder: RunFolder,
+    attempt: int,
+    accelerator: Accelerator,
+    stop_requested: list[str],
+    beat: Callable[[int, str], None],
 ) -> loop.Training:
     """Data, model, optimizer, and the newest good checkpoint in them. Raises UserError."""
     import torch
@@ -248,6 +259,7 @@ def build(
         direction=direction,
         progress=progress,
         stop_requested=stop_requested,
+        beat=beat,
     )
 
 

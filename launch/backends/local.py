@@ -21,8 +21,11 @@ from launch.ledger import RunState, is_running, state_of
 from launch.plan import Plan
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.run_folder import AttemptFolder, RunFolder, write_json
+from sft_dist.recipe.units import seconds_of
+from sft_dist.recipe.watch import Watch, found
 
 POLL_S = 0.2
+LOOK_S = 1.0  # between looks at the ranks' signs of life
 IMPATIENT_S = 5.0  # between the second Ctrl-C and SIGKILL
 
 
@@ -37,31 +40,46 @@ class Local:
         self.interrupted = False
 
     def run(self, folder: RunFolder, plan: Plan) -> RunState:
-        """Raises UserError when the run is being trained already."""
+        """A run that hangs is ended and started again, once. Raises UserError when it is being trained already."""
         if is_running(folder):
             raise UserError(f"{plan.name}/{folder.id} is running already; see `sft-dist status` and `sft-dist logs -f`")
+        attempt = self._attempt(folder, plan)
+        if attempt.hang_file.exists() and not self.interrupted:
+            print(f"{state_of(folder.path).cause}\nstarting it again", file=self._stream, flush=True)
+            self._attempt(folder, plan)
+        return state_of(folder.path)
+
+    def _attempt(self, folder: RunFolder, plan: Plan) -> AttemptFolder:
         folder.stop_file.unlink(missing_ok=True)
         attempt = folder.new_attempt()
         token = new_token()
         progress = Progress(folder.metrics_file, self._stream)
         progress.say(f"attempt {attempt.path.name}; output in {attempt.launcher_log}")
+        watch = Watch(attempt, seconds_of(folder.recipe().resources.hang_timeout))
         with _counted_signals() as signals:
             guard = Guard.start(token)
             try:
                 process = _start(folder, plan, attempt, token)
                 guard.spare(process.pid)
-                killed = self._follow(process, folder, progress, signals, token)
+                killed = self._follow(process, folder, progress, signals, token, watch)
             finally:
                 guard.dismiss()
             folder.stop_file.unlink(missing_ok=True)
             _record_exit(attempt, process.returncode, killed)
-        return state_of(folder.path)
+        return attempt
 
     def _follow(
-        self, process: subprocess.Popen[bytes], folder: RunFolder, progress: Progress, signals: list[int], token: str
+        self,
+        process: subprocess.Popen[bytes],
+        folder: RunFolder,
+        progress: Progress,
+        signals: list[int],
+        token: str,
+        watch: Watch,
     ) -> bool:
         """Wait for the end, showing progress. True when the run had to be killed."""
         told = False
+        next_look = time.monotonic()
         while process.poll() is None:
             progress.update()
             if signals and not told:
@@ -69,8 +87,12 @@ class Local:
                 progress.say("stopping: saving a checkpoint after this step (Ctrl-C again ends it at once)")
             if signals and not folder.stop_file.exists():
                 folder.stop_file.touch(mode=0o600)  # again, too: a trainer that is still starting removes old ones
-            if len(signals) > 1:
-                progress.say("ending it now")
+            hangs = False
+            if time.monotonic() >= next_look:
+                next_look = time.monotonic() + LOOK_S
+                hangs = found(watch) is not None
+            if hangs or len(signals) > 1:
+                progress.say("it hangs; ending it" if hangs else "ending it now")
                 end_all(token, IMPATIENT_S if len(signals) == 2 else 0)
                 process.wait()
                 progress.close()

@@ -26,6 +26,8 @@ class Launch:
     env: dict[str, str] = field(default_factory=dict)
 
 
-# Said in every launch: what is left out, Accelerate would take from ~/.cache/huggingface/accelerate/default_config.yaml
-# or guess. Precision and compilation are the trainer's business, so both are off here.
-SETTLED = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+def settled(shape: Shape) -> tuple[str, ...]:
+    """Said in every launch: what is left out, Accelerate would take from
+    ~/.cache/huggingface/accelerate/default_config.yaml or guess. Precision and compilation are the trainer's business,
+    so both are off here."""
+    return ("--num_machines", str(shape.nodes), "--mixed_precision", "no", "--dynamo_backend", "no")

@@ -6,7 +6,7 @@ error, and only `--multi_gpu` goes through torchrun. ACCELERATE_USE_CPU then mak
 
 from __future__ import annotations
 
-from launch.strategies.base import SETTLED, Launch, Shape
+from launch.strategies.base import Launch, Shape, settled
 from sft_dist.recipe.errors import Problem, UserError
 
 
@@ -22,6 +22,12 @@ def ddp(shape: Shape) -> Launch:
                 hint="or set resources.processes_per_node: 2",
             )
         )
-    flags: tuple[str, ...] = ("--multi_gpu", "--num_processes", str(shape.world_size), "--gpu_ids", "all", *SETTLED)
-    flags += ("--machine_rank", "0", "--main_process_port", "0")  # 0: any free port, so that two runs do not meet
+    flags = ("--multi_gpu", "--num_processes", str(shape.world_size), "--gpu_ids", "all", *settled(shape))
+    if shape.nodes == 1:
+        flags += ("--machine_rank", "0", "--main_process_port", "0")  # 0: any free port, so that two runs do not meet
+    else:
+        flags += (
+            "--rdzv_backend",
+            "static",
+        )  # ranks follow the nodes' order; who is who and where, the job script says
     return Launch(flags, {} if shape.on_gpu else {"ACCELERATE_USE_CPU": "true"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launch.strategies.base import SETTLED, Launch, Shape
+from launch.strategies.base import Launch, Shape, settled
 from sft_dist.recipe.errors import Problem, UserError
 
 
@@ -19,5 +19,5 @@ def single(shape: Shape) -> Launch:
             )
         )
     if shape.on_gpu:
-        return Launch(("--num_processes", "1", "--gpu_ids", "all", *SETTLED))
-    return Launch(("--cpu", "--num_processes", "1", *SETTLED))
+        return Launch(("--num_processes", "1", "--gpu_ids", "all", *settled(shape)))
+    return Launch(("--cpu", "--num_processes", "1", *settled(shape)))

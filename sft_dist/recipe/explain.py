@@ -8,8 +8,8 @@ from __future__ import annotations
 import copy
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -60,6 +60,18 @@ _QUOTED = re.compile(r"`(\w+)`")
 
 
 @dataclass(frozen=True)
+class Schema:
+    """What a file is held against. Recipes are not the only files that people write (`launch/clusters.py`)."""
+
+    root: type[BaseModel]
+    noun: str  # "recipe", as in "at the top of a recipe"
+    other_names: Mapping[str, str] = field(default_factory=dict)
+
+
+RECIPE = Schema(Recipe, "recipe", OTHER_NAMES)
+
+
+@dataclass(frozen=True)
 class _Spot:
     """Where in the schema an error lies."""
 
@@ -78,7 +90,7 @@ def problems_from(
     moved = remap or (lambda path: path)
     by_place: dict[KeyPath, list[tuple[_Spot, ErrorDetails]]] = {}
     for details in error.errors(include_url=False):
-        spot = _locate(details["loc"], details["type"])
+        spot = _locate(details["loc"], details["type"], source.schema.root)
         by_place.setdefault(spot.path if spot.union is None else spot.union, []).append((spot, details))
     problems = []
     for reports in by_place.values():
@@ -106,7 +118,7 @@ def without_wrong_parts(data: dict[str, Any], error: ValidationError) -> Recipe 
     left = copy.deepcopy(data)
     for _ in range(3):  # taking out a required value makes it missing, and then something stands in for it
         for details in error.errors(include_url=False):
-            path = _locate(details["loc"], details["type"]).path
+            path = _locate(details["loc"], details["type"], Recipe).path
             if details["type"] == "missing" and path in STAND_INS:
                 _put(left, path, STAND_INS[path])
             elif len(path) < 2 or path[-1] in TAGS or path[0] == "matrix" or not _take_out(left, path):
@@ -141,9 +153,9 @@ def keys_of(section: type[BaseModel]) -> tuple[str, ...]:
 
 
 # ── from pydantic's loc to a key path ───────────────────────────────────────────────────────────────────────────────
-def _locate(loc: tuple[int | str, ...], kind: str) -> _Spot:
+def _locate(loc: tuple[int | str, ...], kind: str, root: type[BaseModel]) -> _Spot:
     """Walk the schema along `loc`, leaving out what pydantic puts in to say which member of a union it tried."""
-    here: Any = Recipe
+    here: Any = root
     path: list[Any] = []
     section: type[BaseModel] | None = None
     union: KeyPath | None = None
@@ -265,29 +277,29 @@ def _problem(group: list[tuple[_Spot, ErrorDetails]], source: Source, moved: Cal
 def _unknown_key(spot: _Spot, source: Source, moved: Callable[[KeyPath], KeyPath]) -> Problem:
     assert spot.section is not None
     assert spot.unknown is not None
-    key, known = spot.unknown, keys_of(spot.section)
+    key, known, schema = spot.unknown, keys_of(spot.section), source.schema
     place = moved(spot.path)
     while place and isinstance(place[-1], int):
         place = place[:-1]  # a key of the matrix: said once, not for each of its values
     mark = source.keys.get(place) or source.mark(place)
-    if owners := _owners(spot.section, key):
+    if owners := _owners(spot.section, key, schema.root):
         tag = tag_name(spot.section)
         names = " or ".join(f"`{name}`" for name in owners)
-        what = f"`{key}` belongs to {' '.join(map(str, spot.path[:-1]))} {tag} {names}; this recipe says `{spot.tag}`"
+        what = f"`{key}` belongs to {' '.join(map(str, spot.path[:-1]))} {tag} {names}; this {schema.noun} says `{spot.tag}`"
         return Problem(what, _dotted(spot.path), mark, None, known, f"remove it, or write {tag}: {owners[0]}")
-    hint = similar_to(key, known) if key not in OTHER_NAMES else ""
-    if "." in key:
+    hint = similar_to(key, known) if key not in schema.other_names else ""
+    if "." in key and schema is RECIPE:
         hint = f"key paths are for the command line; in a file: {key.replace('.', ': {')}: ...{'}' * key.count('.')}"
     if not hint:
-        elsewhere = [OTHER_NAMES[key]] if key in OTHER_NAMES else list(_elsewhere(key))
+        elsewhere = [schema.other_names[key]] if key in schema.other_names else list(_elsewhere(key, schema.root))
         hint = f"did you mean {' or '.join(f'`{one}`' for one in elsewhere[:3])}?" if elsewhere else ""
-    what = f"in {_dotted(spot.path[:-1])}" if len(spot.path) > 1 else "at the top of a recipe"
+    what = f"in {_dotted(spot.path[:-1])}" if len(spot.path) > 1 else f"at the top of a {schema.noun}"
     return Problem(f"unknown key `{_cut(key)}` {what}", _dotted(spot.path), mark, None, known, hint)
 
 
-def _owners(section: type[BaseModel], key: str) -> list[str]:
+def _owners(section: type[BaseModel], key: str, root: type[BaseModel]) -> list[str]:
     """The other choices at this place that do have the key."""
-    siblings = next((group for group in _choices() if section in group), ())
+    siblings = next((group for group in _choices(root) if section in group), ())
     return [tag for one in siblings if key in one.model_fields for tag in tags_of(one)]
 
 
@@ -492,29 +504,29 @@ def _found(value: Any, place: KeyPath, source: Source) -> str:
 
 # ── what the schema knows ───────────────────────────────────────────────────────────────────────────────────────────
 @cache
-def sections() -> dict[KeyPath, tuple[type[BaseModel], ...]]:
+def sections(root: type[BaseModel] = Recipe) -> dict[KeyPath, tuple[type[BaseModel], ...]]:
     """Key path -> the section there, or all the choices."""
     found: dict[KeyPath, tuple[type[BaseModel], ...]] = {}
 
     def visit(path: KeyPath, classes: tuple[type[BaseModel], ...]) -> None:
         found[path] = classes
         for one in classes:
-            for key, field in one.model_fields.items():
-                inner = tuple(member for member in members_of(type_of(field)) if is_section(member))
+            for key, info in one.model_fields.items():
+                inner = tuple(member for member in members_of(type_of(info)) if is_section(member))
                 if inner:
                     visit((*path, key), inner)
 
-    visit((), (Recipe,))
+    visit((), (root,))
     return found
 
 
-def _choices() -> Iterable[tuple[type[BaseModel], ...]]:
-    return [classes for classes in sections().values() if len(classes) > 1]
+def _choices(root: type[BaseModel]) -> Iterable[tuple[type[BaseModel], ...]]:
+    return [classes for classes in sections(root).values() if len(classes) > 1]
 
 
-def _elsewhere(key: str) -> Iterator[str]:
+def _elsewhere(key: str, root: type[BaseModel]) -> Iterator[str]:
     """Key paths of settings with this very name."""
-    for path, classes in sections().items():
+    for path, classes in sections(root).items():
         if path and any(key in one.model_fields for one in classes):
             yield _dotted((*path, key))
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from sft_dist.recipe.checks import cross_checks
 from sft_dist.recipe.errors import Mark, Problem, UserError
-from sft_dist.recipe.explain import problems_from, without_wrong_parts
+from sft_dist.recipe.explain import RECIPE, Schema, problems_from, without_wrong_parts
 from sft_dist.recipe.references import absolute, shipped
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.yaml_lines import (
@@ -31,7 +31,7 @@ from sft_dist.recipe.yaml_lines import (
     similar_to,
 )
 
-__all__ = ["Source", "load", "problems_from", "read", "validate"]
+__all__ = ["Source", "load", "problems_from", "read", "shown", "validate"]
 
 MOST_PROBLEMS = 50
 MOST_PARENTS = 10
@@ -59,6 +59,7 @@ class Source:
     keys: dict[KeyPath, Mark] = field(default_factory=dict)
     values: dict[KeyPath, Mark] = field(default_factory=dict)
     texts: dict[KeyPath, str] = field(default_factory=dict)  # numbers, booleans and null as they were written
+    schema: Schema = RECIPE
 
     def mark(self, path: KeyPath) -> Mark | None:
         """The place of a key path, or of the nearest thing around it. List positions may be text: ("labels", "0")."""
@@ -113,7 +114,7 @@ def _with_parents(file: Path, children: list[Path], named_at: Mark | None) -> So
         raise UserError(Problem(f"base files go in a circle: {circle}", "base", named_at))
     if len(children) > MOST_PARENTS:
         raise UserError(Problem(f"more than {MOST_PARENTS} base files, one above the other", "base", named_at))
-    document = read_yaml(file, _shown(file))
+    document = read_yaml(file, shown(file))
     own = _source_of(document, file)
     if "base" not in own.data:
         return own
@@ -163,7 +164,7 @@ def _find(path: Path, named_at: Mark | None, text: str | None = None) -> Path:
     raise UserError(Problem("no such file", mark=Mark(text), hint=hint))
 
 
-def _shown(file: Path) -> str:
+def shown(file: Path) -> str:
     """The file's name as the user would type it."""
     try:
         relative = os.path.relpath(file)

@@ -5,12 +5,16 @@ runs/<recipe name>/<run id>/
   plan.json              what the launcher planned (absent when training was started by hand)
   source/sft_dist/       the code that trains, as it was when the run was sealed
   run.sh                 starts the run without the sft-dist command
+  job.sbatch             the same on a Slurm cluster (when it was planned for one)
+  jobs.jsonl             the Slurm jobs this run was given to, one a line
   metrics.jsonl          one JSON object a line: training and validation scores
   checkpoints/step-00000100/   published checkpoints; each has a manifest.json
-  attempts/001/          one start of the run: start.json, outcome.json, exit.json, rank-*.log, rank-*.error.json
+  attempts/001/          one start of the run: start.json, outcome.json, exit.json, verdict.json, hang.json, launcher.log,
+                         and of every rank rank-0.log, .error.json, .beat.json, .stack
   evaluation/            the sweep's scores, one file a checkpoint and split
   leaderboard.md .json   the sweep's verdict
   export/                the winner as a Hugging Face folder
+  cancelled              Slurm jobs that the user has cancelled
   stop                   when present, every rank saves at the next step and leaves
   lock                   held (flock) by the process that trains here
 """
@@ -63,6 +67,24 @@ class AttemptFolder:
         """Everything `accelerate launch` and its ranks printed."""
         return self.path / "launcher.log"
 
+    @property
+    def hang_file(self) -> Path:
+        """Written by whoever watched (`watch.py`) when a rank made no progress: kind, rank, host, step, line."""
+        return self.path / "hang.json"
+
+    @property
+    def verdict_file(self) -> Path:
+        """Written when the attempt was over (`verdict.py`): cause, rank, host, action."""
+        return self.path / "verdict.json"
+
+    def beat_file(self, rank: int) -> Path:
+        """Renewed by a rank while it lives, also while it waits for others: rank, host, pid, step, phase, time."""
+        return self.path / f"rank-{rank}.beat.json"
+
+    def stack_file(self, rank: int) -> Path:
+        """Where every thread of the rank stood when it had made no progress for too long."""
+        return self.path / f"rank-{rank}.stack"
+
     def rank_log(self, rank: int) -> Path:
         return self.path / f"rank-{rank}.log"
 
@@ -98,6 +120,14 @@ class RunFolder:
         return self.path / "run.sh"
 
     @property
+    def job_script(self) -> Path:
+        return self.path / "job.sbatch"
+
+    @property
+    def jobs_file(self) -> Path:
+        return self.path / "jobs.jsonl"
+
+    @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -122,6 +152,11 @@ class RunFolder:
         return self.path / "stop"
 
     @property
+    def cancel_file(self) -> Path:
+        """Names Slurm jobs that the user has cancelled, so that they do not requeue themselves."""
+        return self.path / "cancelled"
+
+    @property
     def lock_file(self) -> Path:
         return self.path / "lock"
 
@@ -138,13 +173,13 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise UserError(f"{self.recipe_file}: cannot be read as a recipe: {error}") from error
 
-    def create(self, recipe: Recipe) -> None:
+    def create(self, recipe: Recipe, durable: bool = True) -> None:
         """Make the folder, private to its owner, with `recipe.json` in it; leaves an existing recipe alone."""
         for parent in (*reversed(self.path.parents[:1]), self.path):
             parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.attempts.mkdir(mode=0o700, exist_ok=True)
         if not self.recipe_file.exists():
-            write_text(self.recipe_file, recipe.model_dump_json(indent=2) + "\n")
+            write_text(self.recipe_file, recipe.model_dump_json(indent=2) + "\n", durable)
 
     def all_attempts(self) -> list[AttemptFolder]:
         """Every attempt so far, oldest first."""
@@ -164,14 +199,16 @@ class RunFolder:
                 number += 1
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write so that a reader sees the old text or the new, never a part; the file is private to its owner."""
+def write_text(path: Path, text: str, durable: bool = True) -> None:
+    """Write so that a reader sees the old text or the new, never a part; the file is private to its owner. Unless
+    `durable`, a power cut may still lose it."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(aside, path)
 
 

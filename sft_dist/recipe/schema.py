@@ -420,6 +420,11 @@ class Resources(Section):
     memory: Annotated[str, AfterValidator(check_memory)] | None = Field(
         None, description="Memory of a machine: `32GB`."
     )
+    hang_timeout: Annotated[str, AfterValidator(check_time)] = Field(
+        "30min",
+        description="A process without a sign of life, or without a step, for this long hangs: it is named, and the run "
+        "started again. Longer than the slowest step.",
+    )
 
 
 class Matrix(BaseModel):

@@ -11,7 +11,22 @@ import pytest
 from tests.launch.conftest import ROOT, Workplace
 
 HEAVY = ("torch", "accelerate", "transformers", "datasets", "numpy", "peft", "sklearn")
-VERBS = ("init", "schema", "plan", "run", "resume", "status", "logs", "stop", "eval", "export", "predict")
+VERBS = (
+    "init",
+    "schema",
+    "plan",
+    "run",
+    "submit",
+    "cluster",
+    "resume",
+    "status",
+    "logs",
+    "cancel",
+    "stop",
+    "eval",
+    "export",
+    "predict",
+)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +38,10 @@ VERBS = ("init", "schema", "plan", "run", "resume", "status", "logs", "stop", "e
         ["init", "text-classification"],
         ["plan", "demo.yaml"],
         ["plan", "demo.yaml", "--json"],
+        ["plan", "demo.yaml", "--diff"],
+        ["plan", "demo.yaml", "--cluster", "devcluster"],
+        ["cluster", "list"],
+        ["cluster", "show", "example"],
         ["status"],
         ["status", "demo.yaml"],
         ["logs", "0123"],

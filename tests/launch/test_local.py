@@ -101,8 +101,19 @@ def test_a_failing_rank_ends_the_run_and_is_named_as_the_cause(workplace: Workpl
     workplace.say(fail_rank=1, steps=1000)
     done = workplace.run("run", "demo.yaml")
     assert done.returncode == 1
-    assert "rank 1 on here: MemoryError: no room; see attempts/001/rank-1.log" in done.stderr
+    assert "rank 1 on here: out of memory (MemoryError: no room); see attempts/001/rank-1.log" in done.stderr
     assert state_of(folder.path).state == "failed"
+    assert workplace.processes() == []
+
+
+def test_a_run_that_hangs_is_ended_named_and_started_again(workplace: Workplace) -> None:
+    (folder,) = workplace.capsules("resources.hang_timeout=2s")
+    workplace.say(hang_at=4, steps=30)
+    done = workplace.run("run", "demo.yaml", "resources.hang_timeout=2s")
+    assert done.returncode == 0, done.stderr
+    assert "rank 0 on here: no sign of life" in done.stderr
+    assert "starting it again" in done.stderr
+    assert [attempt.number for attempt in folder.all_attempts()] == [1, 2]
     assert workplace.processes() == []
 
 

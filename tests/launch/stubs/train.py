@@ -5,10 +5,19 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
-settings = {"steps": 20, "step_s": 0.1, "fail_rank": None, "fail_step": 3, "fail_user": False, "deaf": False}
+settings = {
+    "steps": 20,
+    "step_s": 0.1,
+    "fail_rank": None,
+    "fail_step": 3,
+    "fail_user": False,
+    "deaf": False,
+    "hang_at": None,
+}
 settings |= json.loads(os.environ["STUB"])
 folder = Path(sys.argv[1])
 rank = int(os.environ.get("RANK", "0"))
@@ -37,8 +46,30 @@ if rank == 0:
 kept = folder / "step.json"
 first = json.loads(kept.read_text()) if kept.exists() else 0
 print(f"rank {rank} of {os.environ.get('WORLD_SIZE', '1')} starts after step {first}", flush=True)
+
+
+def sign() -> None:
+    while True:  # as `sft_dist.heartbeat` does
+        facts = {
+            "rank": rank,
+            "host": "here",
+            "pid": os.getpid(),
+            "step": step,
+            "phase": "training",
+            "time": time.time(),
+        }
+        aside = attempt / f".rank-{rank}.beat.json"
+        write(aside, facts)
+        aside.rename(attempt / f"rank-{rank}.beat.json")
+        time.sleep(0.1)
+
+
+step = first
+threading.Thread(target=sign, daemon=True).start()
 for step in range(first + 1, settings["steps"] + 1):
     time.sleep(settings["step_s"])
+    if rank == 0 and step == settings["hang_at"] and attempt.name == "001":
+        os.kill(os.getpid(), signal.SIGSTOP)
     if rank == settings["fail_rank"] and step == settings["fail_step"]:
         error = {"rank": rank, "host": "here", "time": time.time(), "step": step, "type": "MemoryError",
                  "message": "no room", "traceback": "", "user_error": settings["fail_user"]}  # fmt: skip

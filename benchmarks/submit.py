@@ -1,0 +1,56 @@
+"""How long it takes to send a sweep of a thousand runs, from the command line to the job's id, sealing included.
+
+    python benchmarks/submit.py [RUNS]
+
+sbatch and squeue are stand-ins that answer at once, so this is the launcher's own time; exit code 1 when the median of three
+misses the goal (3 s for 1,000 runs, in at most two calls of sbatch).
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+STUBS = ROOT / "tests/launch/stubs/slurm"
+GOAL_S, MOST_CALLS = 3.0, 2
+
+
+def main() -> int:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        (place / "model").mkdir()
+        (place / "model/config.json").write_text("{}")
+        (place / "rows.csv").write_text("text,label\n" + "".join(f"text {n},{n % 2}\n" for n in range(100)))
+        (place / "here.yaml").write_text("cpus_per_node: 2\nmax_time: 1h\n")
+        (place / "sweep.yaml").write_text(
+            "task: text-classification\nmodel: {path: ./model}\ndata: {source: ./rows.csv}\ntuning: full\n"
+            f"train: {{lr: 1.0e-3}}\nmatrix: {{train.seed: {list(range(count))}}}\n"
+        )
+        env = {**os.environ, "PATH": f"{STUBS}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "STUB_QUEUE": "none"}
+        argv = [sys.executable, "-m", "launch", "submit", "sweep.yaml", "--cluster", "./here.yaml", "--no-eval"]
+        # Rows are counted once for each data set, by a child process that takes its time.
+        subprocess.run([*argv, "--dry-run"], cwd=place, env={**env, "STUB_LOG": str(place / "log-0")}, check=True)
+        times, calls = [], 0
+        for turn in range(3):
+            log = place / f"log-{turn + 1}"
+            started = time.perf_counter()
+            subprocess.run(
+                [*argv, "--runs", f"runs-{turn}"], cwd=place, env={**env, "STUB_LOG": str(log)}, check=True,
+                stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+            times.append(time.perf_counter() - started)
+            calls = sum(line.startswith("sbatch") for line in log.read_text().splitlines())
+    median = statistics.median(times)
+    print(f"{count:,} runs: {median:.2f} s (of {', '.join(f'{one:.2f}' for one in times)}), {calls} sbatch calls")
+    return int(median > GOAL_S * count / 1000 or calls > MOST_CALLS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Texts for people about what goes to Slurm. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from launch.slurm.request import clock
+
+if TYPE_CHECKING:
+    from launch.backends.slurm import Divided, Part, Submission
+    from launch.clusters import Cluster
+    from launch.prepare import Prepared
+    from launch.slurm.request import Request
+
+
+def asked_of(prepared: Sequence[Prepared], cluster: Cluster) -> str:
+    """What Slurm is asked for, by kind of run."""
+    asked = list(dict.fromkeys(one.plan.request for one in prepared if one.plan.request))
+    lines = [f"  {'cluster':<13}{cluster.name}: {of_job(one)}" for one in asked]
+    return "\n".join(lines)
+
+
+def of_job(asked: Request) -> str:
+    """`2 nodes, each 2 CPUs, 7,629 MiB; at most 04:00:00`."""
+    parts = [f"{asked.gpus} GPUs"] if asked.gpus else []
+    parts += [f"{asked.cpus} CPUs"]
+    parts += [f"{asked.memory_mb:,} MiB"] if asked.memory_mb else []
+    nodes = "1 node," if asked.nodes == 1 else f"{asked.nodes} nodes, each"
+    return f"{nodes} {', '.join(parts)}; " + (
+        f"at most {clock(asked.time_s)}" if asked.time_s else "no time limit asked"
+    )
+
+
+def divided(found: Divided) -> str:
+    """`plan --diff`."""
+    lines = []
+    for name, runs in vars(found).items():
+        lines.append(f"{name:<8} {len(runs):>6,}")
+        lines += [f"  {one.plan.name}/{one.plan.folder.name}{_point(one)}" for one in runs[:10]]
+        lines += [f"  and {len(runs) - 10:,} more"] if len(runs) > 10 else []
+    return "\n".join(lines)
+
+
+def divided_json(found: Divided) -> dict[str, list[str]]:
+    return {name: [str(one.plan.folder) for one in runs] for name, runs in vars(found).items()}
+
+
+def _point(one: Prepared) -> str:
+    return "".join(f"  {key}={value}" for key, value in one.plan.point.items())
+
+
+def would_submit(found: Divided, parts: Sequence[Part], parallel: int | None, evaluate: bool) -> str:
+    """`submit --dry-run`."""
+    lines = [_counts(found)]
+    for part in parts:
+        what = "one job" if len(part.runs) == 1 else f"one array of {len(part.runs):,}"
+        cap = f", at most {parallel} at a time" if parallel and len(part.runs) > 1 else ""
+        lines.append(f"would send {what}{cap}: {of_job(part.asked)}")
+    if parts and evaluate:
+        lines.append("would send one job that judges the checkpoints when all of these have ended")
+    return "\n".join(lines)
+
+
+def submitted(done: Submission, cluster: Cluster) -> str:
+    lines = [_counts(done.divided)]
+    lines += [
+        f"job {job}: {count:,} runs as an array" if count > 1 else f"job {job}: {_name(done)}"
+        for job, count in done.jobs
+    ]
+    if done.evaluation:
+        lines.append(f"job {done.evaluation}: judges the checkpoints when these have ended")
+    if done.jobs:
+        calls = f"{done.calls} call{'s' if done.calls > 1 else ''} of sbatch"
+        lines.append(f"sent to {cluster.name} with {calls}; next: sft-dist status")
+    return "\n".join(lines)
+
+
+def _name(done: Submission) -> str:
+    one: Any = done.divided.missing[0].plan
+    return f"{one.name}/{one.folder.name}" if len(done.divided.missing) == 1 else "a single run"
+
+
+def _counts(found: Divided) -> str:
+    known = {"finished": found.done, "running": found.running, "waiting": found.waiting}
+    old = [f"{len(runs):,} {name}" for name, runs in known.items() if runs]
+    new = f"{len(found.missing):,} to send"
+    return f"{new}; left alone: {', '.join(old)}" if old else new

@@ -1,0 +1,81 @@
+"""Following a run's output from one attempt to the next."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from launch import logs
+from launch.slurm import queue
+from launch.slurm.jobs import JobRecord, record_job
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.run_folder import RunFolder
+from tests.launch.conftest import make_recipe
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "demo/0123456789")
+    folder.path.parent.mkdir(parents=True)
+    folder.create(make_recipe())
+    return folder
+
+
+def test_later_attempts_of_a_job_are_shown_until_it_has_left_the_queue(folder, monkeypatch, capfdbinary):
+    record_job(folder, JobRecord("7", None, "devcluster", "train", ""))
+    live = [True]
+    monkeypatch.setattr(queue, "is_live", lambda path: live[0])
+    monkeypatch.setattr(logs, "ASK_S", 0.05)
+    monkeypatch.setattr(logs, "POLL_S", 0.02)
+    folder.new_attempt().launcher_log.write_text("first\n")
+
+    def go_on() -> None:
+        time.sleep(0.3)
+        with folder.all_attempts()[0].launcher_log.open("a") as file:
+            file.write("first, too\n")
+        second = folder.new_attempt()
+        time.sleep(0.3)  # its log comes later than its folder
+        second.launcher_log.write_text("second\n")
+        time.sleep(0.3)
+        live[0] = False
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    logs.follow(folder, None)
+    thread.join()
+    assert capfdbinary.readouterr().out == b"first\nfirst, too\n\n=== attempt 2 ===\nsecond\n"
+
+
+def test_a_run_that_is_over_is_shown_from_its_newest_attempt_and_not_waited_for(folder, capfdbinary):
+    folder.new_attempt().launcher_log.write_text("old\n")
+    folder.new_attempt().launcher_log.write_text("new\n")
+    logs.follow(folder, None)
+    assert capfdbinary.readouterr().out == b"new\n"
+
+
+def test_a_job_that_waits_is_waited_for(folder, monkeypatch, capfdbinary):
+    record_job(folder, JobRecord("7", None, "devcluster", "train", ""))
+    answers = iter([True] * 3)
+    monkeypatch.setattr(queue, "is_live", lambda path: next(answers, False))
+    monkeypatch.setattr(logs, "ASK_S", 0.0)
+    monkeypatch.setattr(logs, "POLL_S", 0.02)
+    logs.follow(folder, None)
+    assert next(answers, None) is None
+    assert capfdbinary.readouterr().out == b""
+
+
+def test_slurm_is_not_asked_more_often_than_it_bears(folder, monkeypatch):
+    record_job(folder, JobRecord("7", None, "devcluster", "train", ""))
+    asked = []
+    monkeypatch.setattr(queue, "is_live", lambda path: bool(asked.append(path)) or True)
+    live = logs._Live(folder)
+    assert all(live.goes_on() for _ in range(100))
+    assert len(asked) == 1
+
+
+def test_a_run_that_was_never_started_is_said_so(folder):
+    with pytest.raises(UserError, match="was never started"):
+        logs.follow(folder, None)

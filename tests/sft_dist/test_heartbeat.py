@@ -1,0 +1,101 @@
+"""A rank's signs of life, and who reads them. Real training is stopped in tests/integration/test_hang.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sft_dist.heartbeat import FASTEST_S, SLOWEST_S, Heart, interval_of
+from sft_dist.recipe.run_folder import AttemptFolder
+
+
+@pytest.fixture
+def attempt(tmp_path: Path) -> AttemptFolder:
+    (tmp_path / "001").mkdir()
+    return AttemptFolder(tmp_path / "001")
+
+
+def beat_of(attempt: AttemptFolder) -> dict:
+    deadline = time.monotonic() + 5
+    while not attempt.beat_file(0).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return json.loads(attempt.beat_file(0).read_text())
+
+
+def test_a_waiting_rank_goes_on_living_without_progress(attempt):
+    heart = Heart(attempt, 0, timeout_s=1)
+    heart.beat(5, "training")
+    time.sleep(3 * FASTEST_S)
+    first = beat_of(attempt)
+    time.sleep(3 * FASTEST_S)
+    later = beat_of(attempt)
+    heart.stop()
+    assert (first["step"], first["phase"]) == (later["step"], later["phase"]) == (5, "training")
+    assert later["time"] > first["time"]
+
+
+def test_the_last_word_is_that_it_has_ended(attempt):
+    heart = Heart(attempt, 0, timeout_s=1)
+    heart.beat(9, "saving")
+    heart.stop()
+    assert (beat_of(attempt)["step"], beat_of(attempt)["phase"]) == (9, "ended")
+
+
+def test_signs_of_life_are_as_rare_as_the_timeout_allows():
+    assert interval_of(1) == FASTEST_S
+    assert interval_of(100) == 5
+    assert interval_of(1800) == SLOWEST_S
+
+
+def test_a_beat_costs_nothing_and_writes_nothing_by_itself(attempt):
+    heart = Heart(attempt, 0, timeout_s=1800)
+    started = time.perf_counter()
+    for step in range(100_000):
+        heart.beat(step, "training")
+    assert time.perf_counter() - started < 1
+    assert not attempt.beat_file(0).exists()
+    heart.stop()
+
+
+def test_a_full_disk_does_not_stop_training(attempt, monkeypatch):
+    heart = Heart(attempt, 0, timeout_s=1)
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    heart.beat(1, "training")
+    time.sleep(2 * FASTEST_S)
+    assert heart._thread.is_alive()
+    heart.stop()
+
+
+STUCK = """
+import sys, time
+from pathlib import Path
+from sft_dist.heartbeat import Heart
+from sft_dist.recipe.run_folder import AttemptFolder
+heart = Heart(AttemptFolder(Path(sys.argv[1])), 0, timeout_s=0.5)
+heart.beat(1, "training")
+time.sleep(0.5)
+def spin_with_the_lock_held():
+    import re
+    re.match("(a+)+b", "a" * 26)  # seconds in C code, without letting any other thread run
+def slow_but_well():
+    time.sleep(1.5)
+heart.beat(2, sys.argv[2])
+{"training": spin_with_the_lock_held, "saving": slow_but_well}[sys.argv[2]]()
+heart.stop()
+"""
+
+
+@pytest.mark.parametrize("phase", ["training", "saving"])
+def test_a_rank_without_progress_says_where_it_stands_even_with_the_interpreter_locked(attempt, phase):
+    subprocess.run([sys.executable, "-c", STUCK, str(attempt.path), phase], check=True, timeout=60)
+    stack = attempt.stack_file(0).read_text()
+    if phase == "training":
+        assert "in spin_with_the_lock_held" in stack
+    else:
+        assert "slow_but_well" not in stack
