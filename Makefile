@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-fast check bench clean
+.PHONY: help setup quickstart test test-fast test-slurm check bench clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ test: setup      ## the whole suite
 
 test-fast: setup ## the part without training processes
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not slurm"
+
+test-slurm: setup ## the part on a real Slurm, which it installs and starts on this machine (root, Debian)
+	SFT_DIST_REQUIRE_SLURM=1 $(BIN)/python -m pytest -q -m slurm
 
 check: setup     ## ruff, mypy, import-linter, codespell
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
