@@ -4,7 +4,6 @@ here; a verb imports what it needs, so that `--help` is instant and nothing shor
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
 import os
 import sys
@@ -40,17 +39,9 @@ def main() -> None:
 
 
 def _start_fast() -> None:
-    """What importing pydantic spends on things unused here is about a fifth of `plan`'s time (benchmarks/startup.py)."""
+    """Before anything else is imported (docs/decisions/0005-start-up.md)."""
     gc.set_threshold(200_000)  # importing makes many objects that stay; there is no garbage to look for among them
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    if "importlib.metadata" not in sys.modules and (spec := importlib.util.find_spec("importlib.metadata")):
-        # Pydantic imports it to look for plugins; lazily, it is loaded only if somebody uses it after all.
-        assert spec.loader is not None
-        spec.loader = importlib.util.LazyLoader(spec.loader)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["importlib.metadata"] = module
-        importlib.metadata = module  # what `import` would do, for those who use it as an attribute
-        spec.loader.exec_module(module)
 
 
 class _Ordered(click.Group):
@@ -268,9 +259,11 @@ def submit(
 
 def _cluster(name: str | None) -> Any:
     """The cluster, or None for this machine."""
-    from launch.clusters import LOCAL, load_cluster
+    if name in (None, "", "local"):
+        return None
+    from launch.clusters import load_cluster  # after the question: a plan for this machine does not wait for it
 
-    return None if name in (None, "", LOCAL) else load_cluster(str(name))
+    return load_cluster(str(name))
 
 
 def _submit_here(prepared: list[Any], evaluate: bool, dry_run: bool) -> int:

@@ -17,7 +17,6 @@ from typing import Any
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.run_folder import AttemptFolder, RunFolder, read_json
-from sft_dist.recipe.verdict import verdict_of
 
 TAIL_BYTES = 64 * 1024  # of metrics.jsonl; the newest train and validation lines are in it
 
@@ -80,6 +79,8 @@ def _verdict(folder: RunFolder, attempts: list[AttemptFolder]) -> tuple[str, str
             return "finished", str(outcome.get("reason", "")), False
     if not attempts:
         return "sealed", "", False
+    from sft_dist.recipe.verdict import verdict_of  # a plan of new runs has no attempts to judge
+
     verdict = verdict_of(folder, attempts[-1])
     return verdict.state, verdict.line, verdict.user_error
 

@@ -217,10 +217,9 @@ def _judge(answer: Answer, name: str) -> str:
 
 def _accounting(records: Iterable[JobRecord | None]) -> bool:
     """Whether sacct can be asked; a cluster file that is gone does not forbid it."""
-    from launch.clusters import load_cluster
+    for name in {record.cluster for record in records if record}:
+        from launch.clusters import load_cluster  # only when there are jobs: `status` of local runs stays instant
 
-    names = {record.cluster for record in records if record}
-    for name in names:
         try:
             if not load_cluster(name).accounting:
                 return False
