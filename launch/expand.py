@@ -132,12 +132,13 @@ class _Sections:
 
     def id(self, recipe: Recipe) -> str:
         """`run_id(recipe)`, writing out only the sections that are new."""
+        sections, written = recipe.__dict__, self._json
         parts = []
         for name in HASHED:
-            section = getattr(recipe, name)
-            if id(section) not in self._json:
-                self._json[id(section)] = section.model_dump_json()
-            parts.append(f'"{name}":{self._json[id(section)]}')
+            section = sections[name]
+            if (text := written.get(id(section))) is None:
+                text = written[id(section)] = f'"{name}":{section.model_dump_json()}'
+            parts.append(text)
         return hashlib.sha256(f"{{{','.join(parts)}}}".encode()).hexdigest()[:10]
 
     def _section(self, name: str, own: Sequence[Value]) -> Any:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
 
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
@@ -38,7 +40,11 @@ class Steps:
 
 def batch_of(recipe: Recipe, world_size: int) -> Batch:
     """Raises UserError naming the nearest values that fit when the division is not exact."""
-    wanted, micro = recipe.train.global_batch, recipe.train.micro_batch
+    return _divided(recipe.train.global_batch, recipe.train.micro_batch, world_size)
+
+
+@lru_cache(maxsize=1024)  # thousands of runs of one matrix ask the same
+def _divided(wanted: int, micro: int | Literal["auto"], world_size: int) -> Batch:
     if micro == "auto":
         if wanted % world_size:
             raise UserError(_misfit(wanted, world_size, f"{world_size} processes", "train.global_batch"))
