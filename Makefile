@@ -24,7 +24,8 @@ quickstart: setup  ## train, judge and export recipes/text-classification/quicks
 	$(BIN)/python -m launch eval recipes/text-classification/quickstart.yaml --require accuracy=0.75
 
 test: setup      ## the whole suite
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slurm"
+	$(BIN)/python -m pytest -q -m slurm  # by itself: it starts a cluster on this machine, and its tests have deadlines
 
 test-fast: setup ## the part without training processes
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not slurm"
