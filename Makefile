@@ -25,7 +25,8 @@ quickstart: setup  ## train, judge and export recipes/text-classification/quicks
 
 test: setup      ## the whole suite
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slurm"
-	$(BIN)/python -m pytest -q -m slurm  # by itself: it starts a cluster on this machine, and its tests have deadlines
+	# By themselves: they start a cluster on this machine and have deadlines. The survival tests take as long again: `make test-slurm`.
+	$(BIN)/python -m pytest -q tests/slurm --ignore tests/slurm/test_survival.py
 
 test-fast: setup ## the part without training processes
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not slurm"
