@@ -23,7 +23,7 @@ quickstart: setup  ## train, judge and export recipes/text-classification/quicks
 	$(BIN)/python -m launch run recipes/text-classification/quickstart.yaml
 	$(BIN)/python -m launch eval recipes/text-classification/quickstart.yaml --require accuracy=0.75
 
-test: setup      ## the whole suite
+test: setup      ## the suite, without the long Slurm survival tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slurm"
 	# By themselves: they start a cluster on this machine and have deadlines. The survival tests take as long again: `make test-slurm`.
 	$(BIN)/python -m pytest -q tests/slurm --ignore tests/slurm/test_survival.py
