@@ -103,7 +103,7 @@ def script(plan: Plan) -> str:
             'export PYTHONPATH="$here/source${PYTHONPATH:+:$PYTHONPATH}"',
             'rm -f "$here/stop"',
             'cd "$here"',
-            f'exec "$PYTHON" {_wrapped(words)}',
+            f'exec "$PYTHON" {wrapped(words)}',
             "",
         ]
     )
@@ -113,7 +113,7 @@ def _in_double_quotes(text: str) -> str:
     return re.sub(r'([\\"$`}])', r"\\\1", text)
 
 
-def _wrapped(words: list[str]) -> str:
+def wrapped(words: list[str], indent: str = "  ") -> str:
     """Each flag with its value on a line of its own."""
     lines: list[str] = []
     for word in words:
@@ -121,7 +121,7 @@ def _wrapped(words: list[str]) -> str:
             lines.append(word)
         else:
             lines[-1] += f" {word}"
-    return " \\\n  ".join(lines)
+    return f" \\\n{indent}".join(lines)
 
 
 def _check_names(folder: RunFolder) -> None:

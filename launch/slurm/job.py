@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from launch.capsule import wrapped
 from launch.slurm.request import clock
 
 if TYPE_CHECKING:
@@ -134,13 +135,7 @@ def _launch(plan: Plan, folder: str) -> str:
         words[here:here] = [
             "--machine_rank", '"$SLURM_NODEID"', "--main_process_ip", '"$HEAD"', "--main_process_port", '"$PORT"',
         ]  # fmt: skip
-    lines: list[str] = []
-    for word in words:
-        if word.startswith("-") or not lines:
-            lines.append(word)
-        else:
-            lines[-1] += f" {word}"
-    return " \\\n    ".join(lines)
+    return wrapped(words, indent="    ")
 
 
 def srun_options(cluster: Cluster) -> str:
