@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,12 @@ def length_sorted_batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """fp8 is for training; what it has trained is judged in bf16."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
 def forward(
     model: nn.Module,
     task: Task,
@@ -27,12 +34,12 @@ def forward(
     examples: Examples,
     batches: Sequence[np.ndarray],
     device: torch.device,
-    precision: str,  # fp32 | bf16
+    autocast: AbstractContextManager[None],
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(indices, logits) of each batch; logits are (batch, classes) in fp32."""
     model.eval()
     found = []
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.no_grad(), autocast:  # not inference_mode: sharded weights are gathered, and those tensors are used again
         for indices in batches:
             inputs, _ = task.collate(examples, indices, tokenizer)
             logits = task.logits(model, {name: value.to(device) for name, value in inputs.items()})

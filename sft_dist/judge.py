@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sft_dist.checkpoint import Checkpoint
 from sft_dist.data.prepare import Prepared, prepare
-from sft_dist.inference import assemble, forward, length_sorted_batches, scores_of
+from sft_dist.inference import assemble, autocast, forward, length_sorted_batches, scores_of
 from sft_dist.losses import SumLoss
 from sft_dist.models import build_model, load_tokenizer
 from sft_dist.recipe.errors import UserError
@@ -46,7 +46,7 @@ class Judge:
         model = self._model(loaded, recipe)
         load_weights(model, checkpoint.model)
         batches = length_sorted_batches(examples.lengths, recipe.evaluate.micro_batch)
-        parts = forward(model, loaded.task, loaded.tokenizer, examples, batches, self.device, recipe.train.precision)
+        parts = forward(model, loaded.task, loaded.tokenizer, examples, batches, self.device, autocast(self.device, autocast(device, recipe.train.precision)))
         logits = assemble(parts, len(examples))
         return {"examples": len(examples), **scores_of(loaded.task, self._loss(loaded, recipe), logits, examples)}
 

@@ -59,7 +59,7 @@ def predict(model_folder: Path, file: str, as_json: bool) -> Iterator[str]:
     from transformers import AutoTokenizer
 
     from sft_dist.data.prepare import Rows, clean_text
-    from sft_dist.inference import assemble, forward, length_sorted_batches
+    from sft_dist.inference import assemble, autocast, forward, length_sorted_batches
     from sft_dist.models import build_model
     from sft_dist.quiet import quiet_libraries
     from sft_dist.tasks import task_of
@@ -86,7 +86,7 @@ def predict(model_folder: Path, file: str, as_json: bool) -> Iterator[str]:
         rows = Rows(np.arange(len(chunk)), fields, [])
         examples = task.encode_inputs(rows, tokenizer)
         batches = length_sorted_batches(examples.lengths, size)
-        parts = forward(model, task, tokenizer, examples, batches, device, recipe.train.precision)
+        parts = forward(model, task, tokenizer, examples, batches, device, autocast(device, recipe.train.precision))
         for row, said in zip(chunk, task.describe(assemble(parts, len(chunk))), strict=True):
             yield json.dumps({**row, **said}, ensure_ascii=False) if as_json else _plain(row, said)
 

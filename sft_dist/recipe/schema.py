@@ -126,6 +126,15 @@ class Model(Section):
     )
     revision: str | None = Field(None, description="Hub only: branch, tag or commit.")
     tokenizer: str | None = Field(None, description="Where the tokenizer is, when not beside the weights.")
+    attention: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = Field(
+        None, description="Implementation of attention. Left out: the model's own choice."
+    )
+    allow_pickle: bool = Field(
+        False, description="Accept weights that are pickles (.bin, .pt). They are then read with weights_only=True."
+    )
+    trust_remote_code: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = Field(
+        None, description="Run the code that comes with the model, of exactly this commit of the hub repository."
+    )
     config: dict[str, Any] = Field(
         default_factory=_mapping,
         description="Values that replace those in the model's config, such as `hidden_dropout_prob: 0.0`.",
@@ -326,6 +335,53 @@ Schedule = Annotated[
 ]
 
 
+# ── strategy ────────────────────────────────────────────────────────────────────────────────────────────────────────
+class PlainStrategy(Section):
+    name: Literal["auto", "single", "ddp"] = Field(
+        description="auto: the least complicated one that fits. single: one process. ddp: every process has the whole model."
+    )
+
+
+class ZeroStrategy(Section):
+    name: Literal["zero1", "zero2"] = Field(
+        description="DeepSpeed ZeRO (Rajbhandari et al. 2019, arXiv 1910.02054): processes share the optimizer's state (1) "
+        "and the gradients (2)."
+    )
+    offload_optimizer: Literal["none", "cpu"] = Field("none", description="Where the optimizer's state lies.")
+
+
+class Zero3Strategy(Section):
+    name: Literal["zero3"] = Field(description="ZeRO stage 3: processes share the weights, too.")
+    offload_optimizer: Literal["none", "cpu", "nvme"] = Field("none", description="Where the optimizer's state lies.")
+    offload_parameters: Literal["none", "cpu", "nvme"] = Field("none", description="Where resting weights lie.")
+    nvme_path: str | None = Field(None, description="Folder on a fast local disk, for `nvme`.")
+
+    @model_validator(mode="after")
+    def _nvme_path_with_nvme(self) -> "Zero3Strategy":
+        uses = "nvme" in (self.offload_optimizer, self.offload_parameters)
+        if uses and self.nvme_path is None:
+            raise ValueError("`nvme_path` is missing: offloading to nvme needs a folder")
+        if not uses and self.nvme_path is not None:
+            raise ValueError("`nvme_path` has no effect when nothing is offloaded to nvme")
+        return self
+
+
+class Fsdp2Strategy(Section):
+    name: Literal["fsdp2"] = Field(
+        description="PyTorch's fully sharded data parallel (`fully_shard`): processes share weights, gradients and state."
+    )
+    offload: Literal["none", "cpu"] = Field("none", description="Where weights, gradients and state lie between uses.")
+    reshard_after_forward: bool = Field(
+        True, description="Free each layer's gathered weights after its forward pass; false: faster, and more memory."
+    )
+
+
+Strategy = Annotated[
+    Annotated[PlainStrategy | ZeroStrategy | Zero3Strategy | Fsdp2Strategy, Field(discriminator="name")],
+    shorthand("name"),
+]
+
+
 # ── train ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 class EarlyStopping(Section):
     patience: Positive = Field(description="Stop after this many validations in a row without a better score.")
@@ -356,9 +412,20 @@ class Train(Section):
         1.0, description="Largest gradient norm; null: no clipping."
     )
     loss: Loss | None = Field(None, description="Name, or name and options. Left out: the task's usual one.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast; weights and optimizer stay fp32.")
+    precision: Literal["fp32", "bf16", "fp16", "fp8"] = Field(
+        "fp32",
+        description="bf16 and fp16: autocast, fp16 with loss scaling; fp8: matrix products in 8 bits (Hopper GPUs and later). "
+        "Weights and optimizer stay fp32.",
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="Of data order, new weights and dropout.")
-    strategy: Literal["auto", "single", "ddp"] = Field("auto", description="How processes share the work.")
+    strategy: Strategy = Field(
+        default_factory=lambda: PlainStrategy(name="auto"), description="How processes share the work: name, or name and options."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass instead of keeping them: less memory, about a third slower."
+    )
+    compile: bool = Field(False, description="Compile the model with torch.compile.")
+    liger: bool = Field(False, description="Liger kernels, where the model has them (GPU).")
     batching: Literal["plain", "bucketed"] = Field(
         "plain", description="plain: shuffled. bucketed: batches of similar lengths, so little is spent on padding."
     )
@@ -370,6 +437,16 @@ class Train(Section):
         None,
         description="Keep this many newest checkpoints; the best, and any not yet evaluated, always stay. null: keep all.",
     )
+    keep_every: Period | None = Field(
+        None, description="With keep_last: also keep the checkpoints at this pace, such as `1 epoch`."
+    )
+    async_save: bool = Field(
+        True, description="Write checkpoints while training goes on; it waits only for the copy in memory."
+    )
+    on_bad_loss: Literal["stop", "skip"] = Field(
+        "stop", description="What to do with a step whose loss or gradient is no number, or above `max_loss`."
+    )
+    max_loss: Annotated[float, Field(gt=0)] | None = Field(None, description="A loss above this is a bad one.")
     early_stopping: EarlyStopping | None = Field(None, description="Stop when validation no longer improves.")
     log_every: Positive = Field(10, description="Steps between two lines of the log.")
     tracking: list[Literal["tensorboard"]] = Field(

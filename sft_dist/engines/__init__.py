@@ -1,0 +1,40 @@
+"""How ranks share the work while a run trains: one class a way. To add one, write it and name it in the table."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sft_dist.recipe.run_folder import RunFolder, read_json
+from sft_dist.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from sft_dist.engines.base import Engine
+
+ENGINES: dict[str, str] = {
+    "single": "sft_dist.engines.replicated:Replicated",
+    "ddp": "sft_dist.engines.replicated:Replicated",
+    "zero1": "sft_dist.engines.zero:Zero",
+    "zero2": "sft_dist.engines.zero:Zero",
+    "zero3": "sft_dist.engines.zero:Zero",
+    "fsdp2": "sft_dist.engines.fsdp2:Fsdp2",
+}
+
+
+def start_engine(recipe: Recipe, folder: RunFolder) -> Engine:
+    """The process group is up and checked when this returns. Raises UserError, RuntimeError."""
+    from sft_dist.engines.base import Setup
+
+    options = strategy_options(recipe, folder)
+    module, name = ENGINES[options["name"]].split(":")
+    setup = Setup(recipe.train.precision, tuple(recipe.train.tracking), str(folder.path), options)
+    return getattr(import_module(module), name)(setup)
+
+
+def strategy_options(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+    """The strategy with its options; `auto` is what the plan chose, and without a plan the whole model on every rank."""
+    asked = recipe.train.strategy
+    if asked.name != "auto":
+        return asked.model_dump()
+    planned = (read_json(folder.plan_file) or {}).get("strategy")
+    return {"name": planned if planned in ENGINES else "ddp"}

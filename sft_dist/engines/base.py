@@ -1,0 +1,77 @@
+"""What an engine is: the one place that knows how ranks share the work while a run trains.
+
+`launch/strategies` says how the processes of a strategy are started; the engine of the same name is what they then do.
+The loop, the checkpoints and the tasks know strategies only through this protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from sft_dist.state import Piece, SavedState
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What an engine is told before there is a model."""
+
+    precision: str  # fp32 | bf16 | fp16 | fp8
+    trackers: tuple[str, ...]
+    project_dir: str
+    strategy: dict[str, object]  # the recipe's options of the strategy, such as offload_optimizer
+
+
+class Engine(Protocol):
+    accelerator: Accelerator  # ranks, device, gather and reduce of small things, trackers
+    model: nn.Module  # as wrapped; every rank must call it equally often, also without gradients
+    raw_model: nn.Module  # the model itself: a PreTrainedModel or a PeftModel
+    optimizer: torch.optim.Optimizer  # torch's own: the schedule changes the lr of its groups
+
+    def __init__(self, setup: Setup) -> None:
+        """Start the process group and check that it is what was asked for. Raises UserError and RuntimeError."""
+
+    def prepare(self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
+        """Place the model on the device, share it out, make the optimizer; check that the wrapper is the right one.
+
+        The model comes with its final weights, on the CPU, the same on every rank. `build_optimizer` may be called
+        before or after sharing out; it reads `named_parameters()` and must see their own names.
+        """
+
+    def accumulate(self, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of one micro-batch; gradients are exchanged in the step's last one."""
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Around every forward pass, with and without gradients."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients add up over a step's micro-batches and are averaged (not summed) over ranks."""
+
+    def step(self, clip_norm: float | None) -> float:
+        """Clip, update, clear the gradients. Returns the global gradient norm before clipping.
+
+        Raises BadGradient when the norm is not finite; then no weight has been changed where the strategy can tell in time.
+        """
+
+    def drop_gradients(self) -> None:
+        """Forget this step's gradients. Raises NotImplementedError where that cannot be done (refused at plan time)."""
+
+    def weights(self, names: set[str] | None = None) -> dict[str, Tensor] | None:
+        """Full weights and buffers of `raw_model.state_dict()`, in fp32 as they are trained, copied to the CPU, under the
+        same names; only those in `names`, if given. On rank 0; None elsewhere. Every rank must call it."""
+
+    def pieces(self) -> Iterator[Piece]:
+        """This rank's part of the optimizer's state, copied to the CPU. Over all ranks each element comes exactly once."""
+
+    def load(self, saved: SavedState) -> None:
+        """Put a saved state in, whichever strategy and number of ranks wrote it. Raises ValueError when it does not fit."""
+
+
+class BadGradient(RuntimeError):
+    """A gradient norm that is no number."""

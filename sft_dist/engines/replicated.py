@@ -1,0 +1,96 @@
+"""`single` and `ddp`: every rank holds the whole model (PyTorch's DistributedDataParallel, by Accelerate)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sft_dist.engines.base import BadGradient, Setup
+from sft_dist.inference import autocast
+from sft_dist.optim import load_pieces, state_pieces
+from sft_dist.state import Piece, SavedState
+
+
+class Replicated:
+    model: nn.Module
+    raw_model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, setup: Setup) -> None:
+        self.precision = setup.precision
+        self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),
+            # Autocast and loss scaling are done here, the same way for every strategy; only fp8 changes the model itself.
+            mixed_precision="fp8" if setup.precision == "fp8" else "no",
+            log_with=list(setup.trackers) or None,
+            project_dir=setup.project_dir,
+        )
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.accelerator.num_processes != world_size:
+            raise RuntimeError(
+                f"{world_size} processes were started, Accelerate runs {self.accelerator.num_processes} "
+                f"({self.accelerator.distributed_type})"
+            )
+        self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=setup.precision == "fp16")
+
+    def prepare(self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
+        self.raw_model = model
+        self.model = self.accelerator.prepare(model)
+        self.optimizer = build_optimizer(model)
+        if self.accelerator.num_processes > 1 and not isinstance(self.model, DistributedDataParallel):
+            raise RuntimeError(f"the model should run as DistributedDataParallel and is {type(self.model).__name__}")
+
+    def accumulate(self, last: bool) -> AbstractContextManager[None]:
+        if last or not isinstance(self.model, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.model.no_sync()
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return autocast(self.accelerator.device, self.precision)
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def step(self, clip_norm: float | None) -> float:
+        self.scaler.unscale_(self.optimizer)
+        trained = [parameter for parameter in self.raw_model.parameters() if parameter.requires_grad]
+        norm = nn.utils.clip_grad_norm_(trained, float("inf") if clip_norm is None else clip_norm)
+        # With fp16 an infinite gradient is how the loss scale is found out: that step is left out and the scale lowered.
+        if not torch.isfinite(norm) and not self.scaler.is_enabled():
+            raise BadGradient(f"the gradient norm is {norm.item()}")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return norm.item()
+
+    def drop_gradients(self) -> None:
+        self.optimizer.zero_grad()
+
+    def weights(self, names: set[str] | None = None) -> dict[str, Tensor] | None:
+        if not self.accelerator.is_main_process:
+            return None
+        state = self.raw_model.state_dict()
+        return {name: value.to("cpu", copy=True) for name, value in state.items() if names is None or name in names}
+
+    def pieces(self) -> Iterator[Piece]:
+        """Every rank has everything, so each writes the weights whose turn it is."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        yield from state_pieces(self.optimizer, self.raw_model, lambda number: number % world == rank)
+        if self.scaler.is_enabled() and rank == 0:
+            yield Piece("loss scale", "scale", None, torch.tensor(self.scaler.get_scale()))
+            yield Piece("loss scale", "growth", None, torch.tensor(self.scaler.state_dict()["_growth_tracker"]))
+
+    def load(self, saved: SavedState) -> None:
+        load_pieces(self.optimizer, self.raw_model, saved)
+        if self.scaler.is_enabled() and "loss scale" in saved.names():
+            state = self.scaler.state_dict()
+            state["scale"] = saved.whole("loss scale", "scale").item()
+            state["_growth_tracker"] = int(saved.whole("loss scale", "growth").item())
+            self.scaler.load_state_dict(state)

@@ -1,0 +1,105 @@
+"""Optimizer state on disk: pieces of tensors, written by any number of ranks under any strategy, read by any other.
+
+Every strategy cuts a weight into contiguous runs of its elements in row-major order (ZeRO into flat partitions, FSDP2
+into rows, DDP not at all), so a piece is (weight, slot, first element, values). Each rank writes its own file, without
+talking to the others; a reader asks for the elements it needs and gets them from whichever files have them. So a run can
+go on with another number of ranks and another strategy, and nothing is converted.
+
+    state/rank-00000.safetensors    `<weight>/<slot>@<first element>`: 1-D
+                                    `<weight>/<slot>`: whole, for what does not go with the elements (Adam's step)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Piece:
+    """`values`: 1-D from element `first` on; or a whole tensor of any shape when `first` is None."""
+
+    name: str  # of the weight, as in `named_parameters()` of the raw model
+    slot: str  # exp_avg, momentum_buffer, step, ...
+    first: int | None
+    values: Tensor
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}/{self.slot}" + ("" if self.first is None else f"@{self.first}")
+
+
+def write_pieces(pieces: Iterable[Piece], folder: Path, rank: int) -> Path:
+    """This rank's file in `folder`, which is made when missing."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / f"rank-{rank:05d}.safetensors"
+    save_file({piece.key: piece.values for piece in pieces}, path)
+    return path
+
+
+class SavedState:
+    """Reads `folder`; files stay open (and unread but for what is asked) until it is closed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._stack = ExitStack()
+        self._runs: dict[tuple[str, str], list[tuple[int, int, object]]] = {}  # first, last + 1, file
+        self._whole: dict[tuple[str, str], object] = {}
+        for path in sorted(folder.glob("rank-*.safetensors")):
+            file = self._stack.enter_context(safe_open(path, "pt"))
+            for key in file.keys():  # noqa: SIM118
+                name, slot, first = split_key(key)
+                if first is None:
+                    self._whole[name, slot] = file
+                else:
+                    length = file.get_slice(key).get_shape()[0]
+                    self._runs.setdefault((name, slot), []).append((first, first + length, file))
+        for runs in self._runs.values():
+            runs.sort(key=lambda run: run[:2])
+
+    def __enter__(self) -> SavedState:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    def names(self) -> set[str]:
+        return {name for name, _ in (*self._runs, *self._whole)}
+
+    def slots(self, name: str) -> set[str]:
+        """Slots that go with the elements, and can be read in part."""
+        return {slot for known, slot in self._runs if known == name}
+
+    def whole_slots(self, name: str) -> set[str]:
+        return {slot for known, slot in self._whole if known == name}
+
+    def whole(self, name: str, slot: str) -> Tensor:
+        return self._whole[name, slot].get_tensor(f"{name}/{slot}")  # type: ignore[attr-defined]
+
+    def read(self, name: str, slot: str, first: int, last: int) -> Tensor:
+        """Elements `first` to `last` - 1, 1-D. Raises ValueError when some are in no file."""
+        parts = []
+        at = first
+        for start, end, file in self._runs[name, slot]:
+            if start <= at < end and at < last:
+                until = min(end, last)
+                piece = file.get_slice(f"{name}/{slot}@{start}")  # type: ignore[attr-defined]
+                parts.append(piece[at - start : until - start])
+                at = until
+        if at < last:
+            raise ValueError(f"{self.folder}: element {at} of {name}/{slot} is in none of the files")
+        return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty(0)
+
+
+def split_key(key: str) -> tuple[str, str, int | None]:
+    name, _, slot = key.rpartition("/")
+    slot, at, first = slot.partition("@")
+    return name, slot, int(first) if at else None
