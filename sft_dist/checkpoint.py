@@ -7,7 +7,7 @@ none. Nothing in it is a pickle:
     checkpoints/step-00000100/
       manifest.json           every file's size and SHA-256, the step
       model/                  a plain Hugging Face folder (safetensors, or a PEFT adapter)
-      optimizer.safetensors   optimizer state, one tensor per weight and slot: `<weight name>/<slot>`
+      state/                  optimizer state, a file a rank (`state.py`)
       trainer.json            schedule, scores so far, early-stopping count
 """
 
@@ -17,19 +17,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
 from sft_dist.recipe.run_folder import RunFolder, read_json, write_json
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 _CHUNK = 1 << 20
 
 
@@ -45,8 +41,8 @@ class Checkpoint:
         return self.path / "model"
 
     @property
-    def optimizer_file(self) -> Path:
-        return self.path / "optimizer.safetensors"
+    def state(self) -> Path:
+        return self.path / "state"
 
     @property
     def trainer_file(self) -> Path:
@@ -60,19 +56,32 @@ class Checkpoint:
         return hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()
 
 
-def publish(folder: RunFolder, step: int, write: Callable[[Path], None]) -> Checkpoint:
-    """Call `write` on a hidden folder, then make it the checkpoint of `step`. A damaged one of that step is moved aside."""
-    folder.checkpoints.mkdir(mode=0o700, exist_ok=True)
-    final = folder.checkpoint(step)
-    aside = folder.checkpoints / f".writing-{final.name}"
+def aside_of(folder: RunFolder, step: int) -> Path:
+    """Where the checkpoint of `step` is written before it exists."""
+    return folder.checkpoints / f".writing-{folder.checkpoint(step).name}"
+
+
+def begin(folder: RunFolder, step: int) -> Path:
+    """An empty hidden folder for the files of `step`."""
+    aside = aside_of(folder, step)
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(mode=0o700)
-    write(aside)
-    files = {}
-    for path in _files(aside):
-        files[str(path.relative_to(aside))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    aside.mkdir(mode=0o700, parents=True)
+    return aside
+
+
+def describe(aside: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """The files' part of the manifest; they are on the disk when this returns."""
+    described = {}
+    for path in files:
+        described[str(path.relative_to(aside))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         _sync(path)
-    write_json(aside / MANIFEST, {"format": FORMAT, "step": step, "files": files})
+    return described
+
+
+def publish(folder: RunFolder, step: int, files: dict[str, dict[str, Any]]) -> Checkpoint:
+    """Make the hidden folder the checkpoint of `step`. A damaged one of that step is moved aside."""
+    aside, final = aside_of(folder, step), folder.checkpoint(step)
+    write_json(aside / MANIFEST, {"format": FORMAT, "step": step, "files": dict(sorted(files.items()))})
     for directory in [aside, *(path for path in aside.rglob("*") if path.is_dir())]:
         _sync(directory)
     if final.exists():
@@ -157,36 +166,6 @@ def prune(folder: RunFolder, keep_last: int, keep: set[int]) -> list[int]:
         os.rename(checkpoint.path, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
     return [checkpoint.step for checkpoint in deleted]
-
-
-# ── optimizer state without pickle ──────────────────────────────────────────────────────────────────────────────────
-def save_optimizer(optimizer: torch.optim.Optimizer, names: list[str], path: Path) -> None:
-    """`names` are the weights' names in the optimizer's order. Plain numbers of the state go in as tensors too."""
-    state = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    for index, slots in state["state"].items():
-        for slot, value in slots.items():
-            tensors[f"{names[index]}/{slot}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
-    save_file(tensors, path, metadata={"groups": json.dumps(groups)})
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], path: Path) -> None:
-    """The reverse. Raises ValueError when the file belongs to other weights."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        groups = json.loads(file.metadata()["groups"])
-    index_of = {name: index for index, name in enumerate(names)}
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_file(path).items():
-        name, slot = key.rsplit("/", 1)
-        if name not in index_of:
-            raise ValueError(f"{path}: optimizer state of {name}, which is not trained in this run")
-        state.setdefault(index_of[name], {})[slot] = value
-    current = optimizer.state_dict()["param_groups"]
-    merged = [{**group, "params": now["params"]} for group, now in zip(groups, current, strict=True)]
-    optimizer.load_state_dict({"state": state, "param_groups": merged})
 
 
 def _files(folder: Path) -> Iterator[Path]:

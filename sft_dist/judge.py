@@ -46,7 +46,7 @@ class Judge:
         model = self._model(loaded, recipe)
         load_weights(model, checkpoint.model)
         batches = length_sorted_batches(examples.lengths, recipe.evaluate.micro_batch)
-        parts = forward(model, loaded.task, loaded.tokenizer, examples, batches, self.device, autocast(self.device, autocast(device, recipe.train.precision)))
+        parts = forward(model, loaded.task, loaded.tokenizer, examples, batches, self.device, autocast(self.device, recipe.train.precision))
         logits = assemble(parts, len(examples))
         return {"examples": len(examples), **scores_of(loaded.task, self._loss(loaded, recipe), logits, examples)}
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from sft_dist import checkpoint as ckpt
     from sft_dist import loop
+    from sft_dist.engines.base import Engine
 
 log = logging.getLogger("sft_dist")
 
@@ -87,11 +88,18 @@ def train(folder: RunFolder) -> int:
 
     from sft_dist import attempt as at
     from sft_dist import loop
+    from sft_dist.engines import start_engine
     from sft_dist.heartbeat import Heart
     from sft_dist.quiet import quiet_libraries
 
     quiet_libraries()
-    accelerator = build_accelerator(recipe, folder)
+    try:
+        engine = start_engine(recipe, folder)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0" and "SFT_DIST_ATTEMPT" in os.environ:  # a launcher waits to be told
+            at.record_error(at.open_attempt(folder), 0, 0, error)
+        raise
+    accelerator = engine.accelerator
     rank = accelerator.process_index
     lock = None
     opened: list[Any] = [None, None]
@@ -113,7 +121,7 @@ def train(folder: RunFolder) -> int:
     heart = Heart(attempt, rank, seconds_of(recipe.resources.hang_timeout))
     t = None
     try:
-        t = build(recipe, folder, attempt.number, accelerator, stop_requested, heart.beat)
+        t = build(recipe, folder, attempt.number, engine, stop_requested, heart.beat)
         if accelerator.is_main_process:
             at.start_record(
                 attempt,
@@ -134,6 +142,8 @@ def train(folder: RunFolder) -> int:
         return 0
     except BaseException as error:
         at.record_error(attempt, rank, t.progress.step if t else 0, error)
+        if t:
+            t.saver.settle()
         if isinstance(error, UserError):
             log.error("%s", error)
             return 2
@@ -145,43 +155,24 @@ def train(folder: RunFolder) -> int:
             os.close(lock)
 
 
-def build_accelerator(recipe: Recipe, folder: RunFolder) -> Accelerator:
-    """Accelerate, checked: it starts one process instead of several, silently, when it is set up wrongly."""
-    import torch
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision="bf16" if recipe.train.precision == "bf16" else "no",
-        log_with=list(recipe.train.tracking) or None,
-        project_dir=str(folder.path),
-    )
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != world_size:
-        raise RuntimeError(
-            f"{world_size} processes were started, Accelerate runs {accelerator.num_processes} ({accelerator.distributed_type})"
-        )
-    return accelerator
-
-
 def build(
     recipe: Recipe,
     folder: RunFolder,
     attempt: int,
-    accelerator: Accelerator,
+    engine: Engine,
     stop_requested: list[str],
     beat: Callable[[int, str], None],
 ) -> loop.Training:
     """Data, model, optimizer, and the newest good checkpoint in them. Raises UserError."""
     import torch
-    from torch.nn.parallel import DistributedDataParallel
 
-    from sft_dist import checkpoint as ckpt
     from sft_dist import loop
     from sft_dist.data.prepare import prepare
     from sft_dist.models import build_model, load_tokenizer
-    from sft_dist.optim import build_optimizer, build_schedule, load_schedule_state, trained_names
+    from sft_dist.optim import build_optimizer, build_schedule
     from sft_dist.recipe.arithmetic import batch_of, steps_of
+    from sft_dist.saver import Saver
+    from sft_dist.snapshot import restore
     from sft_dist.tasks import task_of
     from sft_dist.tuning import load_weights
 
@@ -189,6 +180,7 @@ def build(
         raise UserError(f"train.tracking: {missing[0]} is not installed; pip install 'sft-dist[tracking]'")
     torch.use_deterministic_algorithms(recipe.train.deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs time in every new tensor
+    accelerator = engine.accelerator
     batch = batch_of(recipe, accelerator.num_processes)
     task = task_of(recipe)
     rows = prepare(recipe, task)
@@ -204,21 +196,16 @@ def build(
     checkpoint = _resume_point(folder, accelerator)
     if checkpoint:
         load_weights(model, checkpoint.model)
-    names = trained_names(model)
-    model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe.train))
-    if accelerator.num_processes > 1 and not isinstance(model, DistributedDataParallel):
-        raise RuntimeError(f"the model should run as DistributedDataParallel and is {type(model).__name__}")
-    schedule = build_schedule(optimizer.optimizer, recipe.train.schedule, steps.warmup, steps.total)
+    num_weights = sum(p.numel() for p in model.parameters())
+    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    engine.prepare(model, lambda model: build_optimizer(model, recipe.train))
+    schedule = build_schedule(engine.optimizer, recipe.train.schedule, steps.warmup, steps.total)
     progress = loop.Progress()
     if checkpoint:
-        ckpt.load_optimizer(optimizer.optimizer, names, checkpoint.optimizer_file)
-        state = checkpoint.trainer_state()
-        load_schedule_state(schedule, state["schedule"])
-        progress = loop.Progress.read(state)
+        progress = loop.Progress.read(restore(checkpoint, engine, schedule))
     accelerator.init_trackers("tracking")
 
     metric, direction = chosen_metric(recipe)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if accelerator.is_main_process:
         log.info(
             "%s; dropped %s",
@@ -229,10 +216,10 @@ def build(
             log.info("%d training texts reach data.max_length %d and are cut there", cut, recipe.data.max_length)
         log.info(
             "%s, %s: %s of %s weights trained; %d process(es) x micro-batch %d x accumulation %d = global batch %d",
-            type(accelerator.unwrap_model(model)).__name__,
+            type(engine.raw_model).__name__,
             recipe.tuning.method,
-            f"{trained:,}",
-            f"{sum(p.numel() for p in model.parameters()):,}",
+            f"{num_trained:,}",
+            f"{num_weights:,}",
             batch.world_size,
             batch.micro_batch,
             batch.accumulation,
@@ -244,11 +231,10 @@ def build(
         recipe=recipe,
         folder=folder,
         attempt=attempt,
-        accelerator=accelerator,
+        engine=engine,
+        saver=Saver(folder, accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone),
         task=task,
         tokenizer=tokenizer,
-        model=model,
-        optimizer=optimizer,
         schedule=schedule,
         loss=task.build_loss(examples["train"].targets),
         train=examples["train"],

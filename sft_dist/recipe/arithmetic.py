@@ -29,13 +29,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Steps:
-    """Optimizer steps of a run. `save_points` holds every validated step too; both end with the last step."""
+    """Optimizer steps of a run. `save_points` holds every validated step too; all end with the last step."""
 
     steps_per_epoch: int
     total: int
     warmup: int
     save_points: tuple[int, ...]
     eval_points: tuple[int, ...]
+    keep_points: tuple[int, ...] = ()  # of those saved, the ones never deleted
 
 
 def batch_of(recipe: Recipe, world_size: int) -> Batch:
@@ -76,5 +77,6 @@ def steps_of(recipe: Recipe, train_rows: int) -> Steps:
     total = train.steps or max(1, math.ceil((train.epochs or 3.0) * per_epoch - 1e-9))
     warmup = amount_in_steps(train.warmup, total, per_epoch) if train.warmup else 0
     eval_points = points_at(train.eval_every or train.save_every, total, per_epoch)
-    save_points = sorted({*points_at(train.save_every, total, per_epoch), *eval_points})
-    return Steps(per_epoch, total, warmup, tuple(save_points), tuple(eval_points))
+    keep_points = points_at(train.keep_every, total, per_epoch) if train.keep_every else []
+    save_points = sorted({*points_at(train.save_every, total, per_epoch), *eval_points, *keep_points})
+    return Steps(per_epoch, total, warmup, tuple(save_points), tuple(eval_points), tuple(keep_points))
