@@ -1,0 +1,71 @@
+"""The `model/` folder of a checkpoint: which weights are in it, how it is written, and how it comes back.
+
+A folder of transformers when the model itself is trained, a folder of PEFT when adapters are. What is written comes from
+`weights`, never from the live model: by then the model may be shared out over ranks, and may be training on.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+ADAPTER_FILE = "adapter_model.safetensors"  # PEFT's name
+_PROMPT = "prompt_encoder.default.embedding.weight"
+
+
+def saved_names(model: nn.Module) -> set[str] | None:
+    """Names in `model.state_dict()` that `save_weights` needs; None: all."""
+    return set(_adapter_names(model).values()) if is_adapter(model) else None
+
+
+def save_weights(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Write `folder` as transformers or PEFT would. `weights`: on the CPU, under the names of `model.state_dict()`, at
+    least those in `saved_names(model)`."""
+    if not is_adapter(model):
+        model.save_pretrained(folder, state_dict=dict(weights))  # type: ignore[operator]
+        return
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    tensors = {there: weights[name].contiguous() for there, name in _adapter_names(model).items()}
+    save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    config = copy.copy(model.peft_config["default"])  # type: ignore[operator, index]
+    config.inference_mode = True  # as PEFT has it in its files; on the model's own config it would change training
+    config.base_model_name_or_path = config.base_model_name_or_path or model.get_base_model().name_or_path  # type: ignore[operator]
+    config.save_pretrained(folder)
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Put the weights of a checkpoint's `model/` into `model`, in place. Raises ValueError when they do not fit exactly."""
+    weights = {name: value for path in sorted(folder.glob("*.safetensors")) for name, value in load_file(path).items()}
+    there = model.state_dict()
+    names = _adapter_names(model) if is_adapter(model) else {name: name for name in there}
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    if missing := set(names) - tied - set(weights):
+        raise ValueError(f"{folder} lacks {len(missing)} weights, such as {min(missing)}")
+    if strange := set(weights) - set(names):
+        raise ValueError(f"{folder} has {len(strange)} weights that the model lacks, such as {min(strange)}")
+    for name, value in weights.items():
+        shape = there[names[name]].shape
+        if value.shape != shape:
+            raise ValueError(f"{folder}: {name} has shape {tuple(value.shape)}, the model {tuple(shape)}")
+    model.load_state_dict({names[name]: value for name, value in weights.items()}, strict=False)
+
+
+def is_adapter(model: nn.Module) -> bool:
+    return hasattr(model, "peft_config")
+
+
+def _adapter_names(model: nn.Module) -> dict[str, str]:
+    """Name in an adapter's file -> name in `model.state_dict()`."""
+    from peft import get_peft_model_state_dict
+
+    names = list(model.state_dict())
+    if _PROMPT in names:  # PEFT would compute these from the live model
+        saved = {"prompt_embeddings": _PROMPT}
+        marker = ".modules_to_save.default."
+        return saved | {name.replace(marker, "."): name for name in names if marker in name}
+    # PEFT chooses and renames by name alone, so names may stand for the values. Embeddings are never resized here.
+    return get_peft_model_state_dict(model, state_dict={name: name for name in names}, save_embedding_layers=False)
