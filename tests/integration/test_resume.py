@@ -98,13 +98,13 @@ def test_asked_to_stop_saves_at_once_and_goes_on_exactly(undisturbed, tmp_path):
 def test_a_damaged_newest_checkpoint_is_named_and_the_older_one_used(undisturbed, tmp_path):
     recipe, expected = undisturbed
     folder = harness.run(recipe, tmp_path)
-    newest = folder / f"checkpoints/step-{STEPS:08d}/optimizer.safetensors"
+    newest = folder / f"checkpoints/step-{STEPS:08d}/state/rank-00000.safetensors"
     data = bytearray(newest.read_bytes())
     data[-1] ^= 1
     newest.write_bytes(data)
     harness.run(recipe, tmp_path)
     log = (folder / "attempts/002/rank-0.log").read_text()
-    assert f"step-{STEPS:08d} is damaged: optimizer.safetensors: content changed" in log
+    assert f"step-{STEPS:08d} is damaged: state/rank-00000.safetensors: content changed" in log
     assert "going on from step-00000020" in log
     assert_same(folder, expected)
 
