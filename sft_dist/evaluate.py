@@ -18,6 +18,7 @@ from typing import Any
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.run_folder import RunFolder, read_json, write_json, write_text
 from sft_dist.recipe.schema import METRICS, Recipe
+from sft_dist.recipe.tunings import export_form
 
 log = logging.getLogger("sft_dist")
 
@@ -81,12 +82,10 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
         split: _score_once(judge, winner, recipe, split, force) for split in recipe.evaluate.report_on
     }
     exported = None
-    if recipe.evaluate.export != "none":
+    if (form := export_form(recipe)) != "none":
         from sft_dist.export import export
 
-        exported = export(
-            winner.folder, winner.step, winner.folder.export, recipe.evaluate.export, winner.scores, final
-        )
+        exported = export(winner.folder, winner.step, winner.folder.export, form, winner.scores, final)
     target = leaderboard or (folders[0].path if len(folders) == 1 else folders[0].path.parent)
     board: dict[str, Any] = {
         "metric": metric,

@@ -15,6 +15,7 @@ from sft_dist import __version__
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.run_folder import RunFolder, read_json, write_json, write_text
 from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.tunings import best_form, export_form, has_adapter, merge_refusal
 
 log = logging.getLogger("sft_dist")
 ABOUT = "sft_dist.json"  # what `predict` needs besides weights: the recipe and the class names
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--step", type=int, help="which checkpoint (the sweep's winner, else the best in training)")
     parser.add_argument("--to", type=Path, help="folder to write (RUN/export)")
     parser.add_argument(
-        "--form", choices=["merged", "adapter"], help="LoRA weights merged into the base, or apart (the recipe's)"
+        "--form", choices=["merged", "adapter"], help="adapters merged into the base's weights, or apart (the recipe's)"
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -41,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"{options.run}: no recipe.json in it, so it is not a run folder")
         recipe = folder.recipe()
         step = options.step if options.step is not None else _best_step(folder)
-        form = options.form or ("merged" if recipe.evaluate.export == "none" else recipe.evaluate.export)
+        asked = export_form(recipe)
+        form = options.form or (best_form(recipe.tuning) if asked == "none" else asked)
         scores = {split: _scores(folder, step, split) for split in ("validation", "train", "test")}
         validation = scores.pop("validation")
         final = {split: found for split, found in scores.items() if found}
@@ -75,8 +77,10 @@ def export(
         raise UserError(f"{folder.path} has no checkpoint of step {step}; it has: {have}")
     if problems := ckpt.verify(checkpoint):
         raise UserError(f"{checkpoint.path} is damaged: {'; '.join(problems)}")
-    if form == "adapter" and recipe.tuning.method != "lora":
+    if form == "adapter" and not has_adapter(recipe.tuning):
         raise UserError(f"tuning: {recipe.tuning.method} has no adapter; use the merged form")
+    if form == "merged" and (reason := merge_refusal(recipe.tuning)):
+        raise UserError(f"tuning: {recipe.tuning.method} cannot be merged: {reason}; use the adapter form")
     to = to.resolve()
     if to.exists() and not (to / ABOUT).exists() and not (to.is_dir() and not any(to.iterdir())):
         raise UserError(f"{to} exists and is no exported model; choose another folder with --to")
@@ -84,7 +88,7 @@ def export(
     labels = checkpoint.trainer_state()["labels"]
     aside = to.with_name(f".{to.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
-    if form == "adapter" or recipe.tuning.method != "lora":
+    if form == "adapter" or not has_adapter(recipe.tuning):
         shutil.copytree(checkpoint.model, aside)
     else:
         task = task_of(recipe)
@@ -140,7 +144,7 @@ tags: [sft-dist, {recipe.tuning.method}]
 {recipe.description or f"A {recipe.task.type} model ({recipe.task.problem}), fine-tuned from `{base}`."}
 
 - **Base model**: `{base}`
-- **Tuning**: {recipe.tuning.method}{", merged into the base" if recipe.tuning.method == "lora" and form == "merged" else ""}
+- **Tuning**: {recipe.tuning.method}{", merged into the base" if has_adapter(recipe.tuning) and form == "merged" else ""}
 - **Labels**: {", ".join(labels) or "one number"}
 - **Checkpoint**: step {step} of run `{folder.id}`, chosen on validation{f" (plan: {outcome['steps']['total']} steps)" if outcome.get("steps") else ""}
 

@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from sft_dist.recipe.errors import Problem
+from sft_dist.recipe.optimizers import NAMED_OPTIMIZERS
 from sft_dist.recipe.references import sources_of
 from sft_dist.recipe.schema import (
     LOSSES,
     METRICS,
     TASK_COLUMNS,
-    LoraTuning,
     MseLoss,
+    NamedOptimizer,
     Polynomial,
+    PrefixTuning,
     Recipe,
     Sgd,
     SplitSources,
 )
+from sft_dist.recipe.tunings import has_adapter, merge_refusal, refusal, strategies_for
 from sft_dist.recipe.yaml_lines import similar_to
 
 
@@ -33,6 +36,7 @@ def cross_checks(recipe: Recipe) -> list[Problem]:
         *_loss(recipe),
         *_batch(recipe),
         *_optimizer(recipe),
+        *_tuning(recipe),
         *_evaluate(recipe),
     ]
 
@@ -46,6 +50,13 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
     model = recipe.model
     if model.revision is not None and not is_hub(model.path) and not (model.tokenizer and is_hub(model.tokenizer)):
         yield Problem("has no effect: only models on the hub have revisions", "model.revision", found=model.revision)
+    if model.trust_remote_code is not None and not is_hub(model.path):
+        # What lies in a folder can change between two attempts, and no commit says which code made the weights.
+        hint = "push it to the hub, or install the code as a package that registers itself with transformers"
+        found = model.trust_remote_code
+        yield Problem(
+            "only code on the hub has commits; a folder's is not run", "model.trust_remote_code", None, found, (), hint
+        )
     if model.config:
         yield from _finite("model.config", model.config)
 
@@ -156,12 +167,50 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
 
 def _optimizer(recipe: Recipe) -> Iterator[Problem]:
     train = recipe.train
+    if isinstance(train.optimizer, NamedOptimizer):
+        yield from _named_optimizer(train.optimizer, train.schedule.name)
     if isinstance(train.optimizer, Sgd) and train.optimizer.nesterov and train.optimizer.momentum == 0:
         hint = "give momentum, or leave nesterov out"
         yield Problem("needs momentum above 0", "train.optimizer.nesterov", None, "true", (), hint)
     if isinstance(train.schedule, Polynomial) and train.schedule.lr_end >= train.lr:
         found = f"{train.schedule.lr_end:g}"
         yield Problem(f"expected less than train.lr, which is {train.lr:g}", "train.schedule.lr_end", None, found)
+
+
+def _named_optimizer(optimizer: NamedOptimizer, schedule: str) -> Iterator[Problem]:
+    if reason := NAMED_OPTIMIZERS[optimizer.name].refused:
+        yield Problem(f"cannot be used here: {reason}", "train.optimizer", found=optimizer.name)
+    for key in ("lr", "weight_decay", "params"):
+        if key in optimizer.options:
+            path = {"lr": "train.lr", "weight_decay": "train.optimizer.weight_decay"}.get(key)
+            hint = f"use {path}" if path else "remove it: the weights come from the model"
+            yield Problem("is not among the options", f"train.optimizer.options.{key}", hint=hint)
+    if optimizer.name.startswith("schedule_free") and not schedule.startswith("constant"):
+        valid = ("constant", "constant_with_warmup")
+        yield Problem(
+            f"{optimizer.name} averages weights instead of lowering lr", "train.schedule", None, schedule, valid
+        )
+
+
+def _tuning(recipe: Recipe) -> Iterator[Problem]:
+    tuning, train = recipe.tuning, recipe.train
+    if reason := refusal(train.strategy.name, tuning):
+        yield Problem(
+            f"not with tuning: {tuning.method}: {reason}",
+            "train.strategy",
+            found=train.strategy.name,
+            valid=("auto", *strategies_for(tuning)),
+        )
+    if train.layer_decay is not None and has_adapter(tuning):
+        what = f"has no effect with tuning: {tuning.method}, whose base is not trained"
+        yield Problem(
+            what, "train.layer_decay", None, f"{train.layer_decay:g}", (), "it works with full, freeze and bitfit"
+        )
+    if train.gradient_checkpointing and isinstance(tuning, PrefixTuning):
+        what = "not with tuning: prefix, whose keys and values would be lost when layers are computed again"
+        yield Problem(
+            what, "train.gradient_checkpointing", None, "true", (), "use tuning: prompt or lora, or leave it out"
+        )
 
 
 def _evaluate(recipe: Recipe) -> Iterator[Problem]:
@@ -177,7 +226,15 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
     if "test" in evaluate.report_on and recipe.data.split.test == 0 and not named:
         hint = "give data.split.test a share, or set evaluate.report_on: []"
         yield Problem("there is no test split: data.split.test is 0", "evaluate.report_on", None, "test", (), hint)
-    if evaluate.export == "adapter" and not isinstance(recipe.tuning, LoraTuning):
+    if evaluate.export == "merged" and (reason := merge_refusal(recipe.tuning)):
+        yield Problem(
+            f"tuning: {recipe.tuning.method} cannot be merged: {reason}",
+            "evaluate.export",
+            None,
+            "merged",
+            ("adapter", "none"),
+        )
+    if evaluate.export == "adapter" and not has_adapter(recipe.tuning):
         hint = "use merged or none"
         what = f"there is no adapter with tuning: {recipe.tuning.method}"
         yield Problem(what, "evaluate.export", None, "adapter", (), hint)

@@ -43,9 +43,10 @@ CHOICES: dict[KeyPath, str] = {
     ("train", "loss"): "name",
     ("train", "optimizer"): "name",
     ("train", "schedule"): "name",
+    ("train", "strategy"): "name",
 }
 # Settings that exclude each other: one that is given replaces the other where the parent recipe gave it.
-RIVALS = ((("train", "epochs"), ("train", "steps")), (("tuning", "train_last_layers"), ("tuning", "train")))
+RIVALS = ((("train", "epochs"), ("train", "steps")),)
 # These say which file it is, so a recipe does not take them from its parent.
 OWN = ("name", "description")
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from sft_dist.recipe.optimizers import NamedOptimizerName
 from sft_dist.recipe.units import check_amount, check_memory, check_period, check_time
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -203,26 +204,48 @@ class FullTuning(Section):
 
 
 class FreezeTuning(Section):
-    method: Literal["freeze"] = Field(description="Train the head and part of the body.")
+    method: Literal["freeze"] = Field(
+        description="Train the head and part of the body; what is named below adds up."
+    )
+    train_first_layers: int | None = Field(None, ge=0, description="Train this many of the first layers.")
     train_last_layers: int | None = Field(
-        None, ge=0, description="Train only this many of the last layers (and the head)."
+        None, ge=0, description="Train this many of the last layers (0: only the head and what stands after the layers)."
     )
     train: list[str] | None = Field(
-        None, description="Regular expressions; weights whose full name matches one are trained (besides the head)."
+        None, description="Regular expressions; weights whose full name matches one are trained."
     )
     train_embeddings: bool = Field(False, description="Train the embeddings too.")
+    unfreeze_every: Period | None = Field(
+        None,
+        description="Begin with the head alone and add one of the trained layers at this pace, the last first and the "
+        "embeddings at the end (Howard & Ruder 2018, arXiv 1801.06146): `1 epoch` or `100 steps`.",
+    )
 
     @model_validator(mode="after")
-    def _one_way(self) -> "FreezeTuning":
-        if (self.train_last_layers is None) == (self.train is None):
-            raise ValueError("give exactly one of `train_last_layers` and `train`")
+    def _something(self) -> "FreezeTuning":
+        layers = (self.train_first_layers, self.train_last_layers, self.train)
+        if all(one is None for one in layers) and not self.train_embeddings:
+            raise ValueError(
+                "say what to train beside the head: `train_last_layers` (0: nothing), `train_first_layers`, `train` or "
+                "`train_embeddings`"
+            )
+        nothing = not any(layers) and not self.train_embeddings
+        if self.unfreeze_every is not None and nothing:
+            raise ValueError("`unfreeze_every` has no effect when only the head is trained")
         return self
 
 
-class LoraTuning(Section):
-    method: Literal["lora"] = Field(
-        description="Train low-rank adapters (Hu et al. 2021, arXiv 2106.09685) and the head."
+class BitfitTuning(Section):
+    method: Literal["bitfit"] = Field(
+        description="Train the biases and the head (Ben Zaken et al. 2021, arXiv 2106.10199)."
     )
+
+
+_WHOLE_LAYERS = "Further layers trained in full and saved; the head always is."
+
+
+class _LowRank(Section):
+    method: str
     r: Positive = Field(16, description="Rank of the adapters.")
     alpha: Annotated[float, Field(gt=0)] = Field(
         32, description="Scale; the adapter's output is multiplied by alpha / r."
@@ -233,11 +256,73 @@ class LoraTuning(Section):
     )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(r) (rsLoRA, arXiv 2312.03732).")
     dora: bool = Field(False, description="Weight-decomposed adapters (DoRA, arXiv 2402.09353).")
-    modules_to_save: list[str] = Field(default_factory=_list, description="Further layers trained in full and saved.")
+    modules_to_save: list[str] = Field(default_factory=_list, description=_WHOLE_LAYERS)
 
+
+class LoraTuning(_LowRank):
+    method: Literal["lora"] = Field(
+        description="Train low-rank adapters (Hu et al. 2021, arXiv 2106.09685) and the head."
+    )
+
+
+class QloraTuning(_LowRank):
+    method: Literal["qlora"] = Field(
+        description="LoRA beside a base in 4 bits (nf4; Dettmers et al. 2023, arXiv 2305.14314). Needs a GPU and bitsandbytes."
+    )
+
+
+class Ia3Tuning(Section):
+    method: Literal["ia3"] = Field(
+        description="Train vectors that scale keys, values and feed-forward activations (IA3, arXiv 2205.05638), and the head."
+    )
+    target_modules: list[str] | None = Field(
+        None, description="Names of the layers that are scaled. Left out: what PEFT knows for the model."
+    )
+    feedforward_modules: list[str] | None = Field(
+        None, description="Those of target_modules whose input is scaled, not their output."
+    )
+    modules_to_save: list[str] = Field(default_factory=_list, description=_WHOLE_LAYERS)
+
+    @model_validator(mode="after")
+    def _both(self) -> "Ia3Tuning":
+        if (self.target_modules is None) != (self.feedforward_modules is None):
+            raise ValueError("give both `target_modules` and `feedforward_modules`, or neither")
+        if strange := set(self.feedforward_modules or ()) - set(self.target_modules or ()):
+            raise ValueError(f"`feedforward_modules` has `{min(strange)}`, which is not in `target_modules`")
+        return self
+
+
+class PrefixTuning(Section):
+    method: Literal["prefix"] = Field(
+        description="Train keys and values before every layer's own (Li & Liang 2021, arXiv 2101.00190), and the head."
+    )
+    virtual_tokens: Positive = Field(20, description="Length of the prefix; it takes up positions of the model.")
+    modules_to_save: list[str] = Field(default_factory=_list, description=_WHOLE_LAYERS)
+
+
+class PromptTuning(Section):
+    method: Literal["prompt"] = Field(
+        description="Train embeddings before the text's own (Lester et al. 2021, arXiv 2104.08691), and the head."
+    )
+    virtual_tokens: Positive = Field(20, description="Length of the prompt; it takes up positions of the model.")
+    modules_to_save: list[str] = Field(default_factory=_list, description=_WHOLE_LAYERS)
+
+
+AdapterTuning = LoraTuning | QloraTuning | Ia3Tuning | PrefixTuning | PromptTuning
 
 Tuning = Annotated[
-    Annotated[FullTuning | FreezeTuning | LoraTuning, Field(discriminator="method")], shorthand("method")
+    Annotated[
+        FullTuning
+        | FreezeTuning
+        | BitfitTuning
+        | LoraTuning
+        | QloraTuning
+        | Ia3Tuning
+        | PrefixTuning
+        | PromptTuning,
+        Field(discriminator="method"),
+    ],
+    shorthand("method"),
 ]
 
 
@@ -304,7 +389,19 @@ class Adafactor(Section):
     weight_decay: Decay = Field(0.0, description="Decay; norms and biases are never decayed.")
 
 
-Optimizer = Annotated[Annotated[AdamW | Adam | Sgd | Adafactor, Field(discriminator="name")], shorthand("name")]
+class NamedOptimizer(Section):
+    name: NamedOptimizerName = Field(
+        description="An optimizer by its name in transformers. Some need a package, some a GPU, some cannot be used here: said before anything starts."
+    )
+    weight_decay: Decay = Field(0.0, description="Decay; norms and biases are never decayed.")
+    options: dict[str, bool | int | float | str | list[float]] = Field(
+        default_factory=_mapping, description="The optimizer's own arguments, such as `{betas: [0.9, 0.95], eps: 1e-6}`."
+    )
+
+
+Optimizer = Annotated[
+    Annotated[AdamW | Adam | Sgd | Adafactor | NamedOptimizer, Field(discriminator="name")], shorthand("name")
+]
 
 
 class PlainSchedule(Section):
@@ -404,6 +501,11 @@ class Train(Section):
     )
     lr: Annotated[float, Field(gt=0)] = Field(description="Peak learning rate.")
     optimizer: Optimizer = Field(default_factory=lambda: AdamW(name="adamw"), description="Name, or name and options.")
+    layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="The head learns at lr, the last layer at lr x this, the one before at lr x this squared, and so on "
+        "down to the embeddings (arXiv 1801.06146).",
+    )
     schedule: Schedule = Field(
         default_factory=lambda: PlainSchedule(name="linear"), description="Name, or name and options."
     )
@@ -476,9 +578,10 @@ class Evaluate(Section):
         ["test"], description="Splits the chosen checkpoint is scored on, once."
     )
     micro_batch: Positive = Field(64, description="Texts in one forward pass.")
-    export: Literal["merged", "adapter", "none"] = Field(
-        "merged",
-        description="How the winner is written as a Hugging Face folder; adapter: LoRA weights apart from the base.",
+    export: Literal["merged", "adapter", "none"] | None = Field(
+        None,
+        description="How the winner is written as a Hugging Face folder; merged: adapters inside the base's weights; adapter: "
+        "apart from it. Left out: merged where that is possible.",
     )
 
 

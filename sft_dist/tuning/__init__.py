@@ -4,21 +4,33 @@ from __future__ import annotations
 
 from torch import nn
 
-from sft_dist.recipe.schema import FreezeTuning, FullTuning, LoraTuning, Tuning
-from sft_dist.tuning.adapters import add_lora
-from sft_dist.tuning.freeze import freeze
+from sft_dist.recipe.schema import BitfitTuning, FreezeTuning, FullTuning, Tuning
+from sft_dist.tuning.adapters import add_adapter
+from sft_dist.tuning.freeze import drop_waiting, first_steps, freeze, train_biases
+from sft_dist.tuning.layers import layer_depths
 from sft_dist.tuning.weights import load_weights, save_weights, saved_names
 
-__all__ = ["apply_tuning", "load_weights", "save_weights", "saved_names"]
+__all__ = [
+    "apply_tuning",
+    "drop_waiting",
+    "first_steps",
+    "layer_depths",
+    "load_weights",
+    "save_weights",
+    "saved_names",
+]
 
 
 def apply_tuning(model: nn.Module, tuning: Tuning, peft_task: str) -> nn.Module:
-    """Returns the model to train: the same object, or its PEFT wrapper. Raises UserError when nothing would be trained."""
+    """Returns the model to train: the same object, or its PEFT wrapper. Raises UserError when the model cannot have it."""
     match tuning:
         case FullTuning():
             return model
         case FreezeTuning():
             freeze(model, tuning)
             return model
-        case LoraTuning():
-            return add_lora(model, tuning, peft_task)
+        case BitfitTuning():
+            train_biases(model)
+            return model
+        case _:
+            return add_adapter(model, tuning, peft_task)

@@ -3,56 +3,127 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.schema import LoraTuning
+from sft_dist.recipe.schema import AdapterTuning, Ia3Tuning, LoraTuning, PrefixTuning, PromptTuning, QloraTuning
+
+if TYPE_CHECKING:
+    from peft import PeftConfig  # takes seconds to import
 
 
-def add_lora(model: nn.Module, tuning: LoraTuning, peft_task: str) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
+def add_adapter(model: nn.Module, tuning: AdapterTuning, peft_task: str) -> nn.Module:
+    """The model in PEFT's wrapper. Raises UserError when the model cannot have such adapters."""
+    from peft import get_peft_model
 
-    config = LoraConfig(
-        task_type=peft_task,
-        r=tuning.r,
-        lora_alpha=tuning.alpha,
-        lora_dropout=tuning.dropout,
-        target_modules=tuning.target_modules,
-        use_rslora=tuning.rslora,
-        use_dora=tuning.dora,
-        modules_to_save=list(tuning.modules_to_save) or None,
-    )
-    _check_layer_names(model, tuning)
+    if lost := list(_lost_names(model, tuning)):
+        raise UserError(lost)
     try:
-        return get_peft_model(model, config)
+        wrapped = get_peft_model(model, _config(model, tuning, peft_task))
     except ValueError as error:
-        raise UserError(Problem(str(error), path="tuning", found=str(tuning.target_modules))) from error
+        raise UserError(_refused(model, tuning, str(error))) from error
+    if isinstance(tuning, (PrefixTuning, PromptTuning)):
+        _check_virtual_tokens(wrapped, tuning)
+    return wrapped
 
 
-def _check_layer_names(model: nn.Module, tuning: LoraTuning) -> None:
+def _config(model: nn.Module, tuning: AdapterTuning, peft_task: str) -> PeftConfig:
+    import peft
+
+    whole = list(tuning.modules_to_save) or None
+    match tuning:
+        case LoraTuning() | QloraTuning():
+            return peft.LoraConfig(
+                task_type=peft_task,
+                r=tuning.r,
+                lora_alpha=tuning.alpha,
+                lora_dropout=tuning.dropout,
+                target_modules=tuning.target_modules,
+                use_rslora=tuning.rslora,
+                use_dora=tuning.dora,
+                modules_to_save=whole,
+            )
+        case Ia3Tuning():
+            return peft.IA3Config(
+                task_type=peft_task,
+                target_modules=tuning.target_modules,
+                feedforward_modules=tuning.feedforward_modules,
+                modules_to_save=whole,
+            )
+        case PrefixTuning():
+            return peft.PrefixTuningConfig(
+                task_type=peft_task, num_virtual_tokens=tuning.virtual_tokens, modules_to_save=whole
+            )
+        case PromptTuning():
+            return peft.PromptTuningConfig(
+                task_type=peft_task,
+                num_virtual_tokens=tuning.virtual_tokens,
+                # PEFT takes the hidden size, which in some models (ALBERT, ELECTRA) is not that of the embeddings.
+                token_dim=model.get_input_embeddings().embedding_dim,  # type: ignore[operator]
+                modules_to_save=whole,
+            )
+
+
+def _check_virtual_tokens(model: nn.Module, tuning: PrefixTuning | PromptTuning) -> None:
+    """PEFT wraps models that cannot run like this, and some that then give wrong answers: decoders find a text's last
+    token by the padding of its ids, which a prompt of embeddings hides. So two texts are run together and one alone."""
+    pad = model.config.pad_token_id or 0  # type: ignore[union-attr]
+    a, b, c = (number for number in range(5, 9) if number != pad)  # any tokens will do
+    ids = torch.tensor([[a, b, c, a], [c, b, pad, pad]], device=model.device)  # type: ignore[arg-type]
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], device=model.device)  # type: ignore[arg-type]
+    model.eval()
+    try:
+        with torch.no_grad():
+            together = model(input_ids=ids, attention_mask=mask).logits[1]
+            alone = model(input_ids=ids[1:, :2], attention_mask=mask[1:, :2]).logits[0]
+    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+        raise UserError(_refused(model.get_base_model(), tuning, f"it fails: {error}")) from error  # type: ignore[operator]
+    if together.shape != alone.shape or not torch.allclose(together, alone, rtol=1e-3, atol=1e-4):
+        reason = "a text would be answered differently beside a longer one: the padding is not seen"
+        raise UserError(_refused(model.get_base_model(), tuning, reason))  # type: ignore[operator]
+
+
+def _refused(model: nn.Module, tuning: AdapterTuning, reason: str) -> Problem:
+    if isinstance(tuning, Ia3Tuning) and tuning.target_modules is None:
+        hint = (
+            f"name the layers in tuning.target_modules and feedforward_modules; there are: {', '.join(_linear(model))}"
+        )
+    else:
+        hint = "lora works with every model that has linear layers"
+    return Problem(f"{type(model).__name__}: {reason}", "tuning.method", found=tuning.method, hint=hint)
+
+
+def _lost_names(model: nn.Module, tuning: AdapterTuning) -> Iterator[Problem]:
     """PEFT is content when one of several names is found, and ignores a layer to save that is nowhere."""
-    from transformers.pytorch_utils import Conv1D
-
-    layers = {name: module for name, module in model.named_modules() if name}
-    linear = {name.rsplit(".", 1)[-1] for name, module in layers.items() if isinstance(module, (nn.Linear, Conv1D))}
+    layers = [name for name, _ in model.named_modules() if name]
+    last_parts = tuple(sorted({name.rsplit(".", 1)[-1] for name in layers}))
+    problem = "no layer of the model has such a name"
+    for name in tuning.modules_to_save:
+        if not _is_there(name, layers):
+            yield Problem(problem, "tuning.modules_to_save", found=name, valid=last_parts)
+    if isinstance(tuning, (PrefixTuning, PromptTuning)) or tuning.target_modules is None:
+        return
     targets = tuning.target_modules
     if isinstance(targets, str):
         known = targets == "all-linear" or any(_matches(targets, name) for name in layers)
-        lost = [] if known else [("target_modules", targets)]
+        lost = [] if known else [targets]
     else:
-        lost = [("target_modules", one) for one in targets if not _is_there(one, layers)]
-    lost += [("modules_to_save", one) for one in tuning.modules_to_save if not _is_there(one, layers)]
-    if lost:
-        last_parts = {name.rsplit(".", 1)[-1] for name in layers}
-        valid = {"target_modules": ("all-linear", *sorted(linear)), "modules_to_save": tuple(sorted(last_parts))}
-        raise UserError(
-            [
-                Problem("no layer of the model has such a name", path=f"tuning.{key}", found=name, valid=valid[key])
-                for key, name in lost
-            ]
-        )
+        lost = [one for one in targets if not _is_there(one, layers)]
+    shorthand = () if isinstance(tuning, Ia3Tuning) else ("all-linear",)
+    for name in lost:
+        yield Problem(problem, "tuning.target_modules", found=name, valid=(*shorthand, *_linear(model)))
+
+
+def _linear(model: nn.Module) -> list[str]:
+    """Last parts of the names of linear layers."""
+    from transformers.pytorch_utils import Conv1D
+
+    modules = model.named_modules()
+    return sorted({name.rsplit(".", 1)[-1] for name, module in modules if isinstance(module, (nn.Linear, Conv1D))})
 
 
 def _is_there(name: str, layers: Iterable[str]) -> bool:

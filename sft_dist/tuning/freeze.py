@@ -1,67 +1,96 @@
-"""Train part of the model: which layers, embeddings and further weights keep their values."""
+"""Train part of the model: which layers, embeddings and further weights keep their values, and for how long."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from torch import nn
 
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.schema import FreezeTuning
+from sft_dist.recipe.schema import FreezeTuning, Tuning
+from sft_dist.recipe.units import points_at
+from sft_dist.tuning.layers import body_of, layer_depths, layer_stack
 
 
 def freeze(model: nn.Module, tuning: FreezeTuning) -> None:
     """Train the head, what stands after the body's layers (pooler, last norm), and what the recipe names."""
-    body: nn.Module = model.base_model  # type: ignore[assignment]
-    layers_name, layers = _layers(body)
-    before_layers = True
-    for name, parameter in body.named_parameters():
-        in_layers = name.startswith(f"{layers_name}.")
-        before_layers = before_layers and not in_layers
-        if before_layers:
-            parameter.requires_grad = tuning.train_embeddings
-        elif in_layers:
-            number = int(name[len(layers_name) + 1 :].split(".", 1)[0])
-            parameter.requires_grad = number >= len(layers) - (tuning.train_last_layers or 0)
-    if tuning.train_last_layers is not None and tuning.train_last_layers > len(layers):
-        raise UserError(
-            Problem(
-                f"the model has {len(layers)} layers",
-                path="tuning.train_last_layers",
-                found=str(tuning.train_last_layers),
-                valid=(f"0 to {len(layers)}",),
-            )
-        )
+    _, layers = layer_stack(model)
     names = [name for name, _ in model.named_parameters()]
-    for number, pattern in enumerate(tuning.train or []):
-        matches = [name for name in names if _search(pattern, name, number)]
-        if not matches:
-            raise UserError(
-                Problem(
-                    "no weight has a name that matches",
-                    path=f"tuning.train.{number}",
-                    found=pattern,
-                    hint=f"names look like: {', '.join(names[:: max(1, len(names) // 6)])}",
-                )
-            )
-        for name in matches:
-            model.get_parameter(name).requires_grad = True
+    matches, problems = _matches(tuning, names)
+    problems += _too_many_layers(tuning, len(layers))
+    if problems:
+        raise UserError(problems)
+    depths = layer_depths(model)
+    trained_depths = {0}
+    trained_depths |= set(range(1, (tuning.train_last_layers or 0) + 1))
+    trained_depths |= set(range(len(layers) + 1 - (tuning.train_first_layers or 0), len(layers) + 1))
+    if tuning.train_embeddings:
+        trained_depths.add(len(layers) + 1)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = depths[name] in trained_depths or name in matches
 
 
-def _layers(body: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The stack of layers of a transformer: its longest list of modules."""
-    lists = [(name, module) for name, module in body.named_modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
+def train_biases(model: nn.Module) -> None:
+    """Train the biases of the body and the whole head. Raises UserError when there are no biases."""
+    in_body = {id(parameter) for parameter in body_of(model).parameters()}
+    found = False
+    for name, parameter in model.named_parameters():
+        is_bias = name.rsplit(".", 1)[-1] == "bias"
+        found = found or (is_bias and id(parameter) in in_body)
+        parameter.requires_grad = is_bias or id(parameter) not in in_body
+    if not found:
+        problem = f"{type(model).__name__} has no biases, so only the head would be trained"
         raise UserError(
-            Problem(f"{type(body).__name__} has no list of layers to freeze", path="tuning.method", found="freeze")
+            Problem(problem, path="tuning.method", found="bitfit", hint="use lora, or freeze with train_last_layers: 0")
         )
-    return max(lists, key=lambda item: len(item[1]))
 
 
-def _search(pattern: str, name: str, number: int) -> bool:
-    try:
-        return re.search(pattern, name) is not None
-    except re.error as error:
-        raise UserError(
-            Problem(f"not a regular expression: {error}", path=f"tuning.train.{number}", found=pattern)
-        ) from error
+def first_steps(model: nn.Module, tuning: Tuning, total_steps: int, steps_per_epoch: int) -> dict[str, int]:
+    """Gradual unfreezing (Howard & Ruder 2018, arXiv 1801.06146): weight -> the first step that trains it, for those that
+    have to wait. Depends on the step alone, so a resumed run goes on as it would have."""
+    if not isinstance(tuning, FreezeTuning) or tuning.unfreeze_every is None:
+        return {}
+    depths = layer_depths(model)
+    trained = {name: depths[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    turn = {depth: number for number, depth in enumerate(sorted(set(trained.values())))}
+    ends = points_at(tuning.unfreeze_every, total_steps, steps_per_epoch)
+    starts = [1, *(end + 1 for end in ends)]  # the last is after the end: never
+    return {name: starts[min(turn[depth], len(starts) - 1)] for name, depth in trained.items() if turn[depth] > 0}
+
+
+def drop_waiting(model: nn.Module, first: dict[str, int], step: int) -> None:
+    """Forget the gradients of weights whose turn has not come: the optimizer then passes them by, and has no state of them."""
+    for name, parameter in model.named_parameters():
+        if step < first.get(name, 0):
+            parameter.grad = None
+
+
+def _too_many_layers(tuning: FreezeTuning, there: int) -> Iterator[Problem]:
+    first, last = tuning.train_first_layers or 0, tuning.train_last_layers or 0
+    for key, count in (("train_first_layers", first), ("train_last_layers", last)):
+        if count > there:
+            yield Problem(f"the model has {there} layers", f"tuning.{key}", None, str(count), (f"0 to {there}",))
+    if max(first, last) <= there < first + last:
+        found = f"{first} first and {last} last layers"
+        yield Problem(
+            f"the model has {there} layers", "tuning.train_first_layers", None, found, hint="use tuning: full"
+        )
+
+
+def _matches(tuning: FreezeTuning, names: list[str]) -> tuple[set[str], list[Problem]]:
+    """Weights that a pattern names, and what is wrong with the patterns."""
+    found: set[str] = set()
+    problems = []
+    for number, pattern in enumerate(tuning.train or []):
+        path = f"tuning.train.{number}"
+        try:
+            matches = [name for name in names if re.search(pattern, name)]
+        except re.error as error:
+            problems.append(Problem(f"not a regular expression: {error}", path, found=pattern))
+            continue
+        if not matches:
+            hint = f"names look like: {', '.join(names[:: max(1, len(names) // 6)])}"
+            problems.append(Problem("no weight has a name that matches", path, found=pattern, hint=hint))
+        found.update(matches)
+    return found, problems

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -31,9 +32,10 @@ def save_weights(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     tensors = {there: weights[name].contiguous() for there, name in _adapter_names(model).items()}
     save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
-    config = copy.copy(model.peft_config["default"])  # type: ignore[operator, index]
+    live: Any = model
+    config = copy.copy(live.peft_config["default"])
     config.inference_mode = True  # as PEFT has it in its files; on the model's own config it would change training
-    config.base_model_name_or_path = config.base_model_name_or_path or model.get_base_model().name_or_path  # type: ignore[operator]
+    config.base_model_name_or_path = config.base_model_name_or_path or live.get_base_model().name_or_path
     config.save_pretrained(folder)
 
 

@@ -11,6 +11,9 @@ from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.load import load
 
 
+METHODS = ("full", "freeze", "bitfit", "lora", "qlora", "ia3", "prefix", "prompt")
+
+
 def problems(tmp_path: Path, old: str, new: str) -> tuple[Problem, ...]:
     assert old in GOOD
     with pytest.raises(UserError) as caught:
@@ -110,14 +113,14 @@ def test_a_dotted_key_in_a_file_is_explained(tmp_path: Path) -> None:
 
 def test_a_setting_of_another_choice_says_whose_it_is(tmp_path: Path) -> None:
     problem = only(tmp_path, "method: lora", "method: full")
-    assert problem.message == "`r` belongs to tuning method `lora`; this recipe says `full`"
+    assert problem.message == "`r` belongs to tuning method `lora` or `qlora`; this recipe says `full`"
     problem = only(tmp_path, "lr: 1e-4", "lr: 1\n  schedule: {name: cosine, power: 2}")
     assert problem.message == "`power` belongs to train schedule name `polynomial`; this recipe says `cosine`"
 
 
 def test_a_wrong_choice_lists_all_and_guesses(tmp_path: Path) -> None:
     problem = only(tmp_path, "method: lora", "method: Lorra")
-    assert (problem.path, problem.found, problem.valid) == ("tuning.method", "Lorra", ("full", "freeze", "lora"))
+    assert (problem.path, problem.found, problem.valid) == ("tuning.method", "Lorra", METHODS)
     assert problem.hint == "did you mean `lora`?"
 
 

@@ -187,7 +187,7 @@ def test_overrides_take_yaml_values(tmp_path: Path) -> None:
         (["train.lr=\x1b[0m"], "control character"),
         (["train.lr=\udcff"], "control character"),
         (["train.lr=[\udcff"], "control character"),
-        (["tuning.r=4", "tuning=full"], "`r` belongs to tuning method `lora`; this recipe says `full`"),
+        (["tuning.r=4", "tuning=full"], "`r` belongs to tuning method `lora` or `qlora`; this recipe says `full`"),
     ],
 )
 def test_bad_overrides_are_shown_as_the_command_line(overrides: list[str], words: str, tmp_path: Path) -> None:

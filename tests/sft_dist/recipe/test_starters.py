@@ -72,7 +72,9 @@ def test_the_json_schema_is_json_and_knows_base_and_bare_names() -> None:
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert schema["properties"]["base"]["type"] == "string"
     assert schema["additionalProperties"] is False
-    assert schema["properties"]["tuning"]["anyOf"][0] == {"enum": ["full", "freeze", "lora"]}
+    assert schema["properties"]["tuning"]["anyOf"][0] == {
+        "enum": ["full", "freeze", "bitfit", "lora", "qlora", "ia3", "prefix", "prompt"]
+    }
     assert "sgd" in schema["$defs"]["Train"]["properties"]["optimizer"]["anyOf"][0]["enum"]
     assert schema["else"]["required"] == ["task", "model", "data", "tuning", "train"]
     assert schema["else"]["properties"]["train"] == {"required": ["lr"]}
