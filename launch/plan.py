@@ -18,6 +18,7 @@ from launch.strategies import STRATEGIES, choose
 from launch.strategies.base import Launch, Shape
 from sft_dist.recipe.arithmetic import Batch, Steps, batch_of, steps_of
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.machine import needs_gpu
 from sft_dist.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -121,6 +122,8 @@ def plan_run(
     of it. Raises UserError with key paths."""
     recipe = run.recipe
     shape = _shape(machine, recipe.resources.nodes, processes or recipe.resources.processes_per_node)
+    if not shape.on_gpu and (problems := needs_gpu(recipe)):
+        raise UserError(problems)
     strategy, why, launch = _launch(recipe.train.strategy, shape)
     steps = _steps(recipe, rows.train) if rows.train else None
     asked = request(recipe.resources, cluster, shape.processes_per_node) if cluster else None

@@ -16,6 +16,7 @@ from launch.plan import Machine, Plan, detect_machine, plan_run
 from launch.rows import Rows, rows_of
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.load import Source, read
+from sft_dist.recipe.machine import missing_packages
 from sft_dist.recipe.references import check_references
 from sft_dist.recipe.run_folder import RunFolder, read_json
 
@@ -54,6 +55,8 @@ def prepare(
     count = _counter()
     prepared: list[Prepared] = []
     problems: dict[tuple[str, str, str], Problem] = {}
+    if python == sys.executable:  # another Python's packages are not known here; the run itself looks again
+        _check_packages(runs, source)
     for run in runs:
         rows = count(run)
         folder = parent / folder_name(run.id, taken, fresh)
@@ -125,6 +128,16 @@ def _check_references(runs: Sequence[Run], source: Source) -> None:
     problems: dict[tuple[str, str], Problem] = {}
     for run in _distinct(runs, lambda run: (id(run.recipe.model), id(run.recipe.data))):
         for problem in check_references(run.recipe):
+            found = locate(problem, source, run.places)
+            problems[(found.path, found.message)] = found
+    if problems:
+        raise UserError(list(problems.values())[:MOST_PROBLEMS])
+
+
+def _check_packages(runs: Sequence[Run], source: Source) -> None:
+    problems = {}
+    for run in runs:
+        for problem in missing_packages(run.recipe):
             found = locate(problem, source, run.places)
             problems[(found.path, found.message)] = found
     if problems:

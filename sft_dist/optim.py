@@ -1,8 +1,10 @@
-"""Optimizer and learning-rate schedule from the recipe, by explicit tables."""
+"""Optimizer and learning-rate schedule from the recipe, by explicit tables; the optimizer's state as plain values."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -10,7 +12,10 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.schema import Adafactor, Adam, AdamW, Optimizer, Schedule, Sgd, Train
+from sft_dist.recipe.machine import is_installed
+from sft_dist.recipe.optimizers import NAMED_OPTIMIZERS
+from sft_dist.recipe.schema import Adafactor, Adam, AdamW, NamedOptimizer, Schedule, Sgd, Train
+from sft_dist.recipe.yaml_lines import similar_to
 from sft_dist.state import Piece, SavedState
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -21,39 +26,131 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
+# Arguments that are settings of their own, or that the name has decided.
+NO_OPTIONS = ("params", "lr", "weight_decay", "optim_bits", "is_paged", "args")
+
+
 def build_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
-    """Two groups: matrices with weight decay; norms, biases and other vectors without."""
+    """The recipe's optimizer over the weights that are trained. Raises UserError for options it does not have."""
+    groups, optimizer = weight_groups(model, train.optimizer.weight_decay), train.optimizer
+    try:
+        match optimizer:
+            case NamedOptimizer():
+                make, options = _named(optimizer, train.lr)
+                if options.get("optim_bits") == 8:
+                    _keep_embeddings_exact(model)
+                return make(groups, **options)
+            case AdamW() | Adam():
+                options = {"betas": (optimizer.betas[0], optimizer.betas[1]), "eps": optimizer.eps}
+            case Sgd():
+                options = {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov}
+            case Adafactor():
+                options = {}
+        return OPTIMIZERS[optimizer.name](groups, lr=train.lr, **options)
+    except (ValueError, TypeError) as error:  # options that are right by themselves and exclude each other
+        raise UserError(Problem(str(error), path="train.optimizer", found=optimizer.name)) from error
+
+
+def weight_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: matrices (embeddings among them) with weight decay; norms, biases and other vectors without."""
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
-    for parameter in model.parameters():
+    owners = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (decayed if parameter.ndim >= 2 else spared).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": train.optimizer.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
-    options = _options(train.optimizer)
-    try:
-        return OPTIMIZERS[train.optimizer.name]([group for group in groups if group["params"]], lr=train.lr, **options)
-    except ValueError as error:  # options that are right by themselves and exclude each other
-        raise UserError(Problem(str(error), path="train.optimizer", found=train.optimizer.name)) from error
+            owner = owners[name.rpartition(".")[0]]
+            (decayed if is_decayed(name, parameter, owner) else spared).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
+def is_decayed(name: str, parameter: nn.Parameter, owner: nn.Module) -> bool:
+    """Most norms and biases are vectors; a few models have them with more dimensions, which their names tell."""
+    is_norm = "norm" in type(owner).__name__.lower()
+    is_bias = name.rpartition(".")[2].endswith("bias")
+    return parameter.ndim >= 2 and not is_norm and not is_bias
+
+
+# ── optimizers by their name in transformers ────────────────────────────────────────────────────────────────────────
+def _named(optimizer: NamedOptimizer, lr: float) -> tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]:
+    """The class and its arguments, from transformers' own table. Raises UserError."""
+    needs = NAMED_OPTIMIZERS[optimizer.name]
+    if needs.module and not is_installed(needs.module):
+        hint = f"pip install '{needs.package}'"
+        raise UserError(
+            Problem("needs a package that is not installed", "train.optimizer", None, optimizer.name, (), hint)
+        )
+    from transformers import Trainer  # takes seconds to import
+    from transformers.training_args import OptimizerNames
+
+    # What the table reads of TrainingArguments. A real one would set up devices and processes anew.
+    settings = SimpleNamespace(
+        optim=OptimizerNames(optimizer.name),
+        optim_args=None,
+        learning_rate=lr,
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        adam_epsilon=1e-8,
+        warmup_steps=0,  # the schedule warms up
+    )
+    make, arguments = Trainer.get_optimizer_cls_and_kwargs(settings)
+    known = [key for key in inspect.signature(make).parameters if key not in NO_OPTIONS]
+    for key, value in optimizer.options.items():
+        if key not in known:
+            path, hint = f"train.optimizer.options.{key}", similar_to(key, known)
+            raise UserError(Problem(f"{optimizer.name} has no such option", path, None, str(value), tuple(known), hint))
+        arguments[key] = tuple(value) if isinstance(value, list) else value
+    return make, arguments
+
+
+def _keep_embeddings_exact(model: nn.Module) -> None:
+    """8-bit state is too coarse for embeddings, whose gradients are rare: bitsandbytes' advice, and what Trainer does."""
+    from bitsandbytes.optim import GlobalOptimManager
+
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            GlobalOptimManager.get_instance().register_module_override(module, "weight", {"optim_bits": 32})
+
+
+def before_training(optimizer: torch.optim.Optimizer) -> None:
+    """Schedule-free optimizers train other weights than they judge and save: call this before a step's first forward.
+
+    Does nothing for all others, nor when it has been called already.
+    """
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+
+
+def before_judging(optimizer: torch.optim.Optimizer) -> None:
+    """Puts the averaged weights of a schedule-free optimizer in place: call this before validating and before saving.
+
+    Going there and back rounds in the last bit, so a run that saves at other steps (it was asked to stop) differs there.
+    """
+    if hasattr(optimizer, "eval"):
+        optimizer.eval()
+
+
+# ── state ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 def names_of(model: nn.Module) -> dict[nn.Parameter, str]:
     """Trained weight -> its name, which is the same under every strategy."""
     return {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def state_pieces(
-    optimizer: torch.optim.Optimizer, model: nn.Module, mine: Callable[[int], bool]
-) -> Iterator[Piece]:
-    """State of the weights whose number in the model is `mine`, copied to the CPU."""
+def state_pieces(optimizer: torch.optim.Optimizer, model: nn.Module, mine: Callable[[int], bool]) -> Iterator[Piece]:
+    """State of the weights whose number in the model is `mine`, copied to the CPU.
+
+    A slot that is no tensor says so in its name: `step:int`.
+    """
     for number, (parameter, name) in enumerate(names_of(model).items()):
         if mine(number):
             for slot, value in optimizer.state.get(parameter, {}).items():
-                copy = torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
-                elementwise = copy.shape == parameter.shape and copy.ndim > 0
-                yield Piece(name, slot, 0, copy.flatten()) if elementwise else Piece(name, slot, None, copy)
+                if isinstance(value, Tensor):
+                    copy = value.detach().to("cpu", copy=True).contiguous()
+                    elementwise = copy.shape == parameter.shape and copy.ndim > 0
+                    yield Piece(name, slot, 0, copy.flatten()) if elementwise else Piece(name, slot, None, copy)
+                else:
+                    yield Piece(name, f"{slot}:{type(value).__name__}", None, _as_tensor(value))
 
 
 def load_pieces(optimizer: torch.optim.Optimizer, model: nn.Module, saved: SavedState) -> None:
@@ -64,13 +161,35 @@ def load_pieces(optimizer: torch.optim.Optimizer, model: nn.Module, saved: Saved
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             numbers[parameter] = len(numbers)
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for parameter, name in names.items():
-        slots = {slot: saved.read(name, slot, 0, parameter.numel()).view(parameter.shape) for slot in saved.slots(name)}
-        slots |= {slot: saved.whole(name, slot) for slot in saved.whole_slots(name)}
+        slots: dict[str, Any] = {
+            slot: saved.read(name, slot, 0, parameter.numel()).view(parameter.shape) for slot in saved.slots(name)
+        }
+        for slot in saved.whole_slots(name):
+            key, _, kind = slot.partition(":")
+            slots[key] = _PLAIN[kind](saved.whole(name, slot))
         if slots:
             state[numbers[parameter]] = slots
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+# Kind of a slot -> how it is read. Numbers stay numbers: some optimizers count with them.
+_PLAIN: dict[str, Callable[[Tensor], Any]] = {
+    "": lambda tensor: tensor,
+    "int": lambda tensor: int(tensor.item()),
+    "float": lambda tensor: float(tensor.item()),
+    "bool": lambda tensor: bool(tensor.item()),
+    "NoneType": lambda tensor: None,
+}
+
+
+def _as_tensor(value: Any) -> Tensor:
+    if value is None:
+        return torch.empty(0)
+    if type(value) not in (int, float, bool):
+        raise ValueError(f"an optimizer's state has a {type(value).__name__}, which cannot be saved")
+    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
 
 
 def check_names(saved: SavedState, trained: set[str]) -> None:
@@ -80,24 +199,28 @@ def check_names(saved: SavedState, trained: set[str]) -> None:
 
 def groups_state(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """What changes in the groups while training (lr, and what some optimizers count there), as plain values."""
-    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return [{key: _plain(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
 def load_groups_state(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
-        group.update({key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()})
+        group.update({key: _unplain(value) for key, value in saved.items()})
 
 
-def _options(optimizer: Optimizer) -> dict[str, Any]:
-    match optimizer:
-        case AdamW() | Adam():
-            return {"betas": (optimizer.betas[0], optimizer.betas[1]), "eps": optimizer.eps}
-        case Sgd():
-            return {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov}
-        case Adafactor():
-            return {}
+def _plain(value: Any) -> Any:
+    """JSON has no tensors: a scalar one becomes its number and its type."""
+    if isinstance(value, Tensor):
+        return {"tensor": value.item(), "dtype": str(value.dtype).removeprefix("torch.")}
+    return value
 
 
+def _unplain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"]))
+    return tuple(value) if isinstance(value, list) else value
+
+
+# ── schedule ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def build_schedule(
     optimizer: torch.optim.Optimizer, schedule: Schedule, warmup_steps: int, total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:

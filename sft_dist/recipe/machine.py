@@ -1,0 +1,67 @@
+"""What a recipe needs of the machine that trains: installed packages, and a GPU. Torch-free, and nothing is imported."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from functools import cache
+
+from sft_dist.recipe.errors import Problem
+from sft_dist.recipe.optimizers import NAMED_OPTIMIZERS
+from sft_dist.recipe.schema import NamedOptimizer, Recipe
+
+FLASH_ATTENTION = {
+    "flash_attention_2": ("flash_attn", "flash-attn"),
+    "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
+}
+
+
+@cache
+def is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def missing_packages(recipe: Recipe) -> list[Problem]:
+    """Settings whose package this Python does not have."""
+    return [
+        Problem(f"{found} needs a package that is not installed", path, None, found, (), f"pip install '{package}'")
+        for path, found, module, package in _packages(recipe)
+        if not is_installed(module)
+    ]
+
+
+def _packages(recipe: Recipe) -> Iterator[tuple[str, str, str, str]]:
+    """(key path, value, module, what to install)."""
+    optimizer, attention = recipe.train.optimizer, recipe.model.attention
+    if isinstance(optimizer, NamedOptimizer) and (needs := NAMED_OPTIMIZERS[optimizer.name]).module:
+        yield "train.optimizer", optimizer.name, needs.module, needs.package
+    if attention in FLASH_ATTENTION:
+        yield "model.attention", str(attention), *FLASH_ATTENTION[str(attention)]
+    if recipe.train.liger:
+        yield "train.liger", "true", "liger_kernel", "liger-kernel"
+
+
+def needs_gpu(recipe: Recipe) -> list[Problem]:
+    """Settings that only work on a GPU, for a machine that has none."""
+    optimizer, attention = recipe.train.optimizer, recipe.model.attention
+    problems = []
+    if isinstance(optimizer, NamedOptimizer) and NAMED_OPTIMIZERS[optimizer.name].gpu:
+        hint = f"such as {optimizer.name.removeprefix('paged_').replace('adamw_32bit', 'adamw').replace('mix_32bit', 'mix')}"
+        problems.append(
+            Problem(
+                "its state is paged to and from a GPU, and there is none",
+                "train.optimizer",
+                None,
+                optimizer.name,
+                (),
+                hint,
+            )
+        )
+    if attention is not None and attention not in ("eager", "sdpa"):
+        valid = ("eager", "sdpa")
+        problems.append(
+            Problem("needs a GPU for training, and there is none", "model.attention", None, attention, valid)
+        )
+    if recipe.train.liger:
+        problems.append(Problem("Liger kernels need a GPU, and there is none", "train.liger", None, "true"))
+    return problems
