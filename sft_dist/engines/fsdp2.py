@@ -1,0 +1,207 @@
+"""`fsdp2`: ranks share weights, gradients and optimizer state (PyTorch's `fully_shard`, Zhao et al. 2023, arXiv 2304.11277).
+
+PyTorch's own function and not Accelerate's plug-in, which silently runs plain DDP on a CPU; Accelerate starts the process
+group and carries small things. Each weight is cut by its first dimension into as many runs of rows as there are ranks; a
+layer's weights are gathered before it runs and freed afterwards, so the model never stands whole on any device.
+Why precision is left to autocast, and accumulation reduces every micro-batch: docs/decisions/0006-strategies.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+
+from sft_dist.engines.base import BadGradient, Setup
+from sft_dist.optim import check_names, names_of
+from sft_dist.state import Piece, SavedState
+
+
+class Fsdp2:
+    model: nn.Module
+    raw_model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, setup: Setup) -> None:
+        self.precision = setup.precision
+        self.offload = setup.strategy.get("offload") == "cpu"
+        self.reshard_after_forward = bool(setup.strategy.get("reshard_after_forward", True))
+        on_gpu = torch.accelerator.is_available()
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        _start_group(world_size, on_gpu)
+        self.accelerator = Accelerator(
+            cpu=not on_gpu,
+            mixed_precision="no",  # autocast is ours, the same for every strategy
+            log_with=list(setup.trackers) or None,
+            project_dir=setup.project_dir,
+        )
+        if self.accelerator.num_processes != world_size:
+            raise RuntimeError(
+                f"{world_size} processes were started, Accelerate runs {self.accelerator.num_processes} "
+                f"({self.accelerator.distributed_type})"
+            )
+        self.mesh = init_device_mesh(self.accelerator.device.type, (world_size,))
+
+    def prepare(self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
+        weights = sum(1 for _ in model.parameters())
+        shard(model, self.mesh, self.reshard_after_forward, CPUOffloadPolicy() if self.offload else OffloadPolicy())
+        self.model = self.raw_model = model  # sharding changes the modules in place
+        self._check(weights)
+        self.optimizer = build_optimizer(model)
+        # Kept, because after a forward pass without a backward the model shows gathered weights instead of these.
+        self.names = names_of(model)
+
+    def _check(self, weights: int) -> None:
+        if not isinstance(self.model, FSDPModule):
+            raise RuntimeError(f"the model should run as FSDPModule and is {type(self.model).__name__}")
+        found = list(self.model.parameters())
+        if len(found) != weights:
+            raise RuntimeError(f"{weights} weights became {len(found)}: weights that are tied were cut apart")
+        if whole := [name for name, one in self.model.named_parameters() if not isinstance(one, DTensor)]:
+            raise RuntimeError(f"{len(whole)} weights are not shared out, such as {whole[0]}")
+        if self.mesh.size() != self.accelerator.num_processes:
+            raise RuntimeError(f"weights are shared by {self.mesh.size()} of {self.accelerator.num_processes} processes")
+
+    def accumulate(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients are reduced after every micro-batch: to keep them for the last one, each rank would need room for
+        all of them."""
+        return contextlib.nullcontext()
+
+    def autocast(self) -> AbstractContextManager[None]:
+        # Without its cache, which would keep a copy in half precision of every weight that is gathered.
+        enabled = self.precision == "bf16"
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self, clip_norm: float | None) -> float:
+        shared = nn.utils.clip_grad_norm_(self.names, float("inf") if clip_norm is None else clip_norm)
+        norm = shared.full_tensor() if isinstance(shared, DTensor) else shared
+        if not torch.isfinite(norm):
+            raise BadGradient(f"the gradient norm is {norm.item()}")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm.item()
+
+    def drop_gradients(self) -> None:
+        self.optimizer.zero_grad()
+
+    def weights(self, names: set[str] | None = None) -> dict[str, Tensor] | None:
+        """One weight after another is gathered, so no rank ever holds more than its share and one."""
+        self._free_gathered()
+        found: dict[str, Tensor] = {}
+        for name, value in self.raw_model.state_dict().items():
+            if names is None or name in names:
+                whole = value.full_tensor() if isinstance(value, DTensor) else value
+                if self.accelerator.is_main_process:
+                    found[name] = whole.to("cpu", copy=True)
+        return found if self.accelerator.is_main_process else None
+
+    def pieces(self) -> Iterator[Piece]:
+        """This rank's rows of every slot; rank 0 also brings what does not go with the rows, such as Adam's `step`."""
+        for parameter, name in self.names.items():
+            first, last = self._run(parameter)
+            for slot, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, DTensor):
+                    if last > first:
+                        yield Piece(name, slot, first, value.to_local().detach().to("cpu", copy=True).flatten())
+                elif self.accelerator.is_main_process:
+                    yield Piece(name, slot, None, torch.as_tensor(value).detach().to("cpu", copy=True))
+
+    def load(self, saved: SavedState) -> None:
+        check_names(saved, set(self.names.values()))
+        in_groups = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        state: dict[int, dict[str, Tensor]] = {}
+        for number, parameter in enumerate(in_groups):
+            name = self.names[parameter]
+            slots: dict[str, Tensor] = {slot: self._read(saved, name, slot, parameter) for slot in saved.slots(name)}
+            slots |= {slot: saved.whole(name, slot) for slot in saved.whole_slots(name)}
+            if slots:
+                state[number] = slots
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+    def _read(self, saved: SavedState, name: str, slot: str, parameter: nn.Parameter) -> DTensor:
+        """This rank's rows, as the tensor that the optimizer works on."""
+        assert isinstance(parameter, DTensor)
+        mine = parameter.to_local()
+        values = saved.read(name, slot, *self._run(parameter)).view(mine.shape).to(mine.device)
+        return DTensor.from_local(
+            values, self.mesh, [Shard(0)], run_check=False, shape=parameter.shape, stride=parameter.stride()
+        )
+
+    def _run(self, parameter: nn.Parameter) -> tuple[int, int]:
+        """First element of this rank's rows, and the one after its last. Rows are cut as `torch.chunk` cuts them."""
+        rows = parameter.shape[0]
+        return rows_of(rows, self.mesh.size(), self.mesh.get_local_rank(), parameter.numel() // rows)
+
+    def _free_gathered(self) -> None:
+        """After validation some weights are still whole, and the model would show those."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
+def rows_of(rows: int, ranks: int, rank: int, width: int) -> tuple[int, int]:
+    """Elements [first, last) of a weight with `rows` rows of `width` elements that `rank` has: ceil(rows / ranks) rows each,
+    the last ranks fewer or none."""
+    each = -(-rows // ranks)
+    return min(rank * each, rows) * width, min((rank + 1) * each, rows) * width
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, reshard_after_forward: bool, offload: OffloadPolicy) -> None:
+    """Share the weights out: a unit for each transformer layer, one for all else. Values stay as they are."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.is_contiguous():
+                parameter.data = parameter.data.contiguous()
+    for layer in layers_of(model):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward, offload_policy=offload)
+    # The rest (embeddings, head) is needed until backward begins, so it stays.
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, offload_policy=offload)
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The repeated layers of every stack of the model (an encoder and a decoder are two).
+
+    transformers names the classes of layers that must not be divided, and with them some embeddings, whose weights may be
+    tied to the head; so only what stands in a list counts, and nothing that shares a weight with the rest.
+    """
+    named = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    layers = [layer for stack in stacks for layer in stack if type(layer).__name__ in named]
+    if not layers and stacks:
+        layers = list(max(stacks, key=len))
+    found: list[nn.Module] = []
+    for layer in dict.fromkeys(layers):
+        if not any(layer is inner for outer in found for inner in outer.modules()) and not _is_tied(layer, model):
+            found.append(layer)
+    return found
+
+
+def _is_tied(layer: nn.Module, model: nn.Module) -> bool:
+    own = {parameter for parameter in layer.parameters()}
+    inside = set(layer.modules())
+    return any(
+        parameter in own for module in model.modules() if module not in inside for parameter in module.parameters(recurse=False)
+    )
+
+
+def _start_group(world_size: int, on_gpu: bool) -> None:
+    """With both backends on a GPU: what is offloaded is reduced on the CPU. One process is a group, too."""
+    if dist.is_initialized():
+        return
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    if world_size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend)
