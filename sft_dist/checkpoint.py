@@ -27,6 +27,8 @@ from sft_dist.recipe.run_folder import RunFolder, read_json, write_json
 MANIFEST = "manifest.json"
 FORMAT = 2
 _CHUNK = 1 << 20
+_WRITING = ".writing-"
+_DELETING = f"{_WRITING}deleted-"
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,15 @@ class Checkpoint:
         return hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()
 
 
-def aside_of(folder: RunFolder, step: int) -> Path:
-    """Where the checkpoint of `step` is written before it exists."""
-    return folder.checkpoints / f".writing-{folder.checkpoint(step).name}"
+def aside_of(folder: RunFolder, step: int, attempt: int) -> Path:
+    """Where the checkpoint of `step` is written before it exists. Every attempt has its own: a rank of the one before may
+    still be writing, on a machine that is believed dead."""
+    return folder.checkpoints / f"{_WRITING}{attempt:03d}-{folder.checkpoint(step).name}"
 
 
-def begin(folder: RunFolder, step: int) -> Path:
+def begin(folder: RunFolder, step: int, attempt: int) -> Path:
     """An empty hidden folder for the files of `step`."""
-    aside = aside_of(folder, step)
+    aside = aside_of(folder, step, attempt)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(mode=0o700, parents=True)
     return aside
@@ -78,31 +81,52 @@ def describe(aside: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
     return described
 
 
-def publish(folder: RunFolder, step: int, files: dict[str, dict[str, Any]]) -> Checkpoint:
-    """Make the hidden folder the checkpoint of `step`. A damaged one of that step is moved aside."""
-    aside, final = aside_of(folder, step), folder.checkpoint(step)
+def publish(folder: RunFolder, step: int, aside: Path, files: dict[str, dict[str, Any]]) -> Checkpoint:
+    """Make the hidden folder `aside` the checkpoint of `step`. A damaged one of that step is moved out of the way."""
+    final = folder.checkpoint(step)
     write_json(aside / MANIFEST, {"format": FORMAT, "step": step, "files": dict(sorted(files.items()))})
     for directory in [aside, *(path for path in aside.rglob("*") if path.is_dir())]:
         _sync(directory)
     if final.exists():
         set_aside(final)
     os.rename(aside, final)
-    _sync(folder.checkpoints)
+    for directory in (folder.checkpoints, folder.path):  # the first checkpoint has made the former
+        _sync(directory)
     return Checkpoint(final, step)
 
 
 def published(folder: RunFolder) -> list[Checkpoint]:
     """All checkpoints of a run by step, verified or not."""
+    return [checkpoint for checkpoint in present(folder) if (checkpoint.path / MANIFEST).is_file()]
+
+
+def present(folder: RunFolder) -> list[Checkpoint]:
+    """All that carries a step's name, also without a manifest: what a copy that was cut short leaves behind."""
     found = []
     for path in folder.checkpoints.glob("step-*") if folder.checkpoints.is_dir() else ():
         digits = path.name.removeprefix("step-")
-        if digits.isdigit() and (path / MANIFEST).is_file():
+        if digits.isdigit():
             found.append(Checkpoint(path, int(digits)))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
 def verify(checkpoint: Checkpoint) -> list[str]:
-    """What is wrong with a checkpoint, file by file; empty when every byte is as it was written."""
+    """What is wrong with a checkpoint, file by file; empty when every byte is as it was written.
+
+    Raises FileNotFoundError when it is gone by now: training deletes old checkpoints while others look at them.
+    """
+    try:
+        problems = _problems(checkpoint)
+    except (KeyError, TypeError, ValueError) as error:  # names and sizes that nobody has written
+        problems = [f"{MANIFEST}: not readable ({type(error).__name__}: {error})"]
+    if problems and not checkpoint.path.is_dir():
+        raise FileNotFoundError(str(checkpoint.path))
+    return problems
+
+
+def _problems(checkpoint: Checkpoint) -> list[str]:
+    if not (checkpoint.path / MANIFEST).is_file():
+        return [f"{MANIFEST}: missing, so the checkpoint is half-written"]
     manifest = read_json(checkpoint.path / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         return [f"{MANIFEST}: not readable"]
@@ -112,15 +136,8 @@ def verify(checkpoint: Checkpoint) -> list[str]:
         return [f"{MANIFEST}: belongs to step {manifest.get('step')}"]
     problems = []
     for name, expected in manifest["files"].items():
-        path = checkpoint.path / name
-        if path.is_symlink() or not path.resolve().is_relative_to(checkpoint.path.resolve()):
-            problems.append(f"{name}: a link")
-        elif not path.is_file():
-            problems.append(f"{name}: missing")
-        elif path.stat().st_size != expected["bytes"]:
-            problems.append(f"{name}: {path.stat().st_size} bytes, {expected['bytes']} were written")
-        elif _sha256(path) != expected["sha256"]:
-            problems.append(f"{name}: content changed (SHA-256 differs)")
+        if problem := _problem(checkpoint.path, checkpoint.path / name, expected["bytes"], expected["sha256"]):
+            problems.append(f"{name}: {problem}")
     listed = {*manifest["files"], MANIFEST}
     problems += [
         f"{path.relative_to(checkpoint.path)}: was added"
@@ -130,10 +147,23 @@ def verify(checkpoint: Checkpoint) -> list[str]:
     return problems
 
 
+def _problem(folder: Path, path: Path, size: int, sha256: str) -> str:
+    try:
+        if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
+            return "a link"
+        if not path.is_file():
+            return "missing"
+        if path.stat().st_size != size:
+            return f"{path.stat().st_size} bytes, {size} were written"
+        return "" if _sha256(path) == sha256 else "content changed (SHA-256 differs)"
+    except OSError as error:  # a bad disk
+        return f"cannot be read ({error.strerror})"
+
+
 def newest_good(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a line for each newer one that does not."""
     damaged: list[str] = []
-    for checkpoint in reversed(published(folder)):
+    for checkpoint in reversed(present(folder)):
         problems = verify(checkpoint)
         if not problems:
             return checkpoint, damaged
@@ -150,19 +180,26 @@ def set_aside(path: Path) -> Path:
     return target
 
 
-def clear_unfinished(folder: RunFolder) -> None:
-    """Remove what a killed process was writing. Call only while holding the run's lock."""
-    for path in folder.checkpoints.glob(".writing-*") if folder.checkpoints.is_dir() else ():
+def clear_unfinished(folder: RunFolder) -> list[str]:
+    """Remove what a killed process was writing, or deleting. Call only while holding the run's lock.
+
+    Returns the names of the checkpoints that will never be.
+    """
+    names = []
+    for path in sorted(folder.checkpoints.glob(f"{_WRITING}*")) if folder.checkpoints.is_dir() else ():
         shutil.rmtree(path, ignore_errors=True)
+        if not path.name.startswith(_DELETING):
+            names.append(path.name[path.name.index("step-") :])
+    return names
 
 
-def prune(folder: RunFolder, keep_last: int, keep: set[int]) -> list[int]:
+def prune(folder: RunFolder, keep_last: int, keep: set[int | None]) -> list[int]:
     """Delete old checkpoints but the newest `keep_last` and the steps in `keep`. Returns the deleted steps."""
     old = published(folder)[:-keep_last]
     deleted = [checkpoint for checkpoint in old if checkpoint.step not in keep]
     for checkpoint in deleted:
         # Out of sight first: a kill half-way through must not leave a checkpoint that looks whole.
-        doomed = checkpoint.path.with_name(f".writing-deleted-{checkpoint.path.name}")
+        doomed = checkpoint.path.with_name(f"{_DELETING}{checkpoint.path.name}")
         os.rename(checkpoint.path, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
     return [checkpoint.step for checkpoint in deleted]

@@ -26,7 +26,7 @@ from sft_dist.inference import assemble, better, forward, length_sorted_batches,
 from sft_dist.losses import SumLoss
 from sft_dist.meter import Meter, record
 from sft_dist.recipe.arithmetic import Batch, Steps
-from sft_dist.recipe.run_folder import RunFolder
+from sft_dist.recipe.run_folder import RunFolder, read_json
 from sft_dist.recipe.schema import Recipe
 from sft_dist.saver import Saved, Saver
 from sft_dist.snapshot import Snapshot
@@ -253,19 +253,23 @@ def _note_saved(t: Training, saved: Saved | None) -> None:
 
 def _prune(t: Training, keep_last: int) -> None:
     """Never the best, never one that no validation and no sweep has judged yet."""
-    unjudged = {c.step for c in ckpt.published(t.folder)} - set(t.progress.validated) - evaluated_steps(t.folder)
-    keep = unjudged | set(t.steps.keep_points)
-    if t.progress.best_step is not None:
-        keep.add(t.progress.best_step)
+    judged = judged_steps(t.folder) | t.progress.validated
+    there = [checkpoint.step for checkpoint in ckpt.published(t.folder)]
+    # The best of those on disk: a better one may still be on its way there, and never arrive.
+    best: tuple[int | None, float | None] = (None, None)
+    for step in there:
+        score = judged.get(step, {}).get(t.metric)
+        if better(score, best[1], t.direction):
+            best = (step, score)
+    keep = {*(step for step in there if step not in judged), *t.steps.keep_points, best[0]}
     for step in ckpt.prune(t.folder, keep_last, keep):
         log.info("step %d: old checkpoint deleted (train.keep_last is %d)", step, keep_last)
 
 
-def evaluated_steps(folder: RunFolder) -> set[int]:
-    """Steps that the sweep has scored on validation."""
-    return {
-        int(path.name.split(".")[0].removeprefix("step-")) for path in folder.evaluation.glob("step-*.validation.json")
-    }
+def judged_steps(folder: RunFolder) -> dict[int, dict[str, Any]]:
+    """Step -> its scores on validation, for those that the sweep has scored."""
+    records = [read_json(path) for path in folder.evaluation.glob("step-*.validation.json")]
+    return {record["step"]: record["scores"] for record in records if record}
 
 
 def _number(value: float | None) -> str:

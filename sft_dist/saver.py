@@ -3,10 +3,13 @@
 Every rank writes its own files into one hidden folder and then a note, `.rank-N.json`, with their sizes and SHA-256. Rank 0
 waits for all notes, makes the manifest of them and renames the folder. Ranks meet in the file system only: a collective
 call in a thread could get between those of training.
+
+Whatever goes wrong on any rank, rank 0 removes the folder, and checkpoints before it stay as they are.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 import time
@@ -19,7 +22,7 @@ from sft_dist import checkpoint as ckpt
 from sft_dist.recipe.run_folder import RunFolder, read_json, write_json
 
 LOOK_EVERY_S = 0.02
-PATIENCE_S = 60.0  # for other ranks' files once training has failed
+PATIENCE_S = 20.0  # for what is under way once training has failed; torchrun kills the other ranks after 30 s
 
 
 class SaveError(RuntimeError):
@@ -39,31 +42,43 @@ class _Save(threading.Thread):
 
     def __init__(self, step: int, work: Callable[[], None]) -> None:
         super().__init__(name=f"save-{step}", daemon=True)
-        self.step, self.work = step, work
+        self.step = step
         self.started = time.monotonic()
         self.seconds = 0.0
         self.error: Exception | None = None
+        self._work: Callable[[], None] | None = work
 
     def run(self) -> None:
+        assert self._work is not None
         try:
-            self.work()
+            self._work()
         except Exception as error:
             self.error = error
+        self._work = None  # it holds the copy of the model
         self.seconds = time.monotonic() - self.started
 
 
 class Saver:
     """One checkpoint at a time. `save` and `finish` are called by all ranks alike, `poll` by each for itself."""
 
-    def __init__(self, folder: RunFolder, rank: int, world_size: int, barrier: Callable[[], None]) -> None:
-        self.folder, self.rank, self.world_size, self.barrier = folder, rank, world_size, barrier
+    def __init__(
+        self, folder: RunFolder, attempt: int, rank: int, world_size: int, barrier: Callable[[], None]
+    ) -> None:
+        self.folder, self.attempt, self.rank, self.world_size, self.barrier = folder, attempt, rank, world_size, barrier
         self._save: _Save | None = None
+        self._give_up_at = float("inf")
 
     def save(self, step: int, write: Callable[[Path], Iterable[Path]]) -> None:
-        """Begin the checkpoint of `step`. `write` puts this rank's files, from memory, into a folder and names them."""
+        """Begin the checkpoint of `step`. `write` puts this rank's files, from memory, into a folder and names them.
+
+        Raises SaveError when not even the folder can be made.
+        """
         assert self._save is None, "finish the checkpoint before"
         if self.rank == 0:
-            ckpt.begin(self.folder, step)
+            try:
+                ckpt.begin(self.folder, step, self.attempt)
+            except OSError as error:
+                raise _failure(step, error) from error
         self.barrier()  # the folder is there, and empty, before anybody writes
         self._save = _Save(step, lambda: self._write(step, write))
         self._save.start()
@@ -74,53 +89,61 @@ class Saver:
             return None
         save, self._save = self._save, None
         if save.error is not None:
-            raise SaveError(f"the checkpoint of step {save.step} could not be saved: {save.error}") from save.error
+            raise _failure(save.step, save.error) from save.error
         return Saved(save.step, save.seconds) if self.rank == 0 else None
 
     def finish(self) -> Saved | None:
         """Wait until the checkpoint is published and every rank knows. Raises SaveError."""
-        self.settle(None)
+        if self._save is not None:
+            self._save.join()
         saved = self.poll()
         self.barrier()
         return saved
 
-    def settle(self, timeout_s: float | None = PATIENCE_S) -> None:
+    def settle(self, timeout_s: float = PATIENCE_S) -> None:
         """Let a checkpoint that is under way come to its end, if it can: after an error it is the last one."""
+        self._give_up_at = time.monotonic() + timeout_s  # other ranks may be gone
         if self._save is not None:
-            self._save.join(timeout_s)
+            self._save.join(timeout_s + 1)
 
     def _write(self, step: int, write: Callable[[Path], Iterable[Path]]) -> None:
-        aside = ckpt.aside_of(self.folder, step)
-        try:
-            files = ckpt.describe(aside, write(aside))
-        except Exception as error:
-            if self.rank:
-                write_json(_note(aside, self.rank), {"error": str(error)})
-            else:
-                shutil.rmtree(aside, ignore_errors=True)  # a full disk has room again
-            raise
+        aside = ckpt.aside_of(self.folder, step, self.attempt)
         if self.rank:
-            write_json(_note(aside, self.rank), {"files": files})
+            try:
+                write_json(_note(aside, self.rank), {"files": ckpt.describe(aside, write(aside))})
+            except Exception as error:
+                with contextlib.suppress(OSError):  # rank 0 learns it at the latest when it loses the connection
+                    write_json(_note(aside, self.rank), {"error": str(error)})
+                raise
             return
         try:
-            for rank in range(1, self.world_size):
-                files |= _files_of(aside, rank)
-            ckpt.publish(self.folder, step, files)
+            try:
+                files = ckpt.describe(aside, write(aside))
+            finally:  # also after an error: nobody's folder disappears while he writes to it
+                notes = [self._wait_for(aside, rank) for rank in range(1, self.world_size)]
+            for rank, note in enumerate(notes, 1):
+                if "error" in note:
+                    raise SaveError(f"rank {rank}: {note['error']}")
+                files |= note["files"]
+                _note(aside, rank).unlink()
+            ckpt.publish(self.folder, step, aside, files)
         except Exception:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(aside, ignore_errors=True)  # a full disk has room again
             raise
+
+    def _wait_for(self, aside: Path, rank: int) -> dict[str, Any]:
+        """What another rank has to say, once it has."""
+        while (note := read_json(_note(aside, rank))) is None:
+            if time.monotonic() > self._give_up_at:
+                return {"error": "has not finished its part"}
+            time.sleep(LOOK_EVERY_S)
+        answer: dict[str, Any] = note
+        return answer
 
 
 def _note(aside: Path, rank: int) -> Path:
     return aside / f".rank-{rank}.json"
 
 
-def _files_of(aside: Path, rank: int) -> dict[str, Any]:
-    """What another rank has written, once it has. Raises SaveError when it could not."""
-    while (note := read_json(_note(aside, rank))) is None:
-        time.sleep(LOOK_EVERY_S)
-    if "error" in note:
-        raise SaveError(f"rank {rank}: {note['error']}")
-    _note(aside, rank).unlink()
-    files: dict[str, Any] = note["files"]
-    return files
+def _failure(step: int, error: Exception) -> SaveError:
+    return SaveError(f"the checkpoint of step {step} could not be saved, those before it are untouched: {error}")

@@ -1,4 +1,10 @@
-"""What goes into a checkpoint: copied from the training at one moment, written to files at any later one."""
+"""What goes into a checkpoint: copied from the training at one moment, written to files at any later one.
+
+In memory there is at most one of these: rank 0 holds the weights once (4 bytes each; only the adapter's where adapters are
+trained), every rank its own part of the optimizer's state (with Adam 8 bytes for each trained weight, over all ranks
+together). Files are written from those very tensors, without another copy, but for models whose weights transformers
+names or shapes differently on disk: they are converted first, so rank 0 holds their weights twice while it writes.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from sft_dist.checkpoint import Checkpoint
 from sft_dist.optim import groups_state, load_groups_state, load_schedule_state, schedule_state
 from sft_dist.recipe.run_folder import write_json
 from sft_dist.state import Piece, SavedState, write_pieces
-from sft_dist.tuning import saved_names
+from sft_dist.tuning import save_weights, saved_names
 
 if TYPE_CHECKING:
     from sft_dist.engines.base import Engine
@@ -24,7 +31,9 @@ if TYPE_CHECKING:
 class Snapshot:
     """One rank's part of a checkpoint, in memory."""
 
-    t: Training
+    model: nn.Module  # its structure and config; what its weights are by now does not matter
+    tokenizer: PreTrainedTokenizerBase
+    rank: int
     weights: dict[str, Tensor] | None  # on rank 0
     pieces: list[Piece]
     trainer: dict[str, Any]
@@ -39,25 +48,25 @@ class Snapshot:
             "groups": groups_state(t.engine.optimizer),
             "labels": t.task.labels,
         }
-        return cls(t, weights, list(t.engine.pieces()), copy.deepcopy(trainer))
+        pieces = list(t.engine.pieces())
+        return cls(
+            t.engine.raw_model, t.tokenizer, t.accelerator.process_index, weights, pieces, copy.deepcopy(trainer)
+        )
 
     def write(self, aside: Path) -> list[Path]:
         """The files of this rank."""
-        rank = self.t.accelerator.process_index
-        files = [write_pieces(self.pieces, aside / "state", rank)]
+        files = [write_pieces(self.pieces, aside / "state", self.rank)]
         if self.weights is not None:
             model = aside / "model"
-            self._write_model(model)
+            save_weights(self.model, self.weights, model)
+            self.tokenizer.save_pretrained(model)
+            config: Any = self.model.config
+            if not (model / "config.json").exists():  # an adapter's folder has none, and class names live there
+                config.save_pretrained(model)
             files += sorted(path for path in model.rglob("*") if path.is_file())
             write_json(aside / "trainer.json", self.trainer)
             files.append(aside / "trainer.json")
         return files
-
-    def _write_model(self, folder: Path) -> None:
-        raw: Any = self.t.engine.raw_model
-        raw.save_pretrained(folder, state_dict=self.weights)
-        self.t.tokenizer.save_pretrained(folder)
-        raw.config.save_pretrained(folder)  # an adapter's folder has no config, and class names live there
 
 
 def restore(checkpoint: Checkpoint, engine: Engine, schedule: Any) -> dict[str, Any]:

@@ -38,8 +38,9 @@ class Piece:
 
 
 def write_pieces(pieces: Iterable[Piece], folder: Path, rank: int) -> Path:
-    """This rank's file in `folder`, which is made when missing."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """This rank's file in `folder`, which is made when missing, but not its parents. Nothing is copied for it: the values
+    are written as they lie in memory."""
+    folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"rank-{rank:05d}.safetensors"
     save_file({piece.key: piece.values for piece in pieces}, path)
     return path
@@ -68,7 +69,9 @@ class SavedState:
     def __enter__(self) -> SavedState:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stack.close()
 
     def names(self) -> set[str]:
@@ -82,13 +85,16 @@ class SavedState:
         return {slot for known, slot in self._whole if known == name}
 
     def whole(self, name: str, slot: str) -> Tensor:
+        """Raises ValueError when it is in no file."""
+        if (name, slot) not in self._whole:
+            raise ValueError(f"{self.folder}: {name}/{slot} is in none of the files")
         return self._whole[name, slot].get_tensor(f"{name}/{slot}")  # type: ignore[attr-defined]
 
     def read(self, name: str, slot: str, first: int, last: int) -> Tensor:
         """Elements `first` to `last` - 1, 1-D. Raises ValueError when some are in no file."""
         parts = []
         at = first
-        for start, end, file in self._runs[name, slot]:
+        for start, end, file in self._runs.get((name, slot), ()):
             if start <= at < end and at < last:
                 until = min(end, last)
                 piece = file.get_slice(f"{name}/{slot}@{start}")  # type: ignore[attr-defined]

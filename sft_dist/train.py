@@ -232,7 +232,7 @@ def build(
         folder=folder,
         attempt=attempt,
         engine=engine,
-        saver=Saver(folder, accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone),
+        saver=Saver(folder, attempt, accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone),
         task=task,
         tokenizer=tokenizer,
         schedule=schedule,
@@ -272,11 +272,12 @@ def _resume_point(folder: RunFolder, accelerator: Accelerator) -> ckpt.Checkpoin
 
     step: list[int | None] = [None]
     if accelerator.is_main_process:
-        ckpt.clear_unfinished(folder)
+        for name in ckpt.clear_unfinished(folder):
+            log.warning("%s was only half-written when the run ended; it is removed", name)
         found, damaged = ckpt.newest_good(folder)
         for line in damaged:
             log.warning("%s; using %s", line, found.path.name if found else "nothing: training starts over")
-        for newer in ckpt.published(folder):
+        for newer in ckpt.present(folder):
             if found is None or newer.step > found.step:
                 ckpt.set_aside(newer.path)
         step[0] = found.step if found else None

@@ -76,8 +76,15 @@ class Replicated:
     def weights(self, names: set[str] | None = None) -> dict[str, Tensor] | None:
         if not self.accelerator.is_main_process:
             return None
-        state = self.raw_model.state_dict()
-        return {name: value.to("cpu", copy=True) for name, value in state.items() if names is None or name in names}
+        copies: dict[tuple[int, torch.Size], Tensor] = {}  # tied weights stay one
+        weights = {}
+        for name, value in self.raw_model.state_dict().items():
+            if names is None or name in names:
+                key = (value.data_ptr(), value.shape)
+                if value.numel() == 0 or key not in copies:
+                    copies[key] = value.to("cpu", copy=True)
+                weights[name] = copies[key]
+        return weights
 
     def pieces(self) -> Iterator[Piece]:
         """Every rank has everything, so each writes the weights whose turn it is."""

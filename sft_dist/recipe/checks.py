@@ -35,6 +35,7 @@ def cross_checks(recipe: Recipe) -> list[Problem]:
         *_labels(recipe),
         *_loss(recipe),
         *_batch(recipe),
+        *_saving(recipe),
         *_optimizer(recipe),
         *_tuning(recipe),
         *_evaluate(recipe),
@@ -163,6 +164,15 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
     micro, whole = recipe.train.micro_batch, recipe.train.global_batch
     if micro != "auto" and micro > whole:
         yield Problem(f"more than train.global_batch, which is {whole}", "train.micro_batch", found=str(micro))
+
+
+def _saving(recipe: Recipe) -> Iterator[Problem]:
+    train = recipe.train
+    if train.keep_every is not None and train.keep_last is None:
+        hint = "set train.keep_last, or leave it out: every checkpoint is kept"
+        yield Problem(
+            "has no effect without train.keep_last", "train.keep_every", None, str(train.keep_every), (), hint
+        )
 
 
 def _optimizer(recipe: Recipe) -> Iterator[Problem]:

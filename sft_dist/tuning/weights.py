@@ -7,7 +7,7 @@ A folder of transformers when the model itself is trained, a folder of PEFT when
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,19 @@ _PROMPT = "prompt_encoder.default.embedding.weight"
 
 
 def saved_names(model: nn.Module) -> set[str] | None:
-    """Names in `model.state_dict()` that `save_weights` needs; None: all."""
-    return set(_adapter_names(model).values()) if is_adapter(model) else None
+    """Names in `model.state_dict()` that `save_weights` needs; None: all. Not while the model trains: sharded models gather
+    and release weights when they are asked for their state."""
+    return set(_adapter_names(model, model.state_dict()).values()) if is_adapter(model) else None
 
 
 def save_weights(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
     """Write `folder` as transformers or PEFT would. `weights`: on the CPU, under the names of `model.state_dict()`, at
-    least those in `saved_names(model)`."""
+    least those in `saved_names(model)`. The model may be training meanwhile."""
     if not is_adapter(model):
-        model.save_pretrained(folder, state_dict=dict(weights))  # type: ignore[operator]
+        _apart(model).save_pretrained(folder, state_dict=dict(weights))
         return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    tensors = {there: weights[name].contiguous() for there, name in _adapter_names(model).items()}
+    tensors = {there: weights[name].contiguous() for there, name in _adapter_names(model, weights).items()}
     save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
     live: Any = model
     config = copy.copy(live.peft_config["default"])
@@ -43,7 +44,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     """Put the weights of a checkpoint's `model/` into `model`, in place. Raises ValueError when they do not fit exactly."""
     weights = {name: value for path in sorted(folder.glob("*.safetensors")) for name, value in load_file(path).items()}
     there = model.state_dict()
-    names = _adapter_names(model) if is_adapter(model) else {name: name for name in there}
+    names = _adapter_names(model, there) if is_adapter(model) else {name: name for name in there}
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     if missing := set(names) - tied - set(weights):
         raise ValueError(f"{folder} lacks {len(missing)} weights, such as {min(missing)}")
@@ -60,11 +61,19 @@ def is_adapter(model: nn.Module) -> bool:
     return hasattr(model, "peft_config")
 
 
-def _adapter_names(model: nn.Module) -> dict[str, str]:
-    """Name in an adapter's file -> name in `model.state_dict()`."""
+def _apart(model: nn.Module) -> Any:
+    """The same modules under a config of their own: transformers writes into the config of the model it saves, and
+    attention reads from it."""
+    apart: Any = object.__new__(type(model))  # FSDP2's classes cannot be copied by `copy.copy`
+    apart.__dict__ = {**model.__dict__, "config": copy.deepcopy(model.config)}
+    return apart
+
+
+def _adapter_names(model: nn.Module, state: Iterable[str]) -> dict[str, str]:
+    """Name in an adapter's file -> name in `model.state_dict()`, whose names (at least the adapter's) are `state`."""
     from peft import get_peft_model_state_dict
 
-    names = list(model.state_dict())
+    names = list(state)
     if _PROMPT in names:  # PEFT would compute these from the live model
         saved = {"prompt_embeddings": _PROMPT}
         marker = ".modules_to_save.default."
