@@ -17,6 +17,7 @@ from sft_dist.recipe.optimizers import NAMED_OPTIMIZERS
 from sft_dist.recipe.schema import Adafactor, Adam, AdamW, NamedOptimizer, Schedule, Sgd, Train
 from sft_dist.recipe.yaml_lines import similar_to
 from sft_dist.state import Piece, SavedState
+from sft_dist.tuning.layers import layer_depths
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
@@ -32,7 +33,7 @@ NO_OPTIONS = ("params", "lr", "weight_decay", "optim_bits", "is_paged", "args")
 
 def build_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
     """The recipe's optimizer over the weights that are trained. Raises UserError for options it does not have."""
-    groups, optimizer = weight_groups(model, train.optimizer.weight_decay), train.optimizer
+    groups, optimizer = weight_groups(model, train), train.optimizer
     try:
         match optimizer:
             case NamedOptimizer():
@@ -51,24 +52,32 @@ def build_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
         raise UserError(Problem(str(error), path="train.optimizer", found=optimizer.name)) from error
 
 
-def weight_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices (embeddings among them) with weight decay; norms, biases and other vectors without."""
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
+def weight_groups(model: nn.Module, train: Train) -> list[dict[str, Any]]:
+    """Matrices (embeddings among them) with weight decay, apart from norms, biases and other vectors without; with
+    `layer_decay` each of the two for every depth of the model, the head first."""
+    depths = layer_depths(model) if train.layer_decay is not None else {}
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     owners = dict(model.named_modules())
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            owner = owners[name.rpartition(".")[0]]
-            (decayed if is_decayed(name, parameter, owner) else spared).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+            spared = not is_decayed(name, parameter, owners[name.rpartition(".")[0]])
+            groups.setdefault((depths.get(name, 0), spared), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": 0.0 if spared else train.optimizer.weight_decay,
+            "lr": train.lr * (train.layer_decay or 1.0) ** depth,
+        }
+        for (depth, spared), parameters in sorted(groups.items(), key=lambda group: group[0])
+    ]
 
 
 def is_decayed(name: str, parameter: nn.Parameter, owner: nn.Module) -> bool:
     """Most norms and biases are vectors; a few models have them with more dimensions, which their names tell."""
     is_norm = "norm" in type(owner).__name__.lower()
     is_bias = name.rpartition(".")[2].endswith("bias")
-    return parameter.ndim >= 2 and not is_norm and not is_bias
+    is_scale = ".ia3_l." in name  # IA3's vectors are stored as (1, features)
+    return parameter.ndim >= 2 and not is_scale and not is_norm and not is_bias
 
 
 # ── optimizers by their name in transformers ────────────────────────────────────────────────────────────────────────

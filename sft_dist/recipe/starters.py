@@ -59,7 +59,6 @@ SAMPLES: dict[KeyPath, str] = {
     ("train", "steps"): "1000",
     ("train", "loss"): "{name: cross-entropy, class_weights: balanced}",
     ("train", "optimizer"): "{name: adamw, weight_decay: 0.01}",
-    ("train", "layer_decay"): "0.9",
     ("train", "strategy"): "fsdp2",
     ("train", "eval_every"): "200 steps",
     ("train", "keep_last"): "2",
