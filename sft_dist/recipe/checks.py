@@ -21,7 +21,8 @@ from sft_dist.recipe.schema import (
     Sgd,
     SplitSources,
 )
-from sft_dist.recipe.tunings import has_adapter, merge_refusal, refusal, strategies_for
+from sft_dist.recipe.strategies import refusals
+from sft_dist.recipe.tunings import has_adapter, merge_refusal
 from sft_dist.recipe.yaml_lines import similar_to
 
 
@@ -204,13 +205,7 @@ def _named_optimizer(optimizer: NamedOptimizer, schedule: str) -> Iterator[Probl
 
 def _tuning(recipe: Recipe) -> Iterator[Problem]:
     tuning, train = recipe.tuning, recipe.train
-    if reason := refusal(train.strategy.name, tuning):
-        yield Problem(
-            f"not with tuning: {tuning.method}: {reason}",
-            "train.strategy",
-            found=train.strategy.name,
-            valid=("auto", *strategies_for(tuning)),
-        )
+    yield from refusals(train.strategy.name, recipe)
     if train.layer_decay is not None and has_adapter(tuning):
         what = f"has no effect with tuning: {tuning.method}, whose base is not trained"
         yield Problem(

@@ -1,0 +1,35 @@
+"""What a strategy cannot be combined with, whatever the machine. Asked for what a recipe names, and for what `auto` may choose.
+Torch-free."""
+
+from __future__ import annotations
+
+from sft_dist.recipe.errors import Problem
+from sft_dist.recipe.optimizers import ELEMENTWISE
+from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.tunings import refusal, strategies_for
+
+# Strategies under which a process has only part of a weight, or of its optimizer's state.
+SHARING = ("zero1", "zero2", "zero3", "fsdp2")
+
+
+def refusals(strategy: str, recipe: Recipe) -> list[Problem]:
+    """Every setting of the recipe that `strategy` cannot work with, with the reason."""
+    train, tuning = recipe.train, recipe.tuning
+    found = []
+    if reason := refusal(strategy, tuning):
+        valid = ("auto", *strategies_for(tuning))
+        found.append(Problem(f"not with tuning: {tuning.method}: {reason}", "train.strategy", None, strategy, valid))
+    if strategy in SHARING and train.optimizer.name not in ELEMENTWISE:
+        reason = f"updates a weight as a whole, and with {strategy} a process has only part of it"
+        valid = tuple(sorted(ELEMENTWISE))
+        hint = "or set train.strategy: ddp"
+        found.append(
+            Problem(f"{train.optimizer.name} {reason}", "train.optimizer", None, train.optimizer.name, valid, hint)
+        )
+    if strategy == "fsdp2" and train.precision in ("fp16", "fp8"):
+        reason = {
+            "fp16": "the loss scale has to be the same for all, and each process sees only its own part of the gradients",
+            "fp8": "its layers keep scales beside their weights, which cannot be cut into shards",
+        }[train.precision]
+        found.append(Problem(f"not with fsdp2: {reason}", "train.precision", None, train.precision, ("fp32", "bf16")))
+    return found
