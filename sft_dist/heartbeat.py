@@ -36,14 +36,14 @@ class Heart:
         self._stack = attempt.stack_file(rank).open("a")
         self._timeout_s = timeout_s
         self._who = {"rank": rank, "host": socket.gethostname(), "pid": os.getpid()}
-        self._reached = (0, "starting")
+        self.reached = (0, "starting")  # step and phase
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._live, name="heart", daemon=True)
         self._thread.start()
 
     def beat(self, step: int, phase: str) -> None:
         """This rank is at `step`. Phases: starting, training, validating, saving. Costs nothing."""
-        self._reached = (step, phase)
+        self.reached = (step, phase)
 
     def stop(self) -> None:
         """The rank is done, well or not, and owes no more signs of life."""
@@ -54,10 +54,10 @@ class Heart:
         self._write("ended")
 
     def _live(self) -> None:
-        seen = self._reached
+        seen = self.reached
         while not self._over.wait(interval_of(self._timeout_s)):
-            if self._reached != seen:
-                seen = self._reached
+            if self.reached != seen:
+                seen = self.reached
                 if seen[1] == "training":
                     faulthandler.dump_traceback_later(self._timeout_s, file=self._stack)
                 else:  # may take long without anything being wrong
@@ -66,7 +66,7 @@ class Heart:
 
     def _write(self, phase: str) -> None:
         """Whole or not at all, but not forced to disk; a full disk is the training's own business."""
-        sign = {**self._who, "step": self._reached[0], "phase": phase, "time": round(time.time(), 3)}
+        sign = {**self._who, "step": self.reached[0], "phase": phase, "time": round(time.time(), 3)}
         aside = self._file.with_name(f".{self._file.name}")
         with contextlib.suppress(OSError):
             aside.write_text(json.dumps(sign))

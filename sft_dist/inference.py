@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sft_dist.losses import SumLoss
 from sft_dist.tasks.base import Examples, Task
+from sft_dist.tasks.named import collate
 
 
 def length_sorted_batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
@@ -39,9 +40,12 @@ def forward(
     """(indices, logits) of each batch; logits are (batch, classes) in fp32."""
     model.eval()
     found = []
-    with torch.no_grad(), autocast:  # not inference_mode: sharded weights are gathered, and those tensors are used again
+    with (
+        torch.no_grad(),
+        autocast,
+    ):  # not inference_mode: sharded weights are gathered, and those tensors are used again
         for indices in batches:
-            inputs, _ = task.collate(examples, indices, tokenizer)
+            inputs, _ = collate(task, examples, indices, tokenizer)
             logits = task.logits(model, {name: value.to(device) for name, value in inputs.items()})
             found.append((indices, logits.float().cpu().numpy()))
     return found

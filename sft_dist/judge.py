@@ -18,6 +18,7 @@ from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks import task_of
 from sft_dist.tasks.base import Examples, Task
+from sft_dist.tasks.named import encode
 from sft_dist.tuning import load_weights
 
 
@@ -46,7 +47,15 @@ class Judge:
         model = self._model(loaded, recipe)
         load_weights(model, checkpoint.model)
         batches = length_sorted_batches(examples.lengths, recipe.evaluate.micro_batch)
-        parts = forward(model, loaded.task, loaded.tokenizer, examples, batches, self.device, autocast(self.device, recipe.train.precision))
+        parts = forward(
+            model,
+            loaded.task,
+            loaded.tokenizer,
+            examples,
+            batches,
+            self.device,
+            autocast(self.device, recipe.train.precision),
+        )
         logits = assemble(parts, len(examples))
         return {"examples": len(examples), **scores_of(loaded.task, self._loss(loaded, recipe), logits, examples)}
 
@@ -64,7 +73,7 @@ class Judge:
             way = "" if split == "validation" else f", or leave {split} out of evaluate.report_on"
             raise UserError(f"the data has no {split} split: set data.split.{split} above 0{way}")
         if split not in loaded.examples:
-            loaded.examples[split] = loaded.task.encode(loaded.rows.splits[split], loaded.tokenizer)
+            loaded.examples[split] = encode(loaded.task, loaded.rows.splits[split], loaded.tokenizer, split)
         return loaded.examples[split]
 
     def _model(self, loaded: _Loaded, recipe: Recipe) -> nn.Module:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sft_dist import checkpoint as ckpt
+from sft_dist.bad_steps import check_predictions, check_weights, update
 from sft_dist.batches import BatchPlan, slot_seed
-from sft_dist.engines.base import BadGradient, Engine
+from sft_dist.engines.base import Engine
 from sft_dist.inference import assemble, better, forward, length_sorted_batches, scores_of
 from sft_dist.losses import SumLoss
 from sft_dist.meter import Meter, record
@@ -31,12 +33,10 @@ from sft_dist.recipe.schema import Recipe
 from sft_dist.saver import Saved, Saver
 from sft_dist.snapshot import Snapshot
 from sft_dist.tasks.base import Examples, Task
+from sft_dist.tasks.named import collate
+from sft_dist.tuning import drop_waiting, first_steps
 
 log = logging.getLogger("sft_dist")
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on: a bad loss or gradient."""
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Progress:
     best_step: int | None = None
     best_score: float | None = None
     validations_without_gain: int = 0
+    bad_steps_in_a_row: int = 0
     validated: dict[int, dict[str, Any]] = field(default_factory=dict)  # step -> scores
 
     @classmethod
@@ -86,10 +87,24 @@ class Training:
         """As wrapped for distribution."""
         return self.engine.model
 
+    @cached_property
+    def plan(self) -> BatchPlan:
+        train = self.recipe.train
+        return BatchPlan(self.train.lengths, train.seed, self.batch.global_batch, train.batching)
+
+    @cached_property
+    def first_steps(self) -> dict[str, int]:
+        """Weights that are not trained from the beginning."""
+        return first_steps(self.engine.raw_model, self.recipe.tuning, self.steps.total, self.steps.steps_per_epoch)
+
+    def mine(self, slots: list[np.ndarray]) -> list[np.ndarray]:
+        """This rank's micro-batches of a step."""
+        first = self.accelerator.process_index * self.batch.accumulation
+        return slots[first : first + self.batch.accumulation]
+
 
 def run(t: Training) -> tuple[str, str]:
     """Train from `progress.step` to the end. Returns (state, reason): finished or stopped."""
-    plan = BatchPlan(t.train.lengths, t.recipe.train.seed, t.batch.global_batch, t.recipe.train.batching)
     weights = t.loss.weights(t.train.targets)
     num_slots = t.batch.world_size * t.batch.accumulation
     first_slot = t.accelerator.process_index * t.batch.accumulation
@@ -103,7 +118,7 @@ def run(t: Training) -> tuple[str, str]:
         step = t.progress.step + 1
         t.beat(step, "training")
         t.model.train()
-        slots = plan.slots(step, num_slots)
+        slots = t.plan.slots(step, num_slots)
         divisor = float(weights[np.concatenate(slots)].sum())
         totals: list[Tensor] = []
         for turn in range(t.batch.accumulation):
@@ -116,7 +131,8 @@ def run(t: Training) -> tuple[str, str]:
             totals.append(total.detach())
         loss, stop = _agree(t, torch.stack(totals).double().sum() / divisor)
         lr = float(t.schedule.get_last_lr()[0])
-        grad_norm = _update(t, step, loss, totals, slots[first_slot : first_slot + t.batch.accumulation])
+        drop_waiting(t.engine.raw_model, t.first_steps, step)
+        grad_norm = update(t, step, loss, totals, t.mine(slots))
         t.schedule.step()
         t.progress.step = step
 
@@ -134,42 +150,11 @@ def run(t: Training) -> tuple[str, str]:
     return outcome
 
 
-def _update(t: Training, step: int, loss: float, totals: list[Tensor], slots: list[np.ndarray]) -> float:
-    """The optimizer's step. Returns the gradient norm before clipping; NaN when the step was left out for being bad.
-
-    Raises TrainingError for a bad step, before it can get into a checkpoint.
-    """
-    limit = t.recipe.train.max_loss
-    if not np.isfinite(loss) or (limit is not None and loss > limit):
-        bad = _worst(t, totals, slots)
-        problem = f"the loss of step {step} is {loss:g}{'' if limit is None else f', above train.max_loss {limit:g}'}; {bad}"
-    else:
-        try:
-            return t.engine.step(t.recipe.train.clip_norm)
-        except BadGradient as error:
-            problem = f"step {step}: {error}; the loss was {loss:g}, on examples {_ids(t, slots[0])[:8]} and others"
-    if t.recipe.train.on_bad_loss == "stop":
-        raise TrainingError(problem)
-    t.engine.drop_gradients()
-    record(t, "skipped", {"loss": loss, "why": problem}, step)
-    log.warning("%s; the step is left out", problem)
-    return float("nan")
-
-
-def _worst(t: Training, totals: list[Tensor], slots: list[np.ndarray]) -> str:
-    """Which rank has the worst micro-batch, and its examples. Every rank must call it."""
-    means = [float(total) / max(len(slot), 1) for total, slot in zip(totals, slots, strict=True)]
-    worst = max(range(len(means)), key=lambda number: float("inf") if np.isnan(means[number]) else means[number])
-    mine = (means[worst], t.accelerator.process_index, _ids(t, slots[worst])[:16])
-    found = max(gather_object([mine]), key=lambda one: float("inf") if np.isnan(one[0]) else one[0])
-    return f"rank {found[1]} has {found[0]:g} an example, on examples {found[2]}"
-
-
 def _slot_loss(t: Training, slot: np.ndarray, slots: list[np.ndarray]) -> Tensor:
     """Loss summed over one micro-batch. A rank without examples (short last batch) still takes part, with weight 0."""
     empty = len(slot) == 0
     indices = next(other for other in slots if len(other))[:1] if empty else slot
-    inputs, targets = t.task.collate(t.train, indices, t.tokenizer)
+    inputs, targets = collate(t.task, t.train, indices, t.tokenizer)
     device = t.accelerator.device
     with t.engine.autocast():
         logits = t.task.logits(t.model, {name: value.to(device) for name, value in inputs.items()})
@@ -187,10 +172,6 @@ def _agree(t: Training, loss_share: Tensor) -> tuple[float, str]:
     return loss, reason if stops else ""
 
 
-def _ids(t: Training, slot: np.ndarray) -> list[int]:
-    return t.train.ids[slot].tolist()
-
-
 # ── validation ──────────────────────────────────────────────────────────────────────────────────────────────────────
 def _validate(t: Training) -> None:
     assert t.validation is not None
@@ -205,6 +186,7 @@ def _validate(t: Training) -> None:
     )[: len(share)]
     # Ranks exchange (indices, logits), so nothing is padded in and nothing has to be taken out again.
     logits = assemble(gather_object(mine), len(t.validation))
+    check_predictions(t, logits)
     scores = scores_of(t.task, t.loss, logits, t.validation)
     scores = {name: value for name, value in scores.items() if not isinstance(value, list)}  # confusion can be large
     progress = t.progress
@@ -236,7 +218,9 @@ def _save(t: Training) -> None:
     t.beat(t.progress.step, "saving")
     _note_saved(t, t.saver.finish())
     started = time.monotonic()
-    t.saver.save(t.progress.step, Snapshot.take(t).write)
+    snapshot = Snapshot.take(t)
+    check_weights(t, snapshot.weights)
+    t.saver.save(t.progress.step, snapshot.write)
     record(t, "snapshot", {"seconds": round(time.monotonic() - started, 3)})
     if not t.recipe.train.async_save:
         _note_saved(t, t.saver.finish())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ class Meter:
 
 
 def record(t: Training, kind: str, values: dict[str, Any], step: int | None = None) -> None:
-    """A line of `metrics.jsonl`, by rank 0; of the current step unless another is named."""
+    """A line of `metrics.jsonl`, by rank 0; of the current step unless another is named. NaN and infinity are no JSON: null."""
     if t.accelerator.is_main_process:
         step = t.progress.step if step is None else step
         line = {
@@ -60,7 +61,10 @@ def record(t: Training, kind: str, values: dict[str, Any], step: int | None = No
             "total_steps": t.steps.total,
             "epoch": round(step / t.steps.steps_per_epoch, 4),
             "time": round(time.time(), 3),
-            **values,
+            **{
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in values.items()
+            },
         }
         append_line(t.folder.metrics_file, json.dumps(line))
 

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.load import read, validate
-from sft_dist.recipe.run_folder import RunFolder, run_id
+from sft_dist.recipe.run_folder import AttemptFolder, RunFolder, run_id
 from sft_dist.recipe.schema import METRICS, Recipe
+from sft_dist.recipe.tunings import virtual_tokens
 from sft_dist.recipe.units import seconds_of
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from sft_dist import checkpoint as ckpt
     from sft_dist import loop
     from sft_dist.engines.base import Engine
+    from sft_dist.tasks.base import Examples
 
 log = logging.getLogger("sft_dist")
 
@@ -81,42 +83,28 @@ def train(folder: RunFolder) -> int:
     stop_requested = _catch_signals()
     os.umask(0o077)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
-    recipe = folder.recipe()
 
     import torch
-    from accelerate.utils import broadcast_object_list
 
     from sft_dist import attempt as at
     from sft_dist import loop
     from sft_dist.engines import start_engine
+    from sft_dist.failures import Failure
     from sft_dist.heartbeat import Heart
+    from sft_dist.out_of_memory import explained
     from sft_dist.quiet import quiet_libraries
 
     quiet_libraries()
     try:
+        recipe = folder.recipe()
         engine = start_engine(recipe, folder)
-    except UserError as error:
-        if os.environ.get("RANK", "0") == "0" and "SFT_DIST_ATTEMPT" in os.environ:  # a launcher waits to be told
-            at.record_error(at.open_attempt(folder), 0, 0, error)
+        attempt, lock = _enter(folder, engine.accelerator)
+    except BaseException as error:
+        if "SFT_DIST_ATTEMPT" in os.environ:  # a launcher waits to be told
+            at.record_error(at.open_attempt(folder), int(os.environ.get("RANK", "0")), 0, error)
         raise
     accelerator = engine.accelerator
     rank = accelerator.process_index
-    lock = None
-    opened: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            lock = at.take_lock(folder)
-            opened[0] = at.open_attempt(folder)
-        except UserError as error:
-            opened[1] = error
-            if "SFT_DIST_ATTEMPT" in os.environ:  # a launcher waits to be told
-                at.record_error(at.open_attempt(folder), rank, 0, error)
-    broadcast_object_list(opened)
-    attempt, refused = opened
-    if refused is not None:
-        if rank == 0:
-            print(refused, file=sys.stderr)
-        return 2
     at.start_logging(attempt, rank)
     heart = Heart(attempt, rank, seconds_of(recipe.resources.hang_timeout))
     t = None
@@ -140,19 +128,41 @@ def train(folder: RunFolder) -> int:
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return 0
-    except BaseException as error:
-        at.record_error(attempt, rank, t.progress.step if t else 0, error)
+    except BaseException as raised:
+        failure = explained(raised, recipe, accelerator.num_processes, t, heart.reached[1])
+        at.record_error(attempt, rank, t.progress.step if t else 0, failure)
         if t:
             t.saver.settle()
-        if isinstance(error, UserError):
-            log.error("%s", error)
-            return 2
-        log.exception("rank %d failed", rank)
-        return 1
+        if isinstance(failure, (UserError, Failure)):
+            log.error("%s", failure)
+        else:
+            log.exception("rank %d failed", rank)
+        return 2 if isinstance(failure, UserError) else 1
     finally:
         heart.stop()
         if lock is not None:
             os.close(lock)
+
+
+def _enter(folder: RunFolder, accelerator: Accelerator) -> tuple[AttemptFolder, int | None]:
+    """The attempt, the same on every rank, and on rank 0 the lock on the run. Raises UserError on every rank."""
+    from accelerate.utils import broadcast_object_list
+
+    from sft_dist import attempt as at
+
+    lock = None
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            lock = at.take_lock(folder)
+            found[0] = at.open_attempt(folder)
+        except UserError as error:
+            found[1] = error
+    broadcast_object_list(found)
+    attempt, refused = found
+    if refused is not None:
+        raise refused
+    return attempt, lock
 
 
 def build(
@@ -167,6 +177,7 @@ def build(
     import torch
 
     from sft_dist import loop
+    from sft_dist.agreement import require_agreement
     from sft_dist.data.prepare import prepare
     from sft_dist.models import build_model, load_tokenizer
     from sft_dist.optim import build_optimizer, build_schedule
@@ -174,6 +185,7 @@ def build(
     from sft_dist.saver import Saver
     from sft_dist.snapshot import restore
     from sft_dist.tasks import task_of
+    from sft_dist.tasks.named import encode
     from sft_dist.tuning import load_weights
 
     if missing := [name for name in recipe.train.tracking if importlib.util.find_spec(name) is None]:
@@ -186,18 +198,21 @@ def build(
     rows = prepare(recipe, task)
     task.learn_labels(rows.splits["train"].targets)
     tokenizer = load_tokenizer(recipe)
-    examples = {
-        split: task.encode(rows.splits[split], tokenizer) for split in ("train", "validation") if split in rows.splits
+    examples: dict[str, Examples] = {
+        split: encode(task, rows.splits[split], tokenizer, split)
+        for split in ("train", "validation")
+        if split in rows.splits
     }
     steps = steps_of(recipe, len(examples["train"]))
 
     model = build_model(recipe, task, tokenizer)
-    _check_positions(model, max(int(part.lengths.max()) for part in examples.values()))
+    _check_positions(model, max(int(part.lengths.max()) for part in examples.values()), virtual_tokens(recipe.tuning))
     checkpoint = _resume_point(folder, accelerator)
     if checkpoint:
         load_weights(model, checkpoint.model)
     num_weights = sum(p.numel() for p in model.parameters())
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    require_agreement(recipe, rows.splits, examples, model)
     engine.prepare(model, lambda model: build_optimizer(model, recipe.train))
     schedule = build_schedule(engine.optimizer, recipe.train.schedule, steps.warmup, steps.total)
     progress = loop.Progress()
@@ -232,7 +247,9 @@ def build(
         folder=folder,
         attempt=attempt,
         engine=engine,
-        saver=Saver(folder, attempt, accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone),
+        saver=Saver(
+            folder, attempt, accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone
+        ),
         task=task,
         tokenizer=tokenizer,
         schedule=schedule,
@@ -249,12 +266,17 @@ def build(
     )
 
 
-def _check_positions(model: nn.Module, longest: int) -> None:
-    """A text longer than the model's table of positions would end in an index error deep inside it."""
+def _check_positions(model: nn.Module, longest: int, virtual: int) -> None:
+    """A text longer than the model's table of positions would end in an index error deep inside it.
+
+    `virtual`: tokens that the tuning puts before each text.
+    """
     positions = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and 0 < positions < longest:
-        problem = f"the model has {positions} positions, and the longest text {longest} tokens"
-        raise UserError(Problem(problem, path="data.max_length", hint=f"set data.max_length={positions}"))
+    if isinstance(positions, int) and 0 < positions < longest + virtual:
+        more = f" and {virtual} virtual ones before it" if virtual else ""
+        problem = f"the model has {positions} positions, and the longest text {longest} tokens{more}"
+        hint = f"set data.max_length={positions - virtual}" if positions > virtual else "use fewer tuning.virtual_tokens"
+        raise UserError(Problem(problem, path="data.max_length", hint=hint))
 
 
 def chosen_metric(recipe: Recipe) -> tuple[str, str]:

@@ -50,14 +50,14 @@ OF_SLURM = {
 PATTERNS = (
     ("out of memory", r"OutOfMemoryError|MemoryError|out of memory|can't allocate memory|Cannot allocate memory"),
     ("disk full", r"No space left on device|Disk quota exceeded|Errno 28\b|Errno 122\b"),
-    ("not a number", r"^TrainingError: the loss of step"),
+    ("not a number", r"^TrainingError:"),
     ("gpu", r"uncorrectable ECC|fallen off the bus|CUDA-capable devices are busy|unspecified launch failure|Xid \d"),
     (
         "network",
         r"NCCL|nccl|[Gg]loo|Connection (closed|reset|refused)|Broken pipe|TCPStore|Dist(Network|Store|Backend)Error"
         r"|pair closure|Socket (T|t)imeout|Timed out waiting|timed out after|unreachable",
     ),
-    ("data", r"^(ArrowInvalid|DatasetGenerationError|UnicodeDecodeError)"),
+    ("data", r"^(DataError|ArrowInvalid|DatasetGenerationError|UnicodeDecodeError)"),
 )
 # Frames of a traceback that belong to reading examples.
 DATA_FRAMES = re.compile(r"/sft_dist/data/|/datasets/|/sft_dist/tasks/[^\n]*in (collate|encode)")

@@ -28,6 +28,7 @@ class Examples:
     lengths: np.ndarray  # (examples,) tokens
     targets: np.ndarray  # (examples,) class numbers or values; (examples, classes) for multi-label
     num_truncated: int
+    split: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -52,7 +53,10 @@ class Task(Protocol):
     def encode_inputs(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Examples:
         """Like `encode` for rows without targets, which are then zeros."""
 
-    def build_model(self, folder: str, revision: str | None, config: dict[str, Any]) -> PreTrainedModel: ...
+    def build_model(
+        self, folder: str, revision: str | None, config: dict[str, Any], **options: Any
+    ) -> PreTrainedModel:
+        """`options` are of `from_pretrained`. Without them neither code nor a pickle is loaded."""
 
     def build_loss(self, train_targets: np.ndarray) -> SumLoss: ...
 

@@ -1,0 +1,107 @@
+"""Whether all ranks train the same thing: compared once, before the model is shared out.
+
+Another version of a file on one machine, or another data set under the same name, would train on as if nothing were wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import socket
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import xxhash
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+import sft_dist
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.schema import Recipe
+from sft_dist.tasks.base import Examples
+
+if TYPE_CHECKING:
+    from sft_dist.data.prepare import Rows
+
+LIBRARIES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "datasets", "numpy", "deepspeed")
+ENCODED = 1000  # examples of a split whose tokens are compared; all are in number of tokens
+
+
+def require_agreement(
+    recipe: Recipe, rows: Mapping[str, Rows], examples: Mapping[str, Examples], model: nn.Module
+) -> None:
+    """Every rank must call it. Raises UserError on all of them, naming what differs and where."""
+    facts = {
+        "recipe": digest([recipe.model_dump_json().encode()]),
+        "code": code_digest(Path(sft_dist.__file__).parent),
+        **versions(),
+        **{f"{split} rows": rows_digest(part) for split, part in rows.items()},
+        **{f"{split} tokens": tokens_digest(part) for split, part in examples.items()},
+        "weights": weights_digest(model.state_dict()),
+    }
+    if differing := differences(gather_object([(socket.gethostname(), facts)])):
+        raise UserError(
+            "the processes do not agree on what to train\n" + "\n".join(f"    {line}" for line in differing)
+        )
+
+
+def differences(ranks: list[tuple[str, dict[str, str]]]) -> list[str]:
+    """(host, facts) of every rank -> one line for each fact that is not the same everywhere. Pure."""
+    lines = []
+    for name in {name: None for _, facts in ranks for name in facts}:
+        groups: dict[str, list[int]] = {}
+        for rank, (_, facts) in enumerate(ranks):
+            groups.setdefault(facts.get(name, "missing"), []).append(rank)
+        if len(groups) > 1:
+            parts = [f"{value} on {_who(members, ranks)}" for value, members in groups.items()]
+            lines.append(f"{name}: {'; '.join(parts)}")
+    return lines
+
+
+def _who(members: list[int], ranks: list[tuple[str, dict[str, str]]]) -> str:
+    hosts = sorted({ranks[rank][0] for rank in members})
+    shown = ", ".join(map(str, members[:8])) + (f" and {len(members) - 8} more" if len(members) > 8 else "")
+    return f"rank{'s' * (len(members) > 1)} {shown} ({', '.join(hosts[:8])}{' ...' * (len(hosts) > 8)})"
+
+
+# ── digests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def digest(parts: Iterable[bytes]) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(hashlib.sha256(part).digest())
+    return found.hexdigest()[:12]
+
+
+def code_digest(package: Path) -> str:
+    """Of the package's sources, by name and content."""
+    files = sorted(package.rglob("*.py"))
+    return digest(part for file in files for part in (file.relative_to(package).as_posix().encode(), file.read_bytes()))
+
+
+def versions() -> dict[str, str]:
+    known = {name: sys.modules[name].__version__ for name in LIBRARIES if name in sys.modules}
+    return {"python": platform.python_version(), **known}
+
+
+def rows_digest(rows: Rows) -> str:
+    texts = ("\0".join(values).encode(errors="surrogatepass") for values in rows.fields.values())
+    return digest([rows.ids.tobytes(), *texts, repr(rows.targets).encode()])
+
+
+def tokens_digest(examples: Examples) -> str:
+    some = np.linspace(0, len(examples) - 1, min(ENCODED, len(examples)), dtype=int)
+    inputs = repr([examples.inputs[number] for number in some]).encode()
+    return digest([examples.lengths.tobytes(), examples.targets.tobytes(), inputs])
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """0.02 s for 22 million fp32 weights on one core (SHA-256: 0.7 s)."""
+    found = xxhash.xxh3_128()
+    for name, value in weights.items():
+        found.update(name.encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()[:12]
