@@ -84,7 +84,7 @@ def describe(aside: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
 def publish(folder: RunFolder, step: int, aside: Path, files: dict[str, dict[str, Any]]) -> Checkpoint:
     """Make the hidden folder `aside` the checkpoint of `step`. A damaged one of that step is moved out of the way."""
     final = folder.checkpoint(step)
-    write_json(aside / MANIFEST, {"format": FORMAT, "step": step, "files": dict(sorted(files.items()))})
+    write_json(aside / MANIFEST, sealed({"format": FORMAT, "step": step, "files": dict(sorted(files.items()))}))
     for directory in [aside, *(path for path in aside.rglob("*") if path.is_dir())]:
         _sync(directory)
     if final.exists():
@@ -93,6 +93,12 @@ def publish(folder: RunFolder, step: int, aside: Path, files: dict[str, dict[str
     for directory in (folder.checkpoints, folder.path):  # the first checkpoint has made the former
         _sync(directory)
     return Checkpoint(final, step)
+
+
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """With its own SHA-256 in it, so that a changed manifest is not taken for a changed file."""
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return {**content, "sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
 
 
 def published(folder: RunFolder) -> list[Checkpoint]:
@@ -115,10 +121,7 @@ def verify(checkpoint: Checkpoint) -> list[str]:
 
     Raises FileNotFoundError when it is gone by now: training deletes old checkpoints while others look at them.
     """
-    try:
-        problems = _problems(checkpoint)
-    except (KeyError, TypeError, ValueError) as error:  # names and sizes that nobody has written
-        problems = [f"{MANIFEST}: not readable ({type(error).__name__}: {error})"]
+    problems = _problems(checkpoint)
     if problems and not checkpoint.path.is_dir():
         raise FileNotFoundError(str(checkpoint.path))
     return problems
@@ -134,6 +137,8 @@ def _problems(checkpoint: Checkpoint) -> list[str]:
         return [f"{MANIFEST}: format {manifest.get('format')}, this version reads {FORMAT}"]
     if manifest.get("step") != checkpoint.step:
         return [f"{MANIFEST}: belongs to step {manifest.get('step')}"]
+    if manifest != sealed(manifest):
+        return [f"{MANIFEST}: content changed (SHA-256 differs)"]
     problems = []
     for name, expected in manifest["files"].items():
         if problem := _problem(checkpoint.path, checkpoint.path / name, expected["bytes"], expected["sha256"]):
