@@ -137,6 +137,9 @@ class Cluster(Section):
     )
     gpu_type: Word | None = Field(None, description="GPU type as Slurm names it: `h100`.")
     gpus_per_node: int = Field(0, ge=0, le=1024, description="GPUs of a node; 0: train on its CPUs.")
+    gpu_memory: Memory | None = Field(
+        None, description="Memory of one GPU: `80GB`. `train.strategy: auto` goes by it; left out: it takes ddp."
+    )
     cpus_per_node: Positive = Field(description="CPUs of a node. A run that takes half the GPUs takes half of them.")
     memory_per_node: Memory | None = Field(
         None, description="Memory of a node: `500GB`. Left out: nothing is asked for."
@@ -176,6 +179,8 @@ class Cluster(Section):
             raise ValueError("`container` brings its own Python; `venv` and `conda` would have no effect")
         if self.gpu_type and not self.gpus_per_node:
             raise ValueError("`gpu_type` needs gpus_per_node")
+        if self.gpu_memory and not self.gpus_per_node:
+            raise ValueError("`gpu_memory` needs gpus_per_node")
         for key in self.nccl:
             if not key.startswith(("NCCL_", "TORCH_NCCL_", "FI_", "UCX_")):
                 raise ValueError(f"`nccl` takes NCCL_*, TORCH_NCCL_*, FI_* and UCX_*; {key} belongs to environment")
@@ -206,6 +211,8 @@ OTHER_NAMES = {
     "cores_per_node": "cpus_per_node",
     "mem": "memory_per_node",
     "memory": "memory_per_node",
+    "gpu_mem": "gpu_memory",
+    "vram": "gpu_memory",
     "time": "max_time",
     "walltime": "max_time",
     "time_limit": "max_time",

@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 from launch.expand import Run
 from launch.rows import Rows
 from launch.slurm.request import Request, request
-from launch.strategies import STRATEGIES, choose
+from launch.strategies import STRATEGIES
 from launch.strategies.base import Launch, Shape
+from launch.strategies.choose import Choice, choose
 from sft_dist.recipe.arithmetic import Batch, Steps, batch_of, steps_of
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.machine import needs_gpu
+from sft_dist.recipe.machine import is_installed, needs_gpu
 from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.units import bytes_of
 
 if TYPE_CHECKING:
     from launch.clusters import Cluster
@@ -44,11 +48,13 @@ class Machine:
     cores: int
     cluster: str = ""  # whose nodes are like this; empty: this machine
     most_nodes: int = 1
+    gpu_memory: int | None = None  # bytes of one GPU; None: not known
 
     @classmethod
     def node_of(cls, cluster: Cluster) -> Machine:
         most = cluster.max_nodes or 100_000
-        return cls(cluster.gpus_per_node, cluster.cpus_per_node, cluster.name, most)
+        memory = bytes_of(cluster.gpu_memory) if cluster.gpu_memory else None
+        return cls(cluster.gpus_per_node, cluster.cpus_per_node, cluster.name, most, memory)
 
     @property
     def noun(self) -> str:
@@ -70,7 +76,7 @@ class Plan:
     batch: Batch
     steps: Steps | None
     rows: Rows
-    strategy: str
+    strategy: dict[str, Any]  # name and options; the trainer reads it where the recipe says `auto`
     why: str
     argv: tuple[str, ...]
     env: dict[str, str]
@@ -106,7 +112,19 @@ def detect_machine() -> Machine:
         # CUDA stops reading at the first -1; a list may name MIG slices, so it can be longer than the device files.
         devices = next((place for place, part in enumerate(chosen) if part.strip() == "-1"), len(chosen))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(gpus=devices, cores=cores)
+    return Machine(gpus=devices, cores=cores, gpu_memory=_gpu_memory(visible or "") if devices else None)
+
+
+def _gpu_memory(visible: str) -> int | None:
+    """Bytes of the smallest GPU, from the driver's own program. None when it does not answer, and for slices of GPUs."""
+    if "MIG-" in visible:
+        return None
+    question = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(question, capture_output=True, text=True, timeout=10, check=True)
+        return min(int(line) for line in done.stdout.split()) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
 
 
 def plan_run(
@@ -124,7 +142,7 @@ def plan_run(
     shape = _shape(machine, recipe.resources.nodes, processes or recipe.resources.processes_per_node)
     if not shape.on_gpu and (problems := needs_gpu(recipe)):
         raise UserError(problems)
-    strategy, why, launch = _launch(recipe.train.strategy, shape)
+    choice, launch = _strategy(recipe, shape, machine, python)
     steps = _steps(recipe, rows.train) if rows.train else None
     asked = request(recipe.resources, cluster, shape.processes_per_node) if cluster else None
     cores = asked.cpus if asked else machine.cores
@@ -150,12 +168,12 @@ def plan_run(
         batch=batch_of(recipe, shape.world_size),
         steps=steps,
         rows=rows,
-        strategy=strategy,
-        why=why,
+        strategy=choice.strategy,
+        why=choice.why,
         argv=(python, "-m", "accelerate.commands.launch", *launch.flags, "-m", "sft_dist.train", where),
         env=env,
         files=tuple("job.sbatch" if cluster and file == "run.sh" else file for file in WRITTEN),
-        warnings=tuple(_warnings(recipe, machine, shape, threads, rows, steps)),
+        warnings=(*choice.warnings, *_warnings(recipe, machine, shape, threads, rows, steps)),
         request=asked,
     )
 
@@ -201,10 +219,22 @@ def _shape(machine: Machine, nodes: int, wanted: int | str) -> Shape:
     return Shape(nodes, processes, on_gpu=machine.gpus > 0)
 
 
-@lru_cache(maxsize=1024)
-def _launch(asked: str, shape: Shape) -> tuple[str, str, Launch]:
-    strategy, why = choose(asked, shape)
-    return strategy, why, STRATEGIES[strategy](shape)
+def _strategy(recipe: Recipe, shape: Shape, machine: Machine, python: str) -> tuple[Choice, Launch]:
+    train = recipe.train
+    key: tuple[object, ...] = (train.strategy, shape)
+    if shape.on_gpu:  # what an estimate of memory depends on
+        tuning = recipe.tuning.model_dump_json()
+        optimizer = train.optimizer.model_dump_json()
+        key += (recipe.model.path, tuning, optimizer, train.precision, train.gradient_checkpointing, machine, python)
+    if key not in _KNOWN_STRATEGIES:
+        # Another Python's packages are not known here.
+        has_deepspeed = python == sys.executable and is_installed("deepspeed")
+        choice = choose(recipe, shape, machine.gpu_memory, has_deepspeed)
+        _KNOWN_STRATEGIES[key] = choice, STRATEGIES[choice.strategy["name"]](shape)
+    return _KNOWN_STRATEGIES[key]
+
+
+_KNOWN_STRATEGIES: dict[tuple[object, ...], tuple[Choice, Launch]] = {}
 
 
 def _steps(recipe: Recipe, rows: int) -> Steps:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ def one_plan(plan: Plan, state: str, warnings: bool = True) -> str:
     lines += _steps(plan)
     where = f"{plan.world_size} {plan.device.upper()} process{'es' if plan.world_size > 1 else ''}"
     threads = f"{plan.threads_per_process} thread{'s' if plan.threads_per_process > 1 else ''} each"
-    lines.append(_field("strategy", f"{plan.strategy}, because {plan.why}; {where}, {threads}"))
+    lines.append(_field("strategy", f"{strategy(plan.strategy)}, because {plan.why}; {where}, {threads}"))
     lines.append(_field("command", command(plan.argv)))
     lines.append(_field("environment", "\n".join(f"{key}={shlex.quote(value)}" for key, value in plan.env.items())))
     lines.append(_field("folder", str(plan.folder)))
@@ -51,6 +51,13 @@ def one_plan(plan: Plan, state: str, warnings: bool = True) -> str:
     if warnings:
         lines += [_field("warning", warning) for warning in plan.warnings]
     return "\n".join(lines)
+
+
+def strategy(chosen: Mapping[str, Any]) -> str:
+    """`zero3 (offload_optimizer: cpu)`: options that are as always are left out."""
+    options = {key: value for key, value in chosen.items() if key != "name" and value not in ("none", None, True)}
+    shown = ", ".join(f"{key}: {'no' if value is False else short(value)}" for key, value in options.items())
+    return f"{chosen['name']} ({shown})" if shown else str(chosen["name"])
 
 
 def batch_equation(plan: Plan) -> str:

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from launch.expand import expand
 from launch.strategies import STRATEGIES
 from sft_dist.data.sources import LOADERS
+from sft_dist.engines import ENGINES
 from sft_dist.optim import OPTIMIZERS
 from sft_dist.recipe import schema
 from sft_dist.recipe.load import read
@@ -43,8 +45,10 @@ def test_tables_agree_with_the_schema():
     names = {schema.AdamW, schema.Adam, schema.Sgd, schema.Adafactor}
     assert set(OPTIMIZERS) == {one.model_fields["name"].annotation.__args__[0] for one in names}
     assert set(LOADERS) == set(DATA_SUFFIXES)
-    strategies = schema.Train.model_fields["strategy"].annotation.__args__
-    assert set(STRATEGIES) == set(strategies) - {"auto"}
+    kinds = (schema.PlainStrategy, schema.ZeroStrategy, schema.Zero3Strategy, schema.Fsdp2Strategy)
+    strategies = {name for one in kinds for name in get_args(one.model_fields["name"].annotation)} - {"auto"}
+    assert set(STRATEGIES) == strategies
+    assert set(ENGINES) == strategies
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)

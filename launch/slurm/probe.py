@@ -13,6 +13,8 @@ from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.yaml_lines import similar_to
 
 NODE_FORMAT = "%P|%c|%m|%G|%f|%l"  # partition, CPUs, memory in MiB, generic resources, features, time limit
+# Types that come with one size only; a100, v100 and h100 come with several.
+GPU_MEMORY_GB = {"h200": 141, "b200": 180, "l40s": 48, "l40": 48, "a40": 48, "a10": 24, "l4": 24, "t4": 16, "p100": 16}
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,11 @@ def draft(found: Probed) -> str:
         )
         lines.append(f"# constraint: {features}" if features not in ("", "(null)") else "# constraint: ...")
     lines += [f"gpu_type: {gpu_type}"] if gpu_type else []
-    lines += [f"gpus_per_node: {gpus}", f"cpus_per_node: {_digits(cpus)}", f"memory_per_node: {_digits(memory)}MiB"]
+    lines += [f"gpus_per_node: {gpus}"]
+    if gpus:
+        memory_gb = gpu_memory_gb(f"{gpu_type} {features}")
+        lines.append(f"gpu_memory: {memory_gb}GB" if memory_gb else "# gpu_memory: 80GB    # of one GPU")
+    lines += [f"cpus_per_node: {_digits(cpus)}", f"memory_per_node: {_digits(memory)}MiB"]
     limit = seconds(_setting(found.partition_text, "MaxTime"))
     lines.append(f"max_time: {clock(limit)}" if limit else "# max_time: 1d    # the partition has no limit")
     most = _setting(found.partition_text, "MaxNodes")
@@ -91,6 +97,16 @@ def gpus_of(gres: str) -> tuple[str, int]:
     found = [(kind or "", int(count)) for kind, count in re.findall(r"\bgpu(?::([A-Za-z]\w*))?:(\d+)", gres)]
     types = {kind for kind, _ in found}
     return (types.pop() if len(types) == 1 else ""), sum(count for _, count in found)
+
+
+def gpu_memory_gb(names: str) -> int | None:
+    """Of one GPU, where its type or the node's features tell: `a100_80gb`, `gpu_mem:40g`, or a type of one size only."""
+    if match := re.search(r"(?:gpu|a\d+|h\d+|v\d+|mem)\w*?[_:=-](\d{2,3})gb?\b", names, re.IGNORECASE):
+        return int(match[1])
+    return next(
+        (size for kind, size in GPU_MEMORY_GB.items() if re.search(rf"(?i)(?<![a-z0-9]){kind}(?![a-z0-9])", names)),
+        None,
+    )
 
 
 def seconds(limit: str) -> int | None:

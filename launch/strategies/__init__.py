@@ -6,15 +6,16 @@ from collections.abc import Callable
 
 from launch.strategies.base import Launch, Shape
 from launch.strategies.ddp import ddp
+from launch.strategies.fsdp2 import fsdp2
 from launch.strategies.single import single
+from launch.strategies.zero import zero
+from launch.strategies.zero import zero
 
-STRATEGIES: dict[str, Callable[[Shape], Launch]] = {"single": single, "ddp": ddp}
-
-
-def choose(asked: str, shape: Shape) -> tuple[str, str]:
-    """The strategy's name, and why it is this one."""
-    if asked != "auto":
-        return asked, "the recipe says so"
-    if shape.world_size == 1:
-        return "single", "there is one process"
-    return "ddp", f"there are {shape.world_size} processes"
+STRATEGIES: dict[str, Callable[[Shape], Launch]] = {
+    "single": single,
+    "ddp": ddp,
+    "zero1": zero,
+    "zero2": zero,
+    "zero3": zero,
+    "fsdp2": fsdp2,
+}

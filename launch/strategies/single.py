@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launch.strategies.base import Launch, Shape, settled
+from launch.strategies.base import Launch, Shape, one_process
 from sft_dist.recipe.errors import Problem, UserError
 
 
@@ -18,6 +18,4 @@ def single(shape: Shape) -> Launch:
                 hint="or set resources.processes_per_node: 1",
             )
         )
-    if shape.on_gpu:
-        return Launch(("--num_processes", "1", "--gpu_ids", "all", *settled(shape)))
-    return Launch(("--cpu", "--num_processes", "1", *settled(shape)))
+    return one_process(shape)

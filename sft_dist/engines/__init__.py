@@ -37,4 +37,4 @@ def strategy_options(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     if asked.name != "auto":
         return asked.model_dump()
     planned = (read_json(folder.plan_file) or {}).get("strategy")
-    return {"name": planned if planned in ENGINES else "ddp"}
+    return dict(planned) if isinstance(planned, dict) and planned.get("name") in ENGINES else {"name": "ddp"}

@@ -189,7 +189,7 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 
 
 def _is_tied(layer: nn.Module, model: nn.Module) -> bool:
-    own = {parameter for parameter in layer.parameters()}
+    own = set(layer.parameters())
     inside = set(layer.modules())
     return any(
         parameter in own for module in model.modules() if module not in inside for parameter in module.parameters(recurse=False)

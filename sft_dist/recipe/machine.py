@@ -8,7 +8,7 @@ from functools import cache
 
 from sft_dist.recipe.errors import Problem
 from sft_dist.recipe.optimizers import NAMED_OPTIMIZERS
-from sft_dist.recipe.schema import NamedOptimizer, Recipe
+from sft_dist.recipe.schema import Fsdp2Strategy, NamedOptimizer, Recipe
 
 FLASH_ATTENTION = {
     "flash_attention_2": ("flash_attn", "flash-attn"),
@@ -39,6 +39,8 @@ def _packages(recipe: Recipe) -> Iterator[tuple[str, str, str, str]]:
         yield "model.attention", str(attention), *FLASH_ATTENTION[str(attention)]
     if recipe.train.liger:
         yield "train.liger", "true", "liger_kernel", "liger-kernel"
+    if recipe.train.strategy.name.startswith("zero"):
+        yield "train.strategy", recipe.train.strategy.name, "deepspeed", "sft-dist[deepspeed]"
 
 
 def needs_gpu(recipe: Recipe) -> list[Problem]:
@@ -64,4 +66,26 @@ def needs_gpu(recipe: Recipe) -> list[Problem]:
         )
     if recipe.train.liger:
         problems.append(Problem("Liger kernels need a GPU, and there is none", "train.liger", None, "true"))
-    return problems
+    return [*problems, *_precision(recipe), *_offload(recipe)]
+
+
+def _precision(recipe: Recipe) -> Iterator[Problem]:
+    reasons = {
+        "fp16": "its loss scaling is for GPUs, and there is none; bf16 works on a CPU",
+        "fp8": "it needs a GPU with 8-bit matrix products, and there is none; bf16 works on a CPU",
+    }
+    if reason := reasons.get(precision := recipe.train.precision):
+        yield Problem(reason, "train.precision", None, precision, ("fp32", "bf16"))
+
+
+def _offload(recipe: Recipe) -> Iterator[Problem]:
+    strategy = recipe.train.strategy
+    for key, value in strategy.model_dump(exclude={"name"}).items():
+        if value == "nvme":
+            hint = "set it to none, or remove it"
+            yield Problem(
+                "a disk behind a GPU, and there is none", f"train.strategy.{key}", None, value, ("none", "cpu"), hint
+            )
+    if isinstance(strategy, Fsdp2Strategy) and strategy.offload == "cpu":
+        hint = "remove it: without a GPU everything lies there"
+        yield Problem("has no effect on a CPU", "train.strategy.offload", None, "cpu", ("none",), hint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,18 +33,21 @@ def problem(**changes: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "machine", "processes"),
+    ("name", "machine", "processes", "strategy"),
     [
-        ("plan_cpu_single", LAPTOP, 1),
-        ("plan_cpu_ddp", LAPTOP, 2),
-        ("plan_gpu_single", SERVER, 1),
-        ("plan_gpu_ddp", SERVER, 8),
+        ("plan_cpu_single", LAPTOP, 1, "auto"),
+        ("plan_cpu_ddp", LAPTOP, 2, "auto"),
+        ("plan_cpu_fsdp2", LAPTOP, 2, "fsdp2"),
+        ("plan_gpu_single", SERVER, 1, "auto"),
+        ("plan_gpu_ddp", SERVER, 8, "auto"),
+        ("plan_gpu_fsdp2", SERVER, 8, {"name": "fsdp2", "offload": "cpu", "reshard_after_forward": False}),
     ],
 )
 def test_the_rendered_plan_is_the_golden_one(
-    name: str, machine: Machine, processes: int, golden: Callable[[str, str], None]
+    name: str, machine: Machine, processes: int, strategy: Any, golden: Callable[[str, str], None]
 ) -> None:
-    golden(f"{name}.txt", render.plans([(planned(machine, processes=processes), "new")]) + "\n")
+    plan = planned(machine, processes=processes, train={"strategy": strategy})
+    golden(f"{name}.txt", render.plans([(plan, "new")]) + "\n")
 
 
 def test_the_batch_equation_multiplies_out() -> None:
@@ -83,6 +87,31 @@ def test_a_strategy_that_does_not_fit_the_processes_is_refused() -> None:
     assert "train.strategy" in problem(train={"strategy": "single"})
     assert "train.strategy" in problem(train={"strategy": "ddp"}, processes=1)
     assert planned(train={"strategy": "ddp"}).why == "the recipe says so"
+    assert planned(train={"strategy": "fsdp2"}, processes=1).strategy["name"] == "fsdp2"
+
+
+@pytest.mark.parametrize(
+    ("train", "path"),
+    [
+        ({"precision": "fp16"}, "train.precision"),
+        ({"precision": "fp8"}, "train.precision"),
+        ({"strategy": {"name": "fsdp2", "offload": "cpu"}}, "train.strategy.offload"),
+        (
+            {"strategy": {"name": "zero3", "offload_optimizer": "nvme", "nvme_path": "/scratch"}},
+            "train.strategy.offload_optimizer",
+        ),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_without_one(train: dict[str, Any], path: str) -> None:
+    assert problem(train=train).startswith(f"{path}: ")
+    assert planned(SERVER, train=train)
+
+
+def test_the_plan_tells_the_trainer_the_strategy_with_its_options() -> None:
+    asked = {"name": "fsdp2", "offload": "cpu"}
+    plan = planned(SERVER, train={"strategy": asked})
+    assert plan.to_json()["strategy"] == {**asked, "reshard_after_forward": True}
+    assert planned().to_json()["strategy"] == {"name": "ddp"}
 
 
 def test_steps_are_unknown_with_a_reason_when_rows_are() -> None:
@@ -139,6 +168,27 @@ def test_gpus_are_counted_without_a_driver(monkeypatch: pytest.MonkeyPatch, visi
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert detect_machine().gpus == count
+
+
+@pytest.mark.parametrize(
+    ("visible", "answer", "memory"),
+    [
+        ("0,1", "81559\n81559\n", 81559 * 2**20),
+        ("0,1", "24576\n16384\n", 16384 * 2**20),
+        ("MIG-1", "81559\n", None),
+        ("0", "no devices", None),
+    ],
+)
+def test_gpu_memory_is_that_of_the_smallest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, visible: str, answer: str, memory: int | None
+) -> None:
+    monkeypatch.setattr("os.listdir", lambda path: ["nvidia0", "nvidia1"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\nprintf '{answer}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert detect_machine().gpu_memory == memory
 
 
 def test_no_device_file_means_no_gpu_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

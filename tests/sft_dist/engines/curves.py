@@ -110,7 +110,7 @@ def build(kind: str) -> nn.Module:
             GPT2Config(vocab_size=61, n_embd=18, n_layer=3, n_head=2, n_positions=16, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
         )
     if kind == "albert":  # all layers are one
-        return Albert(AlbertConfig(embedding_size=10, **sizes, **still))
+        return Albert(AlbertConfig(embedding_size=10, classifier_dropout_prob=0.0, **sizes, **still))
     model = Bert(BertConfig(**sizes, **still))
     if kind in ("lora", "dora"):
         from peft import LoraConfig, get_peft_model

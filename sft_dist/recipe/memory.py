@@ -1,0 +1,165 @@
+"""How much GPU memory a process needs under each strategy, before anything is loaded: an estimate from the headers of the
+weights' files and the recipe. Torch-free.
+
+Counted, in bytes for each weight (fp32 under every precision): 4 for itself; where it is trained 4 for its gradient and the
+optimizer's state (Adam: 8), so 16 in all; DDP keeps 4 more for exchanging gradients; 16-bit autocast 2 for its copy. Not
+counted but left room for: activations and CUDA (`ROOM`), which depend on texts, kernels and micro-batch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.references import model_source
+from sft_dist.recipe.schema import BitfitTuning, FreezeTuning, FullTuning, LoraTuning, QloraTuning, Recipe, Sgd
+
+ROOM = 0.25  # share of a GPU's memory that is left to activations and CUDA
+LARGEST_HEADER = 100_000_000  # safetensors' own limit
+
+# Bytes of optimizer state a trained weight has; Adam's two moments where a name is not here.
+STATE_BYTES = {
+    "adafactor": 0,
+    "adagrad": 4,
+    "rmsprop": 4,
+    "lion_32bit": 4,
+    "lion_8bit": 1,
+    "adamw_8bit": 2,
+    "adamw_bnb_8bit": 2,
+}
+_ADAM = 8
+_QLORA_BASE = 0.55  # nf4 with its scales, bytes a weight
+
+_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+_EMBEDDING = re.compile(r"embed|\bwte\b|\bwpe\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of weights."""
+
+    all: int
+    trained: int
+    largest_layer: int
+    outside: int  # of all, those in no layer: embeddings, head
+
+
+def sizes_of(recipe: Recipe) -> Sizes | None:
+    """None when they are not known: the model is on the hub, or its weights are no safetensors."""
+    try:
+        shapes = _shapes(model_source(recipe.model.path))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError):
+        return None  # whatever is wrong with the files, reading the model will say it better
+    if not shapes:
+        return None
+    layers: dict[int, int] = {}
+    for name, shape in shapes.items():
+        if (layer := _layer_of(name)) is not None:
+            layers[layer] = layers.get(layer, 0) + prod(shape)
+    total = sum(prod(shape) for shape in shapes.values())
+    trained, added = _trained(recipe, shapes, len(layers))
+    return Sizes(total + added, trained, max(layers.values(), default=0), total - sum(layers.values()))
+
+
+def needed(strategy: str, offload: bool, sizes: Sizes, recipe: Recipe, processes: int) -> int:
+    """Bytes on each GPU, without activations. `offload`: all that is shared lies in the machine's own memory."""
+    train = recipe.train
+    state = _state_bytes(recipe)
+    base = _QLORA_BASE if isinstance(recipe.tuning, QloraTuning) else 4
+    weights = base * (sizes.all - sizes.trained) + 4 * sizes.trained
+    copies = 2 * sizes.all if train.precision != "fp32" else 0
+    gathered = (
+        12 * sizes.largest_layer + 8 * sizes.outside
+    )  # one layer, the next one, a layer's gradients; the rest twice
+    match strategy:
+        case "single":
+            found = weights + copies + (4 + state) * sizes.trained
+        case "ddp":
+            found = weights + copies + (8 + state) * sizes.trained
+        case "zero1":  # the optimizer works on a copy of its share of the weights
+            found = weights + copies + 4 * sizes.trained + (4 + state) * sizes.trained / processes
+        case "zero2":
+            found = weights + copies + (8 + state) * sizes.trained / processes
+        case _:
+            # Computing layers again is what frees autocast's copies, too.
+            copies = 0 if train.gradient_checkpointing else copies
+            shared = 0 if offload else (weights + (4 + state) * sizes.trained) / processes
+            shared += 0 if offload or strategy == "fsdp2" else 4 * sizes.trained / processes
+            found = shared + gathered + copies
+    return int(found)
+
+
+def _trained(recipe: Recipe, shapes: dict[str, tuple[int, ...]], layers: int) -> tuple[int, int]:
+    """(weights that are trained, of these: those that the model does not have yet). New heads are not counted."""
+    tuning = recipe.tuning
+    match tuning:
+        case FullTuning():
+            return sum(map(prod, shapes.values())), 0
+        case LoraTuning() | QloraTuning():
+            named = tuning.target_modules if isinstance(tuning.target_modules, list) else None
+            added = sum(
+                tuning.r * sum(shape)
+                for name, shape in shapes.items()
+                if len(shape) == 2 and _layer_of(name) is not None and (named is None or name.split(".")[-2] in named)
+            )
+            return added, added
+        case BitfitTuning():
+            return sum(prod(shape) for name, shape in shapes.items() if name.endswith(".bias")), 0
+        case FreezeTuning():
+            first, last = tuning.train_first_layers or 0, layers - (tuning.train_last_layers or 0)
+            return sum(prod(shape) for name, shape in shapes.items() if _is_trained(name, tuning, first, last)), 0
+        case _:
+            return 0, 0  # prefixes, prompts and scales are small
+
+
+def _is_trained(name: str, tuning: FreezeTuning, first: int, last: int) -> bool:
+    if any(re.search(pattern, name) for pattern in tuning.train or ()):
+        return True
+    layer = _layer_of(name)
+    if layer is None:
+        return tuning.train_embeddings or not _EMBEDDING.search(name)
+    return layer < first or layer >= last
+
+
+def _state_bytes(recipe: Recipe) -> int:
+    optimizer = recipe.train.optimizer
+    if isinstance(optimizer, Sgd):
+        return 4 if optimizer.momentum else 0
+    return STATE_BYTES.get(optimizer.name, _ADAM)
+
+
+def _layer_of(name: str) -> int | None:
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None
+
+
+@lru_cache(maxsize=64)
+def _shapes(folder: str) -> dict[str, tuple[int, ...]]:
+    """Every weight's shape, from the headers of a model folder's safetensors. Raises OSError and ValueError."""
+    path = Path(folder)
+    if not path.is_dir():
+        return {}  # a hub id
+    index = path / "model.safetensors.index.json"
+    files = sorted(set(_read(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    found: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        if Path(file).name != file:
+            raise ValueError(f"{index}: {file} is not beside it")
+        with (path / file).open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8).ljust(8, b"\0"))
+            if length > LARGEST_HEADER:
+                raise ValueError(f"{path / file}: not a safetensors file")
+            header = json.loads(stream.read(length))
+        found |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    return found
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
