@@ -43,6 +43,7 @@ def _config(model: nn.Module, tuning: AdapterTuning, peft_task: str) -> PeftConf
                 lora_alpha=tuning.alpha,
                 lora_dropout=tuning.dropout,
                 target_modules=tuning.target_modules,
+                exclude_modules=_half_heads(model),
                 use_rslora=tuning.rslora,
                 use_dora=tuning.dora,
                 modules_to_save=whole,
@@ -64,15 +65,25 @@ def _config(model: nn.Module, tuning: AdapterTuning, peft_task: str) -> PeftConf
                 num_virtual_tokens=tuning.virtual_tokens,
                 # PEFT takes the hidden size, which in some models (ALBERT, ELECTRA) is not that of the embeddings.
                 token_dim=model.get_input_embeddings().embedding_dim,  # type: ignore[operator]
+                # Some models (DistilBERT) have other names for these, which PEFT does not know.
+                num_layers=model.config.num_hidden_layers,  # type: ignore[union-attr, arg-type]
+                num_attention_heads=model.config.num_attention_heads,  # type: ignore[union-attr, arg-type]
                 modules_to_save=whole,
             )
+
+
+def _half_heads(model: nn.Module) -> list[str] | None:
+    """Layers such as DistilBERT's `pre_classifier`: PEFT trains them whole because of the end of their name, and fails when
+    `all-linear` has given them an adapter before."""
+    names = [name for name, _ in model.named_children() if name.endswith(("classifier", "score"))]
+    return [name for name in names if name not in ("classifier", "score")] or None
 
 
 def _check_virtual_tokens(model: nn.Module, tuning: PrefixTuning | PromptTuning) -> None:
     """PEFT wraps models that cannot run like this, and some that then give wrong answers: decoders find a text's last
     token by the padding of its ids, which a prompt of embeddings hides. So two texts are run together and one alone."""
     pad = model.config.pad_token_id or 0  # type: ignore[union-attr]
-    a, b, c = (number for number in range(5, 9) if number != pad)  # any tokens will do
+    a, b, c = [number for number in range(5, 9) if number != pad][:3]  # any tokens will do
     ids = torch.tensor([[a, b, c, a], [c, b, pad, pad]], device=model.device)  # type: ignore[arg-type]
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], device=model.device)  # type: ignore[arg-type]
     model.eval()

@@ -36,7 +36,7 @@ def save_weights(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) 
     live: Any = model
     config = copy.copy(live.peft_config["default"])
     config.inference_mode = True  # as PEFT has it in its files; on the model's own config it would change training
-    config.base_model_name_or_path = config.base_model_name_or_path or live.get_base_model().name_or_path
+    config.base_model_name_or_path = config.base_model_name_or_path or live.get_base_model().name_or_path or None
     config.save_pretrained(folder)
 
 
