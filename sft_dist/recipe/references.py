@@ -103,6 +103,8 @@ def check_references(recipe: Recipe) -> list[Problem]:
     for path, text in (("model.path", recipe.model.path), ("model.tokenizer", recipe.model.tokenizer)):
         if text is not None:
             problems += _problems_of(path, text, is_model=True)
+    if not problems and not recipe.model.allow_pickle:
+        problems += _pickled(recipe.model.path)
     for path, text in sources_of(recipe.data):
         problems += _problems_of(path, text, is_model=False)
     return problems
@@ -142,6 +144,21 @@ def _problems_of(path: str, text: str, is_model: bool) -> list[Problem]:
     if odd:
         shown = ", ".join(suffix or "no suffix" for suffix in odd)
         return [Problem(f"no reader for this kind of file ({shown})", path, found=text, valid=DATA_SUFFIXES)]
+    return []
+
+
+def _pickled(text: str) -> list[Problem]:
+    """A model folder whose weights, or whose adapter's, are there as a pickle alone."""
+    found = resolve(classify(text, Path.cwd()))
+    if not isinstance(found, Path):
+        return []
+    names = sorted(path.name for path in found.iterdir())
+    for stem, safe in (("pytorch_model", "model"), ("adapter_model", "adapter_model")):
+        pickles = [name for name in names if name.startswith(stem) and name.endswith((".bin", ".pt"))]
+        if pickles and not any(name.startswith(safe) and name.endswith(".safetensors") for name in names):
+            what = f"its weights are a pickle ({pickles[0]}), which can run code when it is read"
+            hint = "save it as safetensors, or accept it, to be read with weights_only=True: model.allow_pickle: true"
+            return [Problem(what, "model.path", found=text, hint=hint)]
     return []
 
 

@@ -138,7 +138,9 @@ class TextClassification:
         return dict(inputs), torch.from_numpy(examples.targets[indices])
 
     # ── model ───────────────────────────────────────────────────────────────────────────────────────────────────────
-    def build_model(self, folder: str, revision: str | None, config: dict[str, Any]) -> PreTrainedModel:
+    def build_model(self, folder: str, revision: str | None, config: dict[str, Any], **options: Any) -> PreTrainedModel:
+        options = {"trust_remote_code": False, "use_safetensors": True, "weights_only": True, **options}
+        code = {key: value for key, value in options.items() if key in ("trust_remote_code", "code_revision")}
         names = dict(enumerate(self.labels)) if self.labels else {0: "value"}
         settings = AutoConfig.from_pretrained(
             folder,
@@ -147,6 +149,7 @@ class TextClassification:
             id2label=names,
             label2id={name: i for i, name in names.items()},
             problem_type=PROBLEM_TYPES[self.problem],
+            **code,
         )
         known = settings.to_dict()
         for key, value in config.items():
@@ -167,8 +170,8 @@ class TextClassification:
             revision=revision,
             config=settings,
             dtype=torch.float32,
-            use_safetensors=True,
             output_loading_info=True,
+            **options,
         )
         if new := sorted(info["missing_keys"]):
             log.info("new weights, not in %s: %s", folder, ", ".join(new))
