@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
 from sft_dist.engines.base import BadGradient
 from sft_dist.failures import TrainingError
 from sft_dist.meter import record
 
 if TYPE_CHECKING:
+    from sft_dist.loader import MicroBatch
     from sft_dist.loop import Training
 
 log = logging.getLogger("sft_dist")
@@ -27,21 +29,26 @@ MOST_IN_A_ROW = 20
 MOST_NAMED = 32  # rows
 
 
-def update(t: Training, step: int, loss: float, totals: list[Tensor], slots: list[np.ndarray]) -> float:
+def update(
+    t: Training,
+    step: int,
+    loss: float,
+    totals: list[Tensor],  # losses of this rank's micro-batches
+    forward_backward: Callable[[int, MicroBatch], Tensor],  # of one of them
+) -> float:
     """The optimizer's step. Returns the gradient norm before clipping, NaN when the step was left out.
 
-    `totals`: the losses of this rank's micro-batches, `slots`: their examples. Raises TrainingError. Every rank calls it.
+    Raises TrainingError. Every rank must call it.
     """
     norm, problem = math.nan, _bad_loss(t, loss)
     if problem:
-        problem = f"the loss of step {step} is {problem}; {_blame(t, totals, slots)}"
+        problem = f"the loss of step {step} is {problem}; {_whose_loss(t, step, totals)}"
     else:
         try:
             norm = t.engine.step(t.recipe.train.clip_norm)
         except BadGradient as error:
-            problem = (
-                f"the gradient of step {step} is bad ({error}) though its loss is {loss:g}; {_blame(t, totals, slots)}"
-            )
+            whose = _whose_gradient(t, step, forward_backward)
+            problem = f"the gradient of step {step} is bad ({error}) though its loss is {loss:g}; {whose}"
     if math.isfinite(norm):
         t.progress.bad_steps_in_a_row = 0
         return norm
@@ -65,20 +72,53 @@ def _bad_loss(t: Training, loss: float) -> str:
     return f"{loss:g}, above train.max_loss {limit:g}" if limit is not None and loss > limit else ""
 
 
-def _blame(t: Training, totals: list[Tensor], slots: list[np.ndarray]) -> str:
-    """The worst micro-batch of all ranks: whose it is and which rows are in it."""
-    mine = [
-        (float(total) / len(slot), t.accelerator.process_index, t.train.ids[slot].tolist())
-        for total, slot in zip(totals, slots, strict=True)
-        if len(slot)
-    ]
-    every = gather_object(mine)
+def _whose_loss(t: Training, step: int, totals: list[Tensor]) -> str:
+    slots = t.source.indices(step)
+    means = [float(total) / max(len(slot), 1) for total, slot in zip(totals, slots, strict=True)]
+    every = _of_all_ranks(t, means, slots)
     mean, rank, rows = max(every, key=lambda one: one[0] if math.isfinite(one[0]) else math.inf)
-    more = " and more" if len(rows) > MOST_NAMED else ""
-    worst = f"rank {rank} has {mean:g} an example on rows {rows[:MOST_NAMED]}{more}"
-    if len(every) > 1 and not any(math.isfinite(one[0]) for one in every):
+    worst = f"rank {rank} has {mean:g} an example on rows {_shown(rows)}"
+    if len(every) > 1 and not any(math.isfinite(mean) for mean, _, _ in every):
         return f"{worst}, and none of the {len(every)} micro-batches is better: the weights are no longer sound, see train.lr"
     return f"{worst}, the worst of {len(every)} micro-batches"
+
+
+def _whose_gradient(t: Training, step: int, forward_backward: Callable[[int, MicroBatch], Tensor]) -> str:
+    """Runs the micro-batches again, and watches what goes back through the layers before it is added up and exchanged."""
+    slots = t.source.indices(step)
+    bad = [False] * len(slots)
+    turn = 0
+
+    def look(module: nn.Module, into: Any, out_of: tuple[Tensor | None, ...]) -> None:
+        bad[turn] |= any(gradient is not None and not gradient.isfinite().all() for gradient in out_of)
+
+    leaves = [module for module in t.engine.raw_model.modules() if not any(module.children())]
+    hooks = [module.register_full_backward_hook(look) for module in leaves]
+    try:
+        for turn in range(len(slots)):  # `look` reads it
+            forward_backward(turn, t.source.at(step, turn))
+    except RuntimeError as error:  # some layers cannot be watched
+        return f"it could not be found out where it comes from ({error})"
+    finally:
+        for hook in hooks:
+            hook.remove()
+    every = _of_all_ranks(t, bad, slots)
+    guilty = [(rank, rows) for is_bad, rank, rows in every if is_bad]
+    if not guilty:
+        return f"it comes from none of the {len(every)} micro-batches by itself"
+    rank, rows = guilty[0]
+    return f"it comes from rank {rank}, rows {_shown(rows)}, {len(guilty)} of {len(every)} micro-batches"
+
+
+def _of_all_ranks(t: Training, values: list[Any], slots: list[np.ndarray]) -> list[tuple[Any, int, list[int]]]:
+    """(value, rank, rows) of each micro-batch of the step that has examples."""
+    rank = t.accelerator.process_index
+    mine = [(value, rank, t.train.ids[slot].tolist()) for value, slot in zip(values, slots, strict=True) if len(slot)]
+    return gather_object(mine)
+
+
+def _shown(rows: list[int]) -> str:
+    return f"{rows[:MOST_NAMED]}{' and more' if len(rows) > MOST_NAMED else ''}"
 
 
 def check_predictions(t: Training, logits: np.ndarray) -> None:
@@ -86,10 +126,9 @@ def check_predictions(t: Training, logits: np.ndarray) -> None:
     assert t.validation is not None
     bad = t.validation.ids[~np.isfinite(logits).reshape(len(logits), -1).all(axis=1)].tolist()
     if bad:
-        more = " and more" if len(bad) > MOST_NAMED else ""
         raise TrainingError(
             f"after step {t.progress.step} the predictions for {len(bad)} of {len(logits)} validation rows are no numbers: "
-            f"rows {bad[:MOST_NAMED]}{more}"
+            f"rows {_shown(bad)}"
         )
 
 

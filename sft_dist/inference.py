@@ -40,10 +40,8 @@ def forward(
     """(indices, logits) of each batch; logits are (batch, classes) in fp32."""
     model.eval()
     found = []
-    with (
-        torch.no_grad(),
-        autocast,
-    ):  # not inference_mode: sharded weights are gathered, and those tensors are used again
+    # Not inference_mode: sharded weights are gathered, and those tensors are used again.
+    with torch.no_grad(), autocast:
         for indices in batches:
             inputs, _ = collate(task, examples, indices, tokenizer)
             logits = task.logits(model, {name: value.to(device) for name, value in inputs.items()})

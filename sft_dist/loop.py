@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from sft_dist.bad_steps import check_predictions, check_weights, update
 from sft_dist.batches import BatchPlan, slot_seed
 from sft_dist.engines.base import Engine
 from sft_dist.inference import assemble, better, forward, length_sorted_batches, scores_of
+from sft_dist.loader import MicroBatch, MicroBatches, micro_batches
 from sft_dist.losses import SumLoss
 from sft_dist.meter import Meter, record
 from sft_dist.recipe.arithmetic import Batch, Steps
@@ -33,7 +34,6 @@ from sft_dist.recipe.schema import Recipe
 from sft_dist.saver import Saved, Saver
 from sft_dist.snapshot import Snapshot
 from sft_dist.tasks.base import Examples, Task
-from sft_dist.tasks.named import collate
 from sft_dist.tuning import drop_waiting, first_steps
 
 log = logging.getLogger("sft_dist")
@@ -97,18 +97,19 @@ class Training:
         """Weights that are not trained from the beginning."""
         return first_steps(self.engine.raw_model, self.recipe.tuning, self.steps.total, self.steps.steps_per_epoch)
 
-    def mine(self, slots: list[np.ndarray]) -> list[np.ndarray]:
-        """This rank's micro-batches of a step."""
-        first = self.accelerator.process_index * self.batch.accumulation
-        return slots[first : first + self.batch.accumulation]
+    @cached_property
+    def source(self) -> MicroBatches:
+        """This rank's micro-batches."""
+        rank = self.accelerator.process_index
+        return MicroBatches(self.plan, self.batch, rank, self.task, self.train, self.tokenizer)
 
 
 def run(t: Training) -> tuple[str, str]:
     """Train from `progress.step` to the end. Returns (state, reason): finished or stopped."""
     weights = t.loss.weights(t.train.targets)
     num_slots = t.batch.world_size * t.batch.accumulation
-    first_slot = t.accelerator.process_index * t.batch.accumulation
     validate_at, save_at = set(t.steps.eval_points), set(t.steps.save_points)
+    batches = micro_batches(t.source, t.progress.step + 1, t.steps.total, t.recipe.data.workers)
     meter = Meter(t)
     outcome = ("finished", "all steps done")
     while t.progress.step < t.steps.total:
@@ -120,19 +121,12 @@ def run(t: Training) -> tuple[str, str]:
         t.model.train()
         slots = t.plan.slots(step, num_slots)
         divisor = float(weights[np.concatenate(slots)].sum())
-        totals: list[Tensor] = []
-        for turn in range(t.batch.accumulation):
-            number = first_slot + turn
-            torch.manual_seed(slot_seed(t.recipe.train.seed, step, number))
-            with t.engine.accumulate(last=turn == t.batch.accumulation - 1):
-                total = _slot_loss(t, slots[number], slots)
-                # Ranks' gradients are averaged, so each rank's share of the sum counts world_size times.
-                t.engine.backward(total * (t.batch.world_size / divisor))
-            totals.append(total.detach())
+        forward_backward = partial(_forward_backward, t, step, divisor)
+        totals = [forward_backward(turn, next(batches)) for turn in range(t.batch.accumulation)]
         loss, stop = _agree(t, torch.stack(totals).double().sum() / divisor)
         lr = float(t.schedule.get_last_lr()[0])
         drop_waiting(t.engine.raw_model, t.first_steps, step)
-        grad_norm = update(t, step, loss, totals, t.mine(slots))
+        grad_norm = update(t, step, loss, totals, forward_backward)
         t.schedule.step()
         t.progress.step = step
 
@@ -150,16 +144,24 @@ def run(t: Training) -> tuple[str, str]:
     return outcome
 
 
-def _slot_loss(t: Training, slot: np.ndarray, slots: list[np.ndarray]) -> Tensor:
-    """Loss summed over one micro-batch. A rank without examples (short last batch) still takes part, with weight 0."""
-    empty = len(slot) == 0
-    indices = next(other for other in slots if len(other))[:1] if empty else slot
-    inputs, targets = collate(t.task, t.train, indices, t.tokenizer)
+def _forward_backward(t: Training, step: int, divisor: float, turn: int, batch: MicroBatch) -> Tensor:
+    """One of this rank's micro-batches: its gradient is added to the step's, its summed loss returned."""
+    slot = t.accelerator.process_index * t.batch.accumulation + turn
+    torch.manual_seed(slot_seed(t.recipe.train.seed, step, slot))
+    with t.engine.accumulate(last=turn == t.batch.accumulation - 1):
+        total = _loss_of(t, batch)
+        # Ranks' gradients are averaged, so each rank's share of the sum counts world_size times.
+        t.engine.backward(total * (t.batch.world_size / divisor))
+    return total.detach()
+
+
+def _loss_of(t: Training, batch: MicroBatch) -> Tensor:
+    """Loss summed over one micro-batch; 0 for one that has no examples of its own."""
     device = t.accelerator.device
     with t.engine.autocast():
-        logits = t.task.logits(t.model, {name: value.to(device) for name, value in inputs.items()})
-    total = t.loss.total(logits.float(), targets.to(device))
-    return total * 0.0 if empty else total
+        logits = t.task.logits(t.model, {name: value.to(device) for name, value in batch.inputs.items()})
+    total = t.loss.total(logits.float(), batch.targets.to(device))
+    return total if len(batch.indices) else total * 0.0
 
 
 def _agree(t: Training, loss_share: Tensor) -> tuple[float, str]:

@@ -154,8 +154,7 @@ def _batch_in_hand(t: Training | None, phase: str) -> str:
         return ""
     rank = t.accelerator.process_index
     if phase == "training":
-        slots = t.plan.slots(t.progress.step + 1, t.batch.world_size * t.batch.accumulation)
-        lengths, batches = t.train.lengths, t.mine(slots)
+        lengths, batches = t.train.lengths, t.source.indices(t.progress.step + 1)
     else:
         assert t.validation is not None
         lengths = t.validation.lengths

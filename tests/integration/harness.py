@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -21,21 +22,27 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.integration.harness_preload"])
 
 
-def _main(target: str, runs: str, environment: dict[str, str], output: str) -> None:
+def _main(
+    target: str, runs: str, environment: dict[str, str], output: str, arrange: Callable[[int], None] | None
+) -> None:
     os.environ.update(environment)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     from sft_dist import train
 
+    if arrange is not None:
+        arrange(int(environment.get("RANK", "0")))
     code = train.main([target, "--runs", runs])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def start(target: Path, runs: Path, world_size: int = 1) -> list[BaseProcess]:
-    """One process a rank."""
+def start(
+    target: Path, runs: Path, world_size: int = 1, arrange: Callable[[int], None] | None = None
+) -> list[BaseProcess]:
+    """One process a rank. `arrange(rank)` is called in each before it trains; it must be a function that can be pickled."""
     runs.mkdir(parents=True, exist_ok=True)
     processes: list[BaseProcess] = []
     with socket.socket() as probe:
@@ -53,7 +60,8 @@ def start(target: Path, runs: Path, world_size: int = 1) -> list[BaseProcess]:
                 "MASTER_PORT": str(port),
                 "ACCELERATE_USE_CPU": "true",
             }
-        process = _context.Process(target=_main, args=(str(target), str(runs), environment, str(runs / "output.log")))
+        arguments = (str(target), str(runs), environment, str(runs / "output.log"), arrange)
+        process = _context.Process(target=_main, args=arguments)
         process.start()
         processes.append(process)
     return processes
@@ -70,9 +78,11 @@ def finish(processes: list[BaseProcess], runs: Path, expect: int = 0, timeout: f
     assert codes == [expect] * len(processes), (codes, (runs / "output.log").read_text()[-4000:])
 
 
-def run(target: Path, runs: Path, world_size: int = 1, expect: int = 0) -> Path:
+def run(
+    target: Path, runs: Path, world_size: int = 1, expect: int = 0, arrange: Callable[[int], None] | None = None
+) -> Path:
     """Train to the end. Returns the run folder."""
-    finish(start(target, runs, world_size), runs, expect)
+    finish(start(target, runs, world_size, arrange), runs, expect)
     return the_run(runs)
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
+import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import sft_dist
+from sft_dist.recipe.load import read, validate
 from sft_dist.recipe.run_folder import RunFolder
 from sft_dist.recipe.verdict import Ended, decide, verdict_of
+from tests.conftest import write_reviews
 from tests.integration import harness
 
 pytestmark = pytest.mark.slow
@@ -129,3 +136,146 @@ def test_weights_that_an_update_has_ruined_are_not_saved(tiny_model, poisoned, t
     assert [error["type"] for error in errors(folder)] == ["TrainingError", "TrainingError"]
     assert "step 1 has made" in errors(folder)[0]["message"]
     assert verdict(folder).cause == "not a number"
+
+
+def test_a_gradient_that_is_no_number_is_traced_to_its_rows_though_the_loss_is_fine(tiny_model, reviews, tmp_path):
+    recipe = write_recipe(tmp_path / "fails.yaml", tiny_model, reviews)
+    folder = harness.run(recipe, tmp_path / "runs", world_size=2, expect=1, arrange=_bad_gradient)
+    step = errors(folder)[0]["step"] + 1
+    message = errors(folder)[0]["message"]
+    assert message.startswith(f"the gradient of step {step} is bad (the gradient norm is nan) though its loss is 0.")
+    said = re.search(r"; it comes from rank [01], rows \[(.*)\], 1 of 4 micro-batches$", message)
+    assert said, message
+    assert str(ROW) in said[1].split(", ")
+    assert max(saved_steps(folder), default=0) == step - 1
+    assert verdict(folder).cause == "not a number"
+
+
+def _bad_gradient(rank: int) -> None:
+    """A loss with the right value whose gradient is NaN (0 x infinity), for one row."""
+    from sft_dist.tasks.text_classification import TextClassification
+
+    collate, logits = TextClassification.collate, TextClassification.logits
+    batch: list[int] = []
+
+    def noting(self, examples, indices, tokenizer):
+        batch[:] = examples.ids[indices].tolist()
+        return collate(self, examples, indices, tokenizer)
+
+    def poisoned(self, model, inputs):
+        found = logits(self, model, inputs)
+        return found + ((found - found.detach()).abs() ** 0.5).sum() if ROW in batch else found
+
+    TextClassification.collate, TextClassification.logits = noting, poisoned
+
+
+# ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_out_of_memory_says_the_largest_batch_and_what_to_change(tiny_model, tmp_path):
+    data = write_reviews(tmp_path / "many.csv", 4000)
+    large = {"global_batch": 4000, "micro_batch": 2000, "steps": 2, "epochs": None}
+    recipe = write_recipe(tmp_path / "fails.yaml", tiny_model, data, **large)
+    folder = harness.run(recipe, tmp_path / "runs", expect=1, arrange=_little_memory)
+    (error,) = errors(folder)
+    assert error["type"] == "OutOfMemory"
+    assert re.search(
+        r"is out of memory \(step 1, training\); rank 0's largest micro-batch has 2000 examples, the longest of \d+ tokens",
+        error["message"],
+    )
+    assert "To fit: set train.micro_batch=1000 (" in error["message"]
+    assert "DefaultCPUAllocator" in error["traceback"]
+    assert verdict(folder).cause == "out of memory"
+    assert "Traceback" not in (tmp_path / "runs/output.log").read_text()
+
+
+def _little_memory(rank: int) -> None:
+    """Room for the model and for small batches."""
+    used_kb = int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    limit = used_kb * 1024 + 250 * 2**20
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+# ── data ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_an_example_that_cannot_be_used_is_named(tiny_model, reviews, tmp_path):
+    recipe = write_recipe(tmp_path / "fails.yaml", tiny_model, reviews)
+    folder = harness.run(recipe, tmp_path / "runs", world_size=2, expect=1, arrange=_unusable_row)
+    found = verdict(folder)
+    assert found.cause == "data"
+    assert f"DataError: row {ROW} of the train split: ValueError: cannot identify this" in found.line
+    assert f"rank {found.rank} on " in found.line  # and not the other rank, which lost its connection
+
+
+def _unusable_row(rank: int) -> None:
+    from sft_dist.tasks.text_classification import TextClassification
+
+    collate = TextClassification.collate
+
+    def broken(self, examples, indices, tokenizer):
+        if ROW in examples.ids[indices]:
+            raise ValueError("cannot identify this")
+        return collate(self, examples, indices, tokenizer)
+
+    TextClassification.collate = broken
+
+
+# ── agreement ───────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_another_recipe_on_one_rank_is_refused_at_the_start(tiny_model, reviews, tmp_path):
+    """Each rank has its own working folder, and `fails.yaml` is a different file in each."""
+    for rank, lr in enumerate((1e-3, 2e-3)):
+        (tmp_path / f"rank-{rank}").mkdir()
+        write_recipe(tmp_path / f"rank-{rank}/fails.yaml", tiny_model, reviews, lr=lr)
+    arrange = partial(_own_folder, tmp_path)
+    processes = harness.start(Path("fails.yaml"), tmp_path / "runs", 2, arrange)
+    harness.finish(processes, tmp_path / "runs", expect=2)
+    (folder,) = (path.parent.parent for path in (tmp_path / "runs").glob("*/*/attempts/001"))
+    messages = [error["message"] for error in errors(folder)]
+    assert len(messages) == 2
+    assert re.search(r"recipe: \w+ on rank 0 \(.+\); \w+ on rank 1 \(.+\)", messages[0])
+    assert "rows" not in messages[0]
+    assert verdict(folder).cause == "user error"
+    assert "the processes do not agree" in (tmp_path / "runs/output.log").read_text()
+
+
+def test_other_data_and_other_code_on_one_rank_are_refused_at_the_start(tiny_model, reviews, tmp_path):
+    """The same recipe on both, and what it points to is not: as with a file on each machine's own disk."""
+    for rank in range(2):
+        (tmp_path / f"rank-{rank}").mkdir()
+        shutil.copytree(Path(sft_dist.__file__).parent, tmp_path / f"rank-{rank}/sft_dist")
+    text = reviews.read_text()
+    (tmp_path / "rank-0/reviews.csv").write_text(text)
+    (tmp_path / "rank-1/reviews.csv").write_text(text.replace("great", "awful", 1))
+    (tmp_path / "rank-1/sft_dist/losses.py").write_text("# edited on one machine\n")
+    recipe = validate(read(write_recipe(tmp_path / "fails.yaml", tiny_model, reviews)))
+    run = RunFolder(tmp_path / "runs/fails/0123456789")
+    run.create(recipe)
+    run.recipe_file.write_text(run.recipe_file.read_text().replace(str(reviews), "/proc/self/cwd/reviews.csv"))
+    folder = harness.run(run.path, tmp_path / "runs", world_size=2, expect=2, arrange=partial(_own_folder, tmp_path))
+    message = errors(folder)[0]["message"]
+    assert re.search(r"code: \w+ on rank 0 \(.+\); \w+ on rank 1 \(.+\)", message)
+    assert "train rows: " in message
+    assert "recipe" not in message
+    assert "weights" not in message
+    assert saved_steps(folder) == []
+
+
+def _own_folder(base: Path, rank: int) -> None:
+    os.chdir(base / f"rank-{rank}")
+    if Path("sft_dist").is_dir():
+        sft_dist.__file__ = str(Path("sft_dist/__init__.py").resolve())
+
+
+# ── before there is a process group ─────────────────────────────────────────────────────────────────────────────────
+def test_a_launcher_is_told_of_a_failure_before_the_ranks_have_met(tiny_model, reviews, tmp_path):
+    recipe = write_recipe(tmp_path / "fails.yaml", tiny_model, reviews)
+    folder = harness.run(recipe, tmp_path / "runs", expect=1, arrange=_cannot_start)
+    (error,) = errors(folder)
+    assert (error["rank"], error["type"], error["message"]) == (0, "RuntimeError", "no such device")
+
+
+def _cannot_start(rank: int) -> None:
+    from sft_dist import engines
+
+    def fail(recipe, folder):
+        raise RuntimeError("no such device")
+
+    os.environ["SFT_DIST_ATTEMPT"] = "1"
+    engines.start_engine = fail

@@ -1,0 +1,82 @@
+"""A task that fails on one example: which one is found, whatever the task does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sft_dist.data.prepare import Rows
+from sft_dist.failures import DataError
+from sft_dist.recipe.errors import UserError
+from sft_dist.tasks.base import Examples
+from sft_dist.tasks.named import collate, encode, smallest_failing
+
+
+class Task:
+    """Cannot use the rows in `bad`; counts the calls."""
+
+    def __init__(self, *bad: int, error: Exception | None = None) -> None:
+        self.bad, self.error, self.calls = set(bad), error or ValueError("no such picture"), 0
+
+    def encode(self, rows, tokenizer):
+        self.check(rows.ids)
+        lengths = np.ones(len(rows), int)
+        return Examples(rows.ids, [{"input_ids": [1]}] * len(rows), lengths, np.zeros(len(rows)), 0)
+
+    def collate(self, examples, indices, tokenizer):
+        self.check(examples.ids[indices])
+        return {"input_ids": torch.ones(len(indices), 1)}, torch.zeros(len(indices))
+
+    def check(self, ids):
+        self.calls += 1
+        if self.bad & set(ids.tolist()):
+            raise self.error
+
+
+def rows(count: int) -> Rows:
+    return Rows(np.arange(count) * 10, {"text": ["x"] * count}, [0] * count)
+
+
+def test_a_row_that_cannot_be_encoded_is_named_with_its_split():
+    with pytest.raises(DataError, match="^row 70 of the validation split: ValueError: no such picture$"):
+        encode(Task(70), rows(9), None, "validation")
+
+
+def test_an_example_that_cannot_be_collated_is_named():
+    examples = encode(Task(), rows(9), None, "train")
+    with pytest.raises(DataError, match="^row 40 of the train split: ValueError") as caught:
+        collate(Task(40), examples, np.array([8, 4, 2]), None)
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_one_of_a_million_is_found_in_few_calls():
+    task = Task(7_654_320)
+    with pytest.raises(DataError, match="^row 7654320 "):
+        encode(task, rows(1_000_000), None, "train")
+    assert task.calls <= 41
+
+
+def test_the_first_of_several_is_named():
+    with pytest.raises(DataError, match="^row 30 "):
+        encode(Task(30, 80), rows(9), None, "train")
+
+
+def test_examples_that_fail_only_together_are_all_named():
+    def together(indices: np.ndarray) -> None:
+        if {2, 5} <= set(indices.tolist()):
+            raise ValueError("shapes differ")
+
+    assert smallest_failing(together, np.array([5, 1, 7, 2])).tolist() == [5, 1, 7, 2]
+
+
+def test_good_examples_cost_one_call_and_know_their_split():
+    task = Task()
+    assert encode(task, rows(9), None, "train").split == "train"
+    assert task.calls == 1
+
+
+@pytest.mark.parametrize("error", [UserError("a class that does not occur"), MemoryError()])
+def test_what_is_not_the_examples_fault_is_not_blamed_on_one(error):
+    with pytest.raises(type(error)):
+        encode(Task(0, error=error), rows(2), None, "train")
