@@ -196,6 +196,9 @@ class Data(Section):
         default_factory=lambda: Clean(), description="What is done to rows before training. Everything is counted."
     )
     max_length: Positive = Field(256, description="Longest input in tokens; longer ones are cut.")
+    workers: int = Field(
+        0, ge=0, le=256, description="Processes beside each rank that make batches ahead of it; 0: it makes its own."
+    )
 
 
 # ── tuning ──────────────────────────────────────────────────────────────────────────────────────────────────────────

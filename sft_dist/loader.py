@@ -1,0 +1,97 @@
+"""Micro-batches in the order of the batch plan, collated ahead by worker processes when the recipe asks for some.
+
+What is in a micro-batch depends on its number alone, so workers change when it is made and nothing else.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from sft_dist.batches import BatchPlan
+from sft_dist.failures import Failure
+from sft_dist.recipe.arithmetic import Batch
+from sft_dist.tasks.base import Examples, Task
+from sft_dist.tasks.named import collate
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    inputs: dict[str, Tensor]
+    targets: Tensor
+    indices: np.ndarray  # of the examples; empty when this rank has none (short last batch) and only takes part
+
+
+class MicroBatches(Dataset[MicroBatch]):
+    """One rank's micro-batches, counted from the first of step 1."""
+
+    def __init__(
+        self,
+        plan: BatchPlan,
+        batch: Batch,
+        rank: int,
+        task: Task,
+        examples: Examples,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        self.plan, self.batch, self.rank = plan, batch, rank
+        self.task, self.examples, self.tokenizer = task, examples, tokenizer
+
+    def __getitem__(self, number: int) -> MicroBatch:
+        step, turn = divmod(number, self.batch.accumulation)
+        return self.at(step + 1, turn)
+
+    def at(self, step: int, turn: int) -> MicroBatch:
+        """The micro-batch `turn` (from 0) of a step (from 1)."""
+        slots = self.plan.slots(step, self.batch.world_size * self.batch.accumulation)
+        slot = slots[self.rank * self.batch.accumulation + turn]
+        # A rank without examples still takes part, with one whose loss counts nothing.
+        shown = slot if len(slot) else next(other for other in slots if len(other))[:1]
+        return MicroBatch(*collate(self.task, self.examples, shown, self.tokenizer), slot)
+
+    def indices(self, step: int) -> list[np.ndarray]:
+        """Which examples are in each micro-batch of a step."""
+        first = self.rank * self.batch.accumulation
+        slots = self.plan.slots(step, self.batch.world_size * self.batch.accumulation)
+        return slots[first : first + self.batch.accumulation]
+
+
+def micro_batches(source: MicroBatches, first_step: int, last_step: int, workers: int) -> Iterator[MicroBatch]:
+    """Those of steps `first_step` to `last_step`, both included, in order."""
+    each = source.batch.accumulation
+    numbers = range((first_step - 1) * each, last_step * each)
+    if workers == 0:
+        return map(source.__getitem__, numbers)
+    made = DataLoader(_Told(source), batch_size=None, sampler=numbers, num_workers=workers, worker_init_fn=_leave_alone)
+    return (_given(item) for item in made)
+
+
+class _Told(Dataset[MicroBatch | Failure]):
+    """A failure comes as it is: raised in a worker, it would arrive wrapped in the worker's traceback."""
+
+    def __init__(self, source: MicroBatches) -> None:
+        self.source = source
+
+    def __getitem__(self, number: int) -> MicroBatch | Failure:
+        try:
+            return self.source[number]
+        except Failure as failure:
+            return failure
+
+
+def _given(item: MicroBatch | Failure) -> MicroBatch:
+    if isinstance(item, Failure):
+        raise item
+    return item
+
+
+def _leave_alone(worker: int) -> None:
+    """The training process alone answers the requests to save and stop; a terminal's Ctrl-C goes to every process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
