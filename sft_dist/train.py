@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
     from sft_dist import checkpoint as ckpt
     from sft_dist import loop
+    from sft_dist.data.prepare import Prepared
     from sft_dist.engines.base import Engine
+    from sft_dist.recipe.arithmetic import Batch
     from sft_dist.tasks.base import Examples
 
 log = logging.getLogger("sft_dist")
@@ -210,9 +212,11 @@ def build(
     checkpoint = _resume_point(folder, accelerator)
     if checkpoint:
         load_weights(model, checkpoint.model)
-    num_weights = sum(p.numel() for p in model.parameters())
-    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     require_agreement(recipe, rows.splits, examples, model)
+    if accelerator.is_main_process:
+        _say_what_is_trained(recipe, rows, examples["train"], model, batch)
+        if checkpoint:
+            log.info("going on from %s", checkpoint.path.name)
     engine.prepare(model, lambda model: build_optimizer(model, recipe.train))
     schedule = build_schedule(engine.optimizer, recipe.train.schedule, steps.warmup, steps.total)
     progress = loop.Progress()
@@ -221,27 +225,6 @@ def build(
     accelerator.init_trackers("tracking")
 
     metric, direction = chosen_metric(recipe)
-    if accelerator.is_main_process:
-        log.info(
-            "%s; dropped %s",
-            ", ".join(f"{len(part)} {split}" for split, part in rows.splits.items()),
-            ", ".join(f"{count} {reason}" for reason, count in rows.dropped.items() if count) or "nothing",
-        )
-        if cut := examples["train"].num_truncated:
-            log.info("%d training texts reach data.max_length %d and are cut there", cut, recipe.data.max_length)
-        log.info(
-            "%s, %s: %s of %s weights trained; %d process(es) x micro-batch %d x accumulation %d = global batch %d",
-            type(engine.raw_model).__name__,
-            recipe.tuning.method,
-            f"{num_trained:,}",
-            f"{num_weights:,}",
-            batch.world_size,
-            batch.micro_batch,
-            batch.accumulation,
-            batch.global_batch,
-        )
-        if checkpoint:
-            log.info("going on from %s", checkpoint.path.name)
     return loop.Training(
         recipe=recipe,
         folder=folder,
@@ -266,6 +249,29 @@ def build(
     )
 
 
+def _say_what_is_trained(recipe: Recipe, rows: Prepared, train: Examples, model: nn.Module, batch: Batch) -> None:
+    log.info(
+        "%s; dropped %s",
+        ", ".join(f"{len(part)} {split}" for split, part in rows.splits.items()),
+        ", ".join(f"{count} {reason}" for reason, count in rows.dropped.items() if count) or "nothing",
+    )
+    if train.num_truncated:
+        log.info(
+            "%d training texts reach data.max_length %d and are cut there", train.num_truncated, recipe.data.max_length
+        )
+    log.info(
+        "%s, %s: %s of %s weights trained; %d process(es) x micro-batch %d x accumulation %d = global batch %d",
+        type(model).__name__,
+        recipe.tuning.method,
+        f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
+        f"{sum(p.numel() for p in model.parameters()):,}",
+        batch.world_size,
+        batch.micro_batch,
+        batch.accumulation,
+        batch.global_batch,
+    )
+
+
 def _check_positions(model: nn.Module, longest: int, virtual: int) -> None:
     """A text longer than the model's table of positions would end in an index error deep inside it.
 
@@ -275,7 +281,9 @@ def _check_positions(model: nn.Module, longest: int, virtual: int) -> None:
     if isinstance(positions, int) and 0 < positions < longest + virtual:
         more = f" and {virtual} virtual ones before it" if virtual else ""
         problem = f"the model has {positions} positions, and the longest text {longest} tokens{more}"
-        hint = f"set data.max_length={positions - virtual}" if positions > virtual else "use fewer tuning.virtual_tokens"
+        hint = (
+            f"set data.max_length={positions - virtual}" if positions > virtual else "use fewer tuning.virtual_tokens"
+        )
         raise UserError(Problem(problem, path="data.max_length", hint=hint))
 
 
