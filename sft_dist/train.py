@@ -186,6 +186,7 @@ def build(
     from sft_dist.recipe.arithmetic import batch_of, steps_of
     from sft_dist.saver import Saver
     from sft_dist.snapshot import restore
+    from sft_dist.switches import for_training
     from sft_dist.tasks import task_of
     from sft_dist.tasks.named import encode
     from sft_dist.tuning import load_weights
@@ -217,7 +218,7 @@ def build(
         _say_what_is_trained(recipe, rows, examples["train"], model, batch)
         if checkpoint:
             log.info("going on from %s", checkpoint.path.name)
-    engine.prepare(model, lambda model: build_optimizer(model, recipe.train))
+    engine.prepare(for_training(model, recipe), lambda model: build_optimizer(model, recipe.train))
     schedule = build_schedule(engine.optimizer, recipe.train.schedule, steps.warmup, steps.total)
     progress = loop.Progress()
     if checkpoint:
