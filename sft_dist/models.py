@@ -16,6 +16,7 @@ from sft_dist.recipe.references import model_source
 from sft_dist.recipe.schema import Model, Recipe
 from sft_dist.tasks.base import Task
 from sft_dist.tuning import apply_tuning
+from sft_dist.tuning.quantize import quantization
 
 # Otherwise transformers answers "no safetensors here" by asking the hub to convert, and loads what some pull request has.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
@@ -39,8 +40,8 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 def build_model(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
     """The base model with the task's head and the recipe's tuning; head and adapters are new, from `train.seed`."""
     torch.manual_seed(recipe.train.seed)
-    options = {**_pinned(recipe.model), **_weights(recipe.model)}
-    if problems := [one for one in missing_packages(recipe) if one.path == "model.attention"]:
+    options = {**_pinned(recipe.model), **_weights(recipe.model), **quantization(recipe)}
+    if problems := [one for one in missing_packages(recipe) if one.path in ("model.attention", "tuning.method")]:
         raise UserError(problems)  # before transformers fetches kernels from the hub instead
     try:
         model = task.build_model(

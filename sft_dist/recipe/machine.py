@@ -8,7 +8,7 @@ from functools import cache
 
 from sft_dist.recipe.errors import Problem
 from sft_dist.recipe.optimizers import NAMED_OPTIMIZERS
-from sft_dist.recipe.schema import Fsdp2Strategy, NamedOptimizer, Recipe
+from sft_dist.recipe.schema import Fsdp2Strategy, NamedOptimizer, QloraTuning, Recipe
 
 FLASH_ATTENTION = {
     "flash_attention_2": ("flash_attn", "flash-attn"),
@@ -39,6 +39,8 @@ def _packages(recipe: Recipe) -> Iterator[tuple[str, str, str, str]]:
         yield "model.attention", str(attention), *FLASH_ATTENTION[str(attention)]
     if recipe.train.liger:
         yield "train.liger", "true", "liger_kernel", "liger-kernel"
+    if isinstance(recipe.tuning, QloraTuning):
+        yield "tuning.method", "qlora", "bitsandbytes", "bitsandbytes"
     if recipe.train.strategy.name.startswith("zero"):
         yield "train.strategy", recipe.train.strategy.name, "deepspeed", "sft-dist[deepspeed]"
 
@@ -64,6 +66,9 @@ def needs_gpu(recipe: Recipe) -> list[Problem]:
         problems.append(
             Problem("needs a GPU for training, and there is none", "model.attention", None, attention, valid)
         )
+    if isinstance(recipe.tuning, QloraTuning):
+        what = "a base in 4 bits is for GPUs, and there is none"
+        problems.append(Problem(what, "tuning.method", None, "qlora", (), "use tuning: lora"))
     if recipe.train.liger:
         problems.append(Problem("Liger kernels need a GPU, and there is none", "train.liger", None, "true"))
     return [*problems, *_precision(recipe), *_offload(recipe)]
