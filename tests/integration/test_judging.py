@@ -627,7 +627,7 @@ def test_exports_that_make_no_sense_are_refused(trained, copied, tmp_path, capsy
     assert "is no exported model" in refused(export, capsys, folder.path, "--to", tmp_path / "mine")
     assert "is no exported model" in refused(export, capsys, folder.path, "--to", tmp_path / "mine" / "letter.txt")
     assert (tmp_path / "mine" / "letter.txt").read_text() == "keep me"
-    damage(folder.checkpoint(8) / "optimizer.safetensors")
+    damage(folder.checkpoint(8) / "state" / "rank-00000.safetensors")
     assert "is damaged" in refused(export, capsys, folder.path, "--step", 8)
     (folder.checkpoint(12) / "trainer.json").unlink()
     damage(folder.checkpoint(4) / "trainer.json")
