@@ -195,8 +195,12 @@ def _little_memory(rank: int) -> None:
 
 
 # ── data ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-def test_an_example_that_cannot_be_used_is_named(tiny_model, reviews, tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_example_that_cannot_be_used_is_named(tiny_model, reviews, tmp_path, workers):
     recipe = write_recipe(tmp_path / "fails.yaml", tiny_model, reviews)
+    text = json.loads(recipe.read_text())
+    text["data"]["workers"] = workers
+    recipe.write_text(json.dumps(text))
     folder = harness.run(recipe, tmp_path / "runs", world_size=2, expect=1, arrange=_unusable_row)
     found = verdict(folder)
     assert found.cause == "data"
