@@ -101,7 +101,7 @@ def gpus_of(gres: str) -> tuple[str, int]:
 
 def gpu_memory_gb(names: str) -> int | None:
     """Of one GPU, where its type or the node's features tell: `a100_80gb`, `gpu_mem:40g`, or a type of one size only."""
-    if match := re.search(r"(?:gpu|a\d+|h\d+|v\d+|mem)\w*?[_:=-](\d{2,3})gb?\b", names, re.IGNORECASE):
+    if match := re.search(r"(?:gpu|a\d+|h\d+|v\d+)\w*?[_:=-](\d{2,3})gb?\b", names, re.IGNORECASE):
         return int(match[1])
     return next(
         (size for kind, size in GPU_MEMORY_GB.items() if re.search(rf"(?i)(?<![a-z0-9]){kind}(?![a-z0-9])", names)),

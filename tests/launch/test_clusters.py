@@ -9,7 +9,7 @@ import pytest
 from launch.clusters import Cluster, find_cluster, known_clusters, load_cluster, read_cluster
 from launch.expand import Run
 from launch.plan import Machine, Plan, plan_run
-from launch.slurm.probe import Probed, draft, gpus_of, seconds
+from launch.slurm.probe import Probed, draft, gpu_memory_gb, gpus_of, seconds
 from launch.slurm.request import clock
 from sft_dist.recipe.errors import UserError
 from tests.launch.conftest import ROWS, make_recipe
@@ -112,6 +112,7 @@ def test_further_sbatch_options_are_real_ones_and_not_those_this_program_writes(
         ({"venv": "/v", "conda": "c"}, "not both"),
         ({"container": {"runtime": "pyxis", "image": "x"}, "venv": "/v"}, "brings its own Python"),
         ({"gpus_per_node": 0, "gpu_type": "h100"}, "needs gpus_per_node"),
+        ({"gpus_per_node": 0, "gpu_type": None, "gpu_memory": "80GB"}, "`gpu_memory` needs gpus_per_node"),
         ({"nccl": {"PATH": "x"}}, "belongs to environment"),
     ],
 )
@@ -191,6 +192,28 @@ def test_several_things_that_do_not_fit_are_told_together() -> None:
 def test_times_are_written_as_sbatch_reads_them(time_s: int, text: str) -> None:
     assert clock(time_s) == text
     assert seconds(text) == time_s
+
+
+def test_auto_goes_by_the_memory_of_a_clusters_gpus() -> None:
+    assert Machine.node_of(make_cluster(gpu_memory="80GB")).gpu_memory == 80 * 10**9
+    assert Machine.node_of(make_cluster()).gpu_memory is None
+
+
+@pytest.mark.parametrize(
+    ("names", "gb"),
+    [
+        ("a100_80gb ", 80),
+        ("a100 intel,gpu_mem:40g,ib", 40),
+        ("h100 gpumem_94gb", 94),
+        ("h200 ib,gpu", 141),
+        (" a40,amd", 48),
+        ("a100 ib,skylake", None),  # 40 or 80
+        ("v100 mem_384g", None),  # the node's own
+        ("", None),
+    ],
+)
+def test_memory_of_a_gpu_is_drafted_where_its_names_tell(names: str, gb: int | None) -> None:
+    assert gpu_memory_gb(names) == gb
 
 
 # ── probe ───────────────────────────────────────────────────────────────────────────────────────────────────────────
