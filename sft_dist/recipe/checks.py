@@ -221,9 +221,6 @@ def _tuning(recipe: Recipe) -> Iterator[Problem]:
 
 def _switches(recipe: Recipe) -> Iterator[Problem]:
     train = recipe.train
-    if train.gradient_checkpointing and isinstance(recipe.tuning, PrefixTuning):
-        what = "drops what prefix tuning puts before the text: it is not kept for the second forward pass"
-        yield Problem(what, "train.gradient_checkpointing", None, "true", (), "set tuning: prompt, or leave it out")
     if train.compile and train.strategy.name == "zero3":
         what = "cannot see the weights that zero3 gathers around every layer"
         yield Problem(what, "train.compile", None, "true", (), "use zero2, fsdp2 or ddp, or leave it out")

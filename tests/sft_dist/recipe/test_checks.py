@@ -54,6 +54,17 @@ MULTI = "task={type: text-classification, problem: multi-label}"
         ([REGRESSION, "evaluate.metric=accuracy"], "evaluate.metric", "valid: mse, rmse"),
         (["evaluate.direction=max"], "evaluate.direction", "has no effect without evaluate.metric"),
         (["tuning=full", "evaluate.export=adapter"], "evaluate.export", "there is no adapter with tuning: full"),
+        (["train.optimizer=lomo"], "train.optimizer", "changes weights during the backward pass"),
+        (["train.optimizer=galore_adamw"], "train.optimizer", "projections that are objects"),
+        (
+            ["train.optimizer={name: adagrad, options: {lr: 1}}"],
+            "train.optimizer.options.lr",
+            "use train.lr",
+        ),
+        (["train.optimizer=schedule_free_adamw"], "train.schedule", "valid: constant, constant_with_warmup"),
+        (["tuning=prefix", "train.gradient_checkpointing=true"], "train.gradient_checkpointing", "tuning: prefix"),
+        (["train.strategy=zero3", "train.compile=true"], "train.compile", "use zero2, fsdp2 or ddp"),
+        ([f"model.trust_remote_code={'a' * 40}"], "model.trust_remote_code", "only code on the hub has commits"),
     ],
 )
 def test_a_contradiction_is_one_problem_with_its_place(
@@ -83,6 +94,10 @@ def test_a_contradiction_is_one_problem_with_its_place(
         [REGRESSION],
         ["evaluate.export=adapter"],
         ["train.micro_batch=32"],
+        ["train.optimizer={name: adagrad, options: {lr_decay: 0.1}}"],
+        ["train.optimizer=schedule_free_adamw", "train.schedule=constant_with_warmup"],
+        ["tuning=lora", "train.gradient_checkpointing=true", "train.compile=true"],
+        ["model.path=org/name", f"model.trust_remote_code={'a' * 40}"],
     ],
 )
 def test_what_has_an_effect_is_accepted(overrides: list[str], tmp_path: Path) -> None:
