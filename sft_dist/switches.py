@@ -31,7 +31,7 @@ def for_training(model: nn.Module, recipe: Recipe) -> nn.Module:
 
 def base_of(model: nn.Module) -> PreTrainedModel:
     """Without PEFT's wrapper."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[return-value, operator]
+    return model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
