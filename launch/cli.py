@@ -343,18 +343,22 @@ def cluster_probe(partition: str | None) -> None:
 @cli.command()
 @click.argument("run")
 @PROCESSES
+@click.option(
+    "--strategy", metavar="NAME", help="Go on with another strategy: single, ddp, zero1, zero2, zero3, fsdp2."
+)
 @RUNS
-def resume(run: str, processes: int | None, runs: str | None) -> None:
-    """Go on with a RUN (folder, id, or beginning of an id) after its newest checkpoint.
+def resume(run: str, processes: int | None, strategy: str | None, runs: str | None) -> None:
+    """Go on with a RUN (folder, id, or beginning of an id) after its newest checkpoint, here and with the same results also
+    on another number of processes or with another strategy.
 
-    Example: sft-dist resume runs/my/0a1b2c3d4e --processes 1
+    Example: sft-dist resume runs/my/0a1b2c3d4e --processes 4 --strategy fsdp2
     """
     from launch.backends.local import Local
     from launch.ledger import find_run, runs_root
     from launch.prepare import prepare_folder
     from launch.start import run_all
 
-    sys.exit(run_all([prepare_folder(find_run(run, runs_root(runs)), processes)], Local()))
+    sys.exit(run_all([prepare_folder(find_run(run, runs_root(runs)), processes, strategy)], Local()))
 
 
 @cli.command()

@@ -25,7 +25,11 @@ MOST_RUNS = 100_000
 MOST_PROBLEMS = 50
 FIXED = ("name", "description", "base", "matrix")  # Not part of what a run is, so they cannot tell runs apart.
 HASHED = tuple(name for name in Recipe.model_fields if name not in ("name", "description", "matrix"))  # as in run_id
-CHOICE_TAGS = {"task": "type", "tuning": "method", **dict.fromkeys(("optimizer", "schedule", "loss", "strategy"), "name")}
+CHOICE_TAGS = {
+    "task": "type",
+    "tuning": "method",
+    **dict.fromkeys(("optimizer", "schedule", "loss", "strategy"), "name"),
+}
 
 KeyPath = tuple[Any, ...]
 

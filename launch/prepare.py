@@ -5,20 +5,26 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
 
 from launch.capsule import folder_name, newest
 from launch.expand import MOST_PROBLEMS, Run, expand, locate
 from launch.ledger import all_runs, state_of
 from launch.plan import Machine, Plan, detect_machine, plan_run
 from launch.rows import Rows, rows_of
+from launch.strategies import STRATEGIES
+from sft_dist.recipe.checks import cross_checks
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.load import Source, read
 from sft_dist.recipe.machine import missing_packages
 from sft_dist.recipe.references import check_references
 from sft_dist.recipe.run_folder import RunFolder, read_json
+from sft_dist.recipe.schema import Recipe, Train
+from sft_dist.recipe.yaml_lines import similar_to
 
 if TYPE_CHECKING:
     from launch.clusters import Cluster
@@ -81,9 +87,14 @@ def python_of(cluster: Cluster | None) -> str:
 
 
 def prepare_folder(
-    path: Path, processes: int | None = None, machine: Machine | None = None, cluster: Cluster | None = None
+    path: Path,
+    processes: int | None = None,
+    strategy: str | None = None,
+    machine: Machine | None = None,
+    cluster: Cluster | None = None,
 ) -> Prepared:
-    """A sealed run, planned anew: this machine may have other processes than the one it was sealed on."""
+    """A sealed run, planned anew: this machine may have other processes than the one it was sealed on, and they may share
+    the work in another way. Raises UserError."""
     folder = RunFolder(path)
     recipe = folder.recipe()
     known = read_json(folder.plan_file) or {}
@@ -91,8 +102,22 @@ def prepare_folder(
     counted = known.get("rows") or {}
     rows = Rows(**counted) if counted.get("splits") else rows_of(recipe)
     here = Machine.node_of(cluster) if cluster else machine or detect_machine()
-    plan = plan_run(run, here, rows, path, python_of(cluster), processes, cluster)
+    planned = replace(run, recipe=with_strategy(recipe, strategy)) if strategy else run
+    plan = plan_run(planned, here, rows, path, python_of(cluster), processes, cluster)
     return Prepared(run, plan)
+
+
+def with_strategy(recipe: Recipe, name: str) -> Recipe:
+    """The same training, shared out in another way. Raises UserError when the recipe does not go with it."""
+    try:
+        train = Train.model_validate({**dict(recipe.train), "strategy": name})
+    except ValidationError:
+        valid = tuple(STRATEGIES)
+        raise UserError(Problem("no such strategy", "--strategy", None, name, valid, similar_to(name, valid))) from None
+    changed = recipe.model_copy(update={"train": train})
+    if problems := [*cross_checks(changed), *missing_packages(changed)]:
+        raise UserError(problems)
+    return changed
 
 
 def with_states(prepared: Sequence[Prepared]) -> list[tuple[Plan, str]]:

@@ -28,6 +28,7 @@ from sft_dist.inference import assemble, better, forward, length_sorted_batches,
 from sft_dist.loader import MicroBatch, MicroBatches, micro_batches
 from sft_dist.losses import SumLoss
 from sft_dist.meter import Meter, record
+from sft_dist.optim import before_judging, before_training
 from sft_dist.recipe.arithmetic import Batch, Steps
 from sft_dist.recipe.run_folder import RunFolder, read_json
 from sft_dist.recipe.schema import Recipe
@@ -119,6 +120,7 @@ def run(t: Training) -> tuple[str, str]:
         step = t.progress.step + 1
         t.beat(step, "training")
         t.model.train()
+        before_training(t.engine.optimizer)
         slots = t.plan.slots(step, num_slots)
         divisor = float(weights[np.concatenate(slots)].sum())
         forward_backward = partial(_forward_backward, t, step, divisor)
@@ -132,9 +134,10 @@ def run(t: Training) -> tuple[str, str]:
 
         meter.step(loss, lr, grad_norm, len(np.concatenate(slots)))
         _note_saved(t, t.saver.poll())
-        if step in validate_at and t.validation is not None:
-            _validate(t)
         if step in save_at or stop:
+            before_judging(t.engine.optimizer)
+            if step in validate_at and t.validation is not None:
+                _validate(t)
             _save(t)
         if stop and step < t.steps.total:
             outcome = ("stopped", stop)

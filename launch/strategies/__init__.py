@@ -9,7 +9,6 @@ from launch.strategies.ddp import ddp
 from launch.strategies.fsdp2 import fsdp2
 from launch.strategies.single import single
 from launch.strategies.zero import zero
-from launch.strategies.zero import zero
 
 STRATEGIES: dict[str, Callable[[Shape], Launch]] = {
     "single": single,

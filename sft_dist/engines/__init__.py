@@ -32,9 +32,10 @@ def start_engine(recipe: Recipe, folder: RunFolder) -> Engine:
 
 
 def strategy_options(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
-    """The strategy with its options; `auto` is what the plan chose, and without a plan the whole model on every rank."""
-    asked = recipe.train.strategy
-    if asked.name != "auto":
-        return asked.model_dump()
+    """The strategy with its options, as it was planned: `auto` chosen, or replaced when the run was resumed. Without a plan
+    it is the recipe's, and `auto` the whole model on every rank."""
     planned = (read_json(folder.plan_file) or {}).get("strategy")
-    return dict(planned) if isinstance(planned, dict) and planned.get("name") in ENGINES else {"name": "ddp"}
+    if isinstance(planned, dict) and planned.get("name") in ENGINES:
+        return dict(planned)
+    asked = recipe.train.strategy
+    return {"name": "ddp"} if asked.name == "auto" else asked.model_dump()
