@@ -59,8 +59,8 @@ def reference(case: Case) -> Curve:
 )
 def test_the_curve_is_that_of_one_process(case: Case, ranks: int) -> None:
     curves = on_ranks(ranks, train, case)
-    assert_same(curves[0], wanted := reference(case))
-    assert curves[0].wrapper == f"FSDP{wanted.wrapper}"
+    assert curves[0].wrapper.startswith("FSDP")
+    assert_same(curves[0], reference(case))
     assert all(curve.losses == curves[0].losses and curve.norms == curves[0].norms for curve in curves)
     assert not any(curve.weights for curve in curves[1:])
     moved = max((curves[0].weights[name] - value).abs().max() for name, value in build(case.model).state_dict().items())
