@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -84,18 +85,21 @@ class Zero:
             "number of ranks": (self.model.dp_world_size, self.accelerator.num_processes),
             "optimizer": (self.zero.optimizer, self.optimizer),
             "dtype of the weights": (self.zero.dtype, torch.float32),
-            "elements of state a rank": (sum(flat.numel() for flat in self._flat()), self._share()),
+            "number of elements a rank": self._shares(),
         }
         for what, (is_, should_be) in found.items():
             if is_ != should_be:
                 raise RuntimeError(f"DeepSpeed: the {what} should be {should_be} and is {is_}")
 
-    def _share(self) -> int:
-        """Elements of all flat parts of a rank, padding included."""
+    def _shares(self) -> tuple[int, int]:
+        """Elements that a rank updates, as DeepSpeed has it and as it should be; both with padding."""
         world = self.accelerator.num_processes
         if self.stage == 3:
-            return sum(-(-parameter.ds_numel // world) for parameter in self.names)
-        return sum(len(flat) // world for flat in self.zero.bit16_groups_flat)
+            share = sum(-(-parameter.ds_numel // world) for parameter in self.names)
+            return sum(self.zero.fp16_partitioned_groups_flat_numel), share
+        return sum(flat.numel() for flat in self._flat()), sum(
+            len(flat) for flat in self.zero.bit16_groups_flat
+        ) // world
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
         self.model.set_gradient_accumulation_boundary(last)
@@ -243,7 +247,8 @@ def _import_deepspeed(on_gpu: bool) -> None:
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("LOCAL_RANK", "0")
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # It calls collectives by the names they had before torch 2.13, thousands of times.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     try:
         import deepspeed.ops
         from deepspeed.utils import logger

@@ -3,9 +3,11 @@ Torch-free."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from sft_dist.recipe.errors import Problem
 from sft_dist.recipe.optimizers import ELEMENTWISE
-from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.schema import Recipe, Train
 from sft_dist.recipe.tunings import refusal, strategies_for
 
 # Strategies under which a process has only part of a weight, or of its optimizer's state.
@@ -26,6 +28,8 @@ def refusals(strategy: str, recipe: Recipe) -> list[Problem]:
         found.append(
             Problem(f"{train.optimizer.name} {reason}", "train.optimizer", None, train.optimizer.name, valid, hint)
         )
+    if strategy.startswith("zero"):
+        found += _zero(strategy, train)
     if strategy == "fsdp2" and train.precision in ("fp16", "fp8"):
         reason = {
             "fp16": "the loss scale has to be the same for all, and each process sees only its own part of the gradients",
@@ -33,3 +37,16 @@ def refusals(strategy: str, recipe: Recipe) -> list[Problem]:
         }[train.precision]
         found.append(Problem(f"not with fsdp2: {reason}", "train.precision", None, train.precision, ("fp32", "bf16")))
     return found
+
+
+def _zero(strategy: str, train: Train) -> Iterator[Problem]:
+    if train.optimizer.name == "adagrad":
+        reason = "not with DeepSpeed: it makes an Adagrad of its own, with one group for all weights"
+        valid = tuple(sorted(ELEMENTWISE - {"adagrad"}))
+        yield Problem(reason, "train.optimizer", None, "adagrad", valid, "or set train.strategy: fsdp2")
+    if train.precision == "fp8":
+        reason = f"not with {strategy}: DeepSpeed casts by its own autocast, which knows no 8 bits"
+        yield Problem(reason, "train.precision", None, "fp8", ("fp32", "bf16", "fp16"))
+    if getattr(train.strategy, "offload_optimizer", "none") == "nvme":
+        reason = "no checkpoint could be written: it lies in files of DeepSpeed's own"
+        yield Problem(reason, "train.strategy.offload_optimizer", None, "nvme", ("none", "cpu"))
