@@ -50,6 +50,7 @@ MULTI = "task={type: text-classification, problem: multi-label}"
             "did you mean `good`?",
         ),
         (["train.micro_batch=64"], "train.micro_batch", "more than train.global_batch, which is 32"),
+        (["train.keep_every=1 epoch"], "train.keep_every", "has no effect without train.keep_last"),
         (["evaluate.metric=accuracyy"], "evaluate.metric", "did you mean `accuracy`?"),
         ([REGRESSION, "evaluate.metric=accuracy"], "evaluate.metric", "valid: mse, rmse"),
         (["evaluate.direction=max"], "evaluate.direction", "has no effect without evaluate.metric"),
