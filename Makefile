@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-fast test-slurm check bench clean
+.PHONY: help setup quickstart test test-fast test-slurm check bench bench-checkpoint clean
 
 help:            ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 setup: $(STAMP)  ## make .venv and install everything, sample weights and text included
 
@@ -42,6 +42,9 @@ check: setup     ## ruff, mypy, import-linter, codespell
 
 bench: setup     ## start-up times beside `accelerate launch --help`
 	$(BIN)/python benchmarks/startup.py
+
+bench-checkpoint: setup ## checkpoints of a real model under each strategy, and 1,000 kills while saving
+	$(BIN)/python benchmarks/checkpoint.py --kills 1000
 
 clean:           ## remove what was built (runs/ stays)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
