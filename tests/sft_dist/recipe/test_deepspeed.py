@@ -47,7 +47,7 @@ def test_deepspeed_knows_every_key() -> None:
     constants = pytest.importorskip("deepspeed.runtime.constants")
     zero_config = pytest.importorskip("deepspeed.runtime.zero.config").DeepSpeedZeroConfig
     known = {value for value in vars(constants).values() if isinstance(value, str)} | {"zero_optimization"}
-    fields = {name for name in zero_config.model_fields} | {field.alias for field in zero_config.model_fields.values()}
+    fields = set(zero_config.model_fields) | {field.alias for field in zero_config.model_fields.values()}
     for strategy in STRATEGIES:
         config = config_of(strategy, "bf16")
         assert set(config) <= known
