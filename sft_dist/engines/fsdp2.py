@@ -69,7 +69,9 @@ class Fsdp2:
         if whole := [name for name, one in self.model.named_parameters() if not isinstance(one, DTensor)]:
             raise RuntimeError(f"{len(whole)} weights are not shared out, such as {whole[0]}")
         if self.mesh.size() != self.accelerator.num_processes:
-            raise RuntimeError(f"weights are shared by {self.mesh.size()} of {self.accelerator.num_processes} processes")
+            raise RuntimeError(
+                f"weights are shared by {self.mesh.size()} of {self.accelerator.num_processes} processes"
+            )
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
         """Gradients are reduced after every micro-batch: to keep them for the last one, each rank would need room for
@@ -177,7 +179,9 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     tied to the head; so only what stands in a list counts, and nothing that shares a weight with the rest.
     """
     named = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    stacks: list[nn.ModuleList] = [
+        module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)
+    ]
     layers = [layer for stack in stacks for layer in stack if type(layer).__name__ in named]
     if not layers and stacks:
         layers = list(max(stacks, key=len))
@@ -192,7 +196,10 @@ def _is_tied(layer: nn.Module, model: nn.Module) -> bool:
     own = set(layer.parameters())
     inside = set(layer.modules())
     return any(
-        parameter in own for module in model.modules() if module not in inside for parameter in module.parameters(recurse=False)
+        parameter in own
+        for module in model.modules()
+        if module not in inside
+        for parameter in module.parameters(recurse=False)
     )
 
 
