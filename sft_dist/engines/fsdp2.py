@@ -184,7 +184,8 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     ]
     layers = [layer for stack in stacks for layer in stack if type(layer).__name__ in named]
     if not layers and stacks:
-        layers = list(max(stacks, key=len))
+        longest = max(stacks, key=len)
+        layers = list(longest)
     found: list[nn.Module] = []
     for layer in dict.fromkeys(layers):
         if not any(layer is inner for outer in found for inner in outer.modules()) and not _is_tied(layer, model):
