@@ -30,6 +30,7 @@ class Zero:
     model: Any  # DeepSpeedEngine; it has no types
     raw_model: nn.Module
     optimizer: torch.optim.Optimizer
+    names: dict[Any, str]  # trained weight, to which DeepSpeed adds attributes -> name
 
     def __init__(self, setup: Setup) -> None:
         self.precision = setup.precision
@@ -131,6 +132,7 @@ class Zero:
         is no number, so it is shown one."""
         if not self.has_gradients:
             return
+        bad: Any
         if self.stage == 3:
             name, bad = "_get_norm_groups", [torch.tensor(-1.0, device=self.accelerator.device)]
         else:
