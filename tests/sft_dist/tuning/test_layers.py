@@ -6,7 +6,9 @@ import pytest
 from tiny_models import KINDS, LAYERS, NAMES, build, layers, starting
 from torch import nn
 
+from sft_dist.optim import build_optimizer
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.schema import FreezeTuning, Train
 from sft_dist.tuning import apply_tuning, layer_depths
 from sft_dist.tuning.layers import layer_stack
 
@@ -51,7 +53,18 @@ def test_a_model_without_layers_cannot_be_frozen_by_count():
             self.one = nn.Linear(2, 2)
             self.base_model = self.one
 
-    from sft_dist.recipe.schema import FreezeTuning
-
     with pytest.raises(UserError, match="no list of layers"):
         apply_tuning(Flat(), FreezeTuning(method="freeze", train_last_layers=1), "SEQ_CLS")
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_the_learning_rate_falls_from_layer_to_layer(kind):
+    model = build(kind)
+    train = Train(lr=1.0, layer_decay=0.5)
+    groups = build_optimizer(model, train).param_groups
+    depths = layer_depths(model)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = {names[parameter]: group["lr"] for group in groups for parameter in group["params"]}
+    assert found == {name: 0.5**depth for name, depth in depths.items()}
+    assert groups[0]["lr"] == 1.0  # the one that is logged
+    assert {group["lr"] for group in build_optimizer(model, Train(lr=1.0)).param_groups} == {1.0}
