@@ -140,7 +140,8 @@ def plan(
     where = _cluster(cluster)
     prepared = prepare(recipe, overrides, runs_root(runs), processes, cluster=where)
     if diff:
-        from launch.backends.slurm import divide, live_jobs
+        from launch.backends.slurm import divide
+        from launch.slurm.client import live_jobs
         from launch.slurm.texts import divided, divided_json
 
         found = divide(prepared, live_jobs() if where else ())
@@ -246,13 +247,15 @@ def submit(
     prepared = prepare(recipe, overrides, runs_root(runs), processes, cluster=where)
     if where is None:
         sys.exit(_submit_here(prepared, evaluate, dry_run))
-    from launch.backends.slurm import divide, live_jobs, parts_of
+    from launch.backends.slurm import divide, parts_of
     from launch.backends.slurm import submit as send
+    from launch.slurm.client import live_jobs
     from launch.slurm.texts import submitted, would_submit
 
     if dry_run:
-        found = divide(prepared, live_jobs())
-        click.echo(would_submit(found, parts_of(found.missing, where.max_array_size), max_parallel, evaluate))
+        live = live_jobs()
+        found = divide(prepared, live)
+        click.echo(would_submit(found, parts_of(prepared, found, live, where, evaluate), max_parallel))
         return
     click.echo(submitted(send(prepared, where, max_parallel, evaluate), where))
 

@@ -40,6 +40,20 @@ def sweep(folders: Sequence[Path], leaderboard: Path, force: bool) -> int:
     return run_module("sft_dist.evaluate", [*folders, "--leaderboard", leaderboard, *(["--force"] if force else [])])
 
 
+def all_judged(folders: Sequence[Path]) -> bool:
+    """Does the leaderboard above these runs have the newest checkpoint of each? A run without one needs no judge."""
+    board = read_json(folders[0].parent / "leaderboard.json") or {}
+    known = {(row["run"], row["step"]) for row in board.get("rows", [])}
+    known |= {(line.split()[0], _step(line.split()[1])) for line in board.get("damaged", [])}
+    newest = {folder.name: max(folder.glob("checkpoints/step-*"), default=None) for folder in folders}
+    return all(path is None or (run, _step(path.name)) in known for run, path in newest.items())
+
+
+def _step(name: str) -> int:
+    """`step-00000100` -> 100."""
+    return int(name.removeprefix("step-"))
+
+
 def requirement(text: str) -> tuple[str, float]:
     """`accuracy=0.75` -> ("accuracy", 0.75). Raises UserError."""
     metric, _, value = text.partition("=")

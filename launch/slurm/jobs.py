@@ -18,7 +18,7 @@ class JobRecord:
     job: str  # as sbatch printed it: "1234"
     task: int | None  # index in the array
     cluster: str
-    kind: str  # "train" | "eval"
+    kind: str  # "train", "score" (its checkpoints, on validation) or "eval" (of all runs: choose, test, export)
     time: str  # ISO, of submission
 
     @property

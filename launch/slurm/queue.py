@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -199,13 +200,24 @@ def look(targets: Iterable[str], runs: str | None, run: Runner = call) -> tuple[
     states = states_of(targets, runs)
     records = [jobs_of(Path(state.folder)) for state in states]
     trains = [newest(known) for known in records]
-    judges = {record.id: record for known in records if (record := newest(known, "eval"))}
+    judges = {one.id: one for known in records for kind in ("score", "eval") if (one := newest(known, kind))}
     asked = [one.id for state, one in zip(states, trains, strict=True) if one and state.state != "finished"]
     answer = ask([*asked, *judges], _accounting(trains), run)
     now = time.time()
     found = [merged(state, one, answer, now) if one else state for state, one in zip(states, trains, strict=True)]
-    lines = [f"evaluation, job {name}: {_judge(answer, name)}" for name in judges if _judge(answer, name)]
-    return found, answer, lines
+    return found, answer, _judging(judges.values(), answer)
+
+
+def _judging(records: Iterable[JobRecord], answer: Answer) -> list[str]:
+    """A line for each evaluation job of which there is something to say; tasks of an array by what is said of them."""
+    told: dict[str, Counter[str]] = {}
+    for record in records:
+        if text := _judge(answer, record.id):
+            told.setdefault(record.job, Counter())[text] += 1
+    return [
+        f"evaluation, job {job}: {'; '.join(f'{count:,} {text}' if count > 1 else text for text, count in texts.items())}"
+        for job, texts in told.items()
+    ]
 
 
 def _judge(answer: Answer, name: str) -> str:
@@ -252,14 +264,14 @@ def to_cancel(targets: Sequence[str], root: Path, run: Runner = call) -> Cancell
     for folder in folders:
         live = [record for record in jobs_of(folder) if record.id in jobs]
         trains += [record.id for record in live if record.kind == "train"]
-        judges |= {record.id for record in live if record.kind == "eval"}
+        judges |= {record.id for record in live if record.kind != "train"}
         if live:
             hit[folder] = [record.id for record in live if record.kind == "train"]
     # An evaluation that other runs wait for, too, is not ours to cancel.
     others = [
         path for parent in {folder.parent for folder in folders} for path in all_runs(parent) if path not in folders
     ]
-    shared = {record.id for path in others for record in jobs_of(path) if record.kind == "eval"}
+    shared = {record.id for path in others for record in jobs_of(path) if record.kind != "train"}
     running = [name for name in trains if jobs[name].state != "PENDING"]
     waiting = [name for name in trains if jobs[name].state == "PENDING"]
     return Cancellation(hit, tuple(waiting), tuple(running), tuple(sorted(judges - shared)))

@@ -26,7 +26,8 @@ from launch.clusters import Cluster, read_cluster
 from launch.expand import Run
 from launch.plan import Machine, Plan, plan_run
 from launch.prepare import Prepared, python_of
-from launch.slurm.array import array_script, evaluation_script
+from launch.slurm.array import array_script
+from launch.slurm.functions import Work, send
 from launch.slurm.job import job_script
 from sft_dist.recipe.errors import UserError
 from tests.launch.conftest import ROWS, STUBS, make_recipe
@@ -48,6 +49,12 @@ values = st.lists(st.sampled_from(HOSTILE) | st.text(max_size=4), min_size=1, ma
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """In memory where that is possible: each of the thousands of scripts writes a dozen small files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{STUBS / 'fuzz'}:{os.environ['PATH']}")  # of sbatch and srun, which submitit looks for
+        yield from _place(tmp_path_factory)
+
+
+def _place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if not os.access("/dev/shm", os.W_OK):
         yield tmp_path_factory.mktemp("fuzz")
         return
@@ -178,12 +185,25 @@ def test_what_is_written_in_files_never_becomes_shell(bench: Path, hostile: list
     assert asked is not None
     names_file = place / "list.txt"
     names_file.write_text(f"{plan.folder}\n")
-    (plan.folder / "checkpoints/step-1").mkdir(parents=True)
     array = {**env, "SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "0"}
     run_bash(array_script(asked, cluster, "demo", names_file, 1, None), place, array)
+    # The evaluation's script is submitit's, which writes down what it is given as it is.
     python = str(STUBS / "fuzz/python") if cluster.container or cluster.conda else plan.argv[0]
-    run_bash(evaluation_script(asked, cluster, "demo", names_file, plan.folder.parent, python, plan.env), place, env)
-    assert noted(place, "train")[-3:] == [str(plan.folder), "--leaderboard", str(plan.folder.parent)]
+    board, source = plan.folder.parent, plan.folder / "source"
+    source.mkdir()
+    work = Work("demo-eval", "sft_dist.evaluate:score_run", [plan.folder], source, board, python, plan.env)
+    job = send(work, asked, cluster, board / "eval", after=["6"], comment="sft-dist:x:0")
+    run_bash((board / f"eval/{job}_submission.sh").read_text(), place, {**env, "SLURM_JOB_ID": job})
+    assert noted(place, "train") == ["-u", "-m", "submitit.core._submit", str(board / "eval")]
+    arrived = dict(part.split("=", 1) for part in noted(place, "env"))
+    assert {key: arrived[key] for key in given_env} == given_env
+    assert arrived["PYTHONPATH"] == str(source)
+    assert (place / "notes/pwd").read_text().rstrip("\n") == str(source)
+    if cluster.container and kind == "apptainer":
+        words = ["exec", "--bind", str(board), *mounts, cluster.container.image, python]
+        assert noted(place, "apptainer")[: len(words)] == words
+    if cluster.container and kind == "pyxis":
+        assert f"--container-mounts={','.join([f'{board}:{board}', *cluster.container.mounts])}" in noted(place, "srun")
     assert not [path for path in place.rglob(MARK) if path.name == MARK], script
 
 
