@@ -231,16 +231,17 @@ def read_cluster(file: Path) -> Cluster:
     document = read_yaml(file, shown(file))
     data = {"name": file.stem, **document.data}
     source = Source(data, file, document.keys, document.values, document.texts, CLUSTER)
+    options = data.get("sbatch")
+    problems = [
+        Problem(one.message, one.path, source.mark(tuple(one.path.split("."))), one.found, one.valid, one.hint)
+        for one in _option_problems(options if isinstance(options, dict) else {})
+    ]
+    if data["name"] == LOCAL:
+        problems.append(Problem(f"`{LOCAL}` is this machine; give the file another name", "name", Mark(shown(file))))
     try:
         cluster = Cluster.model_validate(data)
     except ValidationError as error:
-        raise UserError(problems_from(error, source)) from None
-    problems = [
-        Problem(one.message, one.path, source.mark(tuple(one.path.split("."))), one.found, one.valid, one.hint)
-        for one in _option_problems(cluster)
-    ]
-    if cluster.name == LOCAL:
-        problems.append(Problem(f"`{LOCAL}` is this machine; give the file another name", "name", Mark(shown(file))))
+        raise UserError([*problems_from(error, source), *problems]) from None
     if problems:
         raise UserError(problems)
     return cluster
@@ -272,10 +273,12 @@ def own_folder() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "sft-dist" / "clusters"
 
 
-def _option_problems(cluster: Cluster) -> list[Problem]:
+def _option_problems(options: dict[Any, Any]) -> list[Problem]:
     """What is wrong with `sbatch:`, whose keys and values become `#SBATCH` lines as they are."""
     problems = []
-    for key, value in cluster.sbatch.items():
+    for key, value in options.items():
+        if not isinstance(key, str):
+            continue  # the schema says so
         path = f"sbatch.{key}"
         name = key.removeprefix("--")
         if name in OWN_OPTIONS:

@@ -17,7 +17,7 @@ from launch.slurm.request import Request, request
 from launch.strategies import STRATEGIES, choose
 from launch.strategies.base import Launch, Shape
 from sft_dist.recipe.arithmetic import Batch, Steps, batch_of, steps_of
-from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.errors import Problem, UserError, collected
 from sft_dist.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -120,10 +120,18 @@ def plan_run(
     """`processes` (from the command line) replaces resources.processes_per_node. With a cluster, `machine` is one node
     of it. Raises UserError with key paths."""
     recipe = run.recipe
-    shape = _shape(machine, recipe.resources.nodes, processes or recipe.resources.processes_per_node)
-    strategy, why, launch = _launch(recipe.train.strategy, shape)
+    wanted = _processes(machine, processes or recipe.resources.processes_per_node)
+    problems: list[Problem] = []
+    asked: Request | None = None
+    with collected(problems):
+        shape = _shape(machine, recipe.resources.nodes, wanted)
+        strategy, why, launch = _launch(recipe.train.strategy, shape)
+        batch = batch_of(recipe, shape.world_size)
+    with collected(problems):
+        asked = request(recipe.resources, cluster, min(wanted, machine.gpus or wanted)) if cluster else None
+    if problems:
+        raise UserError(problems)
     steps = _steps(recipe, rows.train) if rows.train else None
-    asked = request(recipe.resources, cluster, shape.processes_per_node) if cluster else None
     cores = asked.cpus if asked else machine.cores
     threads = recipe.resources.threads_per_process or max(1, cores // shape.processes_per_node)
     where = str(folder)
@@ -144,7 +152,7 @@ def plan_run(
         processes_per_node=shape.processes_per_node,
         threads_per_process=threads,
         device="gpu" if shape.on_gpu else "cpu",
-        batch=batch_of(recipe, shape.world_size),
+        batch=batch,
         steps=steps,
         rows=rows,
         strategy=strategy,
@@ -166,12 +174,18 @@ def _nearest_nodes(processes: int, machine: Machine) -> str:
     return f"nearest that fits: resources.nodes: {nodes} with resources.processes_per_node: {each}"
 
 
+def _processes(machine: Machine, wanted: int | str) -> int:
+    """auto: one a GPU; two on a CPU, so that what is debugged here is distributed too."""
+    return wanted if isinstance(wanted, int) else machine.gpus or min(2, machine.cores)
+
+
 # Thousands of runs of one matrix mostly share what follows, so it is worked out once for each distinct question.
 @lru_cache(maxsize=1024)
-def _shape(machine: Machine, nodes: int, wanted: int | str) -> Shape:
+def _shape(machine: Machine, nodes: int, processes: int) -> Shape:
+    problems = []
     if nodes > machine.most_nodes:
         here = not machine.cluster
-        raise UserError(
+        problems.append(
             Problem(
                 f"{nodes} nodes need a cluster, and this is one machine"
                 if here
@@ -183,10 +197,8 @@ def _shape(machine: Machine, nodes: int, wanted: int | str) -> Shape:
                 else f"nearest that fits: {machine.most_nodes}",
             )
         )
-    # auto: two on a CPU, so that what is debugged here is distributed too.
-    processes = (machine.gpus or min(2, machine.cores)) if isinstance(wanted, str) else wanted
     if machine.gpus and processes > machine.gpus:
-        raise UserError(
+        problems.append(
             Problem(
                 f"{processes} processes need {processes} GPUs, and {machine.noun} has {machine.gpus}",
                 path="resources.processes_per_node",
@@ -195,6 +207,8 @@ def _shape(machine: Machine, nodes: int, wanted: int | str) -> Shape:
                 hint=_nearest_nodes(nodes * processes, machine),
             )
         )
+    if problems:
+        raise UserError(problems)
     return Shape(nodes, processes, on_gpu=machine.gpus > 0)
 
 

@@ -282,6 +282,12 @@ def test_runs_outside_the_folder_that_nodes_see_are_refused(tmp_path: Path, slur
         submit(prepared(tmp_path / "runs"), shared)
 
 
+@pytest.mark.parametrize("name", ["100%", "a\\b"])
+def test_a_folder_whose_name_slurm_would_not_take_as_it_is_is_refused(tmp_path: Path, slurm: Slurm, name: str) -> None:
+    with pytest.raises(UserError, match="a meaning"):
+        submit(prepared(tmp_path / name), CLUSTER)
+
+
 def test_sbatch_hears_nothing_of_a_job_around_this_one(
     tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
