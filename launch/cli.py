@@ -246,7 +246,9 @@ def submit(
     where = _cluster(cluster)
     prepared = prepare(recipe, overrides, runs_root(runs), processes, cluster=where)
     if where is None:
-        sys.exit(_submit_here(prepared, evaluate, dry_run))
+        from launch.start import submit_here
+
+        sys.exit(submit_here(prepared, evaluate, dry_run))
     from launch.backends.slurm import divide, parts_of
     from launch.backends.slurm import submit as send
     from launch.slurm.client import live_jobs
@@ -267,24 +269,6 @@ def _cluster(name: str | None) -> Any:
     from launch.clusters import load_cluster  # after the question: a plan for this machine does not wait for it
 
     return load_cluster(str(name))
-
-
-def _submit_here(prepared: list[Any], evaluate: bool, dry_run: bool) -> int:
-    """`--cluster local`: the same plan, here and now."""
-    from launch.backends.local import Local
-    from launch.judge import sweep
-    from launch.prepare import with_states
-    from launch.render import plans
-    from launch.start import run_all
-
-    if dry_run:
-        click.echo(plans(with_states(prepared)))
-        return 0
-    code = run_all(prepared, Local())
-    folders = [one.plan.folder for one in prepared if any((one.plan.folder / "checkpoints").glob("step-*"))]
-    if evaluate and folders and code != 130:
-        code = sweep(folders, folders[0].parent, force=False) or code
-    return code
 
 
 @cli.group("cluster", cls=_Ordered)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ from launch.slurm.client import Live, clean_environment
 from launch.slurm.jobs import JobRecord, jobs_of, record_job
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.run_folder import RunFolder, read_json, run_id, write_json
-from tests.launch.conftest import ROWS, STUBS, Workplace, make_recipe
+from tests.launch.conftest import ROOT, ROWS, STUBS, Workplace, make_recipe
 
 CLUSTER = Cluster.model_validate({"name": "here", "cpus_per_node": 4, "max_time": "1d"})
 
@@ -405,6 +407,41 @@ def test_the_cluster_local_is_this_machine(workplace: Workplace) -> None:
     outcome = read_json(folder.all_attempts()[0].outcome_file)
     assert outcome is not None
     assert outcome["state"] == "finished"
+
+
+@pytest.mark.slow
+def test_the_cluster_local_trains_and_judges_what_a_cluster_would(
+    tmp_path: Path, tiny_model: Path, reviews: Path, slurm: Slurm
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(
+        f"task: text-classification\nmodel: {{path: {tiny_model}}}\ndata: {{source: {reviews}, max_length: 32}}\n"
+        "tuning: full\ntrain: {lr: 1.0e-3, global_batch: 16}\nresources: {processes_per_node: 1}\n"
+        "matrix: {train.steps: [2, 4]}\n"
+    )
+    (tmp_path / "here.yaml").write_text("cpus_per_node: 1\nmax_time: 1h\n")
+
+    def sft_dist(*words: str) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", "launch", *words], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
+    def plans(*words: str) -> list[dict[str, Any]]:
+        return json.loads(sft_dist("plan", "tiny.yaml", "--json", *words).stdout)
+
+    here, there = plans(), plans("--cluster", "./here.yaml")
+    for key in ("id", "argv", "batch", "steps", "folder"):
+        assert [one[key] for one in here] == [one[key] for one in there]
+    sft_dist("submit", "tiny.yaml", "--cluster", "local")
+    board = read_json(tmp_path / "runs/tiny/leaderboard.json")
+    assert board is not None
+    assert {row["run"] for row in board["rows"]} == {one["id"] for one in here}
+    assert not slurm.calls("sbatch")
+    again = sft_dist("submit", "tiny.yaml", "--cluster", "local").stderr
+    assert again.count("finished already") == 2
+    assert "checkpoint 1/" not in again
 
 
 def test_without_a_cluster_the_known_ones_are_named(workplace: Workplace) -> None:
