@@ -62,7 +62,7 @@ PATTERNS = (
 # Frames of a traceback that belong to reading examples.
 DATA_FRAMES = re.compile(r"/sft_dist/data/|/datasets/|/sft_dist/tasks/[^\n]*in (collate|encode)")
 
-TOLD = ("slurm_state", "batch_signal", "limit_near", "cancelled")  # known only while the job was there
+TOLD = ("job_id", "slurm_state", "batch_signal", "limit_near", "cancelled")  # known only while the job was there
 
 _AGENT = re.compile(
     r"time +: (?P<time>\S+)\s+host +: (?P<host>\S+)\s+rank +: (?P<rank>\d+) .*?exitcode +: (?P<code>-?\d+)", re.DOTALL
@@ -81,6 +81,7 @@ class Facts:
     beats: tuple[dict[str, Any], ...] = ()  # the last sign of life of each rank
     hang: dict[str, Any] = field(default_factory=dict)
     agents: tuple[dict[str, Any], ...] = ()  # what torchrun's agents say of ranks killed by a signal
+    job_id: str = ""  # the Slurm job it belonged to
     slurm_state: str = ""
     batch_signal: str = ""  # the signal the batch shell was sent: USR1, TERM
     limit_near: bool = False  # the time limit was near when the attempt ended
@@ -336,7 +337,7 @@ def history_of(folder: RunFolder, upto: int, last: Facts) -> list[Ended]:
     """The attempts of the same Slurm job (or of none) up to `upto`, whose facts are `last`."""
     attempts = [attempt for attempt in folder.all_attempts() if attempt.number <= upto]
     facts = [facts_of(attempt) for attempt in attempts[:-1]] + [last]
-    jobs = [job_of(attempt, one) for attempt, one in zip(attempts, facts, strict=True)]
+    jobs = [job_of(one) for one in facts]
     first = len(jobs) - 1
     while first > 0 and jobs[first - 1] == jobs[-1]:
         first -= 1
@@ -352,10 +353,9 @@ def history_of(folder: RunFolder, upto: int, last: Facts) -> list[Ended]:
     return ended
 
 
-def job_of(attempt: AttemptFolder, facts: Facts) -> str:
-    """The Slurm job an attempt belonged to; empty when there was none."""
-    told = read_json(attempt.verdict_file) or {}
-    return str(facts.start.get("job_id") or told.get("job_id") or "")
+def job_of(facts: Facts) -> str:
+    """The Slurm job an attempt belonged to; empty when there was none. A rank that fails early writes no `start.json`."""
+    return str(facts.start.get("job_id") or facts.job_id)
 
 
 def slurm_job(env: Mapping[str, str]) -> str:
@@ -376,9 +376,9 @@ def cancelled_jobs(folder: RunFolder) -> list[str]:
 def verdict_of(folder: RunFolder, attempt: AttemptFolder) -> Verdict:
     """Why an attempt ended, as the ledger shows it."""
     facts = facts_of(attempt)
-    job = job_of(attempt, facts)
+    job = job_of(facts)
     later = [one for one in folder.all_attempts() if one.number > attempt.number]
-    again = bool(job) and bool(later) and not _requeued_itself(attempt) and job_of(later[0], facts_of(later[0])) == job
+    again = bool(job) and bool(later) and not _requeued_itself(attempt) and job_of(facts_of(later[0])) == job
     return classify(replace(facts, started_again=again))
 
 
@@ -439,6 +439,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.exit_code is not None and not attempt.exit_file.exists():
         write_json(attempt.exit_file, {"returncode": options.exit_code, "time": _now(), "killed": False})
     told = {
+        "job_id": slurm_job(os.environ),
         "slurm_state": options.slurm_state,
         "batch_signal": options.batch_signal,
         "limit_near": _limit_is_near(),
@@ -446,10 +447,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     history = history_of(folder, options.attempt, facts_of(attempt, **told))
     verdict, decision = history[-1].verdict, decide(history)
-    write_json(
-        attempt.verdict_file,
-        {**asdict(verdict), **asdict(decision), **told, "job_id": slurm_job(os.environ), "time": _now()},
-    )
+    write_json(attempt.verdict_file, {**asdict(verdict), **asdict(decision), **told, "time": _now()})
     print(f"attempt {options.attempt:03d} {verdict.state}: {verdict.line}", file=sys.stderr)
     if verdict.state != "finished":
         print(f"{decision.action}: {decision.why}", file=sys.stderr)

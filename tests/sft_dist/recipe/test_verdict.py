@@ -305,6 +305,16 @@ def test_the_batch_script_is_answered_in_lines_it_can_read(run: RunFolder):
     assert "failed twice in the same way at step 7" in said
 
 
+def test_a_job_that_fails_before_its_ranks_say_where_they_start_is_not_tried_for_ever(run: RunFolder, monkeypatch):
+    monkeypatch.setenv("PATH", "")  # no squeue to ask
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    answers = []
+    for number in (1, 2):
+        write_json(run.new_attempt().error_file(0), error(0, "no module named x", "ImportError"))
+        answers.append(call(run, number, "--exit-code", "143")[0]["action"])
+    assert answers == ["requeue", "stop"]
+
+
 def test_a_finished_run_ends_with_0_whatever_srun_says(run: RunFolder):
     made = attempt(run, 0)
     write_json(made.outcome_file, {"state": "finished", "reason": "all steps done"})
