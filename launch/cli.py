@@ -3,6 +3,7 @@ here; a verb imports what it needs, so that `--help` is instant and nothing shor
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -375,7 +376,10 @@ def status(targets: tuple[str, ...], watch: bool, every: int, runs: str | None, 
                     click.echo(line)
         if not watch:
             return
-        time.sleep(every)
+        try:
+            time.sleep(every)
+        except KeyboardInterrupt:  # as the help says
+            return
 
 
 @cli.command()
@@ -394,10 +398,11 @@ def logs(run: str, follow: bool, rank: int | None, attempt: int | None, runs: st
     from sft_dist.recipe.run_folder import RunFolder
 
     folder = RunFolder(find_run(run, runs_root(runs)))
-    if follow and attempt is None:
-        log.follow(folder, rank)
-    else:
-        log.show(folder, log.log_file(folder, attempt, rank), follow)
+    with contextlib.suppress(KeyboardInterrupt):  # the way to stop following
+        if follow and attempt is None:
+            log.follow(folder, rank)
+        else:
+            log.show(folder, log.log_file(folder, attempt, rank), follow)
 
 
 @cli.command()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launch.ledger import is_running
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.run_folder import AttemptFolder, RunFolder
+from sft_dist.recipe.run_folder import AttemptFolder, RunFolder, read_json
 
 POLL_S = 0.3
 ASK_S = 30.0  # between questions to Slurm
@@ -105,7 +105,7 @@ class _Live:
     def goes_on(self) -> bool:
         if is_running(self._folder):
             return True
-        if not self._folder.jobs_file.exists():
+        if not self._folder.jobs_file.exists() or self._finished():
             return False
         if time.monotonic() - self._asked >= ASK_S:
             from launch.slurm.queue import is_live
@@ -113,6 +113,12 @@ class _Live:
             self._queued = is_live(self._folder.path)
             self._asked = time.monotonic()
         return self._queued
+
+    def _finished(self) -> bool:
+        """Said by the last attempt: then nobody waits for the next question to Slurm."""
+        attempts = self._folder.all_attempts()
+        outcome = (attempts and read_json(attempts[-1].outcome_file)) or {}
+        return outcome.get("state") == "finished"
 
 
 def _write(data: bytes) -> None:
