@@ -439,6 +439,8 @@ def test_the_cluster_local_trains_and_judges_what_a_cluster_would(
     assert board is not None
     assert {row["run"] for row in board["rows"]} == {one["id"] for one in here}
     assert not slurm.calls("sbatch")
+    told = json.loads(sft_dist("status", "--json").stdout)
+    assert [(run["best_step"], run["best_score"] is None) for run in told] == [(run["step"], False) for run in told]
     again = sft_dist("submit", "tiny.yaml", "--cluster", "local").stderr
     assert again.count("finished already") == 2
     assert "checkpoint 1/" not in again
