@@ -76,13 +76,15 @@ def test_slurm_is_not_asked_more_often_than_it_bears(folder, monkeypatch):
     assert len(asked) == 1
 
 
-def test_a_finished_run_is_not_waited_for_until_slurm_is_asked_again(folder, monkeypatch):
+def test_slurm_is_asked_at_once_when_an_attempt_has_ended(folder, monkeypatch):
     record_job(folder, JobRecord("7", None, "devcluster", "train", ""))
-    monkeypatch.setattr(queue, "is_live", lambda path: True)
+    answers = iter([True, False])
+    monkeypatch.setattr(queue, "is_live", lambda path: next(answers))
     live = logs._Live(folder)
     attempt = folder.new_attempt()
     assert live.goes_on()
-    write_json(attempt.outcome_file, {"state": "finished"})
+    write_json(attempt.verdict_file, {"state": "finished"})
+    assert not live.goes_on()
     assert not live.goes_on()
 
 
