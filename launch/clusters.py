@@ -26,6 +26,7 @@ LOCAL = "local"  # this machine; no file
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:@+-]{0,127}")
 _CONSTRAINT = re.compile(r"[A-Za-z0-9(\[][A-Za-z0-9_.,:&|*()\[\]-]{0,255}")
 _MODULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:@+/=-]{0,255}")
+_CONDA = re.compile(rf"/?{_MODULE.pattern}")
 _VARIABLE = re.compile(
     r"(?!(?:SLURM|SBATCH|SRUN|SFT_DIST|BASH|ACCELERATE)_)"  # would change who is asked for what
     r"(?!(?:BASH|BASHOPTS|SHELLOPTS|ENV|IFS|UID|EUID|PPID|PYTHONPATH|RANK|WORLD_SIZE|LOCAL_RANK)$)"
@@ -148,7 +149,7 @@ class Cluster(Section):
     )
     modules: list[Module] = Field(default_factory=_list, description="What `module load` gets: `[cuda/12.4]`.")
     venv: AbsolutePath | None = Field(None, description="Virtual environment on the nodes.")
-    conda: Annotated[str, _matching(_MODULE, "an environment's name or path")] | None = Field(
+    conda: Annotated[str, _matching(_CONDA, "an environment's name or path")] | None = Field(
         None, description="Conda environment, by name or path."
     )
     container: Container | None = Field(None, description="Train inside a container.")

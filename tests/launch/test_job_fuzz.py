@@ -28,7 +28,7 @@ from launch.plan import Machine, Plan, plan_run
 from launch.prepare import Prepared, python_of
 from launch.slurm.array import array_script
 from launch.slurm.functions import Work, send
-from launch.slurm.job import job_script
+from launch.slurm.job import job_script, software
 from sft_dist.recipe.errors import UserError
 from tests.launch.conftest import ROWS, STUBS, make_recipe
 
@@ -244,3 +244,25 @@ def test_an_unplain_name_does_not_get_into_a_header_even_if_the_schema_let_it_pa
     )
     with pytest.raises(ValueError, match="not safe"):
         job_script(replace(plan, name=f"a\ntouch {MARK}"), cluster, 1800)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(hostile=st.lists(values, min_size=5, max_size=20))
+def test_modules_and_conda_are_words_even_if_the_schema_let_anything_pass(bench: Path, hostile: list[str]) -> None:
+    """The schema lets only plain names pass, which need no quotes: so the quotes are tried without it."""
+    place, env = workplace(bench)
+    words = [value.replace("\0", "").encode(errors="ignore").decode() for value in hostile]
+    plain = accepted()
+    assert plain is not None
+    conda = next(filter(None, words), "base")
+    cluster = plain.model_copy(update={"modules": words, "conda": conda})
+    run_bash("\n".join(software(cluster)), place, env)
+    assert noted(place, "module") == ["load", *words]
+    assert noted(place, "conda") == ["activate", conda]
+    assert not list(place.rglob(MARK))
+
+
+@pytest.mark.parametrize("name", [value for value in HOSTILE if value not in ("a", "b1")])
+def test_a_module_or_environment_that_is_no_plain_name_is_refused(name: str) -> None:
+    assert not accepted(modules=[name])
+    assert not accepted(conda=name)
