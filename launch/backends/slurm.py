@@ -262,13 +262,10 @@ def _entry(part: Part) -> dict[str, object]:
     return {"kind": part.kind, "array": part.is_array, "folders": folders}
 
 
-def _record(folders: Sequence[Path], job: str, cluster: str, kind: str, is_array: bool) -> None:
-    """Safe to repeat."""
+def _record(runs: Sequence[Path], job: str, cluster: str, kind: str, is_array: bool) -> None:
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    for task, folder in enumerate(folders):
-        record = JobRecord(job, task if is_array else None, cluster, kind, now)
-        if record.id not in {known.id for known in jobs_of(folder)}:
-            record_job(RunFolder(folder), record)
+    for task, folder in enumerate(runs):
+        record_job(RunFolder(folder), JobRecord(job, task if is_array else None, cluster, kind, now))
 
 
 def _recover(parent: Path, live: Sequence[Live]) -> None:
@@ -280,7 +277,10 @@ def _recover(parent: Path, live: Sequence[Live]) -> None:
         for number, part in enumerate(log["parts"]):
             comment = f"sft-dist:{file.parent.name}:{number}"
             for job in sorted({job.id.split("_")[0] for job in live if job.comment == comment}):
-                _record(list(map(Path, part["folders"])), job, log["cluster"], part["kind"], part["array"])
+                for task, folder in enumerate(map(Path, part["folders"])):
+                    record = JobRecord(job, task if part["array"] else None, log["cluster"], part["kind"], "")
+                    if record.id not in {known.id for known in jobs_of(folder)}:
+                        record_job(RunFolder(folder), record)
         write_json(file, {**log, "done": True})
 
 
