@@ -42,16 +42,17 @@ def run_all(prepared: Sequence[Prepared], backend: Backend) -> int:
 def submit_here(prepared: Sequence[Prepared], evaluate: bool, dry_run: bool) -> int:
     """`submit --cluster local`: the same plans through the local backend, and what was saved is judged; exit code."""
     from launch.backends.local import Local
-    from launch.judge import all_judged, sweep
+    from launch.judge import all_judged, board_of, sweep
 
     if dry_run:
         print(render.plans(with_states(prepared)))
         return 0
     code = run_all(prepared, Local())
     saved = [one.plan.folder for one in prepared if any(RunFolder(one.plan.folder).checkpoints.glob("step-*"))]
-    if not evaluate or code == INTERRUPTED or not saved or all_judged(saved):
+    board = board_of([one.plan for one in prepared])
+    if not evaluate or code == INTERRUPTED or not saved or all_judged(saved, board):
         return code
-    return sweep(saved, saved[0].parent, force=False) or code
+    return sweep(saved, board, force=False) or code
 
 
 def _run_one(one: Prepared, backend: Backend, prefix: str) -> RunState:

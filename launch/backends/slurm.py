@@ -18,7 +18,7 @@ from pathlib import Path
 
 from launch.capsule import seal_all
 from launch.clusters import Cluster
-from launch.judge import all_judged
+from launch.judge import all_judged, board_of
 from launch.ledger import state_of
 from launch.prepare import Prepared
 from launch.slurm.array import array_script
@@ -128,7 +128,8 @@ def _is_unjudged(prepared: Sequence[Prepared], divided: Divided, live: Sequence[
     queued = [{job.id for job in jobs_of(one.plan.folder) if job.kind == "eval"} & known for one in prepared]
     if set.intersection(*queued):
         return False
-    return bool(divided.waiting or divided.running) or not all_judged([one.plan.folder for one in prepared])
+    plans = [one.plan for one in prepared]
+    return bool(divided.waiting or divided.running) or not all_judged([one.folder for one in plans], board_of(plans))
 
 
 def divide(prepared: Sequence[Prepared], live: Sequence[Live]) -> Divided:
@@ -186,9 +187,9 @@ class _Sender:
         plan = prepared[0].plan
         self.jobs: list[tuple[str, Part]] = []
         self._cluster, self._parallel = cluster, parallel
-        self._board = plan.folder.parent
+        self._parent = plan.folder.parent
         self._identity = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-        self._folder = self._board / ".submissions" / self._identity
+        self._folder = self._parent / ".submissions" / self._identity
         self._folder.mkdir(mode=0o700)
         self._log = {"cluster": cluster.name, "parts": [_entry(part) for part in parts]}
         write_json(self._folder / "submission.json", {**self._log, "done": False})
@@ -232,14 +233,15 @@ class _Sender:
     def _judge(self, part: Part, comment: str, after: Sequence[str]) -> str:
         """One job that chooses, tests and exports, and scores what is not scored yet."""
         order = self._folder / "eval.json"
-        write_json(order, {"runs": [str(one.plan.folder) for one in part.runs], "leaderboard": str(self._board)})
+        plans = [one.plan for one in part.runs]
+        write_json(order, {"runs": [str(one.folder) for one in plans], "leaderboard": str(board_of(plans))})
         return self._call("judge_runs", [order], part.runs[0], comment, after)
 
     def _call(self, function: str, paths: Sequence[Path], first: Prepared, comment: str, after: Sequence[str]) -> str:
         plan, asked = first.plan, evaluation_request(self._cluster)
         env = {**plan.env, "OMP_NUM_THREADS": str(asked.cpus)}
         name, source = f"{plan.name}-eval", plan.folder / "source"
-        work = Work(name, f"sft_dist.evaluate:{function}", paths, source, self._board, plan.argv[0], env)
+        work = Work(name, f"sft_dist.evaluate:{function}", paths, source, self._parent, plan.argv[0], env)
         return send(
             work, asked, self._cluster, self._folder / "eval", list(dict.fromkeys(after)), comment, self._parallel
         )

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from launch.backends.slurm import Divided, _record, divide, parts_of, submit
 from launch.clusters import Cluster
 from launch.expand import Run
+from launch.judge import board_of
 from launch.plan import Machine, plan_run
 from launch.prepare import Prepared
 from launch.slurm.client import Live, clean_environment
@@ -135,9 +137,15 @@ def test_an_array_scores_each_run_and_one_job_chooses_whatever_became_of_trainin
     ]
 
 
-def test_one_run_is_judged_by_one_job(tmp_path: Path, slurm: Slurm) -> None:
-    done = submit(prepared(tmp_path / "runs"), CLUSTER)
+def test_one_run_is_judged_by_one_job_and_one_of_a_sweep_leaves_the_sweeps_leaderboard(
+    tmp_path: Path, slurm: Slurm
+) -> None:
+    runs = prepared(tmp_path / "runs")
+    done = submit(runs, CLUSTER)
     assert done.of_kind("eval") == ["102"]
+    (order,) = tmp_path.glob("runs/demo/.submissions/*/eval.json")
+    assert read_json(order) == {"runs": [str(runs[0].plan.folder)], "leaderboard": str(runs[0].plan.folder)}
+    assert board_of([replace(runs[0].plan, point={})]) == runs[0].plan.folder.parent
     assert "#SBATCH --dependency=afterany:101\n" in script_of_call(slurm.calls("sbatch")[1])
 
 
