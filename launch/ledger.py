@@ -89,7 +89,7 @@ def _verdict(folder: RunFolder, attempts: list[AttemptFolder]) -> tuple[str, str
             return "finished", str(outcome.get("reason", "")), False
     if not attempts:
         return "sealed", "", False
-    from sft_dist.recipe.verdict import verdict_of  # a plan of new runs has no attempts to judge
+    from sft_dist.recipe.causes import verdict_of  # a plan of new runs has no attempts to judge
 
     verdict = verdict_of(folder, attempts[-1])
     return verdict.state, verdict.line, verdict.user_error

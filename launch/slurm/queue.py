@@ -20,9 +20,10 @@ from pathlib import Path
 
 from launch.ledger import RunState, all_runs, state_of, states_of
 from launch.slurm.jobs import JobRecord, jobs_of
+from sft_dist.recipe.causes import OF_SLURM
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.run_folder import RunFolder, write_text
-from sft_dist.recipe.verdict import OF_SLURM, cancelled_jobs
+from sft_dist.recipe.verdict import cancelled_jobs
 
 SQUEUE = ("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N|%L|%E")
 SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,ExitCode,End", "--jobs")
