@@ -257,6 +257,24 @@ def test_an_evaluation_that_other_runs_wait_for_is_left_alone(sweep):
     assert (found.waiting, found.judges, len(found.folders)) == (("14_2",), (), 1)
 
 
+def test_scoring_tasks_are_counted_by_what_they_do_and_cancelled_with_their_runs(tmp_path):
+    for task in range(3):
+        make_run(tmp_path, f"{task}" * 10, record("14", task), record("20", task, "score"), record("21", kind="eval"))
+    waits = "|PENDING|Dependency||1:00|afterany"
+    rows = ["20_0|RUNNING|None|node1|1:00|(null)", f"20_1{waits}:14_*", f"20_2{waits}:14_*", f"21{waits}:20_*"]
+
+    def slurm(argv):
+        return "\n".join(rows) if argv[0] == "squeue" else ""
+
+    _, _, lines = look([], str(tmp_path), slurm)
+    assert lines == [
+        "evaluation, job 20: running; 2 pending, waits for another job (afterany:14_*)",
+        "evaluation, job 21: pending, waits for another job (afterany:20_*)",
+    ]
+    assert to_cancel(["demo/1*"], tmp_path, slurm).judges == ("20_1",)
+    assert to_cancel(["demo/*"], tmp_path, slurm).judges == ("20_0", "20_1", "20_2", "21")
+
+
 def test_a_pattern_that_fits_nothing_is_a_mistake(sweep):
     with pytest.raises(UserError, match=r"no run fits 'x\*'; 4 runs"):
         to_cancel(["x*"], sweep, Slurm())
