@@ -241,7 +241,7 @@ class _Sender:
         plan, asked = first.plan, evaluation_request(self._cluster)
         env = {**plan.env, "OMP_NUM_THREADS": str(asked.cpus)}
         name, source = f"{plan.name}-eval", plan.folder / "source"
-        work = Work(name, f"sft_dist.evaluate:{function}", paths, source, self._parent, plan.argv[0], env)
+        work = Work(name, f"sft_dist.evaluate:{function}", paths, source, plan.argv[0], env)
         return send(
             work, asked, self._cluster, self._folder / "eval", list(dict.fromkeys(after)), comment, self._parallel
         )

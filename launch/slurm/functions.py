@@ -37,8 +37,7 @@ class Work:
     name: str
     function: str  # "sft_dist.evaluate:score_run"
     paths: Sequence[Path]  # one task each
-    source: Path  # the sealed sft_dist is in it
-    visible: Path  # folder that a container has to see
+    source: Path  # of a run: the sealed sft_dist is in it
     python: str
     env: Mapping[str, str]
 
@@ -107,7 +106,7 @@ def _setup(work: Work, cluster: Cluster) -> list[str]:
     return [
         CLEAN,
         *exports(cluster, work.env),
-        f"export RUN={shlex.quote(str(work.visible))}",
+        f"export RUN={shlex.quote(str(work.source.parent))}",
         f"export PYTHONPATH={shlex.quote(str(work.source))}",
         "umask 077",
         *software(cluster),
@@ -120,7 +119,8 @@ def _srun_arguments(work: Work, cluster: Cluster) -> list[str]:
     """Pyxis is a plug-in of srun."""
     if not cluster.container or cluster.container.runtime != "pyxis":
         return []
-    mounts = ",".join([f"{work.visible}:{work.visible}", *cluster.container.mounts])
+    runs = work.source.parent.parent
+    mounts = ",".join([f"{runs}:{runs}", *cluster.container.mounts])
     return [f"--container-image={cluster.container.image}", f"--container-mounts={mounts}"]
 
 

@@ -143,9 +143,9 @@ def _launch(plan: Plan, folder: str) -> str:
 
 
 def srun_options(cluster: Cluster) -> str:
-    """Pyxis is a plug-in of srun."""
+    """Pyxis is a plug-in of srun. The folder above the run is mounted: the runs of a matrix share a source there."""
     if cluster.container and cluster.container.runtime == "pyxis":
-        mounts = ",".join(["$RUN:$RUN", *map(_escaped, cluster.container.mounts)])
+        mounts = ",".join(["${RUN%/*}:${RUN%/*}", *map(_escaped, cluster.container.mounts)])
         return f'--container-image={shlex.quote(cluster.container.image)} --container-mounts="{mounts}" '
     return ""
 
@@ -154,7 +154,7 @@ def contained(cluster: Cluster, command: str) -> str:
     """Apptainer is a command around the command."""
     if not cluster.container or cluster.container.runtime != "apptainer":
         return command
-    words = ["apptainer", "exec", *(["--nv"] if cluster.gpus_per_node else []), "--bind", '"$RUN"']
+    words = ["apptainer", "exec", *(["--nv"] if cluster.gpus_per_node else []), "--bind", '"${RUN%/*}"']
     words += [word for mount in cluster.container.mounts for word in ("--bind", shlex.quote(mount))]
     return " ".join([*words, shlex.quote(cluster.container.image), command])
 

@@ -21,7 +21,7 @@ from tests.launch.conftest import ROOT, STUBS
 
 WORK = Work(
     "demo-eval", "sft_dist.evaluate:score_run", [Path("/runs/demo/a"), Path("/runs/demo/b")], Path("/runs/demo/a/source"),
-    Path("/runs/demo"), "/venv/bin/python", {"OMP_NUM_THREADS": "4"},
+    "/venv/bin/python", {"OMP_NUM_THREADS": "4"},
 )  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def test_a_container_is_around_the_python_or_in_sruns_options() -> None:
 
     container = {"runtime": "apptainer", "image": "/i$mg.sif", "mounts": ["/data"]}
     words = python_command(WORK, make_cluster(container=container))
-    assert words == """apptainer exec --bind "$RUN" --bind /data '/i$mg.sif' /venv/bin/python"""
+    assert words == """apptainer exec --bind "${RUN%/*}" --bind /data '/i$mg.sif' /venv/bin/python"""
     pyxis = make_cluster(container={**container, "runtime": "pyxis"})
     assert told(pyxis)["srun_args"] == ["--container-image=/i$mg.sif", "--container-mounts=/runs/demo:/runs/demo,/data"]
     assert python_command(WORK, pyxis) == "/venv/bin/python"

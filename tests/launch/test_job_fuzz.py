@@ -173,12 +173,12 @@ def test_what_is_written_in_files_never_becomes_shell(bench: Path, hostile: list
         assert noted(place, "conda") == ["activate", cluster.conda]
     if cluster.container and kind == "apptainer":
         mounts = [word for mount in cluster.container.mounts for word in ("--bind", mount)]
-        words = ["exec", "--bind", str(plan.folder), *mounts, cluster.container.image, "bash"]
+        words = ["exec", "--bind", str(plan.folder.parent), *mounts, cluster.container.image, "bash"]
         assert noted(place, "apptainer")[: len(words)] == words
     if cluster.container and kind == "pyxis":
         words = noted(place, "srun")
         assert f"--container-image={cluster.container.image}" in words
-        inside = ",".join([f"{plan.folder}:{plan.folder}", *cluster.container.mounts])
+        inside = ",".join([f"{plan.folder.parent}:{plan.folder.parent}", *cluster.container.mounts])
         assert f"--container-mounts={inside}" in words
 
     asked = plan.request
@@ -191,7 +191,7 @@ def test_what_is_written_in_files_never_becomes_shell(bench: Path, hostile: list
     python = str(STUBS / "fuzz/python") if cluster.container or cluster.conda else plan.argv[0]
     board, source = plan.folder.parent, plan.folder / "source"
     source.mkdir()
-    work = Work("demo-eval", "sft_dist.evaluate:score_run", [plan.folder], source, board, python, plan.env)
+    work = Work("demo-eval", "sft_dist.evaluate:score_run", [plan.folder], source, python, plan.env)
     job = send(work, asked, cluster, board / "eval", after=["6"], comment="sft-dist:x:0")
     run_bash((board / f"eval/{job}_submission.sh").read_text(), place, {**env, "SLURM_JOB_ID": job})
     assert noted(place, "train") == ["-u", "-m", "submitit.core._submit", str(board / "eval")]

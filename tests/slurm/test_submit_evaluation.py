@@ -39,7 +39,7 @@ here = Path.cwd()
 cluster = load_cluster("./here.yaml")
 paths = [here / name for name in sys.argv[1:]]
 python = f"{cluster.venv}/bin/python"
-work = Work("errands", "sft_dist.errand:work", paths, here / "checkout", here, python, {})
+work = Work("errands", "sft_dist.errand:work", paths, here / "checkout", python, {})
 print(send(work, request(Resources(), cluster, 1), cluster, here / "it's 100 jobs"))
 """
 
