@@ -416,9 +416,10 @@ def cancel(targets: tuple[str, ...], at_once: bool, yes: bool, runs: str | None)
     Example: sft-dist cancel 'my-sweep/*'
     """
     from launch.ledger import runs_root
-    from launch.slurm import queue
+    from launch.slurm.cancel import cancel as end_jobs
+    from launch.slurm.cancel import to_cancel
 
-    found = queue.to_cancel(targets, runs_root(runs))
+    found = to_cancel(targets, runs_root(runs))
     if not found.jobs:
         click.echo("none of these runs has a job in the queue")
         return
@@ -427,7 +428,7 @@ def cancel(targets: tuple[str, ...], at_once: bool, yes: bool, runs: str | None)
     click.echo(f"{len(found.folders)} runs: {len(found.waiting)} waiting, {running}{judged}", err=True)
     if not yes:
         click.confirm(f"Cancel {found.jobs} jobs?", abort=True, err=True)
-    queue.cancel(found, at_once)
+    end_jobs(found, at_once)
 
 
 @cli.command()
