@@ -50,13 +50,11 @@ def main() -> int:
     options = parser.parse_args()
     if options.kills:
         _kill(options.kills)
-    rows = []
+    print(f"{options.model}, AdamW, median of {ROUNDS} saves each way\n")
+    for cells in (COLUMNS, ["---"] * len(COLUMNS)):
+        print(f"| {' | '.join(cells)} |")
     for strategy in filter(None, options.strategies.split(",")):
-        rows.append(_row(strategy, _measure(strategy, options.model)))
-    if rows:
-        print(f"{options.model}, AdamW, median of {ROUNDS} saves each way\n")
-        for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows):
-            print(f"| {' | '.join(cells)} |")
+        print(f"| {' | '.join(_row(strategy, _measure(strategy, options.model)))} |", flush=True)
     return 0
 
 

@@ -24,6 +24,7 @@ from sft_dist.recipe.schema import NAME_PATTERN, Recipe
 
 MOST_SOURCE_BYTES = 20 * 2**20
 
+_JSON = json.JSONEncoder(ensure_ascii=False)  # json.dumps would make one for each value
 _ID = re.compile(r"([0-9a-f]{10})(?:-([1-9][0-9]{0,5}))?")
 
 
@@ -65,7 +66,7 @@ def _seal(plan: Plan, recipe: Recipe, job: str, shared: Path | None, durable: bo
 
 def _key_by_key(data: Mapping[str, object]) -> str:
     """JSON with one key a line: as readable as an indented one, and four times as fast to write."""
-    lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in data.items()]
+    lines = [f'  "{key}": {_JSON.encode(value)}' for key, value in data.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 

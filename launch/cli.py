@@ -3,6 +3,7 @@ here; a verb imports what it needs, so that `--help` is instant and nothing shor
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -140,7 +141,8 @@ def plan(
     where = _cluster(cluster)
     prepared = prepare(recipe, overrides, runs_root(runs), processes, cluster=where)
     if diff:
-        from launch.backends.slurm import divide, live_jobs
+        from launch.backends.slurm import divide
+        from launch.slurm.client import live_jobs
         from launch.slurm.texts import divided, divided_json
 
         found = divide(prepared, live_jobs() if where else ())
@@ -245,14 +247,18 @@ def submit(
     where = _cluster(cluster)
     prepared = prepare(recipe, overrides, runs_root(runs), processes, cluster=where)
     if where is None:
-        sys.exit(_submit_here(prepared, evaluate, dry_run))
-    from launch.backends.slurm import divide, live_jobs, parts_of
+        from launch.start import submit_here
+
+        sys.exit(submit_here(prepared, evaluate, dry_run))
+    from launch.backends.slurm import divide, parts_of
     from launch.backends.slurm import submit as send
+    from launch.slurm.client import live_jobs
     from launch.slurm.texts import submitted, would_submit
 
     if dry_run:
-        found = divide(prepared, live_jobs())
-        click.echo(would_submit(found, parts_of(found.missing, where.max_array_size), max_parallel, evaluate))
+        live = live_jobs()
+        found = divide(prepared, live)
+        click.echo(would_submit(found, parts_of(prepared, found, live, where, evaluate), max_parallel))
         return
     click.echo(submitted(send(prepared, where, max_parallel, evaluate), where))
 
@@ -264,24 +270,6 @@ def _cluster(name: str | None) -> Any:
     from launch.clusters import load_cluster  # after the question: a plan for this machine does not wait for it
 
     return load_cluster(str(name))
-
-
-def _submit_here(prepared: list[Any], evaluate: bool, dry_run: bool) -> int:
-    """`--cluster local`: the same plan, here and now."""
-    from launch.backends.local import Local
-    from launch.judge import sweep
-    from launch.prepare import with_states
-    from launch.render import plans
-    from launch.start import run_all
-
-    if dry_run:
-        click.echo(plans(with_states(prepared)))
-        return 0
-    code = run_all(prepared, Local())
-    folders = [one.plan.folder for one in prepared if any((one.plan.folder / "checkpoints").glob("step-*"))]
-    if evaluate and folders and code != 130:
-        code = sweep(folders, folders[0].parent, force=False) or code
-    return code
 
 
 @cli.group("cluster", cls=_Ordered)
@@ -392,7 +380,10 @@ def status(targets: tuple[str, ...], watch: bool, every: int, runs: str | None, 
                     click.echo(line)
         if not watch:
             return
-        time.sleep(every)
+        try:
+            time.sleep(every)
+        except KeyboardInterrupt:  # as the help says
+            return
 
 
 @cli.command()
@@ -411,10 +402,11 @@ def logs(run: str, follow: bool, rank: int | None, attempt: int | None, runs: st
     from sft_dist.recipe.run_folder import RunFolder
 
     folder = RunFolder(find_run(run, runs_root(runs)))
-    if follow and attempt is None:
-        log.follow(folder, rank)
-    else:
-        log.show(folder, log.log_file(folder, attempt, rank), follow)
+    with contextlib.suppress(KeyboardInterrupt):  # the way to stop following
+        if follow and attempt is None:
+            log.follow(folder, rank)
+        else:
+            log.show(folder, log.log_file(folder, attempt, rank), follow)
 
 
 @cli.command()
@@ -428,9 +420,10 @@ def cancel(targets: tuple[str, ...], at_once: bool, yes: bool, runs: str | None)
     Example: sft-dist cancel 'my-sweep/*'
     """
     from launch.ledger import runs_root
-    from launch.slurm import queue
+    from launch.slurm.cancel import cancel as end_jobs
+    from launch.slurm.cancel import to_cancel
 
-    found = queue.to_cancel(targets, runs_root(runs))
+    found = to_cancel(targets, runs_root(runs))
     if not found.jobs:
         click.echo("none of these runs has a job in the queue")
         return
@@ -439,7 +432,7 @@ def cancel(targets: tuple[str, ...], at_once: bool, yes: bool, runs: str | None)
     click.echo(f"{len(found.folders)} runs: {len(found.waiting)} waiting, {running}{judged}", err=True)
     if not yes:
         click.confirm(f"Cancel {found.jobs} jobs?", abort=True, err=True)
-    queue.cancel(found, at_once)
+    end_jobs(found, at_once)
 
 
 @cli.command()

@@ -26,6 +26,7 @@ LOCAL = "local"  # this machine; no file
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:@+-]{0,127}")
 _CONSTRAINT = re.compile(r"[A-Za-z0-9(\[][A-Za-z0-9_.,:&|*()\[\]-]{0,255}")
 _MODULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:@+/=-]{0,255}")
+_CONDA = re.compile(rf"/?{_MODULE.pattern}")
 _VARIABLE = re.compile(
     r"(?!(?:SLURM|SBATCH|SRUN|SFT_DIST|BASH|ACCELERATE)_)"  # would change who is asked for what
     r"(?!(?:BASH|BASHOPTS|SHELLOPTS|ENV|IFS|UID|EUID|PPID|PYTHONPATH|RANK|WORLD_SIZE|LOCAL_RANK)$)"
@@ -151,7 +152,7 @@ class Cluster(Section):
     )
     modules: list[Module] = Field(default_factory=_list, description="What `module load` gets: `[cuda/12.4]`.")
     venv: AbsolutePath | None = Field(None, description="Virtual environment on the nodes.")
-    conda: Annotated[str, _matching(_MODULE, "an environment's name or path")] | None = Field(
+    conda: Annotated[str, _matching(_CONDA, "an environment's name or path")] | None = Field(
         None, description="Conda environment, by name or path."
     )
     container: Container | None = Field(None, description="Train inside a container.")
@@ -238,16 +239,17 @@ def read_cluster(file: Path) -> Cluster:
     document = read_yaml(file, shown(file))
     data = {"name": file.stem, **document.data}
     source = Source(data, file, document.keys, document.values, document.texts, CLUSTER)
+    options = data.get("sbatch")
+    problems = [
+        Problem(one.message, one.path, source.mark(tuple(one.path.split("."))), one.found, one.valid, one.hint)
+        for one in _option_problems(options if isinstance(options, dict) else {})
+    ]
+    if data["name"] == LOCAL:
+        problems.append(Problem(f"`{LOCAL}` is this machine; give the file another name", "name", Mark(shown(file))))
     try:
         cluster = Cluster.model_validate(data)
     except ValidationError as error:
-        raise UserError(problems_from(error, source)) from None
-    problems = [
-        Problem(one.message, one.path, source.mark(tuple(one.path.split("."))), one.found, one.valid, one.hint)
-        for one in _option_problems(cluster)
-    ]
-    if cluster.name == LOCAL:
-        problems.append(Problem(f"`{LOCAL}` is this machine; give the file another name", "name", Mark(shown(file))))
+        raise UserError([*problems_from(error, source), *problems]) from None
     if problems:
         raise UserError(problems)
     return cluster
@@ -279,10 +281,12 @@ def own_folder() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "sft-dist" / "clusters"
 
 
-def _option_problems(cluster: Cluster) -> list[Problem]:
+def _option_problems(options: dict[Any, Any]) -> list[Problem]:
     """What is wrong with `sbatch:`, whose keys and values become `#SBATCH` lines as they are."""
     problems = []
-    for key, value in cluster.sbatch.items():
+    for key, value in options.items():
+        if not isinstance(key, str):
+            continue  # the schema says so
         path = f"sbatch.{key}"
         name = key.removeprefix("--")
         if name in OWN_OPTIONS:

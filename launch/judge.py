@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.child import run_module
 from launch.ledger import find_run
@@ -12,6 +12,9 @@ from launch.prepare import folders_of
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.run_folder import RunFolder, read_json
 from sft_dist.recipe.schema import METRICS
+
+if TYPE_CHECKING:
+    from launch.plan import Plan
 
 
 def choose_folders(targets: Sequence[str], root: Path) -> tuple[list[Path], Path]:
@@ -38,6 +41,27 @@ def choose_folders(targets: Sequence[str], root: Path) -> tuple[list[Path], Path
 def sweep(folders: Sequence[Path], leaderboard: Path, force: bool) -> int:
     """Score every checkpoint of these runs; the sweep's exit code."""
     return run_module("sft_dist.evaluate", [*folders, "--leaderboard", leaderboard, *(["--force"] if force else [])])
+
+
+def board_of(plans: Sequence[Plan]) -> Path:
+    """Where the leaderboard of submitted runs goes: above them. One run of a matrix has its own, and leaves that of the
+    whole as it is."""
+    folder = plans[0].folder
+    return folder if len(plans) == 1 and plans[0].point else folder.parent
+
+
+def all_judged(folders: Sequence[Path], board_in: Path) -> bool:
+    """Does the leaderboard have the newest checkpoint of each? A run without one needs no judge."""
+    board = read_json(board_in / "leaderboard.json") or {}
+    known = {(row["run"], row["step"]) for row in board.get("rows", [])}
+    known |= {(line.split()[0], _step(line.split()[1])) for line in board.get("damaged", [])}
+    newest = {folder.name: max(folder.glob("checkpoints/step-*"), default=None) for folder in folders}
+    return all(path is None or (run, _step(path.name)) in known for run, path in newest.items())
+
+
+def _step(name: str) -> int:
+    """`step-00000100` -> 100."""
+    return int(name.removeprefix("step-"))
 
 
 def requirement(text: str) -> tuple[str, float]:

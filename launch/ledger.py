@@ -38,6 +38,8 @@ class RunState:
     cause: str
     user_error: bool = False
     job: str = ""  # of Slurm, if it was asked
+    best_score: float | None = None  # on validation while training, by the score that chooses; known once it is saved
+    best_step: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,7 +68,15 @@ def state_of(path: Path) -> RunState:
         attempts=len(attempts),
         cause=cause,
         user_error=user_error,
+        **_best(folder),
     )
+
+
+def _best(folder: RunFolder) -> dict[str, Any]:
+    """From the newest checkpoint: what is validated is saved."""
+    newest = max(folder.checkpoints.glob("step-*"), default=None)
+    progress = ((newest and read_json(newest / "trainer.json")) or {}).get("progress") or {}
+    return {key: progress.get(key) for key in ("best_score", "best_step")}
 
 
 def _verdict(folder: RunFolder, attempts: list[AttemptFolder]) -> tuple[str, str, bool]:
@@ -79,7 +89,7 @@ def _verdict(folder: RunFolder, attempts: list[AttemptFolder]) -> tuple[str, str
             return "finished", str(outcome.get("reason", "")), False
     if not attempts:
         return "sealed", "", False
-    from sft_dist.recipe.verdict import verdict_of  # a plan of new runs has no attempts to judge
+    from sft_dist.recipe.causes import verdict_of  # a plan of new runs has no attempts to judge
 
     verdict = verdict_of(folder, attempts[-1])
     return verdict.state, verdict.line, verdict.user_error

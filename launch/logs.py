@@ -12,6 +12,7 @@ from sft_dist.recipe.run_folder import AttemptFolder, RunFolder
 
 POLL_S = 0.3
 ASK_S = 30.0  # between questions to Slurm
+LAST_S = 1.0  # what the batch script says last comes a moment after its verdict
 
 
 def log_file(folder: RunFolder, attempt: int | None, rank: int | None) -> Path:
@@ -75,6 +76,7 @@ def _copy(folder: RunFolder, attempt: AttemptFolder, file: Path, live: _Live) ->
     with file.open("rb") as stream:
         while True:
             over = folder.all_attempts()[-1].number > attempt.number or not live.goes_on()
+            time.sleep(LAST_S if over and folder.jobs_file.exists() else 0)
             while chunk := stream.read(1 << 16):
                 _write(chunk)
             if over:
@@ -95,23 +97,27 @@ def _wait_for_log(folder: RunFolder, attempt: AttemptFolder, rank: int | None, l
 
 
 class _Live:
-    """Whether a run goes on: a process holds it here, or its job is in the queue. Slurm is not asked often."""
+    """Whether a run goes on: a process holds it here, or its job is in the queue. Slurm is asked when an attempt has ended,
+    and else not often."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._asked = float("-inf")
         self._queued = False
+        self._judged = 0
 
     def goes_on(self) -> bool:
         if is_running(self._folder):
             return True
         if not self._folder.jobs_file.exists():
             return False
-        if time.monotonic() - self._asked >= ASK_S:
+        judged = sum(attempt.verdict_file.exists() for attempt in self._folder.all_attempts())
+        if judged > self._judged or time.monotonic() - self._asked >= ASK_S:
             from launch.slurm.queue import is_live
 
             self._queued = is_live(self._folder.path)
             self._asked = time.monotonic()
+            self._judged = judged
         return self._queued
 
 

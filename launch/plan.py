@@ -20,7 +20,7 @@ from launch.strategies import STRATEGIES
 from launch.strategies.base import Launch, Shape
 from launch.strategies.choose import Choice, choose
 from sft_dist.recipe.arithmetic import Batch, Steps, batch_of, steps_of
-from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.errors import Problem, UserError, collected
 from sft_dist.recipe.machine import is_installed, needs_gpu
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.units import bytes_of
@@ -139,12 +139,19 @@ def plan_run(
     """`processes` (from the command line) replaces resources.processes_per_node. With a cluster, `machine` is one node
     of it. Raises UserError with key paths."""
     recipe = run.recipe
-    shape = _shape(machine, recipe.resources.nodes, processes or recipe.resources.processes_per_node)
-    if not shape.on_gpu and (problems := needs_gpu(recipe)):
+    wanted = _processes(machine, processes or recipe.resources.processes_per_node)
+    problems: list[Problem] = []
+    asked: Request | None = None
+    with collected(problems):
+        shape = _shape(machine, recipe.resources.nodes, wanted)
+        problems += () if shape.on_gpu else needs_gpu(recipe)
+        choice, launch = _strategy(recipe, shape, machine, python)
+        batch = batch_of(recipe, shape.world_size)
+    with collected(problems):
+        asked = request(recipe.resources, cluster, min(wanted, machine.gpus or wanted)) if cluster else None
+    if problems:
         raise UserError(problems)
-    choice, launch = _strategy(recipe, shape, machine, python)
     steps = _steps(recipe, rows.train) if rows.train else None
-    asked = request(recipe.resources, cluster, shape.processes_per_node) if cluster else None
     cores = asked.cpus if asked else machine.cores
     threads = recipe.resources.threads_per_process or max(1, cores // shape.processes_per_node)
     where = str(folder)
@@ -165,7 +172,7 @@ def plan_run(
         processes_per_node=shape.processes_per_node,
         threads_per_process=threads,
         device="gpu" if shape.on_gpu else "cpu",
-        batch=batch_of(recipe, shape.world_size),
+        batch=batch,
         steps=steps,
         rows=rows,
         strategy=choice.strategy,
@@ -187,12 +194,18 @@ def _nearest_nodes(processes: int, machine: Machine) -> str:
     return f"nearest that fits: resources.nodes: {nodes} with resources.processes_per_node: {each}"
 
 
+def _processes(machine: Machine, wanted: int | str) -> int:
+    """auto: one a GPU; two on a CPU, so that what is debugged here is distributed too."""
+    return wanted if isinstance(wanted, int) else machine.gpus or min(2, machine.cores)
+
+
 # Thousands of runs of one matrix mostly share what follows, so it is worked out once for each distinct question.
 @lru_cache(maxsize=1024)
-def _shape(machine: Machine, nodes: int, wanted: int | str) -> Shape:
+def _shape(machine: Machine, nodes: int, processes: int) -> Shape:
+    problems = []
     if nodes > machine.most_nodes:
         here = not machine.cluster
-        raise UserError(
+        problems.append(
             Problem(
                 f"{nodes} nodes need a cluster, and this is one machine"
                 if here
@@ -204,10 +217,8 @@ def _shape(machine: Machine, nodes: int, wanted: int | str) -> Shape:
                 else f"nearest that fits: {machine.most_nodes}",
             )
         )
-    # auto: two on a CPU, so that what is debugged here is distributed too.
-    processes = (machine.gpus or min(2, machine.cores)) if isinstance(wanted, str) else wanted
     if machine.gpus and processes > machine.gpus:
-        raise UserError(
+        problems.append(
             Problem(
                 f"{processes} processes need {processes} GPUs, and {machine.noun} has {machine.gpus}",
                 path="resources.processes_per_node",
@@ -216,6 +227,8 @@ def _shape(machine: Machine, nodes: int, wanted: int | str) -> Shape:
                 hint=_nearest_nodes(nodes * processes, machine),
             )
         )
+    if problems:
+        raise UserError(problems)
     return Shape(nodes, processes, on_gpu=machine.gpus > 0)
 
 

@@ -134,20 +134,23 @@ def _many(count: int, noun: str, ending: str = "s") -> str:
 
 # ── states and progress ─────────────────────────────────────────────────────────────────────────────────────────────
 def states(found: Sequence[RunState]) -> str:
-    with_jobs = any(run.job for run in found)
     rows = [
-        [
-            f"{run.name}/{run.id}",
-            run.state,
-            f"{run.step}/{run.total_steps or '?'}",
-            "" if run.loss is None else f"{run.loss:.4f}",
-            "" if run.eta_s is None else duration(run.eta_s),
-            str(run.attempts),
-            *([run.job] if with_jobs else []),
-        ]
+        {
+            "run": f"{run.name}/{run.id}",
+            "state": run.state,
+            "step": f"{run.step}/{run.total_steps or '?'}",
+            "loss": "" if run.loss is None else f"{run.loss:.4f}",
+            "best score": "" if run.best_score is None else f"{run.best_score:.4f} at {run.best_step}",
+            "left": "" if run.eta_s is None else duration(run.eta_s),
+            "attempts": str(run.attempts),
+            "job": run.job,
+        }
         for run in found
     ]
-    text = table(["run", "state", "step", "loss", "left", "attempts", *(["job"] if with_jobs else [])], rows)
+    # A column that no run has anything to say in would only push the others off the screen.
+    unused = {name for name in ("best score", "job") if not any(row[name] for row in rows)}
+    head = [name for name in rows[0] if name not in unused]
+    text = table(head, [[row[name] for name in head] for row in rows])
     told = ("failed", "killed", "pending", "ending")
     causes = [f"{run.name}/{run.id}: {run.cause}" for run in found if run.cause and run.state in told]
     return "\n".join([text, *([""] if causes else []), *causes])

@@ -13,7 +13,7 @@ from launch import render
 from launch.backends.base import Backend
 from launch.capsule import seal
 from launch.ledger import RunState, state_of
-from launch.prepare import Prepared
+from launch.prepare import Prepared, with_states
 from sft_dist.recipe.run_folder import RunFolder
 
 INTERRUPTED = 130
@@ -37,6 +37,22 @@ def run_all(prepared: Sequence[Prepared], backend: Backend) -> int:
     if not unfinished:
         return 0
     return 2 if all(end.user_error for end in unfinished) else 1
+
+
+def submit_here(prepared: Sequence[Prepared], evaluate: bool, dry_run: bool) -> int:
+    """`submit --cluster local`: the same plans through the local backend, and what was saved is judged; exit code."""
+    from launch.backends.local import Local
+    from launch.judge import all_judged, board_of, sweep
+
+    if dry_run:
+        print(render.plans(with_states(prepared)))
+        return 0
+    code = run_all(prepared, Local())
+    saved = [one.plan.folder for one in prepared if any(RunFolder(one.plan.folder).checkpoints.glob("step-*"))]
+    board = board_of([one.plan for one in prepared])
+    if not evaluate or code == INTERRUPTED or not saved or all_judged(saved, board):
+        return code
+    return sweep(saved, board, force=False) or code
 
 
 def _run_one(one: Prepared, backend: Backend, prefix: str) -> RunState:

@@ -7,6 +7,7 @@ same recipe) is not scored again, and the test split is only ever scored for a w
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -53,6 +54,28 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+def score_run(run: Path) -> None:
+    """One run's part of a sweep that is divided among jobs: every checkpoint on validation. What is scored stays scored."""
+    from sft_dist.judge import Judge
+    from sft_dist.quiet import quiet_libraries
+
+    quiet_libraries()
+    folder = RunFolder(run)
+    if not list(_score_run(Judge(), folder, folder.recipe(), False, [])):
+        log.info("%s  no checkpoint to judge", folder.id)
+
+
+def judge_runs(order: Path) -> None:
+    """The rest of it, in one job: choose among all runs, test the winner once, export it. `order` is a JSON file with
+    `runs` and `leaderboard`; runs that saved nothing are left out."""
+    asked = json.loads(order.read_text(encoding="utf-8"))
+    saved = [folder for folder in map(RunFolder, map(Path, asked["runs"])) if any(folder.checkpoints.glob("step-*"))]
+    if saved:
+        sweep(saved, Path(asked["leaderboard"]))
+    else:
+        log.info("none of these runs saved a checkpoint, so there is nothing to judge")
 
 
 def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool = False) -> dict[str, Any]:

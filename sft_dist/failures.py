@@ -5,7 +5,7 @@ A user's mistake is a UserError (`recipe/errors.py`) and ends with 2. `recipe/ve
 
 from __future__ import annotations
 
-from sft_dist.recipe.verdict import cause_of
+from sft_dist.recipe.causes import cause_of
 
 
 class Failure(RuntimeError):

@@ -10,8 +10,7 @@ import fcntl
 import os
 import re
 import secrets
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -19,9 +18,12 @@ from pathlib import Path
 
 from launch.capsule import seal_all
 from launch.clusters import Cluster
+from launch.judge import all_judged, board_of
 from launch.ledger import state_of
 from launch.prepare import Prepared
-from launch.slurm.array import array_script, evaluation_script
+from launch.slurm.array import array_script
+from launch.slurm.client import Live, live_jobs, sbatch
+from launch.slurm.functions import Work, check_installed, send
 from launch.slurm.job import job_script
 from launch.slurm.jobs import JobRecord, jobs_of, record_job
 from launch.slurm.request import Request, request
@@ -29,13 +31,6 @@ from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.run_folder import RunFolder, read_json, write_json, write_text
 from sft_dist.recipe.schema import Resources
 from sft_dist.recipe.units import seconds_of
-
-PATIENCE_S = 120  # for one call of sbatch or squeue
-# What a job around this one, or a shell's habits, would tell sbatch and srun behind the cluster file's back.
-_FOREIGN = re.compile(
-    r"(SLURM|SBATCH|SRUN|SLURMD|PMIX?|PMI2|SFT_DIST_(ATTEMPT|TOKEN)|MASTER)_.*|SFT_DIST_ATTEMPT|SFT_DIST_TOKEN"
-    r"|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|PYTHONPATH"
-)
 
 
 @dataclass(frozen=True)
@@ -49,37 +44,30 @@ class Divided:
 
 
 @dataclass(frozen=True)
-class Submission:
-    """What was sent: (job id, number of runs) each, and the job that judges them."""
-
-    divided: Divided
-    jobs: list[tuple[str, int]]
-    evaluation: str | None
-    calls: int  # of sbatch
-    folder: Path | None
-
-
-@dataclass(frozen=True)
-class Live:
-    """One line of squeue."""
-
-    id: str
-    state: str
-    comment: str
-
-
-@dataclass(frozen=True)
 class Part:
-    """Runs that go into one sbatch call: they ask for the same."""
+    """Runs that one call of sbatch is about."""
 
-    number: int
     runs: list[Prepared]
+    kind: str = "train"  # in the ledger
+    is_array: bool = False
 
     @property
     def asked(self) -> Request:
+        """Of training jobs, which ask for the same in one part."""
         asked = self.runs[0].plan.request
         assert asked is not None
         return asked
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was sent: a job's id for each part."""
+
+    divided: Divided
+    jobs: list[tuple[str, Part]] = field(default_factory=list)
+
+    def of_kind(self, kind: str) -> list[str]:
+        return [job for job, part in self.jobs if part.kind == kind]
 
 
 def submit(
@@ -87,48 +75,61 @@ def submit(
 ) -> Submission:
     """Raises UserError when Slurm does not answer, or refuses."""
     check_places(prepared, cluster)
+    if evaluate:
+        check_installed()
+    os.umask(0o077)
     parent = prepared[0].plan.folder.parent
     with _alone(parent):
         live = live_jobs()
         _recover(parent, live)
         divided = divide(prepared, live)
-        if not divided.missing:
-            return Submission(divided, [], None, 0, None)
-        seal_all([(one.plan, one.run.recipe, script_of(one, cluster)) for one in divided.missing])
-        identity = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-        folder = parent / ".submissions" / identity
-        folder.mkdir(mode=0o700)
-        parts = parts_of(divided.missing, cluster.max_array_size)
-        log = {"cluster": cluster.name, "done": False, "parts": [[one.run.id for one in part.runs] for part in parts]}
-        log["folders"] = [[str(one.plan.folder) for one in part.runs] for part in parts]
-        write_json(folder / "submission.json", log)
-        jobs: list[tuple[str, int]] = []
+        parts = parts_of(prepared, divided, live, cluster, evaluate)
+        if not parts:
+            return Submission(divided)
+        if divided.missing:
+            seal_all([(one.plan, one.run.recipe, script_of(one, cluster)) for one in divided.missing])
+        sender = _Sender(prepared, cluster, parts, parallel)
         for part in parts:
-            job = _send(part, cluster, folder, identity, parallel)
-            _record(part.runs, job, cluster, "train", is_array=len(part.runs) > 1)
-            jobs.append((job, len(part.runs)))
-        write_json(folder / "submission.json", {**log, "done": True, "jobs": [job for job, _ in jobs]})
-        judge = None
-        if evaluate:
-            before = [job for job, _ in jobs]
-            for one in (*divided.waiting, *divided.running):
-                before += [record.job for record in jobs_of(one.plan.folder)[-1:]]
-            judge = _send_evaluation(prepared, cluster, folder, identity, list(dict.fromkeys(before)))
-            _record(divided.missing, judge, cluster, "eval", is_array=False)
-        return Submission(divided, jobs, judge, len(jobs) + bool(judge), folder)
+            sender.send(part, live)
+        sender.close()
+        return Submission(divided, sender.jobs)
 
 
 def script_of(one: Prepared, cluster: Cluster) -> str:
     return job_script(one.plan, cluster, seconds_of(one.run.recipe.resources.hang_timeout))
 
 
-def parts_of(missing: Sequence[Prepared], most: int) -> list[Part]:
-    """As few parts as can be: by what is asked for, and no longer than a job array may be."""
+def parts_of(
+    prepared: Sequence[Prepared], divided: Divided, live: Sequence[Live], cluster: Cluster, evaluate: bool
+) -> list[Part]:
+    """What has to be sent, in as few calls of sbatch as can be: training by what is asked for, then what judges it. No
+    part is longer than a job array may be."""
+    most = cluster.max_array_size
     groups: dict[Request | None, list[Prepared]] = {}
-    for one in missing:
+    for one in divided.missing:
         groups.setdefault(one.plan.request, []).append(one)
-    chunks = [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
-    return [Part(number, chunk) for number, chunk in enumerate(chunks)]
+    parts = [Part(chunk, "train", len(chunk) > 1) for group in groups.values() for chunk in _chunks(group, most)]
+    if evaluate and _is_unjudged(prepared, divided, live):
+        if len(prepared) > 1:
+            parts += [Part(chunk, "score", len(chunk) > 1) for chunk in _chunks(prepared, most)]
+        parts.append(Part(list(prepared), "eval"))
+    return parts
+
+
+def _chunks(runs: Sequence[Prepared], most: int) -> list[list[Prepared]]:
+    return [list(runs[start : start + most]) for start in range(0, len(runs), most)]
+
+
+def _is_unjudged(prepared: Sequence[Prepared], divided: Divided, live: Sequence[Live]) -> bool:
+    """Is there, or will there be, something that no evaluation in the queue and no leaderboard covers?"""
+    if divided.missing:
+        return True
+    known = {job.id for job in live}
+    queued = [{job.id for job in jobs_of(one.plan.folder) if job.kind == "eval"} & known for one in prepared]
+    if set.intersection(*queued):
+        return False
+    plans = [one.plan for one in prepared]
+    return bool(divided.waiting or divided.running) or not all_judged([one.folder for one in plans], board_of(plans))
 
 
 def divide(prepared: Sequence[Prepared], live: Sequence[Live]) -> Divided:
@@ -153,14 +154,18 @@ def divide(prepared: Sequence[Prepared], live: Sequence[Live]) -> Divided:
 
 
 def check_places(prepared: Sequence[Prepared], cluster: Cluster) -> None:
-    """Can the nodes see the runs, and can the folder's name stand in a script's list? Raises UserError."""
+    """Can the nodes see the runs, and can their folder's name stand where Slurm reads it? Raises UserError."""
     parent = prepared[0].plan.folder.parent
-    if not str(parent).isprintable():
-        raise UserError(Problem("control characters in the runs' folder", "--runs", found=repr(str(parent))))
-    if cluster.container and re.search(r"[,:\\]", str(parent)):
-        raise UserError(Problem("a container's mounts bear no `,`, `:` or `\\`", "--runs", found=str(parent)))
+    where = str(parent)
+    problems = []
+    if not where.isprintable():
+        problems.append(Problem("control characters in the runs' folder", "--runs", found=repr(where)))
+    if re.search(r"[%\\]", where):
+        problems.append(Problem("Slurm gives `%` and `\\` in a log's name a meaning", "--runs", found=where))
+    if cluster.container and re.search(r"[,:\\]", where):
+        problems.append(Problem("a container's mounts bear no `,`, `:` or `\\`", "--runs", found=where))
     if cluster.shared_folder and not parent.is_relative_to(Path(cluster.shared_folder).resolve()):
-        raise UserError(
+        problems.append(
             Problem(
                 f"the nodes of {cluster.name} see {cluster.shared_folder}, and the runs would lie outside it",
                 "--runs",
@@ -168,36 +173,84 @@ def check_places(prepared: Sequence[Prepared], cluster: Cluster) -> None:
                 hint=f"such as --runs {cluster.shared_folder}/runs",
             )
         )
+    if problems:
+        raise UserError(problems)
 
 
 # ── sending ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-def _send(part: Part, cluster: Cluster, folder: Path, identity: str, parallel: int | None) -> str:
-    comment = f"sft-dist:{identity}:{part.number}"
-    if len(part.runs) == 1:
-        run = RunFolder(part.runs[0].plan.folder)
-        return sbatch([f"--chdir={run.path}", "--output=slurm-%j.out", f"--comment={comment}"], run.job_script)
-    names = folder / f"train-{part.number}.txt"
-    write_text(names, "".join(f"{one.plan.folder}\n" for one in part.runs))
-    script = folder / f"train-{part.number}.sbatch"
-    name = part.runs[0].plan.name
-    write_text(script, array_script(part.asked, cluster, name, names, len(part.runs), parallel))
-    return sbatch([f"--chdir={folder}", "--output=slurm-%A_%a.out", f"--comment={comment}"], script)
+class _Sender:
+    """One submission: its folder, in which `submission.json` says before anything is sent what is going to be."""
+
+    def __init__(
+        self, prepared: Sequence[Prepared], cluster: Cluster, parts: Sequence[Part], parallel: int | None
+    ) -> None:
+        plan = prepared[0].plan
+        self.jobs: list[tuple[str, Part]] = []
+        self._cluster, self._parallel = cluster, parallel
+        self._parent = plan.folder.parent
+        self._identity = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+        self._folder = self._parent / ".submissions" / self._identity
+        self._folder.mkdir(mode=0o700)
+        self._log = {"cluster": cluster.name, "parts": [_entry(part) for part in parts]}
+        write_json(self._folder / "submission.json", {**self._log, "done": False})
+
+    def send(self, part: Part, live: Sequence[Live]) -> None:
+        number = len(self.jobs)
+        comment = f"sft-dist:{self._identity}:{number}"
+        if part.kind == "train":
+            job = self._train(part, number, comment)
+        elif part.kind == "score":
+            job = self._score(part, comment, [*self._sent("train"), *_queued(part.runs, live)])
+        else:
+            before = self._sent("score") or [*self._sent("train"), *_queued(part.runs, live)]
+            job = self._judge(part, comment, before)
+        self.jobs.append((job, part))
+        _record([one.plan.folder for one in part.runs], job, self._cluster.name, part.kind, part.is_array)
+
+    def close(self) -> None:
+        log = {**self._log, "done": True, "jobs": [job for job, _ in self.jobs]}
+        write_json(self._folder / "submission.json", log)
+
+    def _sent(self, kind: str) -> list[str]:
+        return [job for job, part in self.jobs if part.kind == kind]
+
+    def _train(self, part: Part, number: int, comment: str) -> str:
+        if not part.is_array:
+            run = RunFolder(part.runs[0].plan.folder)
+            return sbatch([f"--chdir={run.path}", "--output=slurm-%j.out", f"--comment={comment}"], run.job_script)
+        names = self._folder / f"train-{number}.txt"
+        write_text(names, "".join(f"{one.plan.folder}\n" for one in part.runs))
+        script = self._folder / f"train-{number}.sbatch"
+        name = part.runs[0].plan.name
+        write_text(script, array_script(part.asked, self._cluster, name, names, len(part.runs), self._parallel))
+        return sbatch([f"--chdir={self._folder}", "--output=slurm-%A_%a.out", f"--comment={comment}"], script)
+
+    def _score(self, part: Part, comment: str, after: Sequence[str]) -> str:
+        """An array that scores checkpoints, one task a run."""
+        paths = [one.plan.folder for one in part.runs]
+        return self._call("score_run", paths, part.runs[0], comment, after)
+
+    def _judge(self, part: Part, comment: str, after: Sequence[str]) -> str:
+        """One job that chooses, tests and exports, and scores what is not scored yet."""
+        order = self._folder / "eval.json"
+        plans = [one.plan for one in part.runs]
+        write_json(order, {"runs": [str(one.folder) for one in plans], "leaderboard": str(board_of(plans))})
+        return self._call("judge_runs", [order], part.runs[0], comment, after)
+
+    def _call(self, function: str, paths: Sequence[Path], first: Prepared, comment: str, after: Sequence[str]) -> str:
+        plan, asked = first.plan, evaluation_request(self._cluster)
+        env = {**plan.env, "OMP_NUM_THREADS": str(asked.cpus)}
+        name, source = f"{plan.name}-eval", plan.folder / "source"
+        work = Work(name, f"sft_dist.evaluate:{function}", paths, source, plan.argv[0], env)
+        return send(
+            work, asked, self._cluster, self._folder / "eval", list(dict.fromkeys(after)), comment, self._parallel
+        )
 
 
-def _send_evaluation(
-    prepared: Sequence[Prepared], cluster: Cluster, folder: Path, identity: str, after: Sequence[str]
-) -> str:
-    """`afterany`: what was saved is judged, also when a run has failed."""
-    plan = prepared[0].plan
-    names = folder / "eval.txt"
-    write_text(names, "".join(f"{one.plan.folder}\n" for one in prepared))
-    asked = evaluation_request(cluster)
-    env = {**plan.env, "OMP_NUM_THREADS": str(asked.cpus)}
-    script = folder / "eval.sbatch"
-    text = evaluation_script(asked, cluster, plan.name, names, plan.folder.parent, plan.argv[0], env)
-    write_text(script, text)
-    options = [f"--chdir={folder}", "--output=eval-%j.out", f"--comment=sft-dist:{identity}:eval"]
-    return sbatch([*options, f"--dependency=afterany:{':'.join(after)}"], script)
+def _queued(runs: Sequence[Prepared], live: Sequence[Live]) -> list[str]:
+    """Training jobs of earlier submissions that an evaluation has to wait for."""
+    known = {job.id for job in live}
+    return [job.job for one in runs for job in jobs_of(one.plan.folder) if job.kind == "train" and job.id in known]
 
 
 def evaluation_request(cluster: Cluster) -> Request:
@@ -205,47 +258,16 @@ def evaluation_request(cluster: Cluster) -> Request:
     return replace(request(Resources(), cluster, 1), nodes=1)
 
 
-def sbatch(options: Sequence[str], script: Path) -> str:
-    """The new job's id. Raises UserError with what sbatch said."""
-    output = ask(["sbatch", "--parsable", *options, str(script)])
-    job = output.strip().split(";")[0]
-    if not job.isdecimal():
-        raise UserError(f"sbatch answered {output.strip()[:200]!r} instead of a job's id")
-    return job
-
-
-def ask(argv: Sequence[str]) -> str:
-    """One call of a Slurm command, without a shell. Raises UserError with what it said."""
-    try:
-        done = subprocess.run(
-            argv, env=clean_environment(os.environ), capture_output=True, text=True, timeout=PATIENCE_S, check=False
-        )
-    except FileNotFoundError:
-        raise UserError(f"{argv[0]} is not there: this has to run where Slurm's commands are (a login node)") from None
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{argv[0]} did not answer in {PATIENCE_S} s; try again, nothing is sent twice") from None
-    if done.returncode:
-        said = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
-        raise UserError(said if said.startswith(argv[0]) else f"{argv[0]}: {said}")
-    return done.stdout
-
-
-def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without what an enclosing job left (SLURM_CPU_BIND pins every rank to a few cores), but with the way to Slurm."""
-    return {key: value for key, value in environment.items() if key == "SLURM_CONF" or not _FOREIGN.fullmatch(key)}
-
-
 # ── what is there already ───────────────────────────────────────────────────────────────────────────────────────────
-def live_jobs() -> list[Live]:
-    """All of this user's jobs that wait or run, array tasks one by one: one squeue. Raises UserError."""
-    lines = ask(["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%k"]).splitlines()
-    return [Live(*parts) for line in lines if len(parts := line.split("|", 2)) == 3]
+def _entry(part: Part) -> dict[str, object]:
+    folders = [str(one.plan.folder) for one in part.runs]
+    return {"kind": part.kind, "array": part.is_array, "folders": folders}
 
 
-def _record(runs: Sequence[Prepared], job: str, cluster: Cluster, kind: str, is_array: bool) -> None:
+def _record(runs: Sequence[Path], job: str, cluster: str, kind: str, is_array: bool) -> None:
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    for task, one in enumerate(runs):
-        record_job(RunFolder(one.plan.folder), JobRecord(job, task if is_array else None, cluster.name, kind, now))
+    for task, folder in enumerate(runs):
+        record_job(RunFolder(folder), JobRecord(job, task if is_array else None, cluster, kind, now))
 
 
 def _recover(parent: Path, live: Sequence[Live]) -> None:
@@ -254,14 +276,13 @@ def _recover(parent: Path, live: Sequence[Live]) -> None:
         log = read_json(file) or {}
         if log.get("done", True):
             continue
-        for number, folders in enumerate(log["folders"]):
+        for number, part in enumerate(log["parts"]):
             comment = f"sft-dist:{file.parent.name}:{number}"
-            jobs = {job.id.split("_")[0] for job in live if job.comment == comment}
-            for job in jobs:
-                for task, folder in enumerate(folders):
-                    record = JobRecord(job, task if len(folders) > 1 else None, log["cluster"], "train", "")
-                    if record.id not in [known.id for known in jobs_of(Path(folder))]:
-                        record_job(RunFolder(Path(folder)), record)
+            for job in sorted({job.id.split("_")[0] for job in live if job.comment == comment}):
+                for task, folder in enumerate(map(Path, part["folders"])):
+                    record = JobRecord(job, task if part["array"] else None, log["cluster"], part["kind"], "")
+                    if record.id not in {known.id for known in jobs_of(folder)}:
+                        record_job(RunFolder(folder), record)
         write_json(file, {**log, "done": True})
 
 

@@ -57,29 +57,33 @@ def job_script(plan: Plan, cluster: Cluster, hang_timeout_s: int, tools_python: 
     )
 
 
-def header(asked: Request, cluster: Cluster, name: str, warned: bool = True) -> list[str]:
-    """The `#SBATCH` lines. `warned`: Slurm signals the script before the end; a script without a trap dies of it."""
-    options: list[tuple[str, str | int | bool | None]] = [
-        ("job-name", name),
-        ("partition", cluster.partition),
-        ("account", cluster.account),
-        ("qos", cluster.qos),
-        ("constraint", cluster.constraint),
-        ("nodes", asked.nodes),
-        ("ntasks-per-node", 1),
-        (
-            "gpus-per-node",
-            (f"{cluster.gpu_type}:" if cluster.gpu_type else "") + str(asked.gpus) if asked.gpus else None,
-        ),
-        ("cpus-per-task", asked.cpus),
-        ("mem", f"{asked.memory_mb}M" if asked.memory_mb else None),
-        ("time", clock(asked.time_s) if asked.time_s else None),
-        ("signal", f"B:USR1@{cluster.signal_lead_s}" if warned else None),
-        ("requeue" if cluster.preemption.requeue else "no-requeue", True),
-        ("open-mode", "append"),
-        *cluster.sbatch.items(),
-    ]
-    return [directive(key, value) for key, value in options if value is not None]
+def header(asked: Request, cluster: Cluster, name: str) -> list[str]:
+    """The `#SBATCH` lines of a script that Slurm warns before the end; one without a trap would die of it."""
+    found = options(asked, cluster, name, signal=f"B:USR1@{cluster.signal_lead_s}")
+    return [directive(key, value) for key, value in found.items()]
+
+
+def options(asked: Request, cluster: Cluster, name: str, signal: str | None = None) -> dict[str, str | int | bool]:
+    """What sbatch is asked for: long option -> value, or True for an option without one."""
+    gpus = f"{cluster.gpu_type}:{asked.gpus}" if cluster.gpu_type else asked.gpus
+    found: dict[str, str | int | bool | None] = {
+        "job-name": name,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "nodes": asked.nodes,
+        "ntasks-per-node": 1,
+        "gpus-per-node": gpus if asked.gpus else None,
+        "cpus-per-task": asked.cpus,
+        "mem": f"{asked.memory_mb}M" if asked.memory_mb else None,
+        "time": clock(asked.time_s) if asked.time_s else None,
+        "signal": signal,
+        "requeue" if cluster.preemption.requeue else "no-requeue": True,
+        "open-mode": "append",
+        **cluster.sbatch,
+    }
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def directive(option: str, value: str | int | bool) -> str:
@@ -139,9 +143,9 @@ def _launch(plan: Plan, folder: str) -> str:
 
 
 def srun_options(cluster: Cluster) -> str:
-    """Pyxis is a plug-in of srun."""
+    """Pyxis is a plug-in of srun. The folder above the run is mounted: the runs of a matrix share a source there."""
     if cluster.container and cluster.container.runtime == "pyxis":
-        mounts = ",".join(["$RUN:$RUN", *map(_escaped, cluster.container.mounts)])
+        mounts = ",".join(["${RUN%/*}:${RUN%/*}", *map(_escaped, cluster.container.mounts)])
         return f'--container-image={shlex.quote(cluster.container.image)} --container-mounts="{mounts}" '
     return ""
 
@@ -150,7 +154,7 @@ def contained(cluster: Cluster, command: str) -> str:
     """Apptainer is a command around the command."""
     if not cluster.container or cluster.container.runtime != "apptainer":
         return command
-    words = ["apptainer", "exec", *(["--nv"] if cluster.gpus_per_node else []), "--bind", '"$RUN"']
+    words = ["apptainer", "exec", *(["--nv"] if cluster.gpus_per_node else []), "--bind", '"${RUN%/*}"']
     words += [word for mount in cluster.container.mounts for word in ("--bind", shlex.quote(mount))]
     return " ".join([*words, shlex.quote(cluster.container.image), command])
 

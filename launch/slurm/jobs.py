@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from sft_dist.recipe.run_folder import RunFolder
@@ -18,7 +18,7 @@ class JobRecord:
     job: str  # as sbatch printed it: "1234"
     task: int | None  # index in the array
     cluster: str
-    kind: str  # "train" | "eval"
+    kind: str  # "train", "score" (its checkpoints, on validation) or "eval" (of all runs: choose, test, export)
     time: str  # ISO, of submission
 
     @property
@@ -31,7 +31,7 @@ def record_job(folder: RunFolder, record: JobRecord) -> None:
     """One write, so that lines of two processes never mix."""
     descriptor = os.open(folder.jobs_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        os.write(descriptor, (json.dumps(asdict(record)) + "\n").encode())
+        os.write(descriptor, (json.dumps(vars(record)) + "\n").encode())
     finally:
         os.close(descriptor)
 

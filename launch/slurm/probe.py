@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from launch.backends.slurm import ask
+from launch.slurm.client import ask
 from launch.slurm.request import clock
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.yaml_lines import similar_to

@@ -7,27 +7,25 @@ be switched off, or late: then the folders' word stands.
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from launch.ledger import RunState, all_runs, state_of, states_of
+from launch.ledger import RunState, state_of, states_of
 from launch.slurm.jobs import JobRecord, jobs_of
+from sft_dist.recipe.causes import OF_SLURM
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.run_folder import RunFolder, write_text
-from sft_dist.recipe.verdict import OF_SLURM, cancelled_jobs
 
 SQUEUE = ("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N|%L|%E")
 SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,ExitCode,End", "--jobs")
 PATIENCE_S = 60
 LAG_S = 60  # a shared file system may show a node's last files this much later
-AT_ONCE = 500  # job ids in one scancel
 
 # Why a job waits, in words that say what to do. Others are shown as Slurm writes them.
 REASONS = {
@@ -199,13 +197,24 @@ def look(targets: Iterable[str], runs: str | None, run: Runner = call) -> tuple[
     states = states_of(targets, runs)
     records = [jobs_of(Path(state.folder)) for state in states]
     trains = [newest(known) for known in records]
-    judges = {record.id: record for known in records if (record := newest(known, "eval"))}
+    judges = {one.id: one for known in records for kind in ("score", "eval") if (one := newest(known, kind))}
     asked = [one.id for state, one in zip(states, trains, strict=True) if one and state.state != "finished"]
     answer = ask([*asked, *judges], _accounting(trains), run)
     now = time.time()
     found = [merged(state, one, answer, now) if one else state for state, one in zip(states, trains, strict=True)]
-    lines = [f"evaluation, job {name}: {_judge(answer, name)}" for name in judges if _judge(answer, name)]
-    return found, answer, lines
+    return found, answer, _judging(judges.values(), answer)
+
+
+def _judging(records: Iterable[JobRecord], answer: Answer) -> list[str]:
+    """A line for each evaluation job of which there is something to say; tasks of an array by what is said of them."""
+    told: dict[str, Counter[str]] = {}
+    for record in records:
+        if text := _judge(answer, record.id):
+            told.setdefault(record.job, Counter())[text] += 1
+    return [
+        f"evaluation, job {job}: {'; '.join(f'{count:,} {text}' if count > 1 else text for text, count in texts.items())}"
+        for job, texts in told.items()
+    ]
 
 
 def _judge(answer: Answer, name: str) -> str:
@@ -226,76 +235,6 @@ def _accounting(records: Iterable[JobRecord | None]) -> bool:
         except UserError:
             continue
     return True
-
-
-# ── cancelling ──────────────────────────────────────────────────────────────────────────────────────────────────────
-@dataclass(frozen=True)
-class Cancellation:
-    """Jobs that would be cancelled, by what has to be done."""
-
-    folders: dict[Path, list[str]]  # with their jobs
-    waiting: tuple[str, ...]
-    running: tuple[str, ...]
-    judges: tuple[str, ...]
-
-    @property
-    def jobs(self) -> int:
-        return len(self.waiting) + len(self.running) + len(self.judges)
-
-
-def to_cancel(targets: Sequence[str], root: Path, run: Runner = call) -> Cancellation:
-    """Targets: recipes, folders, ids, and patterns such as `my-sweep/0a*`. Raises UserError."""
-    folders = _folders(targets, root)
-    jobs = parse_squeue(run([*SQUEUE, f"--user={os.getuid()}"]))
-    trains, judges = [], set()
-    hit: dict[Path, list[str]] = {}
-    for folder in folders:
-        live = [record for record in jobs_of(folder) if record.id in jobs]
-        trains += [record.id for record in live if record.kind == "train"]
-        judges |= {record.id for record in live if record.kind == "eval"}
-        if live:
-            hit[folder] = [record.id for record in live if record.kind == "train"]
-    # An evaluation that other runs wait for, too, is not ours to cancel.
-    others = [
-        path for parent in {folder.parent for folder in folders} for path in all_runs(parent) if path not in folders
-    ]
-    shared = {record.id for path in others for record in jobs_of(path) if record.kind == "eval"}
-    running = [name for name in trains if jobs[name].state != "PENDING"]
-    waiting = [name for name in trains if jobs[name].state == "PENDING"]
-    return Cancellation(hit, tuple(waiting), tuple(running), tuple(sorted(judges - shared)))
-
-
-def cancel(plan: Cancellation, at_once: bool, run: Runner = call) -> None:
-    """Waiting jobs go. Running ones are asked to save first; `at_once` ends them without."""
-    for folder, names in plan.folders.items():  # or they would put themselves in the queue again
-        known = cancelled_jobs(RunFolder(folder))
-        write_text(RunFolder(folder).cancel_file, "".join(f"{name}\n" for name in [*known, *names]))
-    doomed = [*plan.waiting, *plan.judges, *(plan.running if at_once else ())]
-    for start in range(0, len(doomed), AT_ONCE):
-        run(["scancel", *doomed[start : start + AT_ONCE]])
-    if plan.running and not at_once:
-        for start in range(0, len(plan.running), AT_ONCE):
-            run(["scancel", "--batch", "--signal=USR1", *plan.running[start : start + AT_ONCE]])
-
-
-def _folders(targets: Sequence[str], root: Path) -> list[Path]:
-    found: dict[Path, None] = {}
-    for target in targets:
-        if re.search(r"[*?\[]", target) and not Path(target).exists():
-            known = all_runs(root)
-            names = [path for path in known if _fits(path, target)]
-            if not names:
-                raise UserError(f"no run fits {target!r}; {len(known)} runs are in {root}")
-            found |= dict.fromkeys(path.resolve() for path in names)
-        else:
-            found |= dict.fromkeys(Path(state.folder).resolve() for state in states_of([target], str(root)))
-    return list(found)
-
-
-def _fits(path: Path, pattern: str) -> bool:
-    return any(
-        fnmatch.fnmatchcase(name, pattern) for name in (path.name, path.parent.name, f"{path.parent.name}/{path.name}")
-    )
 
 
 def is_live(folder: Path, run: Runner = call) -> bool:

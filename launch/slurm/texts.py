@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from launch.slurm.request import clock
 
@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from launch.clusters import Cluster
     from launch.prepare import Prepared
     from launch.slurm.request import Request
+
+
+PURPOSE = {
+    "score": "scores the checkpoints of each run when training has ended",
+    "eval": "chooses among all checkpoints when that has ended, tests the winner and exports it",
+}
 
 
 def asked_of(prepared: Sequence[Prepared], cluster: Cluster) -> str:
@@ -50,35 +56,30 @@ def _point(one: Prepared) -> str:
     return "".join(f"  {key}={value}" for key, value in one.plan.point.items())
 
 
-def would_submit(found: Divided, parts: Sequence[Part], parallel: int | None, evaluate: bool) -> str:
+def would_submit(found: Divided, parts: Sequence[Part], parallel: int | None) -> str:
     """`submit --dry-run`."""
     lines = [_counts(found)]
     for part in parts:
-        what = "one job" if len(part.runs) == 1 else f"one array of {len(part.runs):,}"
-        cap = f", at most {parallel} at a time" if parallel and len(part.runs) > 1 else ""
-        lines.append(f"would send {what}{cap}: {of_job(part.asked)}")
-    if parts and evaluate:
-        lines.append("would send one job that judges the checkpoints when all of these have ended")
+        what = f"one array of {len(part.runs):,}" if part.is_array else "one job"
+        cap = f", at most {parallel} at a time" if parallel and part.is_array else ""
+        lines.append(f"would send {what}{cap}: {of_job(part.asked) if part.kind == 'train' else PURPOSE[part.kind]}")
     return "\n".join(lines)
 
 
 def submitted(done: Submission, cluster: Cluster) -> str:
     lines = [_counts(done.divided)]
-    lines += [
-        f"job {job}: {count:,} runs as an array" if count > 1 else f"job {job}: {_name(done)}"
-        for job, count in done.jobs
-    ]
-    if done.evaluation:
-        lines.append(f"job {done.evaluation}: judges the checkpoints when these have ended")
+    for job, part in done.jobs:
+        if part.kind != "train":
+            what = PURPOSE[part.kind]
+        elif part.is_array:
+            what = f"{len(part.runs):,} runs as an array"
+        else:
+            what = f"{part.runs[0].plan.name}/{part.runs[0].plan.folder.name}"
+        lines.append(f"job {job}: {what}")
     if done.jobs:
-        calls = f"{done.calls} call{'s' if done.calls > 1 else ''} of sbatch"
+        calls = f"{len(done.jobs)} call{'s' if len(done.jobs) > 1 else ''} of sbatch"
         lines.append(f"sent to {cluster.name} with {calls}; next: sft-dist status")
     return "\n".join(lines)
-
-
-def _name(done: Submission) -> str:
-    one: Any = done.divided.missing[0].plan
-    return f"{one.name}/{one.folder.name}" if len(done.divided.missing) == 1 else "a single run"
 
 
 def _counts(found: Divided) -> str:

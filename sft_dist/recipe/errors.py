@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -61,3 +62,12 @@ class UserError(Exception):
     def to_json(self) -> str:
         rows: list[dict[str, Any]] = [asdict(problem) for problem in self.problems]
         return json.dumps({"problems": rows}, ensure_ascii=False, indent=2)
+
+
+@contextmanager
+def collected(problems: list[Problem]) -> Iterator[None]:
+    """Notes the mistakes that are raised in the block instead of raising them, so that others are told with them."""
+    try:
+        yield
+    except UserError as error:
+        problems += error.problems

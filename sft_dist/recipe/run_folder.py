@@ -175,9 +175,11 @@ class RunFolder:
 
     def create(self, recipe: Recipe, durable: bool = True) -> None:
         """Make the folder, private to its owner, with `recipe.json` in it; leaves an existing recipe alone."""
-        for parent in (*reversed(self.path.parents[:1]), self.path):
-            parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.attempts.mkdir(mode=0o700, exist_ok=True)
+        try:
+            self.path.mkdir(mode=0o700, exist_ok=True)
+        except FileNotFoundError:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, exist_ok=True)
         if not self.recipe_file.exists():
             write_text(self.recipe_file, recipe.model_dump_json(indent=2) + "\n", durable)
 
@@ -202,7 +204,8 @@ class RunFolder:
 def write_text(path: Path, text: str, durable: bool = True) -> None:
     """Write so that a reader sees the old text or the new, never a part; the file is private to its owner. Unless
     `durable`, a power cut may still lose it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    folder, name = os.path.split(path)
+    aside = os.path.join(folder, f".{name}.{os.getpid()}")  # strings: as paths this takes a tenth of sealing many runs
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)

@@ -207,12 +207,12 @@ class FullTuning(Section):
 
 
 class FreezeTuning(Section):
-    method: Literal["freeze"] = Field(
-        description="Train the head and part of the body; what is named below adds up."
-    )
+    method: Literal["freeze"] = Field(description="Train the head and part of the body; what is named below adds up.")
     train_first_layers: int | None = Field(None, ge=0, description="Train this many of the first layers.")
     train_last_layers: int | None = Field(
-        None, ge=0, description="Train this many of the last layers (0: only the head and what stands after the layers)."
+        None,
+        ge=0,
+        description="Train this many of the last layers (0: only the head and what stands after the layers).",
     )
     train: list[str] | None = Field(
         None, description="Regular expressions; weights whose full name matches one are trained."
@@ -315,14 +315,7 @@ AdapterTuning = LoraTuning | QloraTuning | Ia3Tuning | PrefixTuning | PromptTuni
 
 Tuning = Annotated[
     Annotated[
-        FullTuning
-        | FreezeTuning
-        | BitfitTuning
-        | LoraTuning
-        | QloraTuning
-        | Ia3Tuning
-        | PrefixTuning
-        | PromptTuning,
+        FullTuning | FreezeTuning | BitfitTuning | LoraTuning | QloraTuning | Ia3Tuning | PrefixTuning | PromptTuning,
         Field(discriminator="method"),
     ],
     shorthand("method"),
@@ -398,7 +391,8 @@ class NamedOptimizer(Section):
     )
     weight_decay: Decay = Field(0.0, description="Decay; norms and biases are never decayed.")
     options: dict[str, bool | int | float | str | list[float]] = Field(
-        default_factory=_mapping, description="The optimizer's own arguments, such as `{betas: [0.9, 0.95], eps: 1e-6}`."
+        default_factory=_mapping,
+        description="The optimizer's own arguments, such as `{betas: [0.9, 0.95], eps: 1e-6}`.",
     )
 
 
@@ -524,10 +518,12 @@ class Train(Section):
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Of data order, new weights and dropout.")
     strategy: Strategy = Field(
-        default_factory=lambda: PlainStrategy(name="auto"), description="How processes share the work: name, or name and options."
+        default_factory=lambda: PlainStrategy(name="auto"),
+        description="How processes share the work: name, or name and options.",
     )
     gradient_checkpointing: bool = Field(
-        False, description="Compute activations again in the backward pass instead of keeping them: less memory, about a third slower."
+        False,
+        description="Compute activations again in the backward pass instead of keeping them: less memory, about a third slower.",
     )
     compile: bool = Field(False, description="Compile the model with torch.compile.")
     liger: bool = Field(False, description="Liger kernels, where the model has them (GPU).")

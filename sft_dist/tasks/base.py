@@ -53,9 +53,7 @@ class Task(Protocol):
     def encode_inputs(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Examples:
         """Like `encode` for rows without targets, which are then zeros."""
 
-    def build_model(
-        self, folder: str, revision: str | None, config: dict[str, Any], **options: Any
-    ) -> PreTrainedModel:
+    def build_model(self, folder: str, revision: str | None, config: dict[str, Any], **options: Any) -> PreTrainedModel:
         """`options` are of `from_pretrained`. Without them neither code nor a pickle is loaded."""
 
     def build_loss(self, train_targets: np.ndarray) -> SumLoss: ...

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 import sft_dist
+from sft_dist.recipe.causes import verdict_of
 from sft_dist.recipe.load import read, validate
 from sft_dist.recipe.run_folder import RunFolder
-from sft_dist.recipe.verdict import Ended, decide, verdict_of
+from sft_dist.recipe.verdict import Ended, decide
 from tests.conftest import write_reviews
 from tests.integration import harness
 

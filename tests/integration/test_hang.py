@@ -9,8 +9,8 @@ import time
 
 import pytest
 
+from sft_dist.recipe.causes import verdict_of
 from sft_dist.recipe.run_folder import RunFolder
-from sft_dist.recipe.verdict import verdict_of
 from sft_dist.recipe.watch import Watch, found
 from tests.integration import harness
 from tests.integration.test_resume import STEPS, assert_same, write_recipe

@@ -33,7 +33,12 @@ def curve(tiny_model, reviews, tmp_path_factory):
             "task": "text-classification",
             "model": {"path": str(tiny_model)},  # dropout 0.1 throughout
             # 85 training rows of 3 to 25 tokens: six batches an epoch, the last one of 5 examples for 4 micro-batches
-            "data": {"source": str(reviews), "max_length": 48, "limit": 101, "split": {"validation": 0.08, "test": 0.08}},
+            "data": {
+                "source": str(reviews),
+                "max_length": 48,
+                "limit": 101,
+                "split": {"validation": 0.08, "test": 0.08},
+            },
             "tuning": TUNINGS[tuning],
             "train": {
                 "steps": STEPS,
@@ -52,7 +57,9 @@ def curve(tiny_model, reviews, tmp_path_factory):
         (folder / "one.yaml").write_text(json.dumps(recipe))
         found = harness.run(folder / "one.yaml", folder / "runs", processes)
         learning_rates = {step: line["lr"] for step, line in harness.metrics(found).items()}
-        assert learning_rates == LEARNING_RATES.setdefault("all", learning_rates)  # once a step, whatever the world size
+        assert learning_rates == LEARNING_RATES.setdefault(
+            "all", learning_rates
+        )  # once a step, whatever the world size
         assert (json.loads((found / "attempts/001/start.json").read_text()))["world_size"] == processes
         return harness.losses(found)
 

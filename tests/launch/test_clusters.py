@@ -183,9 +183,20 @@ def test_what_does_not_fit_is_refused_with_the_nearest_that_does(
 
 
 def test_several_things_that_do_not_fit_are_told_together() -> None:
-    text = refused(make_cluster(), memory="500GiB", time="2d")
-    assert "resources.memory" in text
-    assert "resources.time" in text
+    text = refused(make_cluster(), nodes=9, processes_per_node=8, threads_per_process=17, memory="500GiB", time="2d")
+    for key in ("nodes", "processes_per_node", "threads_per_process", "memory", "time"):
+        assert f"resources.{key}: " in text
+    assert text.endswith("5 problems.")
+
+
+def test_all_mistakes_of_a_cluster_file_are_told_together(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("cpus_per_node: none\nsbatch: {partition: gpu, reservatoin: x}\n")
+    with pytest.raises(UserError) as caught:
+        read_cluster(file)
+    assert [problem.path for problem in caught.value.problems] == [
+        "cpus_per_node", "sbatch.partition", "sbatch.reservatoin"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("time_s", "text"), [(59, "00:00:59"), (5400, "01:30:00"), (129600, "1-12:00:00")])

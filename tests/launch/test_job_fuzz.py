@@ -26,8 +26,9 @@ from launch.clusters import Cluster, read_cluster
 from launch.expand import Run
 from launch.plan import Machine, Plan, plan_run
 from launch.prepare import Prepared, python_of
-from launch.slurm.array import array_script, evaluation_script
-from launch.slurm.job import job_script
+from launch.slurm.array import array_script
+from launch.slurm.functions import Work, send
+from launch.slurm.job import job_script, software
 from sft_dist.recipe.errors import UserError
 from tests.launch.conftest import ROWS, STUBS, make_recipe
 
@@ -48,6 +49,12 @@ values = st.lists(st.sampled_from(HOSTILE) | st.text(max_size=4), min_size=1, ma
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """In memory where that is possible: each of the thousands of scripts writes a dozen small files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{STUBS / 'fuzz'}:{os.environ['PATH']}")  # of sbatch and srun, which submitit looks for
+        yield from _place(tmp_path_factory)
+
+
+def _place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if not os.access("/dev/shm", os.W_OK):
         yield tmp_path_factory.mktemp("fuzz")
         return
@@ -166,24 +173,37 @@ def test_what_is_written_in_files_never_becomes_shell(bench: Path, hostile: list
         assert noted(place, "conda") == ["activate", cluster.conda]
     if cluster.container and kind == "apptainer":
         mounts = [word for mount in cluster.container.mounts for word in ("--bind", mount)]
-        words = ["exec", "--bind", str(plan.folder), *mounts, cluster.container.image, "bash"]
+        words = ["exec", "--bind", str(plan.folder.parent), *mounts, cluster.container.image, "bash"]
         assert noted(place, "apptainer")[: len(words)] == words
     if cluster.container and kind == "pyxis":
         words = noted(place, "srun")
         assert f"--container-image={cluster.container.image}" in words
-        inside = ",".join([f"{plan.folder}:{plan.folder}", *cluster.container.mounts])
+        inside = ",".join([f"{plan.folder.parent}:{plan.folder.parent}", *cluster.container.mounts])
         assert f"--container-mounts={inside}" in words
 
     asked = plan.request
     assert asked is not None
     names_file = place / "list.txt"
     names_file.write_text(f"{plan.folder}\n")
-    (plan.folder / "checkpoints/step-1").mkdir(parents=True)
     array = {**env, "SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "0"}
     run_bash(array_script(asked, cluster, "demo", names_file, 1, None), place, array)
+    # The evaluation's script is submitit's, which writes down what it is given as it is.
     python = str(STUBS / "fuzz/python") if cluster.container or cluster.conda else plan.argv[0]
-    run_bash(evaluation_script(asked, cluster, "demo", names_file, plan.folder.parent, python, plan.env), place, env)
-    assert noted(place, "train")[-3:] == [str(plan.folder), "--leaderboard", str(plan.folder.parent)]
+    board, source = plan.folder.parent, plan.folder / "source"
+    source.mkdir()
+    work = Work("demo-eval", "sft_dist.evaluate:score_run", [plan.folder], source, python, plan.env)
+    job = send(work, asked, cluster, board / "eval", after=["6"], comment="sft-dist:x:0")
+    run_bash((board / f"eval/{job}_submission.sh").read_text(), place, {**env, "SLURM_JOB_ID": job})
+    assert noted(place, "train") == ["-u", "-m", "submitit.core._submit", str(board / "eval")]
+    arrived = dict(part.split("=", 1) for part in noted(place, "env"))
+    assert {key: arrived[key] for key in given_env} == given_env
+    assert arrived["PYTHONPATH"] == str(source)
+    assert (place / "notes/pwd").read_text().rstrip("\n") == str(source)
+    if cluster.container and kind == "apptainer":
+        words = ["exec", "--bind", str(board), *mounts, cluster.container.image, python]
+        assert noted(place, "apptainer")[: len(words)] == words
+    if cluster.container and kind == "pyxis":
+        assert f"--container-mounts={','.join([f'{board}:{board}', *cluster.container.mounts])}" in noted(place, "srun")
     assert not [path for path in place.rglob(MARK) if path.name == MARK], script
 
 
@@ -224,3 +244,25 @@ def test_an_unplain_name_does_not_get_into_a_header_even_if_the_schema_let_it_pa
     )
     with pytest.raises(ValueError, match="not safe"):
         job_script(replace(plan, name=f"a\ntouch {MARK}"), cluster, 1800)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(hostile=st.lists(values, min_size=5, max_size=20))
+def test_modules_and_conda_are_words_even_if_the_schema_let_anything_pass(bench: Path, hostile: list[str]) -> None:
+    """The schema lets only plain names pass, which need no quotes: so the quotes are tried without it."""
+    place, env = workplace(bench)
+    words = [value.replace("\0", "").encode(errors="ignore").decode() for value in hostile]
+    plain = accepted()
+    assert plain is not None
+    conda = next(filter(None, words), "base")
+    cluster = plain.model_copy(update={"modules": words, "conda": conda})
+    run_bash("\n".join(software(cluster)), place, env)
+    assert noted(place, "module") == ["load", *words]
+    assert noted(place, "conda") == ["activate", conda]
+    assert not list(place.rglob(MARK))
+
+
+@pytest.mark.parametrize("name", [value for value in HOSTILE if value not in ("a", "b1")])
+def test_a_module_or_environment_that_is_no_plain_name_is_refused(name: str) -> None:
+    assert not accepted(modules=[name])
+    assert not accepted(conda=name)

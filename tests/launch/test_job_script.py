@@ -18,7 +18,7 @@ import pytest
 from launch.clusters import Cluster, load_cluster
 from launch.expand import Run
 from launch.plan import Machine, Plan, plan_run
-from launch.slurm.array import array_script, evaluation_script
+from launch.slurm.array import array_script
 from launch.slurm.job import directive, job_script
 from sft_dist.recipe.run_folder import read_json
 from tests.launch.conftest import ROWS, STUBS, make_recipe, wait_for
@@ -75,13 +75,11 @@ def test_the_job_in_a_pyxis_container_is_the_golden_one(golden: Golden) -> None:
     golden("job_pyxis.sbatch", job_script(planned(cluster, python="python3"), cluster, 1800, "/usr/bin/python3"))
 
 
-def test_the_array_and_the_evaluation_are_the_golden_ones(golden: Golden) -> None:
+def test_the_array_is_the_golden_one(golden: Golden) -> None:
     cluster = load_cluster("devcluster")
     asked = planned(cluster).request
     assert asked is not None
     golden("array.sbatch", array_script(asked, cluster, "demo", Path("/runs/demo/list.txt"), 20, 4))
-    board, names = Path("/runs/demo"), Path("/runs/demo/eval.txt")
-    golden("eval.sbatch", evaluation_script(asked, cluster, "demo", names, board, "/venv/bin/python", {"A": "b c"}))
 
 
 @pytest.mark.parametrize("value", ["a b", "a\nb", "$(x)", "`x`", "a'b", 'a"b', "a#b", "a;b", "a\\b", "a\tb", "a\0b"])
@@ -301,30 +299,6 @@ def test_an_array_task_runs_the_capsule_on_its_line(bench: Bench) -> None:
     assert run(bench, script, SLURM_ARRAY_JOB_ID="70", SLURM_ARRAY_TASK_ID="1") == 0
     assert "job 70_1" in bench.launcher_log()
     assert run(bench, script, SLURM_ARRAY_JOB_ID="70", SLURM_ARRAY_TASK_ID="2") == 1
-
-
-def test_the_evaluation_judges_only_runs_that_saved_something(bench: Bench) -> None:
-    folders = [bench.path / f"runs/demo/{name}" for name in ("a b", "c[1]*", "d")]
-    for folder in folders:
-        folder.mkdir(parents=True)
-    for folder in folders[:2]:
-        (folder / "checkpoints/step-1").mkdir(parents=True)
-    names = bench.path / "eval.txt"
-    names.write_text("".join(f"{folder}\n" for folder in folders))
-    cluster = make_cluster()
-    asked = planned(cluster).request
-    assert asked is not None
-    script = bench.path / "eval.sbatch"
-    board = bench.path / "runs/demo"
-    script.write_text(
-        evaluation_script(asked, cluster, "demo", names, board, str(STUBS / "slurm/python"), {"OMP_NUM_THREADS": "1"})
-    )
-    assert run(bench, script) == 0
-    (words,) = bench.calls("python")
-    assert words == ["-m", "sft_dist.evaluate", str(folders[0]), str(folders[1]), "--leaderboard", str(board)]
-    names.write_text(f"{folders[2]}\n")
-    assert run(bench, script) == 0
-    assert len(bench.calls("python")) == 1
 
 
 def test_no_process_is_left_when_the_job_ends(bench: Bench) -> None:

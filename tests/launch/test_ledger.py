@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from launch.ledger import all_runs, find_run, state_of
+from launch.render import states
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.run_folder import AttemptFolder, RunFolder, write_json
 from tests.launch.conftest import make_recipe
@@ -43,6 +44,18 @@ def attempt(folder: RunFolder, outcome: dict[str, Any] | None = None, **errors: 
 
 def test_a_run_that_was_never_started_is_sealed(folder: RunFolder) -> None:
     assert state_of(folder.path).state == "sealed"
+
+
+def test_the_best_score_is_the_newest_checkpoints_word_and_shown_where_there_is_one(folder: RunFolder) -> None:
+    assert "best score" not in states([state_of(folder.path)])
+    for step, best in ((8, 0.5), (16, 0.75)):
+        folder.checkpoint(step).mkdir(parents=True)
+        progress = {"step": step, "best_step": step, "best_score": best}
+        write_json(folder.checkpoint(step) / "trainer.json", {"progress": progress})
+    assert (state_of(folder.path).best_score, state_of(folder.path).best_step) == (0.75, 16)
+    assert "0.7500 at 16" in states([state_of(folder.path)])
+    (folder.checkpoint(16) / "trainer.json").write_text("{")
+    assert state_of(folder.path).best_score is None
 
 
 def test_a_held_lock_means_running_and_a_lock_file_alone_does_not(folder: RunFolder) -> None:

@@ -12,7 +12,7 @@ from launch import logs
 from launch.slurm import queue
 from launch.slurm.jobs import JobRecord, record_job
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.run_folder import RunFolder
+from sft_dist.recipe.run_folder import RunFolder, write_json
 from tests.launch.conftest import make_recipe
 
 
@@ -74,6 +74,18 @@ def test_slurm_is_not_asked_more_often_than_it_bears(folder, monkeypatch):
     live = logs._Live(folder)
     assert all(live.goes_on() for _ in range(100))
     assert len(asked) == 1
+
+
+def test_slurm_is_asked_at_once_when_an_attempt_has_ended(folder, monkeypatch):
+    record_job(folder, JobRecord("7", None, "devcluster", "train", ""))
+    answers = iter([True, False])
+    monkeypatch.setattr(queue, "is_live", lambda path: next(answers))
+    live = logs._Live(folder)
+    attempt = folder.new_attempt()
+    assert live.goes_on()
+    write_json(attempt.verdict_file, {"state": "finished"})
+    assert not live.goes_on()
+    assert not live.goes_on()
 
 
 def test_a_run_that_was_never_started_is_said_so(folder):

@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from launch.backends.slurm import Live, clean_environment, divide, parts_of, submit
+from launch.backends.slurm import Divided, _record, divide, parts_of, submit
 from launch.clusters import Cluster
 from launch.expand import Run
+from launch.judge import board_of
 from launch.plan import Machine, plan_run
 from launch.prepare import Prepared
+from launch.slurm.client import Live, clean_environment
 from launch.slurm.jobs import JobRecord, jobs_of, record_job
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.run_folder import RunFolder, read_json, run_id, write_json
-from tests.launch.conftest import ROWS, STUBS, Workplace, make_recipe
+from tests.launch.conftest import ROOT, ROWS, STUBS, Workplace, make_recipe
 
 CLUSTER = Cluster.model_validate({"name": "here", "cpus_per_node": 4, "max_time": "1d"})
 
@@ -64,7 +69,7 @@ def test_one_run_is_one_job_with_the_capsules_own_script(tmp_path: Path, slurm: 
     (words,) = slurm.calls("sbatch")
     assert words[-1] == str(folder / "job.sbatch")
     assert f"--chdir={folder}" in words
-    assert done.jobs == [("101", 1)]
+    assert done.of_kind("train") == ["101"]
     assert [(record.id, record.kind, record.cluster) for record in jobs_of(folder)] == [("101", "train", "here")]
 
 
@@ -76,7 +81,7 @@ def test_a_sweep_is_one_array_over_its_capsules(tmp_path: Path, slurm: Slurm) ->
     assert "#SBATCH --array=0-19%4" in script.read_text().splitlines()
     assert (script.parent / "train-0.txt").read_text().splitlines() == [str(one.plan.folder) for one in runs]
     assert [jobs_of(one.plan.folder)[0].id for one in runs] == [f"101_{task}" for task in range(20)]
-    assert done.jobs == [("101", 20)]
+    assert [(job, len(part.runs)) for job, part in done.jobs] == [("101", 20)]
     assert all((one.plan.folder / "source/sft_dist/train.py").is_file() for one in runs)
 
 
@@ -99,28 +104,109 @@ def test_a_thousand_runs_are_one_call_of_sbatch(tmp_path: Path, slurm: Slurm) ->
 
 def test_runs_that_ask_for_different_things_are_not_in_one_array(tmp_path: Path) -> None:
     one, two = prepared(tmp_path, 2), prepared(tmp_path, 2, nodes=2)
-    assert [len(part.runs) for part in parts_of([*one, *two], 1000)] == [2, 2]
+    missing = Divided(missing=[*one, *two])
+    assert [len(part.runs) for part in parts_of([*one, *two], missing, [], CLUSTER, evaluate=False)] == [2, 2]
 
 
-def test_the_evaluation_waits_for_all_jobs_whatever_becomes_of_them(tmp_path: Path, slurm: Slurm) -> None:
-    small = CLUSTER.model_copy(update={"max_array_size": 2})
+def script_of_call(words: list[str]) -> str:
+    """What submitit wrote for sbatch."""
+    return Path(words[-1]).read_text()
+
+
+def finish(one: Prepared, step: int = 8) -> None:
+    """The run has ended with one checkpoint."""
+    folder = RunFolder(one.plan.folder)
+    write_json(folder.new_attempt().outcome_file, {"state": "finished", "last_step": step})
+    folder.checkpoint(step).mkdir(parents=True)
+
+
+def test_an_array_scores_each_run_and_one_job_chooses_whatever_became_of_training(tmp_path: Path, slurm: Slurm) -> None:
+    small = CLUSTER.model_copy(update={"max_array_size": 3})
     runs = prepared(tmp_path / "runs", 4)
     done = submit(runs, small)
-    train, train_2, judge = slurm.calls("sbatch")
-    assert "--dependency=afterany:101:102" in judge
+    train, train_2, score, score_2, judge = slurm.calls("sbatch")
     assert not [word for word in (*train, *train_2) if "dependency" in word]
-    assert done.evaluation == "103"
-    assert [record.kind for record in jobs_of(runs[0].plan.folder)] == ["train", "eval"]
+    for words in (score, score_2):
+        assert "#SBATCH --dependency=afterany:101:102\n" in script_of_call(words)
+    assert "#SBATCH --array=0-2%3\n" in script_of_call(score)
+    assert "#SBATCH --dependency=afterany:103:104\n" in script_of_call(judge)
+    assert [done.of_kind(kind) for kind in ("train", "score", "eval")] == [["101", "102"], ["103", "104"], ["105"]]
+    assert [[record.id for record in jobs_of(one.plan.folder)] for one in runs[::3]] == [
+        ["101_0", "103_0", "105"],
+        ["102", "104", "105"],
+    ]
+
+
+def test_one_run_is_judged_by_one_job_and_one_of_a_sweep_leaves_the_sweeps_leaderboard(
+    tmp_path: Path, slurm: Slurm
+) -> None:
+    runs = prepared(tmp_path / "runs")
+    done = submit(runs, CLUSTER)
+    assert done.of_kind("eval") == ["102"]
+    (order,) = tmp_path.glob("runs/demo/.submissions/*/eval.json")
+    assert read_json(order) == {"runs": [str(runs[0].plan.folder)], "leaderboard": str(runs[0].plan.folder)}
+    assert board_of([replace(runs[0].plan, point={})]) == runs[0].plan.folder.parent
+    assert "#SBATCH --dependency=afterany:101\n" in script_of_call(slurm.calls("sbatch")[1])
+
+
+def test_without_submitit_nothing_is_sent_and_the_way_to_it_is_named(
+    tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'sft-dist\[slurm\]'"):
+        submit(prepared(tmp_path / "runs"), CLUSTER)
+    assert not slurm.calls("sbatch")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_submitting_twice_submits_nothing_new(tmp_path: Path, slurm: Slurm) -> None:
     runs = prepared(tmp_path / "runs", 3)
     submit(runs, CLUSTER)
     before = len(slurm.calls("sbatch"))
-    slurm.show("101_0|RUNNING|x", "101_1|PENDING|x", "101_2|PENDING|x", "102|PENDING|x")
+    slurm.show("101_0|RUNNING|x", "101_1|PENDING|x", "101_2|PENDING|x", "102_0|PENDING|x", "103|PENDING|x")
     done = submit(runs, CLUSTER)
     assert len(slurm.calls("sbatch")) == before
-    assert (len(done.divided.running), len(done.divided.waiting), done.calls) == (1, 2, 0)
+    assert (len(done.divided.running), len(done.divided.waiting), done.jobs) == (1, 2, [])
+
+
+def test_an_evaluation_that_was_left_out_is_sent_later_and_waits_for_what_is_queued(
+    tmp_path: Path, slurm: Slurm
+) -> None:
+    runs = prepared(tmp_path / "runs", 3)
+    submit(runs, CLUSTER, evaluate=False)
+    finish(runs[0])
+    slurm.show("101_1|RUNNING|x", "101_2|PENDING|x")
+    assert submit(runs, CLUSTER, evaluate=False).jobs == []
+    done = submit(runs, CLUSTER)
+    assert [(job, part.kind) for job, part in done.jobs] == [("102", "score"), ("103", "eval")]
+    assert "#SBATCH --dependency=afterany:101\n" in script_of_call(slurm.calls("sbatch")[1])
+
+
+def test_finished_runs_are_judged_at_once_and_not_again(tmp_path: Path, slurm: Slurm) -> None:
+    runs = prepared(tmp_path / "runs", 2)
+    submit(runs, CLUSTER, evaluate=False)
+    for one in runs:
+        finish(one)
+    assert submit(runs, CLUSTER).of_kind("eval") == ["103"]
+    assert "dependency" not in script_of_call(slurm.calls("sbatch")[1])
+    slurm.show("103|RUNNING|x")
+    assert submit(runs, CLUSTER).jobs == []
+    slurm.show()
+    damaged = [f"{runs[1].run.id} step-00000008 is damaged and left out: trainer.json: missing"]
+    board = {"rows": [{"run": runs[0].run.id, "step": 8}], "damaged": damaged}
+    write_json(runs[0].plan.folder.parent / "leaderboard.json", board)
+    assert submit(runs, CLUSTER).jobs == []
+    RunFolder(runs[0].plan.folder).checkpoint(16).mkdir()
+    assert submit(runs, CLUSTER).of_kind("eval") == ["105"]
+
+
+def test_an_evaluation_of_some_runs_does_not_do_for_all(tmp_path: Path, slurm: Slurm) -> None:
+    runs = prepared(tmp_path / "runs", 3)
+    submit(runs[:2], CLUSTER)
+    submit(runs[2:], CLUSTER, evaluate=False)
+    slurm.show("101_0|PENDING|x", "101_1|PENDING|x", "103|PENDING|x", "104|PENDING|x")
+    assert submit(runs[:2], CLUSTER).jobs == []
+    assert len(submit(runs, CLUSTER).of_kind("eval")) == 1
 
 
 def test_only_what_is_missing_is_sent(tmp_path: Path, slurm: Slurm) -> None:
@@ -132,6 +218,32 @@ def test_only_what_is_missing_is_sent(tmp_path: Path, slurm: Slurm) -> None:
     done = submit(runs, CLUSTER, evaluate=False)
     assert [one.run.id for one in done.divided.missing] == [one.run.id for one in runs[2:]]
     assert jobs_of(runs[3].plan.folder)[-1].id == "102_1"
+
+
+def comment_of(words: list[str]) -> str:
+    (comment,) = [word.removeprefix("--comment=") for word in words if word.startswith("--comment=")]
+    return comment
+
+
+def test_an_evaluation_whose_record_was_lost_is_not_repeated(
+    tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = prepared(tmp_path / "runs", 2)
+    known = _record
+
+    def die_late(folders: list[Path], job: str, cluster: str, kind: str, is_array: bool) -> None:
+        if kind == "eval":
+            raise KeyboardInterrupt
+        known(folders, job, cluster, kind, is_array)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("launch.backends.slurm._record", die_late)
+        with pytest.raises(KeyboardInterrupt):
+            submit(runs, CLUSTER)
+    (comment,) = re.findall(r"--comment=(\S+)", script_of_call(slurm.calls("sbatch")[2]))
+    slurm.show("101_0|RUNNING|x", "101_1|RUNNING|x", "102_0|PENDING|x", "102_1|PENDING|x", f"103|PENDING|{comment}")
+    assert submit(runs, CLUSTER).jobs == []
+    assert [record.id for record in jobs_of(runs[1].plan.folder)] == ["101_1", "102_1", "103"]
 
 
 def test_a_submission_that_died_after_sbatch_is_not_repeated(
@@ -147,9 +259,7 @@ def test_a_submission_that_died_after_sbatch_is_not_repeated(
         with pytest.raises(KeyboardInterrupt):
             submit(runs, CLUSTER, evaluate=False)
     assert jobs_of(runs[0].plan.folder) == []
-    (words,) = slurm.calls("sbatch")
-    (comment,) = [word.removeprefix("--comment=") for word in words if word.startswith("--comment=")]
-    slurm.show(*(f"101_{task}|PENDING|{comment}" for task in range(3)))
+    slurm.show(*(f"101_{task}|PENDING|{comment_of(slurm.calls('sbatch')[0])}" for task in range(3)))
     done = submit(runs, CLUSTER, evaluate=False)
     assert len(slurm.calls("sbatch")) == 1
     assert len(done.divided.waiting) == 3
@@ -182,6 +292,12 @@ def test_runs_outside_the_folder_that_nodes_see_are_refused(tmp_path: Path, slur
         submit(prepared(tmp_path / "runs"), shared)
 
 
+@pytest.mark.parametrize("name", ["100%", "a\\b"])
+def test_a_folder_whose_name_slurm_would_not_take_as_it_is_is_refused(tmp_path: Path, slurm: Slurm, name: str) -> None:
+    with pytest.raises(UserError, match="a meaning"):
+        submit(prepared(tmp_path / name), CLUSTER)
+
+
 def test_sbatch_hears_nothing_of_a_job_around_this_one(
     tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +322,7 @@ def test_tokens_of_the_environment_are_written_nowhere(
     submit(prepared(tmp_path / "runs", 2), CLUSTER)
     files = [file for file in (tmp_path / "runs").rglob("*") if file.is_file()]
     assert len(files) > 20
+    assert len([file for file in files if file.suffix == ".pkl"]) == 3
     assert not [file for file in files if b"canary-4711" in file.read_bytes()]
 
 
@@ -298,6 +415,43 @@ def test_the_cluster_local_is_this_machine(workplace: Workplace) -> None:
     outcome = read_json(folder.all_attempts()[0].outcome_file)
     assert outcome is not None
     assert outcome["state"] == "finished"
+
+
+@pytest.mark.slow
+def test_the_cluster_local_trains_and_judges_what_a_cluster_would(
+    tmp_path: Path, tiny_model: Path, reviews: Path, slurm: Slurm
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(
+        f"task: text-classification\nmodel: {{path: {tiny_model}}}\ndata: {{source: {reviews}, max_length: 32}}\n"
+        "tuning: full\ntrain: {lr: 1.0e-3, global_batch: 16}\nresources: {processes_per_node: 1}\n"
+        "matrix: {train.steps: [2, 4]}\n"
+    )
+    (tmp_path / "here.yaml").write_text("cpus_per_node: 1\nmax_time: 1h\n")
+
+    def sft_dist(*words: str) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", "launch", *words], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
+    def plans(*words: str) -> list[dict[str, Any]]:
+        return json.loads(sft_dist("plan", "tiny.yaml", "--json", *words).stdout)
+
+    here, there = plans(), plans("--cluster", "./here.yaml")
+    for key in ("id", "argv", "batch", "steps", "folder"):
+        assert [one[key] for one in here] == [one[key] for one in there]
+    sft_dist("submit", "tiny.yaml", "--cluster", "local")
+    board = read_json(tmp_path / "runs/tiny/leaderboard.json")
+    assert board is not None
+    assert {row["run"] for row in board["rows"]} == {one["id"] for one in here}
+    assert not slurm.calls("sbatch")
+    told = json.loads(sft_dist("status", "--json").stdout)
+    assert [(run["best_step"], run["best_score"] is None) for run in told] == [(run["step"], False) for run in told]
+    again = sft_dist("submit", "tiny.yaml", "--cluster", "local").stderr
+    assert again.count("finished already") == 2
+    assert "checkpoint 1/" not in again
 
 
 def test_without_a_cluster_the_known_ones_are_named(workplace: Workplace) -> None:

@@ -11,8 +11,8 @@ import torch
 
 from sft_dist import checkpoint as ckpt
 from sft_dist.attempt import record_error
+from sft_dist.recipe.causes import Facts, classify
 from sft_dist.recipe.run_folder import AttemptFolder, RunFolder
-from sft_dist.recipe.verdict import Facts, classify
 from sft_dist.saver import Saved, SaveError, Saver
 from sft_dist.state import Piece, write_pieces
 

@@ -107,7 +107,9 @@ def build(kind: str) -> nn.Module:
     }  # fmt: skip
     if kind == "gpt2":  # the head is the embedding
         return GPT2LMHeadModel(
-            GPT2Config(vocab_size=61, n_embd=18, n_layer=3, n_head=2, n_positions=16, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+            GPT2Config(
+                vocab_size=61, n_embd=18, n_layer=3, n_head=2, n_positions=16, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+            )
         )
     if kind == "albert":  # all layers are one
         return Albert(AlbertConfig(embedding_size=10, classifier_dropout_prob=0.0, **sizes, **still))
@@ -115,7 +117,9 @@ def build(kind: str) -> nn.Module:
     if kind in ("lora", "dora"):
         from peft import LoraConfig, get_peft_model
 
-        config = LoraConfig(task_type="SEQ_CLS", r=3, target_modules="all-linear", init_lora_weights=False, use_dora=kind == "dora")
+        config = LoraConfig(
+            task_type="SEQ_CLS", r=3, target_modules="all-linear", init_lora_weights=False, use_dora=kind == "dora"
+        )
         return get_peft_model(model, config)
     if kind == "frozen":
         for name, parameter in model.named_parameters():

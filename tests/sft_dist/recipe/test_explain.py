@@ -10,7 +10,6 @@ from recipe_texts import GOOD, write
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.load import load
 
-
 METHODS = ("full", "freeze", "bitfit", "lora", "qlora", "ia3", "prefix", "prompt")
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from sft_dist.recipe.causes import facts_of
 from sft_dist.recipe.run_folder import AttemptFolder
-from sft_dist.recipe.verdict import facts_of
 from sft_dist.recipe.watch import UNHURRIED, Watch, innermost
 
 STACK = """\
