@@ -66,8 +66,8 @@ def _config(model: nn.Module, tuning: AdapterTuning, peft_task: str) -> PeftConf
                 # PEFT takes the hidden size, which in some models (ALBERT, ELECTRA) is not that of the embeddings.
                 token_dim=model.get_input_embeddings().embedding_dim,  # type: ignore[operator]
                 # Some models (DistilBERT) have other names for these, which PEFT does not know.
-                num_layers=model.config.num_hidden_layers,  # type: ignore[union-attr, arg-type]
-                num_attention_heads=model.config.num_attention_heads,  # type: ignore[union-attr, arg-type]
+                num_layers=model.config.num_hidden_layers,  # type: ignore[union-attr]
+                num_attention_heads=model.config.num_attention_heads,  # type: ignore[union-attr]
                 modules_to_save=whole,
             )
 
