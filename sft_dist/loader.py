@@ -68,7 +68,14 @@ def micro_batches(source: MicroBatches, first_step: int, last_step: int, workers
     numbers = range((first_step - 1) * each, last_step * each)
     if workers == 0:
         return map(source.__getitem__, numbers)
-    made = DataLoader(_Told(source), batch_size=None, sampler=numbers, num_workers=workers, worker_init_fn=_leave_alone)
+    made = DataLoader(
+        _Told(source),
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        worker_init_fn=_leave_alone,
+        multiprocessing_context="fork",  # the examples are shared with the workers, not sent to them
+    )
     return (_given(item) for item in made)
 
 

@@ -75,3 +75,19 @@ class Engine(Protocol):
 
 class BadGradient(RuntimeError):
     """A gradient norm that is no number."""
+
+
+def copies_of(
+    model: nn.Module, names: set[str] | None, copy: Callable[[Tensor], Tensor | None]
+) -> dict[str, Tensor] | None:
+    """`copy` of each named weight and buffer of `model.state_dict()`, one after another; tied weights are copied once. None
+    where `copy` returns None, which is on all ranks but one."""
+    copies: dict[int, Tensor | None] = {}
+    found: dict[str, Tensor] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if names is None or name in names:
+            if id(value) not in copies:
+                copies[id(value)] = copy(value)
+            if (whole := copies[id(value)]) is not None:
+                found[name] = whole
+    return found or None

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from sft_dist.engines.base import BadGradient, Setup
+from sft_dist.engines.base import BadGradient, Setup, copies_of
 from sft_dist.optim import check_names, names_of
 from sft_dist.state import Piece, SavedState
 
@@ -101,13 +101,12 @@ class Fsdp2:
     def weights(self, names: set[str] | None = None) -> dict[str, Tensor] | None:
         """One weight after another is gathered, so no rank ever holds more than its share and one."""
         self._free_gathered()
-        found: dict[str, Tensor] = {}
-        for name, value in self.raw_model.state_dict().items():
-            if names is None or name in names:
-                whole = value.full_tensor() if isinstance(value, DTensor) else value
-                if self.accelerator.is_main_process:
-                    found[name] = whole.to("cpu", copy=True)
-        return found if self.accelerator.is_main_process else None
+
+        def copy(value: Tensor) -> Tensor | None:
+            whole = value.full_tensor() if isinstance(value, DTensor) else value
+            return whole.detach().to("cpu", copy=True) if self.accelerator.is_main_process else None
+
+        return copies_of(self.raw_model, names, copy)
 
     def pieces(self) -> Iterator[Piece]:
         """This rank's rows of every slot; rank 0 also brings what does not go with the rows, such as Adam's `step`."""

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sft_dist.engines.base import BadGradient, Setup
+from sft_dist.engines.base import BadGradient, Setup, copies_of
 from sft_dist.inference import autocast
 from sft_dist.optim import load_pieces, state_pieces
 from sft_dist.state import Piece, SavedState
@@ -76,15 +76,7 @@ class Replicated:
     def weights(self, names: set[str] | None = None) -> dict[str, Tensor] | None:
         if not self.accelerator.is_main_process:
             return None
-        copies: dict[tuple[int, torch.Size], Tensor] = {}  # tied weights stay one
-        weights = {}
-        for name, value in self.raw_model.state_dict().items():
-            if names is None or name in names:
-                key = (value.data_ptr(), value.shape)
-                if value.numel() == 0 or key not in copies:
-                    copies[key] = value.to("cpu", copy=True)
-                weights[name] = copies[key]
-        return weights
+        return copies_of(self.raw_model, names, lambda value: value.detach().to("cpu", copy=True))
 
     def pieces(self) -> Iterator[Piece]:
         """Every rank has everything, so each writes the weights whose turn it is."""

@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sft_dist.engines.base import BadGradient, Setup
+from sft_dist.engines.base import BadGradient, Setup, copies_of
 from sft_dist.optim import check_names, names_of
 from sft_dist.recipe.deepspeed import AUTOCAST, STAGES, deepspeed_config
 from sft_dist.recipe.errors import Problem, UserError
@@ -148,13 +148,11 @@ class Zero:
     def weights(self, names: set[str] | None = None) -> dict[str, Tensor] | None:
         import deepspeed
 
-        found = {}
-        for name, value in self.raw_model.state_dict(keep_vars=True).items():
-            if names is None or name in names:
-                with deepspeed.zero.GatheredParameters([value]):  # does nothing to what is not partitioned
-                    if self.accelerator.is_main_process:
-                        found[name] = value.detach().to("cpu", copy=True)
-        return found if self.accelerator.is_main_process else None
+        def copy(value: Tensor) -> Tensor | None:
+            with deepspeed.zero.GatheredParameters([value]):  # does nothing to what is not partitioned
+                return value.detach().to("cpu", copy=True) if self.accelerator.is_main_process else None
+
+        return copies_of(self.raw_model, names, copy)
 
     # ── optimizer state ─────────────────────────────────────────────────────────────────────────────────────────────
     def pieces(self) -> Iterator[Piece]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,12 @@ from tests.integration import harness
 pytestmark = pytest.mark.slow
 
 STEPS = 24  # 3 epochs of 8 steps (96 training rows, global batch 12)
+# Three random steps for each way to make batches, with and without workers, on one and two ranks.
+CUTS = [
+    (batching, workers, ranks, cut)
+    for number, (batching, workers, ranks) in enumerate(product(("bucketed", "plain"), (0, 2), (1, 2)))
+    for cut in sorted(random.Random(number).sample(range(1, STEPS), 3))
+]
 
 
 def write_recipe(path: Path, tiny_model: Path, reviews: Path, **train) -> Path:
@@ -39,16 +48,29 @@ def write_recipe(path: Path, tiny_model: Path, reviews: Path, **train) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["full", "lora"])
-def undisturbed(request, tiny_model, reviews, tmp_path_factory):
-    """A recipe and its finished run that nobody disturbed."""
-    folder = tmp_path_factory.mktemp(f"undisturbed-{request.param}")
-    batching = {"full": "bucketed", "lora": "plain"}[request.param]
-    recipe = write_recipe(folder / "cut.yaml", tiny_model, reviews, batching=batching)
-    text = json.loads(recipe.read_text())
-    text["tuning"] = {"method": request.param}
-    recipe.write_text(json.dumps(text))
-    return recipe, harness.run(recipe, folder / "runs")
+@pytest.fixture(scope="module")
+def trained(tiny_model, reviews, tmp_path_factory):
+    """(batching, workers, ranks) -> a recipe, and its finished run that nobody disturbed."""
+
+    @cache
+    def undisturbed(batching: str, workers: int, ranks: int) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp(f"{batching}-{workers}-{ranks}")
+        recipe = write_recipe(folder / "cut.yaml", tiny_model, reviews, batching=batching)
+        text = json.loads(recipe.read_text())
+        text["tuning"] = {"method": TUNING[batching]}
+        text["data"]["workers"] = workers
+        recipe.write_text(json.dumps(text))
+        return recipe, harness.run(recipe, folder / "runs", ranks)
+
+    return undisturbed
+
+
+TUNING = {"bucketed": "full", "plain": "lora"}
+
+
+@pytest.fixture(params=TUNING)
+def undisturbed(request, trained):
+    return trained(request.param, 0, 1)
 
 
 def assert_same(found: Path, expected: Path) -> None:
@@ -61,14 +83,18 @@ def assert_same(found: Path, expected: Path) -> None:
         assert {k: v for k, v in again.items() if k not in strip} == {k: v for k, v in record.items() if k not in strip}
 
 
-@pytest.mark.parametrize("cut", [1, 4, 5, 8, 11, 13, 16, 19, 22, 23])
-def test_killed_at_a_step_one_process(undisturbed, tmp_path, cut):
-    recipe, expected = undisturbed
-    processes = harness.start(recipe, tmp_path)
+@pytest.mark.parametrize(("batching", "workers", "ranks", "cut"), CUTS)
+def test_killed_at_any_step(trained, tmp_path, batching, workers, ranks, cut):
+    """Equal losses at every step say that the same examples were seen, in the same order."""
+    recipe, expected = trained(batching, workers, ranks)
+    processes = harness.start(recipe, tmp_path, ranks)
     harness.wait_for_step(tmp_path, cut, processes)
     harness.kill(processes)
-    folder = harness.run(recipe, tmp_path)
-    assert_same(folder, expected)
+    assert_same(harness.run(recipe, tmp_path, ranks), expected)
+
+
+def test_workers_change_nothing(trained):
+    assert harness.losses(trained("plain", 2, 2)[1]) == harness.losses(trained("plain", 0, 2)[1])
 
 
 def test_killed_three_times_in_one_run(undisturbed, tmp_path):
@@ -109,11 +135,39 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_older_one_used(undisturbed
     assert_same(folder, expected)
 
 
-@pytest.mark.parametrize("cut", [3, 9, 17])
-def test_killed_with_two_ranks(tiny_model, reviews, tmp_path, tmp_path_factory, cut):
-    recipe = write_recipe(tmp_path / "cut.yaml", tiny_model, reviews)
-    expected = harness.run(recipe, tmp_path / "expected", world_size=2)
-    processes = harness.start(recipe, tmp_path / "cut", world_size=2)
-    harness.wait_for_step(tmp_path / "cut", cut, processes)
-    harness.kill(processes)
-    assert_same(harness.run(recipe, tmp_path / "cut", world_size=2), expected)
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [("ddp", 2), ("single", 1), ("ddp", 4)],
+        [("ddp", 2), ("zero3", 2), ("fsdp2", 4)],
+        [("fsdp2", 2), ("zero1", 1), ("zero2", 2)],
+    ],
+    ids=lambda shapes: "-".join(f"{name}x{ranks}" for name, ranks in shapes),
+)
+def test_a_run_goes_on_with_other_ranks_and_another_strategy(trained, tmp_path, shapes):
+    """As `sft-dist resume --strategy` does it: the plan names another strategy, the sealed recipe stays."""
+    recipe, expected = trained("bucketed", 0, 1)
+    curve = harness.losses(expected)
+    for last, (strategy, ranks) in zip((7, 15, STEPS), shapes, strict=True):
+        for folder in (path.parent for path in tmp_path.glob("*/*/recipe.json")):
+            (folder / "plan.json").write_text(json.dumps({"strategy": {"name": strategy}}))
+        target = recipe
+        if last == 7:
+            target = tmp_path / "first.yaml"
+            text = json.loads(recipe.read_text())
+            text["train"]["strategy"] = strategy
+            target.write_text(json.dumps(text))
+        elif folders := list(tmp_path.glob("*/*/recipe.json")):
+            target = folders[0].parent
+        processes = harness.start(target, tmp_path, ranks)
+        if last < STEPS:
+            harness.wait_for_step(tmp_path, last, processes)
+            os.kill(processes[0].pid, signal.SIGTERM)
+        harness.finish(processes, tmp_path)
+    folder = harness.the_run(tmp_path)
+    assert [
+        json.loads((one / "start.json").read_text())["world_size"] for one in sorted((folder / "attempts").iterdir())
+    ] == [ranks for _, ranks in shapes]
+    found = harness.losses(folder)
+    assert sorted(found) == sorted(curve)
+    assert found == pytest.approx(curve, abs=1e-5)
