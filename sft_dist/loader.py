@@ -5,6 +5,7 @@ What is in a micro-batch depends on its number alone, so workers change when it 
 
 from __future__ import annotations
 
+import ctypes
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from sft_dist.failures import Failure
 from sft_dist.recipe.arithmetic import Batch
 from sft_dist.tasks.base import Examples, Task
 from sft_dist.tasks.named import collate
+
+_PR_SET_PDEATHSIG = 1  # Linux: a signal to this process when its parent dies
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ def _given(item: MicroBatch | Failure) -> MicroBatch:
 
 
 def _leave_alone(worker: int) -> None:
-    """The training process alone answers the requests to save and stop; a terminal's Ctrl-C goes to every process."""
+    """The training process alone answers the requests to save and stop; a terminal's Ctrl-C goes to every process. And a
+    worker goes at once when that process is killed: it would hold on to the run's lock, which a fork inherits."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

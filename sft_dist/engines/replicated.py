@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import AORecipeKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -29,6 +30,7 @@ class Replicated:
             cpu=not torch.accelerator.is_available(),
             # Autocast and loss scaling are done here, the same way for every strategy; only fp8 changes the model itself.
             mixed_precision="fp8" if setup.precision == "fp8" else "no",
+            kwargs_handlers=[AORecipeKwargs()] if setup.precision == "fp8" else None,
             log_with=list(setup.trackers) or None,
             project_dir=setup.project_dir,
         )

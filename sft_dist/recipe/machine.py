@@ -37,6 +37,8 @@ def _packages(recipe: Recipe) -> Iterator[tuple[str, str, str, str]]:
         yield "train.optimizer", optimizer.name, needs.module, needs.package
     if attention in FLASH_ATTENTION:
         yield "model.attention", str(attention), *FLASH_ATTENTION[str(attention)]
+    if recipe.train.precision == "fp8":
+        yield "train.precision", "fp8", "torchao", "torchao"
     if recipe.train.liger:
         yield "train.liger", "true", "liger_kernel", "liger-kernel"
     if isinstance(recipe.tuning, QloraTuning):

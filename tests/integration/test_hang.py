@@ -39,7 +39,7 @@ def test_a_stopped_rank_is_named_and_the_run_goes_on_exactly(tiny_model, reviews
             hang = found(watch)
             time.sleep(0.1)
         assert (hang.kind, hang.ranks) == ("silent", (1,))
-        assert 7 <= hang.step < STEPS
+        assert 6 <= hang.step < STEPS  # rank 0 had done step 7; the other's last sign of life may be older
         assert 'loop.py", line' in attempt.stack_file(0).read_text()  # where the others wait
     finally:
         harness.kill(processes)

@@ -23,6 +23,7 @@ from peft import AutoPeftModelForSequenceClassification, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from sft_dist import checkpoint as ckpt
 from sft_dist import evaluate, export, predict
 from sft_dist.data.prepare import prepare
 from sft_dist.judge import Judge
@@ -356,7 +357,7 @@ def test_a_checkpoint_that_changed_is_scored_again(copied, scored):
     shutil.rmtree(target)
     shutil.copytree(other, target)
     manifest = json.loads((target / "manifest.json").read_text())
-    (target / "manifest.json").write_text(json.dumps({**manifest, "step": 8}))
+    (target / "manifest.json").write_text(json.dumps(ckpt.sealed({**manifest, "step": 8})))
     evaluate.sweep([folder])
     assert ("full", 8, "validation") in scored
     assert ("full", 12, "validation") not in scored
