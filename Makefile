@@ -23,10 +23,10 @@ quickstart: setup  ## train, judge and export recipes/text-classification/quicks
 	$(BIN)/python -m launch run recipes/text-classification/quickstart.yaml
 	$(BIN)/python -m launch eval recipes/text-classification/quickstart.yaml --require accuracy=0.75
 
-test: setup      ## the suite, without the long Slurm survival tests
+test: setup      ## the suite
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slurm"
-	# By themselves: they start a cluster on this machine and have deadlines. The survival tests take as long again: `make test-slurm`.
-	$(BIN)/python -m pytest -q tests/slurm --ignore tests/slurm/test_survival.py
+	# By themselves: they start a cluster on this machine and have deadlines.
+	$(BIN)/python -m pytest -q tests/slurm
 
 test-fast: setup ## the part without training processes
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not slurm"

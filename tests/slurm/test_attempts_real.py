@@ -91,7 +91,7 @@ def test_a_crash_before_any_rank_has_started_is_not_tried_for_ever(workplace: Wo
 def test_a_node_that_fails_twice_is_left_out_the_third_time(workplace: Workplace) -> None:
     bad = workplace.cluster.nodes[0]
     workplace.trainer.write_text(BROKEN_NODE.replace("BAD", bad) + TRAINER.read_text())
-    (run,) = workplace.submit()
+    (run,) = workplace.submit("resources.processes_per_node=1")  # two would write one file
     assert workplace.cluster.wait_for_job(job_of(run), 150)[-1] == "COMPLETED"
     first, second, third = logs(run)
     assert f"start 0, on {bad}\n" in first
