@@ -351,7 +351,7 @@ def test_test_is_scored_once_for_the_winner_alone_and_never_again(copied, scored
     assert len(scored) == len(SAVED["lora"]) + 1
 
 
-def test_a_checkpoint_that_changed_is_scored_again(copied, scored):
+def test_a_checkpoint_that_changed_is_scored_again(boards, copied, scored):
     folder = copied("full")
     target, other = folder.checkpoint(8), folder.checkpoint(12)
     shutil.rmtree(target)
