@@ -152,12 +152,11 @@ def measure_as_rank(strategy: str, source: str, place: str) -> None:
         engine.accelerator.wait_for_everyone()
         found["stall"].append(save())
         while True:  # ranks step together, so they stop together
-            took = step()
+            found["busy"].append(step())
             saved = saver.poll()
             over = torch.tensor([float(saved is not None)])
             if engine.accelerator.reduce(over, "sum").item():
                 break
-            found["busy"].append(took)
         saver.finish()
         if saved:
             found["published"].append(saved.seconds)

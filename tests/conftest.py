@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
 
+# A shell starts what it puts in the background deaf to Ctrl-C, and every process inherits that: tests of Ctrl-C would hang.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
