@@ -6,10 +6,11 @@ The loop, the checkpoints and the tasks know strategies only through this protoc
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -71,6 +72,26 @@ class Engine(Protocol):
 
     def load(self, saved: SavedState) -> None:
         """Put a saved state in, whichever strategy and number of ranks wrote it. Raises ValueError when it does not fit."""
+
+
+def start_accelerator(setup: Setup, **options: Any) -> Accelerator:
+    """Accelerate with the process group up, checked: set up wrongly it runs one process instead of several, silently.
+
+    Autocast and loss scaling are the engines', the same way for every strategy, so its mixed precision is off.
+    """
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        log_with=list(setup.trackers) or None,
+        project_dir=setup.project_dir,
+        **{"mixed_precision": "no", **options},
+    )
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != world_size:
+        raise RuntimeError(
+            f"{world_size} processes were started, Accelerate runs {accelerator.num_processes} "
+            f"({accelerator.distributed_type})"
+        )
+    return accelerator
 
 
 class BadGradient(RuntimeError):

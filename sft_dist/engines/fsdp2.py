@@ -15,13 +15,12 @@ from contextlib import AbstractContextManager
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from sft_dist.engines.base import BadGradient, Setup, copies_of
+from sft_dist.engines.base import BadGradient, Setup, copies_of, start_accelerator
 from sft_dist.optim import check_names, names_of
 from sft_dist.state import Piece, SavedState
 
@@ -38,17 +37,7 @@ class Fsdp2:
         on_gpu = torch.accelerator.is_available()
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         _start_group(world_size, on_gpu)
-        self.accelerator = Accelerator(
-            cpu=not on_gpu,
-            mixed_precision="no",  # autocast is ours, the same for every strategy
-            log_with=list(setup.trackers) or None,
-            project_dir=setup.project_dir,
-        )
-        if self.accelerator.num_processes != world_size:
-            raise RuntimeError(
-                f"{world_size} processes were started, Accelerate runs {self.accelerator.num_processes} "
-                f"({self.accelerator.distributed_type})"
-            )
+        self.accelerator = start_accelerator(setup)
         self.mesh = init_device_mesh(self.accelerator.device.type, (world_size,))
 
     def prepare(self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> None:

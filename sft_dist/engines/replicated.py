@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import AORecipeKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sft_dist.engines.base import BadGradient, Setup, copies_of
+from sft_dist.engines.base import BadGradient, Setup, copies_of, start_accelerator
 from sft_dist.inference import autocast
 from sft_dist.optim import load_pieces, state_pieces
 from sft_dist.state import Piece, SavedState
@@ -26,20 +24,11 @@ class Replicated:
 
     def __init__(self, setup: Setup) -> None:
         self.precision = setup.precision
-        self.accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),
-            # Autocast and loss scaling are done here, the same way for every strategy; only fp8 changes the model itself.
-            mixed_precision="fp8" if setup.precision == "fp8" else "no",
-            kwargs_handlers=[AORecipeKwargs()] if setup.precision == "fp8" else None,
-            log_with=list(setup.trackers) or None,
-            project_dir=setup.project_dir,
+        # fp8 alone changes the model itself.
+        eight_bits = (
+            {"mixed_precision": "fp8", "kwargs_handlers": [AORecipeKwargs()]} if setup.precision == "fp8" else {}
         )
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        if self.accelerator.num_processes != world_size:
-            raise RuntimeError(
-                f"{world_size} processes were started, Accelerate runs {self.accelerator.num_processes} "
-                f"({self.accelerator.distributed_type})"
-            )
+        self.accelerator = start_accelerator(setup, **eight_bits)
         self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=setup.precision == "fp16")
 
     def prepare(self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> None:

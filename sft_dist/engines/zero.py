@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sft_dist.engines.base import BadGradient, Setup, copies_of
+from sft_dist.engines.base import BadGradient, Setup, copies_of, start_accelerator
 from sft_dist.optim import check_names, names_of
 from sft_dist.recipe.deepspeed import AUTOCAST, STAGES, deepspeed_config
 from sft_dist.recipe.errors import Problem, UserError
@@ -37,18 +36,7 @@ class Zero:
         self.stage = STAGES[str(setup.strategy["name"])]
         self.config = deepspeed_config(setup.strategy, setup.precision)
         on_gpu = torch.accelerator.is_available()
-        self.accelerator = Accelerator(
-            cpu=not on_gpu,
-            mixed_precision="no",
-            log_with=list(setup.trackers) or None,
-            project_dir=setup.project_dir,
-        )
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        if self.accelerator.num_processes != world_size:
-            raise RuntimeError(
-                f"{world_size} processes were started, Accelerate runs {self.accelerator.num_processes} "
-                f"({self.accelerator.distributed_type})"
-            )
+        self.accelerator = start_accelerator(setup)
         if not torch.distributed.is_initialized():  # a single process, which DeepSpeed wants to be a group, too
             store = torch.distributed.HashStore()
             torch.distributed.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=0, world_size=1)
