@@ -49,6 +49,7 @@ RECIPE = {
         "micro_batch": 1,
         "lr": 1e-3,
         "save_every": "7 steps",
+        "async_save": False,  # ranks are stopped right after a save: how far a thread has come depends on the machine
         "log_every": 1,
     },
     "resources": {"time": "40min", "threads_per_process": 1, "hang_timeout": "20s"},
