@@ -7,7 +7,6 @@ Builds model, data, optimizer and hands them to `loop.run`; afterwards writes ho
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.load import read, validate
+from sft_dist.recipe.machine import missing_packages, needs_gpu
 from sft_dist.recipe.run_folder import AttemptFolder, RunFolder, run_id
 from sft_dist.recipe.schema import METRICS, Recipe
 from sft_dist.recipe.tunings import virtual_tokens
@@ -191,8 +191,9 @@ def build(
     from sft_dist.tasks.named import encode
     from sft_dist.tuning import load_weights
 
-    if missing := [name for name in recipe.train.tracking if importlib.util.find_spec(name) is None]:
-        raise UserError(f"train.tracking: {missing[0]} is not installed; pip install 'sft-dist[tracking]'")
+    # Looked at when the run was planned, if it was planned, and then perhaps on another machine.
+    if problems := [*missing_packages(recipe), *(() if torch.accelerator.is_available() else needs_gpu(recipe))]:
+        raise UserError(problems)
     torch.use_deterministic_algorithms(recipe.train.deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs time in every new tensor
     accelerator = engine.accelerator

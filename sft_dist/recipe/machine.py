@@ -39,6 +39,8 @@ def _packages(recipe: Recipe) -> Iterator[tuple[str, str, str, str]]:
         yield "model.attention", str(attention), *FLASH_ATTENTION[str(attention)]
     if recipe.train.precision == "fp8":
         yield "train.precision", "fp8", "torchao", "torchao"
+    for tracker in recipe.train.tracking:
+        yield "train.tracking", tracker, tracker, "sft-dist[tracking]"
     if recipe.train.liger:
         yield "train.liger", "true", "liger_kernel", "liger-kernel"
     if isinstance(recipe.tuning, QloraTuning):
