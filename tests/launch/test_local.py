@@ -146,6 +146,7 @@ def test_kill_9_of_the_launcher_leaves_no_process_behind_and_the_run_saved(workp
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         wait_for(lambda: workplace.processes() == [])
+        wait_for(lambda folder=folder: not is_running(folder))  # the kernel takes a dead process's locks a moment later
         assert state_of(folder.path).state == "stopped", processes
 
 
