@@ -1,0 +1,107 @@
+"""Scores of boxes and of masks. A score that is not defined on the data is None, never a guess."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+MOST_BOXES = 100  # of one picture, as COCO counts them
+
+
+def box_scores(
+    predicted: Sequence[dict[str, np.ndarray]],  # a picture: boxes (n, 4) x, y, width, height; scores (n,); labels (n,)
+    truth: Sequence[dict[str, np.ndarray]],  # a picture: boxes (m, 4); labels (m,)
+    labels: Sequence[str],
+) -> dict[str, Any]:
+    """COCO's mean average precision (arXiv 1405.0312), by pycocotools: over IoU 0.50 to 0.95, at 0.50, at 0.75, and of each
+    class. Classes without a box in `truth` do not count."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    annotations = [
+        {
+            "image_id": image,
+            "category_id": int(label),
+            "bbox": box.tolist(),
+            "area": float(box[2] * box[3]),
+            "iscrowd": 0,
+        }
+        for image, one in enumerate(truth)
+        for box, label in zip(one["boxes"], one["labels"], strict=True)
+    ]
+    found = [
+        {"image_id": image, "category_id": int(label), "bbox": box.tolist(), "score": float(score)}
+        for image, one in enumerate(predicted)
+        for box, score, label in zip(one["boxes"], one["scores"], one["labels"], strict=True)
+    ]
+    if not annotations:
+        return {"map": None, "map50": None, "map75": None, "map_per_class": dict.fromkeys(labels)}
+    if not found:
+        present = {one["category_id"] for one in annotations}
+        each = {label: 0.0 if number in present else None for number, label in enumerate(labels)}
+        return {"map": 0.0, "map50": 0.0, "map75": 0.0, "map_per_class": each}
+    known = COCO()
+    known.dataset = {
+        "info": {},
+        "images": [{"id": image} for image in range(len(truth))],
+        "categories": [{"id": number, "name": label} for number, label in enumerate(labels)],
+        "annotations": [{"id": number, **one} for number, one in enumerate(annotations, 1)],  # 0 would mean: no match
+    }
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        known.createIndex()
+        evaluation = COCOeval(known, known.loadRes(found), "bbox")
+        evaluation.params.maxDets = [1, 10, MOST_BOXES]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class); -1: no box of the class
+    thresholds = evaluation.params.iouThrs
+    return {
+        "map": _mean(precision),
+        "map50": _mean(precision[np.isclose(thresholds, 0.5)]),
+        "map75": _mean(precision[np.isclose(thresholds, 0.75)]),
+        "map_per_class": {label: _mean(precision[:, :, number]) for number, label in enumerate(labels)},
+    }
+
+
+def _mean(precision: np.ndarray) -> float | None:
+    defined = precision[precision > -1]
+    return float(defined.mean()) if len(defined) else None
+
+
+def confusion(
+    predicted: np.ndarray,  # (height, width) class numbers
+    truth: np.ndarray,  # (height, width) class numbers
+    classes: int,
+    ignore_index: int,
+) -> np.ndarray:
+    """(classes, classes) pixels: rows are the true classes, columns the predicted ones."""
+    counted = truth != ignore_index
+    pairs = truth[counted].astype(np.int64) * classes + predicted[counted]
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def mask_scores(matrix: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+    """Of a confusion matrix summed over pictures. A class that neither occurs nor is predicted does not count in the mean
+    IoU and dice, one that does not occur does not count in the mean accuracy (of the classes)."""
+    right = np.diag(matrix).astype(np.float64)
+    true, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
+    either = true + predicted - right
+    with np.errstate(divide="ignore", invalid="ignore"):
+        iou, dice, recall = right / either, 2 * right / (true + predicted), right / true
+    total = matrix.sum()
+    return {
+        "mean_iou": _mean_of(iou),
+        "pixel_accuracy": float(right.sum() / total) if total else None,
+        "mean_accuracy": _mean_of(recall),
+        "dice": _mean_of(dice),
+        "iou_per_class": {label: None if np.isnan(one) else float(one) for label, one in zip(labels, iou, strict=True)},
+        "confusion_matrix": matrix.tolist(),
+    }
+
+
+def _mean_of(values: np.ndarray) -> float | None:
+    return None if np.isnan(values).all() else float(np.nanmean(values))
