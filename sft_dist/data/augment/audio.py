@@ -29,10 +29,10 @@ def augment_sound(
         return bool(rng.random() < settings.probability)
 
     if settings.speed and chosen():
-        other = at_speed(sound, rate, rng.uniform(*settings.speed))
+        other = at_speed(sound, rate, rng.uniform(settings.speed[0], settings.speed[1]))
         sound = other if shortest <= len(other) <= (longest or len(other)) else sound
     if settings.noise_snr and chosen():
-        sound = with_noise(sound, rng.uniform(*settings.noise_snr), rng)
+        sound = with_noise(sound, rng.uniform(settings.noise_snr[0], settings.noise_snr[1]), rng)
     if settings.gain_db and chosen():
         sound = sound * np.float32(10 ** (rng.uniform(-settings.gain_db, settings.gain_db) / 20))
     if settings.shift and chosen():
