@@ -1,0 +1,113 @@
+"""Image classification: one class, or any number of classes, for a picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Features
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModelForImageClassification, PreTrainedModel
+
+from sft_dist.data.augment.image import augment, cutmix, mixup
+from sft_dist.data.media import load_image
+from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.tasks import ImageClassificationTask
+from sft_dist.tasks.base import Rngs
+from sft_dist.tasks.classes import NO_LABEL, ClassTask
+from sft_dist.tasks.loading import load_pretrained
+from sft_dist.tasks.pictures import PICTURE, content, load_image_processor, pixels_of, warn_of_batch_statistics
+
+
+class ImageClassification(ClassTask):
+    pipeline_tag = "image-classification"
+    input_roles = ("image",)
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        assert isinstance(recipe.task, ImageClassificationTask)
+        self.row_features = Features({"image": PICTURE, "label": self.label_feature})
+        self.encoded_features = Features({"image": PICTURE, **self.target_features})
+        self.augment = recipe.data.augment.image
+        self.mixes = [
+            (mix, alpha) for mix, alpha in ((mixup, recipe.task.mixup), (cutmix, recipe.task.cutmix)) if alpha
+        ]
+        if self.mixes and (problem := _not_for_mixed_labels(recipe)):
+            raise UserError(problem)
+
+    # ── rows and examples ───────────────────────────────────────────────────────────────────────────────────────────
+    def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
+        label = self.parse(row["label"], number)
+        if label is None:
+            return NO_LABEL
+        return {"image": row["image"], "label": label} if row["image"] else "no picture"
+
+    def identity(self, row: dict[str, Any]) -> bytes:
+        return content(row["image"])
+
+    def load_processor(self, source: str, **options: Any) -> Any:
+        return load_image_processor(source, **options)
+
+    def encode(self, rows: dict[str, list[Any]], processor: Any) -> dict[str, list[Any]]:
+        columns = {"image": rows["image"], "length": [1] * len(rows["image"])}
+        return columns | ({"label": self.numbers_of(rows["label"])} if "label" in rows else {})
+
+    def collate(
+        self, rows: list[dict[str, Any]], processor: Any, rngs: Rngs | None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        pictures = [load_image(row["image"]) for row in rows]
+        if rngs is not None and self.augment is not None:
+            changed = (augment(one, self.augment, rng).image for one, rng in zip(pictures, rngs, strict=True))
+            pictures = [Image.fromarray(pixels) for pixels in changed]
+        inputs = pixels_of(processor, pictures)
+        targets = self.targets_of([row["label"] for row in rows]) if "label" in rows[0] else None
+        if rngs is not None and self.mixes and targets is not None:
+            inputs["pixel_values"], targets = self._mixed(inputs["pixel_values"], targets, rngs[0])
+        return inputs, targets
+
+    def _mixed(self, images: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """One of the mixes for the whole micro-batch; targets become shares, (batch, classes)."""
+        mix, alpha = self.mixes[rng.integers(len(self.mixes))]
+        shares = F.one_hot(targets, len(self.labels)).float() if targets.ndim == 1 else targets
+        return mix(images, shares, alpha, rng)
+
+    # ── model and scores ────────────────────────────────────────────────────────────────────────────────────────────
+    def build_model(
+        self, folder: str, revision: str | None, config: dict[str, Any], processor: Any, **options: Any
+    ) -> PreTrainedModel:
+        """A pretrained head for another number of classes is replaced by a new one."""
+        auto, options = AutoModelForImageClassification, {"ignore_mismatched_sizes": True, **options}
+        model = load_pretrained(auto, folder, revision, config, self.model_labels, self.model_settings, **options)
+        warn_of_batch_statistics(model)
+        return model
+
+    def score(self, predictions: list[Any], examples: Any, processor: Any) -> dict[str, Any]:
+        scores = super().score(predictions, examples, processor)
+        if self.problem == "single-label":
+            scores["top5_accuracy"] = top_accuracy(np.stack(predictions), examples.numbers("label"), 5)
+        return scores
+
+
+def top_accuracy(logits: np.ndarray, targets: np.ndarray, k: int) -> float:  # (examples, classes), (examples,)
+    """Share of examples whose class is among the k likeliest; 1 when there are no more than k classes."""
+    likeliest = torch.from_numpy(logits).topk(min(k, logits.shape[1])).indices.numpy()
+    return float((likeliest == targets[:, None]).any(axis=1).mean())
+
+
+def _not_for_mixed_labels(recipe: Recipe) -> Problem | None:
+    loss = recipe.train.loss
+    if loss is None:
+        return None
+    if loss.name == "focal":
+        return Problem(
+            "the focal loss has no meaning for labels mixed by task.mixup or task.cutmix", "train.loss", None, "focal"
+        )
+    if getattr(loss, "class_weights", None) is not None:
+        what = "with labels mixed by task.mixup or task.cutmix an example has no class to take a weight of"
+        hint = "use data.sampling: balanced instead"
+        return Problem(what, "train.loss.class_weights", None, str(loss.class_weights), (), hint)  # type: ignore[union-attr]
+    return None
