@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from samples.fetch import samples_root
+
 # A shell starts what it puts in the background deaf to Ctrl-C, and every process inherits that: tests of Ctrl-C would hang.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -20,8 +22,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """No test touches the user's own cache."""
+    """No test touches the user's own cache, but for the samples: those are fetched once (`samples.fetch.need`)."""
+    samples = samples_root()
+    samples.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = tmp_path_factory.mktemp("cache")
+    (folder / "samples").symlink_to(samples, target_is_directory=True)
     os.environ["SFT_DIST_CACHE"] = str(folder)
     return folder
 
