@@ -1,0 +1,127 @@
+"""Rows that are there twice: the same input, nearly the same input, the same input with another label; in one split, or in
+two, where they make a score look better than it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sft_dist.quality.findings import Finding, Places, RowId, found, rows_text
+
+NEAR = 0.8  # Jaccard similarity of five-character shingles
+MOST_NEAR = 200_000  # texts that near-duplicates are looked for in
+
+
+def digest(value: str | bytes) -> int:
+    """64 bits of the value's hash."""
+    import xxhash
+
+    return xxhash.xxh3_64_intdigest(value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value)
+
+
+def look_for_copies(
+    places: Places,
+    inputs: np.ndarray,  # (rows,) uint64 digests of the inputs
+    labels: np.ndarray | None,  # (rows,) digests of the labels
+) -> list[Finding]:
+    """Exact copies. Rows that differ in their label are conflicts; the others are duplicates where they repeat an earlier
+    row of their split. A leak names all of its rows, in both splits."""
+    duplicates: list[tuple[RowId, RowId]] = []
+    conflicts: list[RowId] = []
+    leaks: list[RowId] = []
+    for group in equal_groups(inputs):
+        names = places.named(group)
+        if len({split for split, _ in names}) > 1:
+            leaks += names
+        if labels is not None and len(set(labels[group])) > 1:
+            conflicts += names
+        else:
+            duplicates += _repeats(names)
+    return [
+        *_duplicates("duplicate", "repeat an earlier one", duplicates),
+        *_leaks("leak", "the same input", leaks),
+        *(
+            [
+                found(
+                    "conflicting-labels",
+                    f"the same input with different labels: {rows_text(len(conflicts))}",
+                    conflicts,
+                )
+            ]
+            if conflicts
+            else []
+        ),
+    ]
+
+
+def look_for_near_copies(
+    places: Places, texts: Sequence[str], step: Callable[[int], None] | None = None, threshold: float = NEAR
+) -> list[Finding]:
+    """Near-duplicates that are not exact copies. Beyond MOST_NEAR texts a sample is looked at, as many of each split as
+    there is room for, the small splits whole."""
+    from sft_dist.data.near_duplicates import near_duplicates
+
+    chosen = sample_by_split(places, MOST_NEAR)
+    some = [texts[int(i)] for i in chosen]
+    digests = np.array([digest(text) for text in some], dtype=np.uint64)
+    duplicates: list[tuple[RowId, RowId]] = []
+    leaks: list[RowId] = []
+    for group in near_duplicates(some, threshold, step):
+        _, first = np.unique(digests[group], return_index=True)  # exact copies are told elsewhere
+        names = places.named(chosen[group[np.sort(first)]])
+        if len({split for split, _ in names}) > 1:
+            leaks += names
+        duplicates += _repeats(names)
+    return [
+        *_duplicates("near-duplicate", "nearly repeat an earlier one", duplicates),
+        *_leaks("near-leak", "nearly the same input", leaks),
+    ]
+
+
+def equal_groups(digests: np.ndarray) -> list[np.ndarray]:
+    """Indices of equal digests, groups of two and more, the group with the smallest index first. digests: (rows,)"""
+    order = np.argsort(digests, kind="stable")
+    ordered = digests[order]
+    cuts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    groups = [group for group in np.split(order, cuts) if len(group) > 1]
+    return sorted(groups, key=lambda group: int(group[0]))
+
+
+def sample_by_split(places: Places, most: int) -> np.ndarray:
+    """At most `most` sorted indices: every split gets an equal share, and what small ones leave goes to the large."""
+    left, room = sorted((places.of(split) for split in places.splits), key=len), most
+    chosen: list[np.ndarray] = []
+    for number, indices in enumerate(left):
+        share = room // (len(left) - number)
+        if len(indices) > share:
+            indices = np.random.default_rng(0).choice(indices, share, replace=False)
+        room -= len(indices)
+        chosen.append(indices)
+    return np.sort(np.concatenate(chosen)) if chosen else np.array([], dtype=np.int64)
+
+
+def _repeats(names: Sequence[RowId]) -> list[tuple[RowId, RowId]]:
+    """(copy, the first of it in the same split)"""
+    first: dict[str, RowId] = {}
+    return [(name, first[name[0]]) for name in names if first.setdefault(name[0], name) != name]
+
+
+def _duplicates(kind: str, what: str, pairs: Sequence[tuple[RowId, RowId]]) -> list[Finding]:
+    if not pairs:
+        return []
+    return [
+        found(
+            kind,
+            f"{rows_text(len(pairs))} {what}",
+            [copy for copy, _ in pairs],
+            repeats=[list(of) for _, of in pairs[:1000]],
+        )
+    ]
+
+
+def _leaks(kind: str, what: str, rows: Sequence[RowId]) -> list[Finding]:
+    if not rows:
+        return []
+    splits = " and ".join(dict.fromkeys(split for split, _ in rows))
+    return [found(kind, f"{what} in {splits}: {rows_text(len(rows))}", rows)]
