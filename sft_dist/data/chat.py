@@ -1,0 +1,280 @@
+"""Conversations: the shapes they come in, and their tokens with a mark on those the model is to learn to say.
+
+Every shape becomes OpenAI's: a list of `{"role", "content"}`. The text of a conversation is made by the tokenizer's chat
+template alone. What belongs to an answer is known exactly, never guessed from the look of the text: either the template
+marks it (`{% generation %}`), or the conversation is rendered up to each answer, and the tokens so far must be the first
+tokens of the whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from sft_dist.recipe.errors import Problem, UserError
+
+Message = dict[str, Any]  # "role" and "content", and what OpenAI's tool calls add: "tool_calls", "tool_call_id", "name"
+
+# What data sets call the speakers -> what chat templates call them.
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+}
+
+# For tokenizers that have no template: plain headings, and the end-of-text token where an answer ends.
+PLAIN_TEMPLATE = (
+    "{% if bos_token and bos_token != eos_token %}{{ bos_token }}{% endif %}"
+    "{% for message in messages %}{{ '### ' + message['role'] | capitalize + ':\\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}{{ '\\n' }}"
+    "{% else %}{{ message['content'] + '\\n\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
+)
+
+_MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+# ── shapes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+def messages_of(row: Mapping[str, Any], number: int) -> list[Message]:
+    """A source row of any known shape -> its messages, [] where it has none.
+
+    messages / conversations: turns as `{role, content}` (OpenAI) or `{from, value}` (ShareGPT), also as JSON text.
+    instruction (input, output, system, history of pairs): alpaca. prompt (completion): texts, or turns.
+    Raises UserError naming the row.
+    """
+    present = {role: value for role, value in row.items() if value}
+    turns: list[Message] = []
+    if column := next((name for name in ("messages", "conversations") if name in present), None):
+        turns = _turns(present[column], column, number)
+    elif {"instruction", "input"} & set(present):
+        for pair in present.get("history", []):
+            if not isinstance(pair, Sequence) or [type(text) for text in pair] != [str, str]:
+                raise _broken(number, "history", "pairs of question and answer are needed", pair)
+            turns += [_message("user", pair[0]), _message("assistant", pair[1])]
+        turns.append(_message("user", "\n".join(present[part] for part in ("instruction", "input") if part in present)))
+        turns += [_message("assistant", present["output"])] if "output" in present else []
+    elif "prompt" in present:
+        for role, speaker in (("prompt", "user"), ("completion", "assistant")):
+            value = present.get(role, [])
+            turns += [_message(speaker, value)] if isinstance(value, str) else _turns(value, role, number)
+    return with_system(turns, present.get("system"))
+
+
+def with_system(messages: list[Message], system: str | None) -> list[Message]:
+    """A system message before those that have none."""
+    if not system or not messages or messages[0]["role"] == "system":
+        return messages
+    return [_message("system", system), *messages]
+
+
+def _turns(value: Any, column: str, number: int) -> list[Message]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise _broken(number, column, f"not a conversation: {error}", value) from error
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise _broken(number, column, "a list of turns is needed", value)
+    return [_turn(turn, column, number) for turn in value]
+
+
+def _turn(turn: Any, column: str, number: int) -> Message:
+    if not isinstance(turn, Mapping) or not {"role", "from"} & set(turn):
+        raise _broken(number, column, "a turn has `role` and `content`, or `from` and `value`", turn)
+    sharegpt = turn.get("from") is not None
+    speaker = turn["from"] if sharegpt else turn.get("role")
+    if speaker not in ROLES:
+        raise _broken(number, column, "unknown role", speaker, tuple(ROLES))
+    content = turn.get("value" if sharegpt else "content")
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        content = "".join(_text_of(part, column, number) for part in content)
+    calls = turn.get("tool_calls")
+    if not isinstance(content, str) and not (content is None and calls):
+        raise _broken(number, column, "a turn without text", turn)
+    others = {key: turn[key] for key in ("tool_calls", "tool_call_id", "name") if turn.get(key)}
+    return {**_message(ROLES[speaker], content or ""), **others}
+
+
+def _text_of(part: Any, column: str, number: int) -> str:
+    """OpenAI's content may be a list of parts; only texts can be trained on here."""
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+        return part["text"]
+    raise _broken(number, column, "a part of a message that is not text", part)
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _broken(number: int, column: str, what: str, found: Any, valid: tuple[str, ...] = ()) -> UserError:
+    shown = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)
+    return UserError(Problem(f"row {number}: {what}", f"data.columns.{column}", None, shown[:200], valid))
+
+
+def why_unusable(messages: list[Message]) -> str:
+    """Why a conversation cannot be trained on, "" when it can: it has nothing to learn, or nothing to learn it from."""
+    if not messages:
+        return "empty conversation"
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if not answers:
+        return "no answer"
+    if not any(message["content"].strip() or message.get("tool_calls") for message in answers):
+        return "empty answer"
+    first = next(message["role"] for message in messages if message["role"] != "system")
+    return "begins with an answer" if first == "assistant" else ""
+
+
+def until_last_answer(messages: list[Message]) -> list[Message]:
+    """Without the turns that nobody answers."""
+    return messages[: 1 + max(_answers(messages))]
+
+
+# ── tokens ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+@dataclass(frozen=True)
+class Tokens:
+    """One conversation."""
+
+    ids: list[int]
+    answer: list[bool]  # the token is the assistant's, its end-of-turn token included
+
+
+def tokenize_chats(
+    chats: list[list[Message]],  # each with an answer
+    tokenizer: PreTrainedTokenizerBase,
+    numbers: Sequence[int],  # row numbers, for messages
+) -> list[Tokens]:
+    """By the tokenizer's template. Raises UserError naming the row the template refuses, or whose answers cannot be told."""
+    if _MARKS_ANSWERS.search(tokenizer.get_chat_template()):
+        return [_by_marks(chat, tokenizer, number) for chat, number in zip(chats, numbers, strict=True)]
+    return _by_prefixes(chats, tokenizer, numbers)
+
+
+def render(messages: list[Message], tokenizer: PreTrainedTokenizerBase, number: int, prompt: bool = False) -> str:
+    """The text of a conversation; `prompt`: up to where the assistant's next answer begins. Raises UserError."""
+    with _refusals(number):
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    lost = [call for message in messages for call in message.get("tool_calls") or [] if _name(call) not in text]
+    if lost:
+        what = f"row {number}: the chat template leaves out the tool call `{_name(lost[0])}`"
+        hint = "use a model whose template knows tools, or a template of your own (task.chat_template)"
+        raise UserError(Problem(what, "task.chat_template", hint=hint))
+    return text
+
+
+def _name(call: Any) -> str:
+    return str((call.get("function") or call).get("name", ""))
+
+
+def _by_marks(chat: list[Message], tokenizer: PreTrainedTokenizerBase, number: int) -> Tokens:
+    render(chat, tokenizer, number)
+    with _refusals(number):
+        encoded = tokenizer.apply_chat_template(
+            chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+    return Tokens(list(encoded["input_ids"]), [bool(one) for one in encoded["assistant_masks"]])
+
+
+def _by_prefixes(
+    chats: list[list[Message]], tokenizer: PreTrainedTokenizerBase, numbers: Sequence[int]
+) -> list[Tokens]:
+    texts: list[str] = []  # of each chat: the whole, then for each answer the text before it and the text with it
+    for chat, number in zip(chats, numbers, strict=True):
+        whole_text = render(chat, tokenizer, number)
+        texts.append(whole_text)
+        for turn in _answers(chat):
+            texts.append(render(chat[:turn], tokenizer, number, prompt=True))
+            texts.append(whole_text if turn == len(chat) - 1 else render(chat[: turn + 1], tokenizer, number))
+    encoded = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+    special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= set(tokenizer.all_special_ids)
+    found = []
+    for chat, number in zip(chats, numbers, strict=True):
+        whole = next(encoded)
+        spans = [(next(encoded), next(encoded)) for _ in _answers(chat)]
+        found.append(_marked(whole, spans, tokenizer, special, number))
+    return found
+
+
+def _answers(chat: list[Message]) -> Iterator[int]:
+    return (turn for turn, message in enumerate(chat) if message["role"] == "assistant")
+
+
+def _marked(
+    whole: list[int],
+    spans: list[tuple[list[int], list[int]]],  # for each answer: the tokens before it, and those until it ends
+    tokenizer: PreTrainedTokenizerBase,
+    special: set[int],
+    number: int,
+) -> Tokens:
+    answer = [False] * len(whole)
+    # The token that ends a turn, as the last answer shows it: the last special one.
+    stop = next((one for one in reversed(whole[len(spans[-1][0]) :]) if one in special), None)
+    for before, until in spans:
+        start, end = len(before), len(until)
+        if whole[:start] != before:
+            raise _not_a_prefix(number)
+        if whole[:end] != until:
+            # Some templates write a last answer otherwise than one with a turn after it (Qwen3 cuts thoughts out).
+            if stop is None or stop not in whole[start:]:
+                raise _not_a_prefix(number)
+            end = whole.index(stop, start) + 1
+        end = _without_line_break(whole, start, end, tokenizer, special)
+        answer[start:end] = [True] * (end - start)
+    return Tokens(whole, answer)
+
+
+def _without_line_break(
+    whole: list[int], start: int, end: int, tokenizer: PreTrainedTokenizerBase, special: set[int]
+) -> int:
+    """Where the answer's end-of-turn token is; the line break that templates write after it is never generated."""
+    last = end
+    while last > start and whole[last - 1] not in special and tokenizer.decode(whole[last - 1]).isspace():
+        last -= 1
+    return last if last > start and whole[last - 1] in special else end
+
+
+def _not_a_prefix(number: int) -> UserError:
+    return UserError(
+        Problem(
+            f"row {number}: the chat template writes the turns before an answer otherwise once the answer follows, so what "
+            "is the answer's cannot be told",
+            "task.chat_template",
+            hint="give a template that marks answers with {% generation %} ... {% endgeneration %} (task.chat_template)",
+        )
+    )
+
+
+class _refusals:
+    """Templates refuse conversations (two user turns in a row, a system message) by an exception of Jinja's."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        from jinja2.exceptions import TemplateError, UndefinedError
+
+        if isinstance(error, UndefinedError | TemplateError | TypeError | ValueError):
+            what = f"row {self.number}: the chat template refuses the conversation: {error}"
+            raise UserError(
+                Problem(what, "task.chat_template", hint="correct the row, or give another template")
+            ) from error

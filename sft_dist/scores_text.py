@@ -1,0 +1,93 @@
+"""Scores of tagged words and of written texts, by the libraries whose numbers are published: seqeval, sacrebleu, rouge_score."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+# One token a Han character, kana or Hangul syllable, since no spaces stand between those; else runs of letters and digits.
+_ROUGE_TOKEN = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿가-힯]|[^\W_぀-ヿ㐀-䶿一-鿿豈-﫿가-힯]+")
+
+
+def entity_scores(
+    targets: Sequence[Sequence[str]],  # a tag for every word: B-PER, I-PER, O (IOB2; I- without B- opens an entity)
+    predictions: Sequence[Sequence[str]],  # as many
+) -> dict[str, Any]:
+    """Precision, recall and F1 of whole entities (type and both ends right; Tjong Kim Sang & De Meulder 2003), micro-averaged,
+    accuracy of tags, and by type under `per_type`. Without a true or a predicted entity, what has no divisor is None."""
+    from seqeval.metrics import accuracy_score
+    from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
+
+    true, said = [list(one) for one in targets], [list(one) for one in predictions]
+    scores: dict[str, Any] = {"f1": None, "precision": None, "recall": None, "accuracy": None, "per_type": {}}
+    if any(true):
+        scores["accuracy"] = float(accuracy_score(true, said))
+    types = sorted({tag[2:] for tags in (*true, *said) for tag in tags if tag[:2] in ("B-", "I-")})
+    if not types:
+        return scores
+    precision, recall, f1, support = precision_recall_fscore_support(true, said, average=None, zero_division=0)
+    for name, *values, count in zip(types, precision, recall, f1, support, strict=True):
+        numbers = dict(zip(("precision", "recall", "f1"), map(float, values), strict=True))
+        scores["per_type"][name] = {**numbers, "support": int(count)}
+    if sum(support):
+        micro = precision_recall_fscore_support(true, said, average="micro", zero_division=0)
+        scores |= dict(zip(("precision", "recall", "f1"), map(float, micro[:3]), strict=True))
+    return scores
+
+
+def entities_of(words: Sequence[str], tags: Sequence[str]) -> list[dict[str, Any]]:
+    """What the tags mark: type, text, and the words' numbers (`end` is the first word after it)."""
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    return [
+        {"type": kind, "text": " ".join(words[start : last + 1]), "start": start, "end": last + 1}
+        for kind, start, last in get_entities(list(tags))
+    ]
+
+
+def translation_scores(
+    references: Sequence[str], texts: Sequence[str], language: str | None = None
+) -> dict[str, float]:
+    """BLEU (Papineni et al. 2002) and chrF (Popovic 2015) of the corpus, 0 to 100, as sacrebleu has them. `language` of the
+    references chooses BLEU's tokenizer: Chinese, Japanese and Korean are not divided by spaces."""
+    import sacrebleu
+
+    tokenizer = bleu_tokenizer(language, references)
+    # force: texts that look tokenised are scored all the same, without a warning for every checkpoint.
+    return {
+        "bleu": float(sacrebleu.corpus_bleu(list(texts), [list(references)], tokenize=tokenizer, force=True).score),
+        "chrf": float(sacrebleu.corpus_chrf(list(texts), [list(references)]).score),
+    }
+
+
+def bleu_tokenizer(language: str | None, references: Sequence[str]) -> str:
+    """sacrebleu's name of it: `13a` (mteval's), `zh`, or `char` where words would need a dictionary."""
+    code = re.split(r"[-_]", (language or "").lower())[0]
+    if code in ("zh", "zho", "cmn", "yue"):
+        return "zh"
+    if code in ("ja", "jpn", "ko", "kor", "th", "tha", "lo", "lao", "km", "khm", "my", "mya"):
+        return "char"
+    if not code and references:
+        sample = "".join(references[:200])
+        if sum("一" <= letter <= "鿿" for letter in sample) > len(sample) / 3:
+            return "zh"
+    return "13a"
+
+
+def summary_scores(references: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
+    """ROUGE-1, -2 and -L F-measures (Lin 2004), 0 to 100, averaged over examples. No stemming. Words are as rouge_score
+    divides them where they are ASCII; other letters count, too."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    kinds = ("rougeL", "rouge1", "rouge2")
+    scorer = RougeScorer(list(kinds), tokenizer=_Words())
+    found = [scorer.score(reference, text) for reference, text in zip(references, texts, strict=True)]
+    return {kind: 100 * sum(one[kind].fmeasure for one in found) / max(len(found), 1) for kind in kinds}
+
+
+class _Words:
+    """rouge_score's own tokenizer keeps a-z and 0-9 only, so a Greek text would have no words at all."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return _ROUGE_TOKEN.findall(text.lower())

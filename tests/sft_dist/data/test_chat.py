@@ -1,0 +1,208 @@
+"""Conversations of every shape, and the mark on the tokens that are learned."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sft_dist.data.chat import PLAIN_TEMPLATE, messages_of, tokenize_chats, until_last_answer, why_unusable, with_system
+from sft_dist.recipe.errors import UserError
+from tests.tiny_text import CHATML, byte_tokenizer
+
+HELLO = [{"role": "user", "content": "how many legs?"}, {"role": "assistant", "content": "eight"}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer()
+
+
+def learned(tokenizer, chat, template=CHATML):
+    """What the model is to say, answer by answer, as text."""
+    tokenizer.chat_template = template
+    (tokens,) = tokenize_chats([chat], tokenizer, [7])
+    pieces, before = [], False
+    for id_, answer in zip(tokens.ids, tokens.answer, strict=True):
+        if answer:
+            pieces = [*pieces[:-1], [*pieces[-1], id_]] if before else [*pieces, [id_]]
+        before = answer
+    return [tokenizer.decode(piece) for piece in pieces]
+
+
+# ── shapes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": HELLO},
+        {"messages": json.dumps(HELLO)},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "how many legs?"}]}, HELLO[1]]},
+        {"conversations": [{"from": "human", "value": "how many legs?"}, {"from": "gpt", "value": "eight"}]},
+        {"conversations": HELLO, "messages": None},
+        {
+            "conversations": [
+                {"from": "human", "value": "how many legs?", "role": None},
+                {"from": "gpt", "value": "eight"},
+            ]
+        },
+        {"instruction": "how many legs?", "input": "", "output": "eight"},
+        {"prompt": "how many legs?", "completion": "eight", "messages": None, "instruction": ""},
+        {"prompt": HELLO[:1], "completion": HELLO[1:]},
+    ],
+)
+def test_every_shape_becomes_messages(row):
+    assert messages_of(row, 0) == HELLO
+
+
+def test_alpaca_with_input_system_and_history():
+    row = {
+        "instruction": "Translate.",
+        "input": "chat",
+        "output": "cat",
+        "system": "Be short.",
+        "history": [["Hi", "Hello"]],
+    }
+    assert [(m["role"], m["content"]) for m in messages_of(row, 0)] == [
+        ("system", "Be short."),
+        ("user", "Hi"),
+        ("assistant", "Hello"),
+        ("user", "Translate.\nchat"),
+        ("assistant", "cat"),
+    ]
+
+
+def test_sharegpt_tools_keep_their_text():
+    turns = [("system", "s"), ("human", "q"), ("function_call", '{"name": "f"}'), ("observation", "42"), ("gpt", "42!")]
+    row = {"conversations": [{"from": who, "value": text} for who, text in turns]}
+    roles = ["system", "user", "assistant", "tool", "assistant"]
+    assert [m["role"] for m in messages_of(row, 0)] == roles
+    assert [m["content"] for m in messages_of(row, 0)] == [text for _, text in turns]
+
+
+def test_openai_tool_calls_need_no_text():
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}
+    row = {"messages": [HELLO[0], {"role": "assistant", "content": None, "tool_calls": [call]}]}
+    assert messages_of(row, 0)[1] == {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert why_unusable(messages_of(row, 0)) == ""
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": [{"role": "asistant", "content": "x"}]}, "unknown role"),
+        ({"messages": [{"role": "user"}]}, "a turn without text"),
+        ({"messages": ["hello"]}, "a turn has `role` and `content`"),
+        ({"messages": "not json"}, "not a conversation"),
+        ({"messages": {"role": "user"}}, "a list of turns is needed"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "not text"),
+        ({"instruction": "x", "history": ["q", "a"]}, "pairs of question and answer"),
+    ],
+)
+def test_a_broken_row_is_named(row, said):
+    with pytest.raises(UserError, match=f"row 12: .*{said}") as error:
+        messages_of(row, 12)
+    assert error.value.problems[0].found
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({}, "empty conversation"),
+        ({"messages": HELLO[:1]}, "no answer"),
+        ({"instruction": "x", "output": ""}, "no answer"),
+        ({"messages": [HELLO[0], {"role": "assistant", "content": " \n"}]}, "empty answer"),
+        ({"messages": HELLO[::-1]}, "begins with an answer"),
+        ({"messages": [{"role": "system", "content": "s"}, HELLO[1]]}, "begins with an answer"),
+        ({"messages": HELLO}, ""),
+    ],
+)
+def test_what_cannot_be_trained_on_is_told(row, reason):
+    assert why_unusable(messages_of(row, 0)) == reason
+
+
+def test_turns_nobody_answers_are_left_out_and_a_system_message_is_added_once():
+    assert until_last_answer([*HELLO, HELLO[0]]) == HELLO
+    with_one = with_system(HELLO, "Be kind.")
+    assert with_one == [{"role": "system", "content": "Be kind."}, *HELLO]
+    assert with_system(with_one, "Be rude.") == with_one
+
+
+# ── the mark ────────────────────────────────────────────────────────────────────────────────────────────────────────
+TWO = [
+    {"role": "system", "content": "Be short."},
+    *HELLO,
+    {"role": "user", "content": "and a cat?"},
+    {"role": "assistant", "content": "four\n\nlegs "},
+]
+LLAMA3 = (
+    "{{ '<|begin|>' }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n\\n' + message['content'] | trim"
+    " + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n\\n' }}{% endif %}"
+)
+MARKED = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}{{ message['content'] + '<|im_end|>' }}"
+    "{% endif %}{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+# Like Qwen3's: thoughts are written in the last answer only.
+THINKING = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['role'] == 'assistant' and loop.last %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    "{{ message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+# Like Mistral's: no token begins an answer, and turns must alternate.
+STRICT = (
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + message['content'] + '<|endoftext|>' }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "answers"),
+    [
+        (CHATML, ["eight<|im_end|>", "four\n\nlegs <|im_end|>"]),
+        (MARKED, ["eight<|im_end|>", "four\n\nlegs <|im_end|>"]),
+        (LLAMA3, ["eight<|im_end|>", "four\n\nlegs<|im_end|>"]),
+        (THINKING, ["eight<|im_end|>", "<think>\n\n</think>\n\nfour\n\nlegs <|im_end|>"]),
+        (PLAIN_TEMPLATE, ["eight<|endoftext|>", "four\n\nlegs <|endoftext|>"]),
+    ],
+    ids=["chatml", "marked", "llama3", "thinking", "plain"],
+)
+def test_only_answers_and_the_token_that_ends_them_are_learned(tokenizer, template, answers):
+    assert learned(tokenizer, TWO, template) == answers
+
+
+def test_a_template_without_a_turn_token(tokenizer):
+    assert learned(tokenizer, TWO[1:], STRICT) == [" eight<|endoftext|>", " four\n\nlegs <|endoftext|>"]
+
+
+def test_the_tokens_are_those_of_the_template_itself(tokenizer):
+    for template in (CHATML, MARKED):
+        tokenizer.chat_template = template
+        (tokens,) = tokenize_chats([TWO], tokenizer, [0])
+        assert tokens.ids == tokenizer.apply_chat_template(TWO, tokenize=True)["input_ids"]
+        prompt = tokenizer.apply_chat_template(TWO[:-1], add_generation_prompt=True)["input_ids"]
+        assert tokens.ids[: len(prompt)] == prompt, "training and generation see the same prompt"
+        assert not any(tokens.answer[: len(TWO[0])])
+
+
+def test_the_templates_own_refusal_names_the_row(tokenizer):
+    tokenizer.chat_template = STRICT
+    with pytest.raises(UserError, match=r"row 31: .*Conversation roles must alternate"):
+        tokenize_chats([[HELLO[0], HELLO[0], HELLO[1]]], tokenizer, [31])
+
+
+def test_a_template_whose_answers_cannot_be_told_is_an_error(tokenizer):
+    tokenizer.chat_template = "{% for m in messages | reverse %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(UserError, match=r"row 5: .*cannot be told"):
+        tokenize_chats([HELLO], tokenizer, [5])
+
+
+def test_a_tool_call_that_the_template_leaves_out_is_an_error(tokenizer):
+    call = {"type": "function", "function": {"name": "weather", "arguments": {}}}
+    for template in (CHATML, MARKED):
+        tokenizer.chat_template = template
+        with pytest.raises(UserError, match=r"row 9: .*leaves out the tool call `weather`"):
+            tokenize_chats([[HELLO[0], {"role": "assistant", "content": "", "tool_calls": [call]}]], tokenizer, [9])
