@@ -11,7 +11,7 @@ from launch.ledger import find_run
 from launch.prepare import folders_of
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.run_folder import RunFolder, read_json
-from sft_dist.recipe.schema import METRICS
+from sft_dist.recipe.tasks import METRICS
 
 if TYPE_CHECKING:
     from launch.plan import Plan

@@ -22,13 +22,12 @@ from torch import Tensor, nn
 import sft_dist
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
-from sft_dist.tasks.base import Examples
 
 if TYPE_CHECKING:
-    from sft_dist.data.prepare import Rows
+    from sft_dist.data.rows import Examples, Rows
 
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "datasets", "numpy", "deepspeed")
-ENCODED = 1000  # examples of a split whose tokens are compared; all are in number of tokens
+LOOKED_AT = 1000  # rows and examples of a split that are compared in full
 
 
 def require_agreement(
@@ -39,8 +38,8 @@ def require_agreement(
         "recipe": digest([recipe.model_dump_json().encode()]),
         "code": code_digest(Path(sft_dist.__file__).parent),
         **versions(),
-        **{f"{split} rows": rows_digest(part) for split, part in rows.items()},
-        **{f"{split} tokens": tokens_digest(part) for split, part in examples.items()},
+        **{f"{split} rows": table_digest(part) for split, part in rows.items()},
+        **{f"{split} examples": table_digest(part) for split, part in examples.items()},
         "weights": weights_digest(model.state_dict()),
     }
     if differing := differences(gather_object([(socket.gethostname(), facts)])):
@@ -87,15 +86,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **known}
 
 
-def rows_digest(rows: Rows) -> str:
-    texts = ("\0".join(values).encode(errors="surrogatepass") for values in rows.fields.values())
-    return digest([rows.ids.tobytes(), *texts, repr(rows.targets).encode()])
-
-
-def tokens_digest(examples: Examples) -> str:
-    some = np.linspace(0, len(examples) - 1, min(ENCODED, len(examples)), dtype=int)
-    inputs = repr([examples.inputs[number] for number in some]).encode()
-    return digest([examples.lengths.tobytes(), examples.targets.tobytes(), inputs])
+def table_digest(table: Rows | Examples) -> str:
+    """Of all row numbers, and of some rows in full."""
+    some = np.linspace(0, len(table) - 1, min(LOOKED_AT, len(table)), dtype=int)
+    return digest([table.ids.tobytes(), *(repr(row).encode(errors="surrogatepass") for row in table.at(some))])
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:

@@ -33,7 +33,7 @@ def update(
     t: Training,
     step: int,
     loss: float,
-    totals: list[Tensor],  # losses of this rank's micro-batches
+    totals: list[Tensor],  # (parts,) of the loss of each of this rank's micro-batches
     forward_backward: Callable[[int, MicroBatch], Tensor],  # of one of them
 ) -> float:
     """The optimizer's step. Returns the gradient norm before clipping, NaN when the step was left out.
@@ -74,7 +74,7 @@ def _bad_loss(t: Training, loss: float) -> str:
 
 def _whose_loss(t: Training, step: int, totals: list[Tensor]) -> str:
     slots = t.source.indices(step)
-    means = [float(total) / max(len(slot), 1) for total, slot in zip(totals, slots, strict=True)]
+    means = [float(total.sum()) / max(len(slot), 1) for total, slot in zip(totals, slots, strict=True)]
     every = _of_all_ranks(t, means, slots)
     mean, rank, rows = max(every, key=lambda one: one[0] if math.isfinite(one[0]) else math.inf)
     worst = f"rank {rank} has {mean:g} an example on rows {_shown(rows)}"
@@ -121,15 +121,23 @@ def _shown(rows: list[int]) -> str:
     return f"{rows[:MOST_NAMED]}{' and more' if len(rows) > MOST_NAMED else ''}"
 
 
-def check_predictions(t: Training, logits: np.ndarray) -> None:
+def check_predictions(t: Training, predictions: list[Any]) -> None:
     """Before scores are made of them. Raises TrainingError."""
     assert t.validation is not None
-    bad = t.validation.ids[~np.isfinite(logits).reshape(len(logits), -1).all(axis=1)].tolist()
+    bad = [row for row, one in zip(t.validation.ids.tolist(), predictions, strict=True) if _is_no_number(one)]
     if bad:
         raise TrainingError(
-            f"after step {t.progress.step} the predictions for {len(bad)} of {len(logits)} validation rows are no numbers: "
-            f"rows {_shown(bad)}"
+            f"after step {t.progress.step} the predictions for {len(bad)} of {len(predictions)} validation rows are no "
+            f"numbers: rows {_shown(bad)}"
         )
+
+
+def _is_no_number(prediction: Any) -> bool:
+    if isinstance(prediction, dict):
+        return any(map(_is_no_number, prediction.values()))
+    if isinstance(prediction, np.ndarray) and prediction.dtype.kind == "f":
+        return not np.isfinite(prediction).all()
+    return isinstance(prediction, float) and not math.isfinite(prediction)
 
 
 def check_weights(t: Training, weights: dict[str, Tensor] | None) -> None:

@@ -21,10 +21,11 @@ def epoch_batches(
     epoch: int,
     global_batch: int,
     batching: str,  # plain | bucketed
+    shares: np.ndarray | None = None,  # (examples,) how often each is drawn, adding up to 1; None: each once
 ) -> list[np.ndarray]:
-    """Every example once, as global batches of indices; the last one may be smaller."""
+    """As many examples as there are, as global batches of indices; the last one may be smaller."""
     rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(lengths))
+    order = rng.permutation(len(lengths)) if shares is None else rng.choice(len(lengths), len(lengths), p=shares)
     if batching == "plain":
         return _cut(order, global_batch)
     batches: list[np.ndarray] = []
@@ -46,9 +47,20 @@ def slots_of(batch: np.ndarray, lengths: np.ndarray, num_slots: int) -> list[np.
     return [order[slot == i] for i in range(num_slots)]
 
 
+def balanced_shares(classes: np.ndarray) -> np.ndarray:  # (examples,) class numbers -> (examples,) shares of draws
+    """Every class that occurs is drawn equally often."""
+    _, place, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    return 1 / (len(counts) * counts[place])
+
+
 def slot_seed(seed: int, step: int, slot: int) -> int:
     """Seed of the random numbers (dropout) used in one micro-batch: the same wherever and whenever it is computed."""
     return int(np.random.SeedSequence([seed, step, slot]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def example_rng(seed: int, epoch: int, example: int) -> np.random.Generator:
+    """Random numbers for the augmentation of one example: new in every epoch, the same on whatever rank."""
+    return np.random.default_rng([seed, epoch, example])
 
 
 @dataclass
@@ -59,6 +71,7 @@ class BatchPlan:
     seed: int
     global_batch: int
     batching: str
+    shares: np.ndarray | None = None  # (examples,) of draws, for examples that are not all drawn equally often
     _epoch: tuple[int, list[np.ndarray]] = field(default=(-1, []), repr=False)
 
     @property
@@ -69,8 +82,11 @@ class BatchPlan:
         """Indices of the examples of step `step`."""
         epoch, index = divmod(step - 1, self.steps_per_epoch)
         if self._epoch[0] != epoch:
-            self._epoch = (epoch, epoch_batches(self.lengths, self.seed, epoch, self.global_batch, self.batching))
+            self._epoch = (epoch, self._batches(epoch))
         return self._epoch[1][index]
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        return epoch_batches(self.lengths, self.seed, epoch, self.global_batch, self.batching, self.shares)
 
     def slots(self, step: int, num_slots: int) -> list[np.ndarray]:
         return slots_of(self.at(step), self.lengths, num_slots)

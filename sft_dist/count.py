@@ -16,17 +16,18 @@ from sft_dist.recipe.schema import Recipe
 def main(path: str) -> int:
     recipe = Recipe.model_validate_json(Path(path).read_bytes())
     from sft_dist.data.prepare import prepare
+    from sft_dist.models import load_processor
     from sft_dist.tasks import task_of
 
     try:
         task = task_of(recipe)
-        prepared = prepare(recipe, task)
-        task.learn_labels(prepared.splits["train"].targets)
+        packs = getattr(recipe.task, "packing", False)
+        data = prepare(recipe, task, load_processor(recipe, task) if packs else None)
+        splits = {split: len(part) for split, part in (data.examples if packs else data.splits).items()}
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    splits = {split: len(rows) for split, rows in prepared.splits.items()}
-    print(json.dumps({"splits": splits, "dropped": prepared.dropped, "labels": task.labels}, ensure_ascii=False))
+    print(json.dumps({"splits": splits, "dropped": data.dropped, "labels": task.labels}, ensure_ascii=False))
     return 0
 
 

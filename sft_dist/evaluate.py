@@ -18,7 +18,8 @@ from typing import Any
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.run_folder import RunFolder, read_json, write_json, write_text
-from sft_dist.recipe.schema import METRICS, Recipe
+from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.tasks import METRICS
 from sft_dist.recipe.tunings import export_form
 
 log = logging.getLogger("sft_dist")
@@ -158,7 +159,7 @@ def _score_run(judge: Any, folder: RunFolder, recipe: Recipe, force: bool, damag
             folder.evaluation.mkdir(mode=0o700, exist_ok=True)
             known = {"step": checkpoint.step, "split": "validation", "checkpoint": fingerprint, "scores": scores}
             write_json(record, known)
-        metric = recipe.evaluate.metric or next(iter(METRICS[recipe.task.problem]))
+        metric = recipe.evaluate.metric or next(iter(METRICS[recipe.task.kind]))
         log.info(
             "%s  checkpoint %d/%d  step %d  validation %s %s",
             folder.id, number, len(checkpoints), checkpoint.step, metric, _cell(known["scores"].get(metric)),
@@ -183,7 +184,7 @@ def _score_once(judge: Any, winner: Scored, recipe: Recipe, split: str, force: b
 def _common_metric(recipes: list[Recipe]) -> tuple[str, str]:
     chosen = set()
     for recipe in recipes:
-        known = METRICS[recipe.task.problem]
+        known = METRICS[recipe.task.kind]
         metric = recipe.evaluate.metric or next(iter(known))
         chosen.add((metric, recipe.evaluate.direction or known[metric]))
     if len(chosen) > 1:
@@ -217,7 +218,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def render(board: dict[str, Any]) -> str:
     """The leaderboard as Markdown, aligned so that it reads well in a terminal too."""
     winner, metric = board["winner"], board["metric"]
-    names = [name for name, value in winner["validation"].items() if not isinstance(value, list) and name != "examples"]
+    names = [name for name, value in winner["validation"].items() if not isinstance(value, (list, dict)) and name != "examples"]
     names.sort(key=lambda name: name != metric)
     varied = sorted({key for settings in board["differences"].values() for key in settings})
     rows = [["", "run", "step", *varied, *names]]
@@ -237,7 +238,7 @@ def render(board: dict[str, Any]) -> str:
     ]
     for split in ("train", "test"):
         if split in winner:
-            scores = {name: value for name, value in winner[split].items() if not isinstance(value, list)}
+            scores = {name: value for name, value in winner[split].items() if not isinstance(value, (list, dict))}
             lines += ["", f"## The winner on {split}, scored once", ""]
             lines += _table([["score", "value"], *([name, _cell(value)] for name, value in scores.items())])
             lines += _confusion(winner[split].get("confusion_matrix"), board["labels"])

@@ -9,13 +9,16 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft_dist import __version__
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.run_folder import RunFolder, read_json, write_json, write_text
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tunings import best_form, export_form, has_adapter, merge_refusal
+
+if TYPE_CHECKING:
+    from sft_dist.tasks.base import Task
 
 log = logging.getLogger("sft_dist")
 ABOUT = "sft_dist.json"  # what `predict` needs besides weights: the recipe and the class names
@@ -64,7 +67,7 @@ def export(
 ) -> Path:
     """Write checkpoint `step` to `to`, aside first. Raises UserError when the checkpoint is missing or damaged."""
     from sft_dist import checkpoint as ckpt
-    from sft_dist.models import build_model, load_tokenizer
+    from sft_dist.models import build_model, load_processor
     from sft_dist.quiet import quiet_libraries
     from sft_dist.tasks import task_of
     from sft_dist.tuning import load_weights
@@ -86,22 +89,22 @@ def export(
         raise UserError(f"{to} exists and is no exported model; choose another folder with --to")
 
     labels = checkpoint.trainer_state()["labels"]
+    task = task_of(recipe)
+    task.labels = labels
     aside = to.with_name(f".{to.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     if form == "adapter" or not has_adapter(recipe.tuning):
         shutil.copytree(checkpoint.model, aside)
     else:
-        task = task_of(recipe)
-        task.labels = labels
-        tokenizer = load_tokenizer(recipe)
-        model = build_model(recipe, task, tokenizer)
+        processor = load_processor(recipe, task)
+        model = build_model(recipe, task, processor)
         load_weights(model, checkpoint.model)
         model.merge_and_unload().save_pretrained(aside)  # type: ignore[operator]
-        tokenizer.save_pretrained(aside)
+        processor.save_pretrained(aside)
     write_json(
         aside / ABOUT, {"recipe": json.loads(recipe.model_dump_json()), "labels": labels, "step": step, "form": form}
     )
-    write_text(aside / "README.md", model_card(recipe, folder, step, form, labels, validation, final))
+    write_text(aside / "README.md", model_card(recipe, folder, step, form, task, validation, final))
     if to.exists():
         shutil.rmtree(to)
     os.replace(aside, to)
@@ -114,7 +117,7 @@ def model_card(
     folder: RunFolder,
     step: int,
     form: str,
-    labels: list[str],
+    task: Task,
     validation: dict[str, Any],
     final: dict[str, dict[str, Any]],
 ) -> str:
@@ -123,7 +126,7 @@ def model_card(
     outcome = read_json(folder.path / "plan.json") or {}
     columns = {"validation": validation, **final}
     names = sorted(
-        {name for scores in columns.values() for name, value in scores.items() if not isinstance(value, list)}
+        {name for scores in columns.values() for name, value in scores.items() if not isinstance(value, (list, dict))}
     )
     table = [f"| score | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for name in names:
@@ -132,26 +135,25 @@ def model_card(
     source = (
         recipe.data.source if isinstance(recipe.data.source, str) else recipe.model_dump(mode="json")["data"]["source"]
     )
-    pipeline = {"text-classification": "text-classification"}[recipe.task.type]
     return f"""---
 library_name: {"peft" if form == "adapter" else "transformers"}
-pipeline_tag: {pipeline}
+pipeline_tag: {task.pipeline_tag}
 tags: [sft-dist, {recipe.tuning.method}]
 ---
 
 # {recipe.name}
 
-{recipe.description or f"A {recipe.task.type} model ({recipe.task.problem}), fine-tuned from `{base}`."}
+{recipe.description or f"A model for {recipe.task.kind}, fine-tuned from `{base}`."}
 
 - **Base model**: `{base}`
 - **Tuning**: {recipe.tuning.method}{", merged into the base" if has_adapter(recipe.tuning) and form == "merged" else ""}
-- **Labels**: {", ".join(labels) or "one number"}
+- **Labels**: {", ".join(task.labels) or "none"}
 - **Checkpoint**: step {step} of run `{folder.id}`, chosen on validation{f" (plan: {outcome['steps']['total']} steps)" if outcome.get("steps") else ""}
 
 ## Data
 
 `{source}`{f", rows where {recipe.data.where}" if recipe.data.where else ""}{f", {recipe.data.limit} rows drawn" if recipe.data.limit else ""}.
-Texts longer than {recipe.data.max_length} tokens were cut.
+{f"Texts longer than {recipe.data.max_length} tokens were cut." if task.counts_tokens else ""}
 
 ## Scores
 

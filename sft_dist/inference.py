@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from accelerate.utils import send_to_device
+from torch import nn
 
-from sft_dist.losses import SumLoss
-from sft_dist.tasks.base import Examples, Task
+from sft_dist.data.rows import Examples
+from sft_dist.tasks.base import Loss, Task
 from sft_dist.tasks.named import collate
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a model says about some examples."""
+
+    indices: np.ndarray  # (examples,)
+    predictions: list[Any]  # one an example, as the task makes them
+    totals: np.ndarray  # (parts,) of the summed loss; zeros when there are no targets
 
 
 def length_sorted_batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
@@ -31,38 +41,60 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
 def forward(
     model: nn.Module,
     task: Task,
-    tokenizer: PreTrainedTokenizerBase,
+    loss: Loss | None,
+    processor: Any,
     examples: Examples,
     batches: Sequence[np.ndarray],
     device: torch.device,
     autocast: AbstractContextManager[None],
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(indices, logits) of each batch; logits are (batch, classes) in fp32."""
+    raw_model: nn.Module | None = None,  # not wrapped for distribution, where `model` is
+) -> list[Judged]:
     model.eval()
     found = []
     # Not inference_mode: sharded weights are gathered, and those tensors are used again.
     with torch.no_grad(), autocast:
         for indices in batches:
-            inputs, _ = collate(task, examples, indices, tokenizer)
-            logits = task.logits(model, {name: value.to(device) for name, value in inputs.items()})
-            found.append((indices, logits.float().cpu().numpy()))
+            inputs, targets = send_to_device(collate(task, examples, indices, processor), device)
+            outputs = task.forward(model, inputs)
+            predictions = task.predict(raw_model or model, inputs, outputs, processor)
+            if loss is None or targets is None:
+                totals = np.zeros(1)
+            else:
+                with torch.autocast(device.type, enabled=False):
+                    totals = loss.total(outputs, targets).reshape(-1).double().cpu().numpy()
+            found.append(Judged(indices, predictions, totals))
     return found
 
 
-def assemble(parts: Iterable[tuple[np.ndarray, np.ndarray]], num_examples: int) -> np.ndarray:
-    """Logits in the examples' own order, (examples, classes). Every example must be in exactly one part."""
+def assemble(parts: Iterable[Judged], num_examples: int) -> tuple[list[Any], np.ndarray]:
+    """Predictions in the examples' own order, and the loss's totals. Every example must be in exactly one part."""
     parts = list(parts)
-    indices = np.concatenate([indices for indices, _ in parts])
-    if len(indices) != num_examples or len(np.unique(indices)) != num_examples:
-        raise RuntimeError(f"{len(indices)} predictions for {num_examples} examples")
-    logits = np.concatenate([rows for _, rows in parts])
-    return logits[np.argsort(indices)]
+    indices = np.concatenate([part.indices for part in parts])
+    predictions = [prediction for part in parts for prediction in part.predictions]
+    if not len(indices) == len(predictions) == len(np.unique(indices)) == num_examples:
+        raise RuntimeError(f"{len(predictions)} predictions for {num_examples} examples")
+    totals = np.stack([part.totals for part in sorted(parts, key=lambda part: int(part.indices[0]))]).sum(axis=0)
+    return [predictions[place] for place in np.argsort(indices)], totals
 
 
-def scores_of(task: Task, loss: SumLoss, logits: np.ndarray, examples: Examples) -> dict[str, Any]:
+def scores_of(
+    task: Task, loss: Loss, predictions: list[Any], totals: np.ndarray, examples: Examples, processor: Any
+) -> dict[str, Any]:
     """The task's scores, and the mean loss over the split (weighted as in training)."""
-    total = loss.total(torch.from_numpy(logits).double(), _double(examples.targets)).item()
-    return {"loss": total / float(loss.weights(examples.targets).sum()), **task.score(logits, examples.targets)}
+    divisors = divisors_of(weights_of(task, loss, examples))
+    return {"loss": float((totals / divisors).sum()), **task.score(predictions, examples, processor)}
+
+
+def weights_of(task: Task, loss: Loss, examples: Examples) -> np.ndarray:
+    """(examples, parts) what each example adds to the divisors."""
+    weights = np.asarray(task.weights(loss, examples), dtype=np.float64)
+    return weights[:, None] if weights.ndim == 1 else weights
+
+
+def divisors_of(weights: np.ndarray) -> np.ndarray:  # (examples, parts) -> (parts,)
+    """A part that no example adds to, such as boxes in pictures without any, is divided by one."""
+    sums = weights.sum(axis=0)
+    return np.where(sums > 0, sums, 1.0)
 
 
 def better(score: float | None, than: float | None, direction: str, min_delta: float = 0.0) -> bool:
@@ -70,8 +102,3 @@ def better(score: float | None, than: float | None, direction: str, min_delta: f
     if score is None or than is None:
         return score is not None
     return score > than + min_delta if direction == "max" else score < than - min_delta
-
-
-def _double(targets: np.ndarray) -> Tensor:
-    tensor = torch.from_numpy(targets)
-    return tensor.double() if tensor.is_floating_point() else tensor

@@ -9,16 +9,16 @@ import ctypes
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedTokenizerBase
 
-from sft_dist.batches import BatchPlan
+from sft_dist.batches import BatchPlan, example_rng
+from sft_dist.data.rows import Examples
 from sft_dist.failures import Failure
 from sft_dist.recipe.arithmetic import Batch
-from sft_dist.tasks.base import Examples, Task
+from sft_dist.tasks.base import Task
 from sft_dist.tasks.named import collate
 
 _PR_SET_PDEATHSIG = 1  # Linux: a signal to this process when its parent dies
@@ -26,8 +26,8 @@ _PR_SET_PDEATHSIG = 1  # Linux: a signal to this process when its parent dies
 
 @dataclass(frozen=True)
 class MicroBatch:
-    inputs: dict[str, Tensor]
-    targets: Tensor
+    inputs: dict[str, Any]
+    targets: Any
     indices: np.ndarray  # of the examples; empty when this rank has none (short last batch) and only takes part
 
 
@@ -41,10 +41,10 @@ class MicroBatches(Dataset[MicroBatch]):
         rank: int,
         task: Task,
         examples: Examples,
-        tokenizer: PreTrainedTokenizerBase,
+        processor: Any,
     ) -> None:
         self.plan, self.batch, self.rank = plan, batch, rank
-        self.task, self.examples, self.tokenizer = task, examples, tokenizer
+        self.task, self.examples, self.processor = task, examples, processor
 
     def __getitem__(self, number: int) -> MicroBatch:
         step, turn = divmod(number, self.batch.accumulation)
@@ -56,7 +56,9 @@ class MicroBatches(Dataset[MicroBatch]):
         slot = slots[self.rank * self.batch.accumulation + turn]
         # A rank without examples still takes part, with one whose loss counts nothing.
         shown = slot if len(slot) else next(other for other in slots if len(other))[:1]
-        return MicroBatch(*collate(self.task, self.examples, shown, self.tokenizer), slot)
+        epoch = (step - 1) // self.plan.steps_per_epoch
+        rngs = [example_rng(self.plan.seed, epoch, example) for example in shown.tolist()]
+        return MicroBatch(*collate(self.task, self.examples, shown, self.processor, rngs), slot)
 
     def indices(self, step: int) -> list[np.ndarray]:
         """Which examples are in each micro-batch of a step."""

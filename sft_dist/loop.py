@@ -16,17 +16,24 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from sft_dist import checkpoint as ckpt
 from sft_dist.bad_steps import check_predictions, check_weights, update
-from sft_dist.batches import BatchPlan, slot_seed
+from sft_dist.batches import BatchPlan, balanced_shares, slot_seed
+from sft_dist.data.rows import Examples
 from sft_dist.engines.base import Engine
-from sft_dist.inference import assemble, better, forward, length_sorted_batches, scores_of
+from sft_dist.inference import (
+    assemble,
+    better,
+    divisors_of,
+    forward,
+    length_sorted_batches,
+    scores_of,
+    weights_of,
+)
 from sft_dist.loader import MicroBatch, MicroBatches, micro_batches
-from sft_dist.losses import SumLoss
 from sft_dist.meter import Meter, record
 from sft_dist.optim import before_judging, before_training
 from sft_dist.recipe.arithmetic import Batch, Steps
@@ -34,7 +41,7 @@ from sft_dist.recipe.run_folder import RunFolder, read_json
 from sft_dist.recipe.schema import Recipe
 from sft_dist.saver import Saved, Saver
 from sft_dist.snapshot import Snapshot
-from sft_dist.tasks.base import Examples, Task
+from sft_dist.tasks.base import Loss, Task
 from sft_dist.tuning import drop_waiting, first_steps
 
 log = logging.getLogger("sft_dist")
@@ -66,9 +73,9 @@ class Training:
     engine: Engine
     saver: Saver
     task: Task
-    tokenizer: PreTrainedTokenizerBase
+    processor: Any
     schedule: torch.optim.lr_scheduler.LRScheduler
-    loss: SumLoss
+    loss: Loss
     train: Examples
     validation: Examples | None
     batch: Batch
@@ -91,7 +98,9 @@ class Training:
     @cached_property
     def plan(self) -> BatchPlan:
         train = self.recipe.train
-        return BatchPlan(self.train.lengths, train.seed, self.batch.global_batch, train.batching)
+        balanced = self.recipe.data.sampling == "balanced"
+        shares = balanced_shares(self.train.numbers("label")) if balanced else None
+        return BatchPlan(self.train.lengths, train.seed, self.batch.global_batch, train.batching, shares)
 
     @cached_property
     def first_steps(self) -> dict[str, int]:
@@ -102,12 +111,12 @@ class Training:
     def source(self) -> MicroBatches:
         """This rank's micro-batches."""
         rank = self.accelerator.process_index
-        return MicroBatches(self.plan, self.batch, rank, self.task, self.train, self.tokenizer)
+        return MicroBatches(self.plan, self.batch, rank, self.task, self.train, self.processor)
 
 
 def run(t: Training) -> tuple[str, str]:
     """Train from `progress.step` to the end. Returns (state, reason): finished or stopped."""
-    weights = t.loss.weights(t.train.targets)
+    weights = weights_of(t.task, t.loss, t.train)
     num_slots = t.batch.world_size * t.batch.accumulation
     validate_at, save_at = set(t.steps.eval_points), set(t.steps.save_points)
     batches = micro_batches(t.source, t.progress.step + 1, t.steps.total, t.recipe.data.workers)
@@ -122,10 +131,10 @@ def run(t: Training) -> tuple[str, str]:
         t.model.train()
         before_training(t.engine.optimizer)
         slots = t.plan.slots(step, num_slots)
-        divisor = float(weights[np.concatenate(slots)].sum())
-        forward_backward = partial(_forward_backward, t, step, divisor)
+        divisors = torch.from_numpy(divisors_of(weights[np.concatenate(slots)])).to(t.accelerator.device)
+        forward_backward = partial(_forward_backward, t, step, divisors)
         totals = [forward_backward(turn, next(batches)) for turn in range(t.batch.accumulation)]
-        loss, stop = _agree(t, torch.stack(totals).double().sum() / divisor)
+        loss, stop = _agree(t, (torch.stack(totals).double().sum(dim=0) / divisors).sum())
         lr = float(t.schedule.get_last_lr()[0])
         drop_waiting(t.engine.raw_model, t.first_steps, step)
         grad_norm = update(t, step, loss, totals, forward_backward)
@@ -147,24 +156,24 @@ def run(t: Training) -> tuple[str, str]:
     return outcome
 
 
-def _forward_backward(t: Training, step: int, divisor: float, turn: int, batch: MicroBatch) -> Tensor:
-    """One of this rank's micro-batches: its gradient is added to the step's, its summed loss returned."""
+def _forward_backward(t: Training, step: int, divisors: Tensor, turn: int, batch: MicroBatch) -> Tensor:
+    """One of this rank's micro-batches: its gradient is added to the step's; (parts,) of its summed loss."""
     slot = t.accelerator.process_index * t.batch.accumulation + turn
     torch.manual_seed(slot_seed(t.recipe.train.seed, step, slot))
     with t.engine.accumulate(last=turn == t.batch.accumulation - 1):
-        total = _loss_of(t, batch)
+        totals = _loss_of(t, batch)
         # Ranks' gradients are averaged, so each rank's share of the sum counts world_size times.
-        t.engine.backward(total * (t.batch.world_size / divisor))
-    return total.detach()
+        t.engine.backward((totals * (t.batch.world_size / divisors).to(totals.dtype)).sum())
+    return totals.detach()
 
 
 def _loss_of(t: Training, batch: MicroBatch) -> Tensor:
-    """Loss summed over one micro-batch; 0 for one that has no examples of its own."""
-    device = t.accelerator.device
+    """(parts,) of the loss summed over one micro-batch; 0 for one that has no examples of its own."""
+    inputs, targets = send_to_device((batch.inputs, batch.targets), t.accelerator.device)
     with t.engine.autocast():
-        logits = t.task.logits(t.model, {name: value.to(device) for name, value in batch.inputs.items()})
-    total = t.loss.total(logits.float(), batch.targets.to(device))
-    return total if len(batch.indices) else total * 0.0
+        outputs = t.task.forward(t.model, inputs)
+    totals = t.loss.total(outputs, targets).reshape(-1)
+    return totals if len(batch.indices) else totals * 0.0
 
 
 def _agree(t: Training, loss_share: Tensor) -> tuple[float, str]:
@@ -187,13 +196,21 @@ def _validate(t: Training) -> None:
     # Sharded weights are gathered by all ranks together, so a rank with one batch less repeats one, for nothing.
     idle = [batches[0]] * (-(-len(batches) // world) - len(share))
     mine = forward(
-        t.model, t.task, t.tokenizer, t.validation, [*share, *idle], t.accelerator.device, t.engine.autocast()
+        t.model,
+        t.task,
+        t.loss,
+        t.processor,
+        t.validation,
+        [*share, *idle],
+        t.accelerator.device,
+        t.engine.autocast(),
+        t.engine.raw_model,
     )[: len(share)]
-    # Ranks exchange (indices, logits), so nothing is padded in and nothing has to be taken out again.
-    logits = assemble(gather_object(mine), len(t.validation))
-    check_predictions(t, logits)
-    scores = scores_of(t.task, t.loss, logits, t.validation)
-    scores = {name: value for name, value in scores.items() if not isinstance(value, list)}  # confusion can be large
+    # Ranks exchange (indices, predictions), so nothing is padded in and nothing has to be taken out again.
+    predictions, totals = assemble(gather_object(mine), len(t.validation))
+    check_predictions(t, predictions)
+    scores = scores_of(t.task, t.loss, predictions, totals, t.validation, t.processor)
+    scores = {name: value for name, value in scores.items() if not isinstance(value, (list, dict))}  # can be large
     progress = t.progress
     progress.validated[progress.step] = scores
     score = scores[t.metric]

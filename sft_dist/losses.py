@@ -7,6 +7,7 @@ mean per micro-batch does not once examples weigh differently.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sft_dist.recipe import schema
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.schema import LOSSES, BinaryCrossEntropyLoss, CrossEntropyLoss, Loss
 
 
 @dataclass(frozen=True)
@@ -59,35 +60,103 @@ class MeanSquaredError:
         return np.ones(len(targets))
 
 
-SumLoss = CrossEntropy | BinaryCrossEntropy | MeanSquaredError
+@dataclass(frozen=True)
+class Focal:
+    """-w (1 - p)^gamma log p with p the probability of the true class (Lin et al. 2017, arXiv 1708.02002).
+
+    gamma 0 is cross-entropy; the more, the less an example counts that is right already. w are the class weights, in the
+    divisor too, as in cross-entropy.
+    """
+
+    gamma: float = 2.0
+    class_weights: Tensor | None = None  # (classes,)
+
+    def total(self, logits: Tensor, targets: Tensor) -> Tensor:  # (batch, classes), (batch,) -> ()
+        log_p = F.log_softmax(logits, dim=-1).gather(-1, targets[:, None]).squeeze(-1)
+        # 1 - p from log p, exact where p is nearly 1; the gradient of 0^gamma would be no number.
+        missing = torch.clamp(-torch.expm1(log_p), min=torch.finfo(log_p.dtype).tiny)
+        losses = -(missing**self.gamma) * log_p
+        if self.class_weights is not None:
+            losses = losses * self.class_weights.to(logits.device, logits.dtype)[targets]
+        return losses.sum()
+
+    def weights(self, targets: np.ndarray) -> np.ndarray:  # (examples,) -> (examples,)
+        if self.class_weights is None:
+            return np.ones(len(targets))
+        return self.class_weights.double().numpy()[targets]
 
 
-def build_loss(loss: Loss | None, problem: str, labels: list[str], targets: np.ndarray) -> SumLoss:
-    """`targets` are those of the training split; `balanced` weights are counted on them."""
-    match loss.name if loss else LOSSES[problem][0]:
-        case "cross-entropy":
-            assert loss is None or isinstance(loss, CrossEntropyLoss)
-            weights, smoothing = (loss.class_weights, loss.label_smoothing) if loss else (None, 0.0)
-            counts = np.bincount(targets, minlength=len(labels))
-            balanced = len(targets) / (len(labels) * np.maximum(counts, 1))
-            return CrossEntropy(_class_weights(weights, labels, balanced), smoothing)
-        case "binary-cross-entropy":
-            assert loss is None or isinstance(loss, BinaryCrossEntropyLoss)
-            weights = loss.class_weights if loss else None
-            positives = np.maximum(targets.sum(axis=0), 1)
-            balanced = np.maximum(len(targets) - positives, 1) / positives
-            return BinaryCrossEntropy(_class_weights(weights, labels, balanced))
-        case "mse":
+@dataclass(frozen=True)
+class BinaryFocal:
+    """The focal loss of one yes/no question a class, averaged over classes; gamma 0 is `BCEWithLogitsLoss(pos_weight)`."""
+
+    gamma: float = 2.0
+    class_weights: Tensor | None = None  # (classes,) of the positives
+
+    def total(self, logits: Tensor, targets: Tensor) -> Tensor:  # (batch, classes), (batch, classes) -> ()
+        pos_weight = None if self.class_weights is None else self.class_weights.to(logits.device, logits.dtype)
+        losses = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=pos_weight, reduction="none")
+        # The probability of the wrong answer.
+        missing = torch.sigmoid(torch.where(targets > 0.5, -logits, logits))
+        missing = torch.clamp(missing, min=torch.finfo(logits.dtype).tiny)
+        return (missing**self.gamma * losses).sum() / logits.shape[-1]
+
+    def weights(self, targets: np.ndarray) -> np.ndarray:
+        return np.ones(len(targets))
+
+
+@dataclass(frozen=True)
+class Huber:
+    """Squared for errors up to `delta`, linear beyond (Huber 1964); equals `torch.nn.HuberLoss` over the global batch."""
+
+    delta: float = 1.0
+
+    def total(self, logits: Tensor, targets: Tensor) -> Tensor:  # (batch, 1), (batch,) -> ()
+        return F.huber_loss(logits.squeeze(-1), targets, reduction="sum", delta=self.delta)
+
+    def weights(self, targets: np.ndarray) -> np.ndarray:
+        return np.ones(len(targets))
+
+
+ClassLoss = CrossEntropy | BinaryCrossEntropy | Focal | BinaryFocal | MeanSquaredError | Huber
+
+
+def build_loss(
+    loss: schema.Loss | None, problem: str, labels: list[str], targets: Callable[[], np.ndarray]
+) -> ClassLoss:
+    """`targets` gives those of the training split; `balanced` weights are counted on them. Raises UserError."""
+    weights = getattr(loss, "class_weights", None)
+    match loss:
+        case None:
+            return {"multi-label": BinaryCrossEntropy, "regression": MeanSquaredError}.get(problem, CrossEntropy)()
+        case schema.CrossEntropyLoss():
+            return CrossEntropy(_class_weights(weights, labels, targets), loss.label_smoothing)
+        case schema.BinaryCrossEntropyLoss():
+            return BinaryCrossEntropy(_class_weights(weights, labels, targets))
+        case schema.FocalLoss():
+            kind = BinaryFocal if problem == "multi-label" else Focal
+            return kind(loss.gamma, _class_weights(weights, labels, targets))
+        case schema.MseLoss():
             return MeanSquaredError()
-        case name:
-            raise UserError(f"there is no loss {name}")
+        case schema.HuberLoss():
+            return Huber(loss.delta)
+    raise UserError(f"{loss.name} is no loss for {problem}")
 
 
-def _class_weights(setting: object, labels: list[str], balanced: np.ndarray) -> Tensor | None:
+def balanced_weights(targets: np.ndarray, num_classes: int) -> np.ndarray:
+    """Classes that are rare count more: rows / (classes x rows of the class); of zeros and ones, negatives / positives."""
+    if targets.ndim == 2:
+        positives = np.maximum(targets.sum(axis=0), 1)
+        return np.maximum(len(targets) - positives, 1) / positives
+    counts = np.bincount(targets, minlength=num_classes)
+    return len(targets) / (num_classes * np.maximum(counts, 1))
+
+
+def _class_weights(setting: object, labels: list[str], targets: Callable[[], np.ndarray]) -> Tensor | None:
     if setting is None:
         return None
     if setting == "balanced":
-        values = list(balanced)
+        values = list(balanced_weights(targets(), len(labels)))
     elif isinstance(setting, dict):
         if strange := sorted(set(setting) - set(labels)):
             raise UserError(f"train.loss.class_weights names {strange}, which are not among the labels {labels}")

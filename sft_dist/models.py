@@ -1,4 +1,4 @@
-"""Tokenizer and model from a recipe, the same way for training, judging, exporting and predicting."""
+"""Processor and model from a recipe, the same way for training, judging, exporting and predicting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.machine import missing_packages
@@ -22,22 +21,20 @@ from sft_dist.tuning.quantize import quantization
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 
-def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+def load_processor(recipe: Recipe, task: Task) -> Any:
+    """Tokenizer, image processor or whatever else makes a row into the model's input."""
     model = recipe.model
     own = (
         model.tokenizer is None or model.tokenizer == model.path
     )  # the commit of the model's code says nothing elsewhere
     options = _pinned(model) if own else {"revision": model.revision, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_source(model.tokenizer or model.path), **options)
+        return task.load_processor(model_source(model.tokenizer or model.path), **options)
     except (OSError, ValueError, ImportError) as error:
         raise _explained(error, model) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
-def build_model(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+def build_model(recipe: Recipe, task: Task, processor: Any) -> nn.Module:
     """The base model with the task's head and the recipe's tuning; head and adapters are new, from `train.seed`."""
     torch.manual_seed(recipe.train.seed)
     options = {**_pinned(recipe.model), **_weights(recipe.model), **quantization(recipe)}
@@ -45,7 +42,7 @@ def build_model(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase) 
         raise UserError(problems)  # before transformers fetches kernels from the hub instead
     try:
         model = task.build_model(
-            model_source(recipe.model.path), options.pop("revision"), recipe.model.config, **options
+            model_source(recipe.model.path), options.pop("revision"), recipe.model.config, processor, **options
         )
     except (OSError, ValueError, ImportError, UnpicklingError) as error:
         raise _explained(error, recipe.model) from error
@@ -53,8 +50,8 @@ def build_model(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase) 
     if wanted is not None and wanted != got:
         what = f"{type(model).__name__} does not have it, and would use {got} instead"
         raise UserError(Problem(what, "model.attention", None, wanted))
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    if getattr(model.config, "pad_token_id", None) is None and getattr(processor, "pad_token_id", None) is not None:
+        model.config.pad_token_id = processor.pad_token_id
     return apply_tuning(model, recipe.tuning, task.peft_task)
 
 

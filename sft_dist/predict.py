@@ -1,4 +1,5 @@
-"""`python -m sft_dist.predict MODEL [FILE|-]`: label the lines of a text file, or the rows of a csv, tsv or jsonl."""
+"""`python -m sft_dist.predict MODEL [FILE ...]`: what a model says about the lines of text files, the rows of tables, or
+pictures and recordings."""
 
 from __future__ import annotations
 
@@ -17,23 +18,28 @@ from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.run_folder import RunFolder, read_json
 from sft_dist.recipe.schema import Recipe
 
+MEDIA = ("image", "audio")  # roles that are files
 BATCHES_AT_ONCE = 16  # texts read ahead, so that a batch holds similar lengths: this many micro-batches
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sft_dist.predict",
-        description="Label texts with an exported model.",
+        description="What an exported model says about texts, pictures or recordings.",
         epilog="example: echo 'a wonderful film' | python -m sft_dist.predict runs/quickstart/0a1b2c3d4e",
     )
     parser.add_argument("model", type=Path, help="an exported folder, or a run folder whose winner was exported")
     parser.add_argument(
-        "file", nargs="?", default="-", help="txt (a text a line), csv, tsv or jsonl; - is standard input"
+        "files",
+        nargs="*",
+        default=["-"],
+        help="txt (a text a line), csv, tsv or jsonl; for pictures and recordings the files themselves, or a table of "
+        "their paths; - is standard input",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, with all probabilities")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, with everything the model says")
     options = parser.parse_args(arguments)
     try:
-        for line in predict(options.model, options.file, options.json):
+        for line in predict(options.model, options.files, options.json):
             print(line, flush=True)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -43,59 +49,76 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def predict(model_folder: Path, file: str, as_json: bool) -> Iterator[str]:
+def predict(model_folder: Path, files: list[str], as_json: bool) -> Iterator[str]:
     """Output lines in the order of the input. Raises UserError."""
     folder, about = _find(model_folder)
     recipe = Recipe.model_validate(about["recipe"])
-    roles = _input_roles(recipe)
-    texts = read_texts(file, recipe, roles)
-    first = next(texts, None)
-    if first is None:
-        return
 
-    import numpy as np
     import torch
+    from datasets import Dataset
     from safetensors import SafetensorError
-    from transformers import AutoTokenizer
 
-    from sft_dist.data.prepare import Rows, clean_text
+    from sft_dist.data.prepare import clean_text
+    from sft_dist.data.rows import ROW, Examples
     from sft_dist.inference import assemble, autocast, forward, length_sorted_batches
     from sft_dist.models import build_model
     from sft_dist.quiet import quiet_libraries
     from sft_dist.tasks import task_of
+    from sft_dist.tasks.named import encode
     from sft_dist.tuning import load_weights
 
     quiet_libraries()
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
     task = task_of(recipe)
     task.labels = about["labels"]
+    roles = [role for role in task.input_roles if role == task.input_roles[0] or role in recipe.data.columns]
+    given = itertools.chain.from_iterable(read_inputs(file, recipe, roles) for file in files)
+    first = next(given, None)
+    if first is None:
+        return
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        processor = task.load_processor(str(folder))
         if about["form"] == "adapter":
-            model = build_model(recipe, task, tokenizer)
+            model = build_model(recipe, task, processor)
             load_weights(model, folder)
         else:
-            model = task.build_model(str(folder), None, {})
+            model = task.build_model(str(folder), None, {}, processor)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be loaded: {error}; export it again") from error
     model.to(device)
-    rest = itertools.chain([first], texts)
+    rest = itertools.chain([first], given)
     size = recipe.evaluate.micro_batch
     while chunk := list(itertools.islice(rest, size * BATCHES_AT_ONCE)):
-        fields = {role: [clean_text(row[role], recipe.data.clean) for row in chunk] for role in roles}
-        rows = Rows(np.arange(len(chunk)), fields, [])
-        examples = task.encode_inputs(rows, tokenizer)
+        rows = [
+            task.from_input(
+                {
+                    role: {"path": text, "bytes": None} if role in MEDIA else clean_text(text, recipe.data.clean)
+                    for role, text in row.items()
+                }
+            )
+            for row in chunk
+        ]
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        table = Dataset.from_dict(encode(task, {**columns, ROW: list(range(len(rows)))}, processor, "input"))
+        examples = Examples(table.add_column(ROW, list(range(len(rows)))), "input")
         batches = length_sorted_batches(examples.lengths, size)
-        parts = forward(model, task, tokenizer, examples, batches, device, autocast(device, recipe.train.precision))
-        for row, said in zip(chunk, task.describe(assemble(parts, len(chunk))), strict=True):
+        casting = autocast(device, recipe.train.precision)
+        parts = forward(model, task, None, processor, examples, batches, device, casting)
+        predictions, _ = assemble(parts, len(chunk))
+        for row, said in zip(chunk, task.describe(predictions, processor), strict=True):
             yield json.dumps({**row, **said}, ensure_ascii=False) if as_json else _plain(row, said)
 
 
-def read_texts(file: str, recipe: Recipe, roles: list[str]) -> Iterator[dict[str, str]]:
-    """Role -> text for each line or row. Raises UserError with the line number."""
+def read_inputs(file: str, recipe: Recipe, roles: list[str]) -> Iterator[dict[str, str]]:
+    """Role -> text, or path of a picture or recording, of each line or row. Raises UserError with the line number."""
     path = Path(file)
     suffix = path.suffix.lower()
     try:
+        if roles[0] in MEDIA and suffix not in (".csv", ".tsv", ".jsonl", ".txt", "") and file != "-":
+            if not path.is_file():
+                raise UserError(f"{file}: no such file")
+            yield {roles[0]: file}
+            return
         if file == "-":
             yield from _lines(sys.stdin, "standard input", roles)
             return
@@ -150,13 +173,6 @@ def _find(model: Path) -> tuple[Path, dict[str, Any]]:
             return folder, about
     hint = "run `sft-dist eval` on it first" if RunFolder(model).recipe_file.is_file() else "it has no " + ABOUT
     raise UserError(f"{model}: not an exported model; {hint}")
-
-
-def _input_roles(recipe: Recipe) -> list[str]:
-    from sft_dist.recipe.schema import TASK_COLUMNS
-
-    roles = [role for role in TASK_COLUMNS[recipe.task.type] if role != "label"]
-    return [role for role in roles if role == roles[0] or role in recipe.data.columns]
 
 
 def _plain(row: dict[str, str], said: dict[str, Any]) -> str:

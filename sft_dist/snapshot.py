@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from sft_dist.checkpoint import Checkpoint
 from sft_dist.optim import groups_state, load_groups_state, load_schedule_state, schedule_state
@@ -32,7 +31,7 @@ class Snapshot:
     """One rank's part of a checkpoint, in memory."""
 
     model: nn.Module  # its structure and config; what its weights are by now does not matter
-    tokenizer: PreTrainedTokenizerBase
+    processor: Any
     rank: int
     weights: dict[str, Tensor] | None  # on rank 0
     pieces: list[Piece]
@@ -50,7 +49,7 @@ class Snapshot:
         }
         pieces = list(t.engine.pieces())
         return cls(
-            t.engine.raw_model, t.tokenizer, t.accelerator.process_index, weights, pieces, copy.deepcopy(trainer)
+            t.engine.raw_model, t.processor, t.accelerator.process_index, weights, pieces, copy.deepcopy(trainer)
         )
 
     def write(self, aside: Path) -> list[Path]:
@@ -59,7 +58,7 @@ class Snapshot:
         if self.weights is not None:
             model = aside / "model"
             save_weights(self.model, self.weights, model)
-            self.tokenizer.save_pretrained(model)
+            self.processor.save_pretrained(model)
             config: Any = self.model.config
             if not (model / "config.json").exists():  # an adapter's folder has none, and class names live there
                 config.save_pretrained(model)

@@ -20,7 +20,8 @@ from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.load import read, validate
 from sft_dist.recipe.machine import missing_packages, needs_gpu
 from sft_dist.recipe.run_folder import AttemptFolder, RunFolder, run_id
-from sft_dist.recipe.schema import METRICS, Recipe
+from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.tasks import METRICS
 from sft_dist.recipe.tunings import virtual_tokens
 from sft_dist.recipe.units import seconds_of
 
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
     from sft_dist import checkpoint as ckpt
     from sft_dist import loop
     from sft_dist.data.prepare import Prepared
+    from sft_dist.data.rows import Examples
     from sft_dist.engines.base import Engine
     from sft_dist.recipe.arithmetic import Batch
-    from sft_dist.tasks.base import Examples
 
 log = logging.getLogger("sft_dist")
 
@@ -181,14 +182,14 @@ def build(
     from sft_dist import loop
     from sft_dist.agreement import require_agreement
     from sft_dist.data.prepare import prepare
-    from sft_dist.models import build_model, load_tokenizer
+    from sft_dist.data.splits import keep_splits
+    from sft_dist.models import build_model, load_processor
     from sft_dist.optim import build_optimizer, build_schedule
     from sft_dist.recipe.arithmetic import batch_of, steps_of
     from sft_dist.saver import Saver
     from sft_dist.snapshot import restore
     from sft_dist.switches import for_training
     from sft_dist.tasks import task_of
-    from sft_dist.tasks.named import encode
     from sft_dist.tuning import load_weights
 
     # Looked at when the run was planned, if it was planned, and then perhaps on another machine.
@@ -199,24 +200,22 @@ def build(
     accelerator = engine.accelerator
     batch = batch_of(recipe, accelerator.num_processes)
     task = task_of(recipe)
-    rows = prepare(recipe, task)
-    task.learn_labels(rows.splits["train"].targets)
-    tokenizer = load_tokenizer(recipe)
-    examples: dict[str, Examples] = {
-        split: encode(task, rows.splits[split], tokenizer, split)
-        for split in ("train", "validation")
-        if split in rows.splits
-    }
+    data = prepare(recipe, task, load_processor(recipe, task))
+    examples = data.examples
+    if accelerator.is_main_process or folder.splits_file.exists():
+        keep_splits(folder.splits_file, {split: rows.ids for split, rows in data.splits.items()})
     steps = steps_of(recipe, len(examples["train"]))
 
-    model = build_model(recipe, task, tokenizer)
-    _check_positions(model, max(int(part.lengths.max()) for part in examples.values()), virtual_tokens(recipe.tuning))
+    model = build_model(recipe, task, data.processor)
+    if task.counts_tokens:
+        longest = max(int(part.lengths.max()) for part in examples.values())
+        _check_positions(model, longest, virtual_tokens(recipe.tuning))
     checkpoint = _resume_point(folder, accelerator)
     if checkpoint:
         load_weights(model, checkpoint.model)
-    require_agreement(recipe, rows.splits, examples, model)
+    require_agreement(recipe, data.splits, examples, model)
     if accelerator.is_main_process:
-        _say_what_is_trained(recipe, rows, examples["train"], model, batch)
+        _say_what_is_trained(recipe, data, model, batch)
         if checkpoint:
             log.info("going on from %s", checkpoint.path.name)
     engine.prepare(for_training(model, recipe), lambda model: build_optimizer(model, recipe.train))
@@ -236,9 +235,9 @@ def build(
             folder, attempt, accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone
         ),
         task=task,
-        tokenizer=tokenizer,
+        processor=data.processor,
         schedule=schedule,
-        loss=task.build_loss(examples["train"].targets),
+        loss=task.build_loss(examples["train"]),
         train=examples["train"],
         validation=examples.get("validation"),
         batch=batch,
@@ -251,15 +250,18 @@ def build(
     )
 
 
-def _say_what_is_trained(recipe: Recipe, rows: Prepared, train: Examples, model: nn.Module, batch: Batch) -> None:
+def _say_what_is_trained(recipe: Recipe, data: Prepared, model: nn.Module, batch: Batch) -> None:
+    train: Examples = data.examples["train"]
     log.info(
         "%s; dropped %s",
-        ", ".join(f"{len(part)} {split}" for split, part in rows.splits.items()),
-        ", ".join(f"{count} {reason}" for reason, count in rows.dropped.items() if count) or "nothing",
+        ", ".join(f"{len(part)} {split}" for split, part in data.examples.items()),
+        ", ".join(f"{count} {reason}" for reason, count in data.dropped.items() if count) or "nothing",
     )
     if train.num_truncated:
         log.info(
-            "%d training texts reach data.max_length %d and are cut there", train.num_truncated, recipe.data.max_length
+            "%d training examples reach data.max_length %d and are cut there",
+            train.num_truncated,
+            recipe.data.max_length,
         )
     log.info(
         "%s, %s: %s of %s weights trained; %d process(es) x micro-batch %d x accumulation %d = global batch %d",
@@ -291,7 +293,7 @@ def _check_positions(model: nn.Module, longest: int, virtual: int) -> None:
 
 def chosen_metric(recipe: Recipe) -> tuple[str, str]:
     """Score to choose a checkpoint by, and which way is better."""
-    known = METRICS[recipe.task.problem]
+    known = METRICS[recipe.task.kind]
     metric = recipe.evaluate.metric or next(iter(known))
     return metric, recipe.evaluate.direction or known[metric]
 

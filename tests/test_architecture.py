@@ -15,7 +15,7 @@ from launch.strategies import STRATEGIES
 from sft_dist.data.sources import LOADERS
 from sft_dist.engines import ENGINES
 from sft_dist.optim import OPTIMIZERS
-from sft_dist.recipe import schema
+from sft_dist.recipe import schema, tasks
 from sft_dist.recipe.load import read
 from sft_dist.recipe.references import DATA_SUFFIXES, check_references
 from sft_dist.tasks import TASKS
@@ -40,8 +40,8 @@ def test_every_task_of_the_table_exists_and_keeps_the_protocol(target):
 
 
 def test_tables_agree_with_the_schema():
-    assert set(TASKS) == set(schema.TASK_COLUMNS)
-    assert set(schema.METRICS) == set(schema.LOSSES)
+    assert set(TASKS) == set(tasks.TASK_COLUMNS)
+    assert set(tasks.METRICS) == set(tasks.LOSSES)
     names = {schema.AdamW, schema.Adam, schema.Sgd, schema.Adafactor}
     assert set(OPTIMIZERS) == {one.model_fields["name"].annotation.__args__[0] for one in names}
     assert set(LOADERS) == set(DATA_SUFFIXES)

@@ -1,120 +1,273 @@
-"""From a recipe to cleaned, labelled, divided rows. Everything dropped on the way is counted by its reason."""
+"""From a recipe to cleaned, labelled, divided and encoded examples, prepared once and kept.
+
+What is prepared lies under the cache's `prepared/`, named after everything it depends on: the data's settings and files,
+the processor's own files, this code. Whoever needs it first makes it, under a file lock; every later start, rank, point of
+a sweep and judge maps it into memory. Nothing here needs a GPU or another process.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
 import unicodedata
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+import xxhash
+from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value
 
-from sft_dist.data.sources import column, load_rows
+import sft_dist
+from sft_dist.data.rows import ROW, Examples, Rows
+from sft_dist.data.sources import load_rows
 from sft_dist.data.splits import draw, hold_out
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.schema import Clean, Data, Recipe
+from sft_dist.recipe.references import data_fingerprint
+from sft_dist.recipe.run_folder import cache_root, read_json, write_json
+from sft_dist.recipe.schema import SPLITS, Clean, Data, Recipe
+from sft_dist.recipe.tasks import TASK_COLUMNS
 from sft_dist.tasks.base import Task
+from sft_dist.tasks.named import encode
 
 DEFAULT_SHARE = 0.1
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Cleaned rows of one split."""
-
-    ids: np.ndarray  # (rows,) row number in the source
-    fields: dict[str, list[str]]  # role (text, text_pair) -> cleaned values
-    targets: list[Any]  # as the task reads them: class name, list of class names, number
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def select(self, indices: np.ndarray) -> Rows:
-        fields = {role: [values[i] for i in indices] for role, values in self.fields.items()}
-        return Rows(self.ids[indices], fields, [self.targets[i] for i in indices])
+BATCH = 1000  # rows handled at a time
+MANY = 50_000  # rows from which on several processes are worth their start
+_REASON, _IDENTITY, _GROUP = "dropped for", "identity", "group"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    splits: dict[str, Rows]
+    """What a recipe's data come to. Fixes the labels of `task`."""
+
+    task: Task
+    processor: Any
+    folder: Path
     dropped: dict[str, int]  # reason -> rows, over all splits
+    splits: dict[str, Rows]
+
+    @cached_property
+    def examples(self) -> dict[str, Examples]:
+        """Encoded splits; made when they are asked for, unless they are there."""
+        return _examples(self)
 
 
-def prepare(recipe: Recipe, task: Task) -> Prepared:
-    """Read, filter, clean, divide. Raises UserError."""
-    dropped: Counter[str] = Counter()
-    rows = {
-        split: _clean(source, split, recipe.data, task, dropped) for split, source in load_rows(recipe.data).items()
-    }
-    settings = recipe.data.split
-    kept = draw(len(rows["train"]), recipe.data.limit, settings.seed)
-    if len(kept) < len(rows["train"]):
-        dropped["limit"] += len(rows["train"]) - len(kept)
-        rows["train"] = rows["train"].select(kept)
+def prepare(recipe: Recipe, task: Task, processor: Any = None) -> Prepared:
+    """Read, filter, clean, divide; encode when `examples` is asked for, which needs the processor. Raises UserError."""
+    folder = cache_root() / "prepared" / _key(data_fingerprint(recipe), _code())
+    with _built(folder / "rows", lambda to: _build_rows(recipe, task, to)) as rows:
+        about = read_json(rows / "about.json") or {}
+        splits = {split: Rows(Dataset.load_from_disk(str(rows / split))) for split in about["splits"]}
+    task.labels = about["labels"]
+    return Prepared(task, processor, folder, about["dropped"], splits)
+
+
+# ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+def _build_rows(recipe: Recipe, task: Task, to: Path) -> None:
+    data, dropped = recipe.data, Counter[str]()
+    found = {split: _clean(source, split, recipe, task, dropped, to) for split, source in load_rows(data).items()}
+    kept = draw(len(found["train"]), data.limit, data.split.seed)
+    if len(kept) < len(found["train"]):
+        dropped["limit"] += len(found["train"]) - len(kept)
+        found["train"] = found["train"].select(kept)
     shares = {}
     for split in ("test", "validation"):
-        share = getattr(settings, split)
-        if split not in rows:
+        share = getattr(data.split, split)
+        if split not in found:
             shares[split] = DEFAULT_SHARE if share is None else share
-    strata = task.strata(rows["train"].targets) if settings.stratify else None
-    parts = hold_out(len(rows["train"]), shares, settings.seed, strata)
-    divided = {split: rows["train"].select(indices) for split, indices in parts.items()}
-    return Prepared({**rows, **divided}, dict(dropped))
+    whole = Rows(found["train"])
+    groups = whole.column(_GROUP) if data.split.group else None
+    strata = task.strata(whole) if data.split.stratify and groups is None else None
+    parts = hold_out(len(whole), shares, data.split.seed, strata, groups)
+    found |= {split: found["train"].select(indices) for split, indices in parts.items()}
+    task.learn_labels(Rows(found["train"]))
+    for split, table in found.items():
+        extra = [name for name in (_GROUP,) if name in table.column_names]
+        table.remove_columns(extra).save_to_disk(str(to / split))
+    order = [split for split in SPLITS if split in found]
+    write_json(to / "about.json", {"splits": order, "dropped": dict(dropped), "labels": task.labels})
 
 
-def _clean(source: Dataset, split: str, data: Data, task: Task, dropped: Counter[str]) -> Rows:
+def _clean(source: Dataset, split: str, recipe: Recipe, task: Task, dropped: Counter[str], to: Path) -> Dataset:
+    """The rows as the task stores them, with their numbers; those that are dropped are counted."""
+    data = recipe.data
+    for role in data.columns:
+        require_column(source, data.columns[role], role)
+    wanted = _wanted(source, split, data)
+    dropped["where"] += len(source) - len(wanted)
+    reader = _Reader(source, split, recipe, task)
+    columns = {*reader.columns.values(), *([data.split.group] if data.split.group else [])}
+    if data.split.group:
+        require_column(source, data.split.group, "split.group", "data.split.group")
+    table = source.select_columns(sorted(columns))
+    for name, feature in table.features.items():
+        if isinstance(feature, (Image, Audio)):
+            table = table.cast_column(name, type(feature)(decode=False))
+    table = table.add_column(ROW, np.arange(len(source))) if len(wanted) == len(source) else table.select(
+        wanted
+    ).add_column(ROW, wanted)  # fmt: skip
+    extra = {ROW: Value("int64"), _REASON: Value("string"), _IDENTITY: Value("binary"), _GROUP: Value("string")}
+    if not data.split.group:
+        extra.pop(_GROUP)
+    read = table.map(
+        reader,
+        batched=True,
+        batch_size=BATCH,
+        remove_columns=table.column_names,
+        features=Features({**task.row_features, **extra}),
+        num_proc=_processes(len(table)),
+        load_from_cache_file=False,
+        cache_file_name=str(to / f"{split}.reading"),
+        new_fingerprint=_key(str(to), split),
+    )
+    reasons = np.array(read.with_format("arrow")[:].column(_REASON).to_pylist() or [], dtype=object)
+    keep = np.array([reason is None for reason in reasons], dtype=bool)
+    dropped.update(reason for reason in reasons if reason is not None)
+    if data.clean.drop_duplicates and keep.any():
+        there = np.flatnonzero(keep)
+        identities = read.select_columns([_IDENTITY]).with_format("arrow")[:].column(_IDENTITY).to_pylist()
+        first = np.unique(np.array([identities[i] for i in there], dtype="S32"), return_index=True)[1]
+        dropped["duplicate"] += len(there) - len(first)
+        keep[:] = False
+        keep[there[np.sort(first)]] = True
+    if data.clean.near_duplicates is not None and keep.any():
+        keep = _without_near_duplicates(read, keep, task, data.clean.near_duplicates, dropped)
+    if not keep.any():
+        counted = str({reason: count for reason, count in dropped.items() if count})
+        raise UserError(Problem(f"no row of {split} is left after cleaning", path="data.clean", found=counted))
+    return read.select(np.flatnonzero(keep)).remove_columns([_REASON, _IDENTITY])
+
+
+def _without_near_duplicates(
+    read: Dataset, keep: np.ndarray, task: Task, threshold: float, dropped: Counter[str]
+) -> np.ndarray:
+    """Of each group of rows that are nearly alike, the first stays."""
+    from sft_dist.data.clean import near_duplicates
+
+    there = np.flatnonzero(keep)
+    rows = Rows(read.select(there))
+    roles = [role for role in task.text_roles if role in task.input_roles and role in rows.table.column_names]
+    if not roles:
+        raise UserError(Problem("is for texts, and this task has none", path="data.clean.near_duplicates"))
+    texts = ["\n".join(parts) for parts in zip(*(rows.column(role) for role in roles), strict=True)]
+    later = [member for group in near_duplicates(texts, threshold) for member in sorted(group)[1:]]
+    dropped["near duplicate"] += len(later)
+    keep = keep.copy()
+    keep[there[later]] = False
+    return keep
+
+
+class _Reader:
+    """Rows of the source, by column -> rows as the task stores them. Sent to other processes."""
+
+    def __init__(self, source: Dataset, split: str, recipe: Recipe, task: Task) -> None:
+        self.split, self.data, self.task = split, recipe.data, task
+        self.columns = columns_of(source, recipe)
+        self.names = {name: _named(source.features[name]) for name in self.columns.values()}
+        self.stored = tuple(task.row_features)
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        made: dict[str, list[Any]] = {name: [] for name in (*self.stored, ROW, _REASON, _IDENTITY)}
+        values = {role: self._values(role, batch[name], self.names[name]) for role, name in self.columns.items()}
+        for place, number in enumerate(batch[ROW]):
+            row = self.task.read({role: column[place] for role, column in values.items()}, number)
+            if not isinstance(row, str) and self._too_long(row):
+                row = "too long"
+            if isinstance(row, str):
+                self._check(row, number)
+                stored: dict[str, Any] = {}
+                made[_REASON].append(row)
+                made[_IDENTITY].append(b"")
+            else:
+                stored = row
+                made[_REASON].append(None)
+                identity = self.task.identity(row)
+                made[_IDENTITY].append(_digest(identity))
+            for name in self.stored:
+                made[name].append(stored.get(name))
+            made[ROW].append(number)
+        if self.data.split.group:
+            made[_GROUP] = [str(value) for value in batch[self.data.split.group]]
+        return made
+
+    def _values(self, role: str, values: list[Any], named: Callable[[Any], Any] | None) -> list[Any]:
+        if named is not None:
+            values = [named(value) for value in values]
+        if role in self.task.text_roles:
+            return [clean_text(value, self.data.clean) for value in values]
+        if role in ("image", "mask", "audio"):
+            return [{"path": value, "bytes": None} if isinstance(value, str) else value for value in values]
+        return values
+
+    def _too_long(self, row: dict[str, Any]) -> bool:
+        most = self.data.clean.max_chars
+        return most is not None and sum(len(row.get(role) or "") for role in self.task.text_roles) > most
+
+    def _check(self, reason: str, number: int) -> None:
+        if reason in ("no label", "empty text") and not self.data.clean.drop_empty:
+            where = f"row {number} of {self.split}: {reason}"
+            raise UserError(Problem(where, path="data.clean.drop_empty", found="false"))
+
+
+def columns_of(source: Dataset, recipe: Recipe) -> dict[str, str]:
+    """Role -> column, of those that the task reads. Raises UserError listing the columns there are."""
+    found = {}
+    for role, need in TASK_COLUMNS[recipe.task.type].items():
+        name = recipe.data.columns.get(role, role)
+        if need == "required" or role in recipe.data.columns:
+            require_column(source, name, role)
+        elif need == "if mapped" or name not in source.column_names:
+            continue
+        found[role] = name
+    return found
+
+
+def require_column(source: Dataset, name: str, role: str, path: str = "") -> None:
+    if name not in source.column_names:
+        valid = tuple(source.column_names)
+        raise UserError(Problem(f"the data has no column {name!r}", path or f"data.columns.{role}", None, name, valid))
+
+
+def _wanted(source: Dataset, split: str, data: Data) -> np.ndarray:
+    """Numbers of the rows that `data.where` keeps. Raises UserError when there is none."""
     keep = np.ones(len(source), dtype=bool)
     for name, wanted in data.where.items():
-        values = column(source, name, f"where.{name}")
+        require_column(source, name, f"where.{name}")
+        named = _named(source.features[name]) or (lambda value: value)
         allowed = wanted if isinstance(wanted, list) else [wanted]
-        keep &= np.fromiter((value in allowed for value in values), dtype=bool, count=len(values))
+        there: Counter[str] = Counter()
+        hits = []
+        for batch in source.select_columns([name]).iter(batch_size=10 * BATCH):
+            values = [named(value) for value in batch[name]]
+            hits += [value in allowed for value in values]
+            if len(there) < 1000:
+                there.update(map(repr, values))
+        keep &= np.array(hits, dtype=bool)
         if not keep.any():
-            there = [text for text, _ in Counter(map(repr, values)).most_common(8)]
-            raise UserError(
-                Problem(f"no row of {split} is left", path=f"data.where.{name}", found=repr(wanted), valid=tuple(there))
-            )
-    dropped["where"] += int((~keep).sum())
-
-    # The first role of a task is required; the others are read when the recipe maps them to a column.
-    roles = [role for role in task.roles if role == task.roles[0] or role in data.columns]
-    raw = {role: column(source, data.columns.get(role, role), role) for role in roles}
-    labels = column(source, data.columns.get("label", "label"), "label")
-    fields: dict[str, list[str]] = {role: [] for role in roles}
-    kept: list[int] = []
-    targets: list[Any] = []
-    seen: set[tuple[str, ...]] = set()
-    for number in map(int, np.flatnonzero(keep)):
-        cleaned = tuple(clean_text(raw[role][number], data.clean) for role in roles)
-        target = task.parse(labels[number], row=number)
-        reason = _why_drop(cleaned, target, seen, data.clean)
-        if reason:
-            if reason in ("no label", "empty text") and not data.clean.drop_empty:
-                raise UserError(
-                    Problem(f"row {number} of {split}: {reason}", path="data.clean.drop_empty", found="false")
-                )
-            dropped[reason] += 1
-            continue
-        seen.add(cleaned)
-        kept.append(number)
-        targets.append(target)
-        for role, value in zip(roles, cleaned, strict=True):
-            fields[role].append(value)
-    if not kept:
-        raise UserError(
-            Problem(f"no row of {split} is left after cleaning", path="data.clean", found=str(dict(dropped)))
-        )
-    return Rows(np.array(kept), fields, targets)
+            valid = tuple(text for text, _ in there.most_common(8))
+            raise UserError(Problem(f"no row of {split} is left", f"data.where.{name}", None, repr(wanted), valid))
+    return np.flatnonzero(keep)
 
 
-def _why_drop(values: tuple[str, ...], target: Any, seen: set[tuple[str, ...]], clean: Clean) -> str:
-    if target is None:
-        return "no label"
-    if not values[0]:
-        return "empty text"
-    if clean.max_chars is not None and sum(map(len, values)) > clean.max_chars:
-        return "too long"
-    return "duplicate" if clean.drop_duplicates and values in seen else ""
+def _named(feature: Any) -> Callable[[Any], Any] | None:
+    """Class numbers -> class names, wherever they are in a column's values; None when there are none."""
+    if isinstance(feature, ClassLabel):
+        return lambda number: None if number is None or number < 0 else feature.int2str(number)
+    if isinstance(feature, List) and (inner := _named(feature.feature)):
+        return lambda values: None if values is None else [inner(value) for value in values]
+    if isinstance(feature, dict) and (parts := {key: _named(value) for key, value in feature.items()}):
+        changed = {key: part for key, part in parts.items() if part}
+        if changed:
+            return lambda value: value and {**value, **{key: part(value[key]) for key, part in changed.items()}}
+    return None
 
 
 def clean_text(value: Any, clean: Clean) -> str:
@@ -122,3 +275,109 @@ def clean_text(value: Any, clean: Clean) -> str:
     if clean.unicode != "none":
         text = unicodedata.normalize(clean.unicode, text)
     return text.strip() if clean.strip else text
+
+
+# ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────────
+def _examples(prepared: Prepared) -> dict[str, Examples]:
+    data = prepared.task.recipe.data  # type: ignore[attr-defined]
+    settings = json.dumps([data.max_length, data.augment.text is not None])
+    folder = prepared.folder / _key(processor_digest(prepared.processor), settings, _libraries())
+
+    def build(to: Path) -> None:
+        for split, rows in prepared.splits.items():
+            encoded = _encode(rows, split, prepared.task, prepared.processor, to)
+            prepared.task.arrange(encoded, split).save_to_disk(str(to / split))
+
+    with _built(folder, build) as made:
+        return {split: Examples(Dataset.load_from_disk(str(made / split)), split) for split in prepared.splits}
+
+
+def _encode(rows: Rows, split: str, task: Task, processor: Any, to: Path) -> Dataset:
+    encoder = _Encoder(task, processor, split)
+    some = Dataset.from_dict(encoder(rows.table[: min(len(rows), 16)])).features
+    return rows.table.map(
+        encoder,
+        batched=True,
+        batch_size=BATCH,
+        remove_columns=rows.table.column_names,
+        features=Features({**some, **(task.encoded_features or {}), ROW: Value("int64")}),
+        num_proc=_processes(len(rows)),
+        load_from_cache_file=False,
+        cache_file_name=str(to / f"{split}.encoding"),
+        new_fingerprint=_key(str(to), split),
+    )
+
+
+class _Encoder:
+    """Sent to other processes."""
+
+    def __init__(self, task: Task, processor: Any, split: str) -> None:
+        self.task, self.processor, self.split = task, processor, split
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {**encode(self.task, batch, self.processor, self.split), ROW: batch[ROW]}
+
+
+# ── the cache ───────────────────────────────────────────────────────────────────────────────────────────────────────
+@contextmanager
+def _built(folder: Path, build: Callable[[Path], None]) -> Iterator[Path]:
+    """The folder, made by `build` unless it is there; others that want it too wait. It appears whole or not at all."""
+    if not folder.is_dir():
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(folder.with_name(f"{folder.name}.lock")):
+            if not folder.is_dir():
+                aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+                try:
+                    build(aside)
+                    for scrap in aside.glob("*.reading*"), aside.glob("*.encoding*"):
+                        for file in scrap:
+                            file.unlink()
+                    os.replace(aside, folder)
+                finally:
+                    shutil.rmtree(aside, ignore_errors=True)
+    yield folder
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    with file.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def processor_digest(processor: Any) -> str:
+    """Of the files it saves: the same tokenizer under another name is the same."""
+    with tempfile.TemporaryDirectory(prefix="sft-dist-") as folder:
+        processor.save_pretrained(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return _key(*(f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files))
+
+
+@lru_cache
+def _code() -> str:
+    """Of the modules that prepare: another version of them may prepare otherwise."""
+    package = Path(sft_dist.__file__).parent
+    files = sorted(path for folder in ("data", "tasks") for path in (package / folder).rglob("*.py"))
+    return _key(*(hashlib.sha256(path.read_bytes()).hexdigest() for path in files))
+
+
+def _libraries() -> str:
+    import tokenizers
+    import transformers
+
+    return f"{transformers.__version__} {tokenizers.__version__}"
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+
+
+def _digest(identity: str | bytes) -> bytes:
+    # hex: NumPy's byte strings end at a zero byte
+    return xxhash.xxh3_128_hexdigest(
+        identity if isinstance(identity, bytes) else identity.encode(errors="surrogatepass")
+    ).encode()
+
+
+def _processes(num_rows: int) -> int | None:
+    return None if num_rows < MANY else max(1, len(os.sched_getaffinity(0)))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.run_folder import read_json, write_text
 
 
 def hold_out(
@@ -15,8 +19,11 @@ def hold_out(
     shares: dict[str, float],  # validation and test -> share of all rows
     seed: int,
     strata: Sequence[Hashable] | None,  # class of each row, to keep class shares equal
+    groups: Sequence[Hashable] | None = None,  # of each row, to keep the rows of a group together
 ) -> dict[str, np.ndarray]:
     """Row numbers by split, each sorted. Raises UserError when a split would be empty or a class cannot be divided."""
+    if groups is not None:
+        return _hold_out_groups(shares, seed, groups)
     from sklearn.model_selection import train_test_split
 
     left = np.arange(num_rows)
@@ -41,6 +48,46 @@ def hold_out(
         left, taken = train_test_split(left, test_size=size, random_state=seed, stratify=classes)
         parts[split] = np.sort(taken)
     return {"train": np.sort(left), **parts}
+
+
+def _hold_out_groups(shares: dict[str, float], seed: int, groups: Sequence[Hashable]) -> dict[str, np.ndarray]:
+    """Whole groups, in random order, each to the split that lacks the most rows of its share."""
+    members: dict[Hashable, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    names = sorted(members, key=str)
+    wanted = {split: share * len(groups) for split, share in shares.items() if share > 0}
+    wanted["train"] = len(groups) - sum(wanted.values())
+    rows: dict[str, list[int]] = {split: [] for split in wanted}
+    order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    for name in sorted(order, key=lambda name: -len(members[name])):  # large ones first, while they fit
+        split = max(wanted, key=lambda split: (wanted[split] - len(rows[split])) / wanted[split])
+        rows[split] += members[name]
+    if empty := [split for split in wanted if not rows[split]]:
+        what = f"{len(names)} groups are too few: {empty[0]} would be empty"
+        raise UserError(Problem(what, path="data.split.group", found=str(len(names))))
+    return {split: np.sort(np.array(numbers)) for split, numbers in rows.items()}
+
+
+def keep_splits(file: Path, ids: dict[str, np.ndarray]) -> None:
+    """Notes which rows (split -> row numbers in the source) a run has, and that they have not changed since. Raises
+    UserError when they have: a row that was trained on could then be tested on."""
+    now = {
+        split: {"rows": len(rows), "digest": hashlib.sha256(rows.tobytes()).hexdigest()} for split, rows in ids.items()
+    }
+    kept = read_json(file)
+    if kept is None:
+        # The training rows are the others; they can be many.
+        listed = {split: {**now[split], "ids": ids[split].tolist()} for split in ids if split != "train"}
+        write_text(file, json.dumps({**now, **listed}) + "\n")
+        return
+    for split in {**kept, **now}:
+        was, found = kept.get(split, {}), now.get(split, {})
+        if was.get("digest") != found.get("digest"):
+            rows = f"it had {was.get('rows', 0)} rows, and has {found.get('rows', 0)}"
+            what = f"the {split} split is not the one this run began with: {rows}"
+            hint = "bring the data back as they were, or start a new run"
+            raise UserError(Problem(what, path="data.source", hint=hint))
 
 
 def draw(num_rows: int, limit: int | None, seed: int) -> np.ndarray:

@@ -10,10 +10,6 @@ from sft_dist.recipe.errors import Problem
 from sft_dist.recipe.optimizers import NAMED_OPTIMIZERS
 from sft_dist.recipe.references import sources_of
 from sft_dist.recipe.schema import (
-    LOSSES,
-    METRICS,
-    TASK_COLUMNS,
-    MseLoss,
     NamedOptimizer,
     Polynomial,
     PrefixTuning,
@@ -22,6 +18,7 @@ from sft_dist.recipe.schema import (
     SplitSources,
 )
 from sft_dist.recipe.strategies import refusals
+from sft_dist.recipe.tasks import LOSSES, METRICS, ONE_CLASS, TASK_COLUMNS, TextToTextTask
 from sft_dist.recipe.tunings import has_adapter, merge_refusal
 from sft_dist.recipe.yaml_lines import similar_to
 
@@ -35,6 +32,7 @@ def cross_checks(recipe: Recipe) -> list[Problem]:
         *_splits(recipe),
         *_labels(recipe),
         *_loss(recipe),
+        *_examples(recipe),
         *_batch(recipe),
         *_saving(recipe),
         *_optimizer(recipe),
@@ -92,6 +90,10 @@ def _sources(recipe: Recipe) -> Iterator[Problem]:
             yield Problem("expected a file, a folder or a hub id", path, found='""')
     if not texts or (isinstance(data.source, SplitSources) and not data.source.train):
         yield Problem("expected at least one file or data set", "data.source", found="[]")
+    training = data.source.train if isinstance(data.source, SplitSources) else data.source
+    if data.weights is not None and len(data.weights) != (len(training) if isinstance(training, list) else 1):
+        what = "expected one weight for each training source"
+        yield Problem(what, "data.weights", found=f"{len(data.weights)} weights", hint="data.source has to be a list")
     if data.subset is None and data.revision is None:
         return
     if not any(is_hub(text) for _, text in texts):
@@ -112,40 +114,55 @@ def _splits(recipe: Recipe) -> Iterator[Problem]:
     if (split.validation or 0) + (split.test or 0) >= 1:
         shares = f"validation {split.validation} + test {split.test}"
         yield Problem("nothing is left to train on: the shares must add up to less than 1", "data.split", found=shares)
-    if "stratify" in split.model_fields_set and split.stratify and recipe.task.problem != "single-label":
-        hint = "remove it: it works with single-label"
-        yield Problem(
-            f"has no effect with problem: {recipe.task.problem}", "data.split.stratify", None, "true", (), hint
-        )
+    kind = recipe.task.kind
+    if "stratify" in split.model_fields_set and split.stratify and (kind not in ONE_CLASS or split.group):
+        what = f"has no effect with {_said(recipe)}" if kind not in ONE_CLASS else "groups are kept together instead"
+        hint = "remove it: it works with one class an example, and without split.group"
+        yield Problem(what, "data.split.stratify", None, "true", (), hint)
+
+
+def _said(recipe: Recipe) -> str:
+    """The kind of problem in the words of a recipe."""
+    problem = getattr(recipe.task, "problem", None)
+    return f"problem: {problem}" if problem else f"task: {recipe.task.type}"
+
+
+# Kinds without classes.
+_NO_LABELS = ("regression", "translation", "summarization", "instruction-tuning", "speech-recognition")
 
 
 def _labels(recipe: Recipe) -> Iterator[Problem]:
-    labels = recipe.data.labels
-    if labels is None:
-        return
-    if recipe.task.problem == "regression":
-        yield Problem("has no effect with problem: regression, which has no classes", "data.labels", hint="remove it")
-        return
-    if len(set(labels)) < len(labels):
+    labels, kind = recipe.data.labels, recipe.task.kind
+    if kind in _NO_LABELS:
+        if labels is not None:
+            what = f"has no effect with {_said(recipe)}, which has no classes"
+            yield Problem(what, "data.labels", hint="remove it")
+        if recipe.data.clean.map_labels:
+            yield Problem(f"has no effect with {_said(recipe)}", "data.clean.map_labels", hint="remove it")
+    elif labels is not None and len(set(labels)) < len(labels):
         first: dict[str, int] = {}
         for index, label in enumerate(labels):
             if first.setdefault(label, index) != index:
                 yield Problem("the same label twice", f"data.labels.{index}", found=label)
-    elif len(labels) < 2 and recipe.task.problem == "single-label":
+    elif labels is not None and len(labels) < 2 and kind in ONE_CLASS:
         yield Problem("expected at least two classes", "data.labels", found=labels[0])
 
 
 def _loss(recipe: Recipe) -> Iterator[Problem]:
-    loss, problem = recipe.train.loss, recipe.task.problem
+    loss, kind = recipe.train.loss, recipe.task.kind
     if loss is None:
         return
-    allowed = LOSSES[problem]
+    allowed = LOSSES[kind]
     if loss.name not in allowed:
-        hint = next((f"it belongs to problem: {other}" for other, names in LOSSES.items() if loss.name in names), "")
-        yield Problem(f"not a loss for problem: {problem}", "train.loss", None, loss.name, allowed, hint)
+        others = next((other for other, names in LOSSES.items() if loss.name in names), "")
+        hint = f"it belongs to {'problem: ' * (others in ('multi-label', 'regression', 'single-label'))}{others}"
+        yield Problem(f"not a loss for {_said(recipe)}", "train.loss", None, loss.name, allowed, hint)
         return
-    labels, weights = recipe.data.labels, None if isinstance(loss, MseLoss) else loss.class_weights
+    labels, weights = recipe.data.labels, getattr(loss, "class_weights", None)
     path = "train.loss.class_weights"
+    if weights is not None and kind in _NO_LABELS:
+        yield Problem(f"has no effect with {_said(recipe)}, which has no classes", path, hint="remove it")
+        return
     if labels is None or weights is None or weights == "balanced":
         if isinstance(weights, list) and labels is None:
             hint = "name the labels, or give the weights as label -> weight"
@@ -160,6 +177,27 @@ def _loss(recipe: Recipe) -> Iterator[Problem]:
             if name not in labels:
                 hint = similar_to(name, labels)
                 yield Problem("not one of data.labels", f"{path}.{name}", None, name, tuple(labels[:20]), hint)
+
+
+def _examples(recipe: Recipe) -> Iterator[Problem]:
+    """Augmentation and sampling."""
+    data, task = recipe.data, recipe.task
+    modality = {"text-classification": "text", "token-classification": ""}.get(task.type)
+    if modality is None:
+        roles = TASK_COLUMNS[task.type]
+        modality = next((one for one in ("image", "audio") if one in roles), "")
+    for kind in ("text", "image", "audio"):
+        if getattr(data.augment, kind) is not None and kind != modality:
+            yield Problem(f"has no effect with task: {task.type}", f"data.augment.{kind}", hint="remove it")
+    if data.sampling == "balanced" and task.kind not in ONE_CLASS:
+        what = f"has no effect with {_said(recipe)}: an example has no one class"
+        yield Problem(what, "data.sampling", None, "balanced", ("natural",))
+    if isinstance(task, TextToTextTask) and (task.source_language is None) != (task.target_language is None):
+        lacking = "source_language" if task.source_language is None else "target_language"
+        yield Problem("give both languages, or neither", f"task.{lacking}", found="nothing")
+    if data.streaming and recipe.train.steps is None:
+        what = "the number of rows is not known beforehand, so train.epochs means nothing"
+        yield Problem(what, "data.streaming", None, "true", (), "set train.steps")
 
 
 def _batch(recipe: Recipe) -> Iterator[Problem]:
@@ -227,10 +265,10 @@ def _switches(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _evaluate(recipe: Recipe) -> Iterator[Problem]:
-    evaluate, metrics = recipe.evaluate, METRICS[recipe.task.problem]
+    evaluate, metrics = recipe.evaluate, METRICS[recipe.task.kind]
     if evaluate.metric is not None and evaluate.metric not in metrics:
         hint = similar_to(evaluate.metric, metrics)
-        what = f"no such score for problem: {recipe.task.problem}"
+        what = f"no such score for {_said(recipe)}"
         yield Problem(what, "evaluate.metric", None, evaluate.metric, tuple(metrics), hint)
     if evaluate.direction is not None and evaluate.metric is None:
         hint = "name the metric it is for"

@@ -7,6 +7,7 @@ runs/<recipe name>/<run id>/
   run.sh                 starts the run without the sft-dist command
   job.sbatch             the same on a Slurm cluster (when it was planned for one)
   jobs.jsonl             the Slurm jobs this run was given to, one a line
+  splits.json            which rows validation and test have, and a digest of the training rows
   metrics.jsonl          one JSON object a line: training and validation scores
   checkpoints/step-00000100/   published checkpoints; each has a manifest.json
   attempts/001/          one start of the run: start.json, outcome.json, exit.json, verdict.json, hang.json, launcher.log,
@@ -155,6 +156,10 @@ class RunFolder:
     def cancel_file(self) -> Path:
         """Names Slurm jobs that the user has cancelled, so that they do not requeue themselves."""
         return self.path / "cancelled"
+
+    @property
+    def splits_file(self) -> Path:
+        return self.path / "splits.json"
 
     @property
     def lock_file(self) -> Path:

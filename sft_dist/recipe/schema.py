@@ -7,116 +7,21 @@ choice's own class, so writing them elsewhere is an unknown key and not a silenc
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from sft_dist.recipe.augment import Augment
 from sft_dist.recipe.optimizers import NamedOptimizerName
+from sft_dist.recipe.section import Section, listing, mapping, shorthand
+from sft_dist.recipe.tasks import Task
 from sft_dist.recipe.units import check_amount, check_memory, check_period, check_time
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 SPLITS = ("train", "validation", "test")
 
-# Roles a task reads from the data, role -> required. `data.columns` maps roles to the names in the files.
-TASK_COLUMNS: dict[str, dict[str, bool]] = {
-    "text-classification": {"text": True, "text_pair": False, "label": True},
-}
-
-# Scores `sft-dist eval` computes, and which way is better. The first is the default to choose by.
-METRICS: dict[str, dict[str, Literal["max", "min"]]] = {
-    "single-label": {
-        "accuracy": "max",
-        "f1_macro": "max",
-        "f1_weighted": "max",
-        "precision_macro": "max",
-        "precision_weighted": "max",
-        "recall_macro": "max",
-        "recall_weighted": "max",
-        "roc_auc": "max",
-        "mcc": "max",
-        "loss": "min",
-    },
-    "multi-label": {
-        "f1_macro": "max",
-        "f1_micro": "max",
-        "f1_weighted": "max",
-        "precision_macro": "max",
-        "precision_micro": "max",
-        "recall_macro": "max",
-        "recall_micro": "max",
-        "roc_auc": "max",
-        "exact_match": "max",
-        "loss": "min",
-    },
-    "regression": {
-        "mse": "min",
-        "rmse": "min",
-        "mae": "min",
-        "r2": "max",
-        "pearson": "max",
-        "spearman": "max",
-        "loss": "min",
-    },
-}
-
-# Losses each kind of problem allows; the first is the default.
-LOSSES: dict[str, tuple[str, ...]] = {
-    "single-label": ("cross-entropy",),
-    "multi-label": ("binary-cross-entropy",),
-    "regression": ("mse",),
-}
-
-
-def _mapping() -> dict[str, Any]:  # `dict` itself has no signature, which pydantic spends milliseconds to find out
-    return {}
-
-
-def _list() -> list[Any]:
-    return []
-
-
-class Section(BaseModel):
-    """Unknown keys are refused, text is never turned into a number, and a validated recipe cannot be changed."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-def shorthand(tag: str) -> BeforeValidator:
-    """`optimizer: sgd` means `optimizer: {name: sgd}`: a bare string stands for the choice with its defaults."""
-    return BeforeValidator(lambda value: {tag: value} if isinstance(value, str) else value)
-
-
 Amount = Annotated[str, AfterValidator(check_amount)]
 Period = Annotated[str, AfterValidator(check_period)]
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-# ── task ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-class TextClassificationTask(Section):
-    type: Literal["text-classification"] = Field(description="What kind of model to train.")
-    problem: Literal["single-label", "multi-label", "regression"] = Field(
-        "single-label",
-        description="single-label: one class a text. multi-label: any number of classes (a list, or names joined by "
-        "`label_separator`). regression: one number.",
-    )
-    threshold: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="multi-label only: a class is predicted from this probability on (0.5 when left out)."
-    )
-    label_separator: Annotated[str, Field(min_length=1, max_length=8)] | None = Field(
-        None,
-        description="multi-label only: what separates class names in a text column, such as '|' (',' when left out).",
-    )
-
-    @model_validator(mode="after")
-    def _only_for_multi_label(self) -> "TextClassificationTask":
-        if self.problem != "multi-label":
-            for key in ("threshold", "label_separator"):
-                if getattr(self, key) is not None:
-                    raise ValueError(f"`{key}` has no effect with problem: {self.problem}; it belongs to multi-label")
-        return self
-
-
-# One class a task; the discriminator is `type`. A second task turns this into a discriminated union.
-Task = Annotated[TextClassificationTask, shorthand("type")]
 
 
 # ── model ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -126,7 +31,10 @@ class Model(Section):
         "that an installed package carries."
     )
     revision: str | None = Field(None, description="Hub only: branch, tag or commit.")
-    tokenizer: str | None = Field(None, description="Where the tokenizer is, when not beside the weights.")
+    tokenizer: str | None = Field(
+        None,
+        description="Where the tokenizer (or image processor, or feature extractor) is, when not beside the weights.",
+    )
     attention: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = Field(
         None, description="Implementation of attention. Left out: the model's own choice."
     )
@@ -137,7 +45,7 @@ class Model(Section):
         None, description="Run the code that comes with the model, of exactly this commit of the hub repository."
     )
     config: dict[str, Any] = Field(
-        default_factory=_mapping,
+        default_factory=mapping,
         description="Values that replace those in the model's config, such as `hidden_dropout_prob: 0.0`.",
     )
 
@@ -161,6 +69,9 @@ class Split(Section):
         0, ge=0, lt=2**32, description="Seed of the division. Independent of train.seed, so seeds share one test set."
     )
     stratify: bool = Field(True, description="Keep class shares equal in all parts (single-label problems).")
+    group: str | None = Field(
+        None, description="A column; rows with an equal value (a speaker, a document) all go to the same part."
+    )
 
 
 class Clean(Section):
@@ -168,24 +79,53 @@ class Clean(Section):
     unicode: Literal["NFC", "NFKC", "none"] = Field("none", description="Unicode normal form to bring texts into.")
     drop_empty: bool = Field(True, description="Drop rows with an empty text or no label.")
     drop_duplicates: bool = Field(True, description="Drop rows whose text was seen before (the first one stays).")
+    near_duplicates: Annotated[float, Field(ge=0.5, le=1)] | None = Field(
+        None,
+        description="Drop rows whose text is this alike to one before (Jaccard similarity of its five-character pieces, by MinHash): 0.8.",
+    )
     max_chars: Positive | None = Field(None, description="Drop rows with a longer text than this many characters.")
+    map_labels: dict[str, str] = Field(
+        default_factory=mapping, description="Label in the data -> label to use: `{pos: positive, neg: negative}`."
+    )
 
 
 class Data(Section):
     source: str | list[str] | SplitSources = Field(
-        description="A file (csv, tsv, json, jsonl, parquet, arrow), a glob, a folder saved by `datasets`, a hub id, "
-        "`package:NAME/path/inside`, a list of those, or one of those for each of train, validation and test."
+        description="A file (csv, tsv, json, jsonl, parquet, arrow, text, CoNLL, COCO), a glob, a folder of pictures or "
+        "recordings or one saved by `datasets`, a hub id, an SQL or fsspec URL, `package:NAME/path/inside`, a list of those, "
+        "or one of those for each of train, validation and test."
     )
+    weights: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2)] | None = Field(
+        None,
+        description="Mix the training sources of a list by these shares, drawn by `split.seed` until one is used up. Left "
+        "out: all rows of all.",
+    )
+    format: Literal[
+        "auto",
+        "csv",
+        "tsv",
+        "json",
+        "parquet",
+        "arrow",
+        "text",
+        "conll",
+        "coco",
+        "voc",
+        "image-folder",
+        "mask-folder",
+        "audio-folder",
+        "sql",
+    ] = Field("auto", description="How the source is read. auto: by its suffix, or by what lies in the folder.")
     subset: str | None = Field(None, description="Hub only: the configuration of the data set.")
     revision: str | None = Field(None, description="Hub only: branch, tag or commit.")
     columns: dict[str, str] = Field(
-        default_factory=_mapping, description="Role -> column name, where they differ: `{text: review, label: stars}`."
+        default_factory=mapping, description="Role -> column name, where they differ: `{text: review, label: stars}`."
     )
     labels: Annotated[list[str], Field(min_length=1)] | None = Field(
         None, description="The classes in the order of the model's outputs. Left out: all in the training rows, sorted."
     )
     where: dict[str, str | int | float | bool | list[str | int | float | bool]] = Field(
-        default_factory=_mapping,
+        default_factory=mapping,
         description="Keep rows whose column equals the value, or is in the list: `{lang: [en, de]}`.",
     )
     limit: Positive | None = Field(None, description="Keep this many rows, drawn by `split.seed`, before splitting.")
@@ -196,6 +136,15 @@ class Data(Section):
         default_factory=lambda: Clean(), description="What is done to rows before training. Everything is counted."
     )
     max_length: Positive = Field(256, description="Longest input in tokens; longer ones are cut.")
+    augment: Augment = Field(
+        default_factory=lambda: Augment(), description="Random changes to training examples, new in every epoch."
+    )
+    sampling: Literal["natural", "balanced"] = Field(
+        "natural", description="balanced: draw training examples so that every class is met equally often."
+    )
+    streaming: bool = Field(
+        False, description="Read training rows while training, without preparing them first; needs train.steps."
+    )
     workers: int = Field(
         0, ge=0, le=256, description="Processes beside each rank that make batches ahead of it; 0: it makes its own."
     )
@@ -259,7 +208,7 @@ class _LowRank(Section):
     )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(r) (rsLoRA, arXiv 2312.03732).")
     dora: bool = Field(False, description="Weight-decomposed adapters (DoRA, arXiv 2402.09353).")
-    modules_to_save: list[str] = Field(default_factory=_list, description=_WHOLE_LAYERS)
+    modules_to_save: list[str] = Field(default_factory=listing, description=_WHOLE_LAYERS)
 
 
 class LoraTuning(_LowRank):
@@ -284,7 +233,7 @@ class Ia3Tuning(Section):
     feedforward_modules: list[str] | None = Field(
         None, description="Those of target_modules whose input is scaled, not their output."
     )
-    modules_to_save: list[str] = Field(default_factory=_list, description=_WHOLE_LAYERS)
+    modules_to_save: list[str] = Field(default_factory=listing, description=_WHOLE_LAYERS)
 
     @model_validator(mode="after")
     def _both(self) -> "Ia3Tuning":
@@ -300,7 +249,7 @@ class PrefixTuning(Section):
         description="Train keys and values before every layer's own (Li & Liang 2021, arXiv 2101.00190), and the head."
     )
     virtual_tokens: Positive = Field(20, description="Length of the prefix; it takes up positions of the model.")
-    modules_to_save: list[str] = Field(default_factory=_list, description=_WHOLE_LAYERS)
+    modules_to_save: list[str] = Field(default_factory=listing, description=_WHOLE_LAYERS)
 
 
 class PromptTuning(Section):
@@ -308,7 +257,7 @@ class PromptTuning(Section):
         description="Train embeddings before the text's own (Lester et al. 2021, arXiv 2104.08691), and the head."
     )
     virtual_tokens: Positive = Field(20, description="Length of the prompt; it takes up positions of the model.")
-    modules_to_save: list[str] = Field(default_factory=_list, description=_WHOLE_LAYERS)
+    modules_to_save: list[str] = Field(default_factory=listing, description=_WHOLE_LAYERS)
 
 
 AdapterTuning = LoraTuning | QloraTuning | Ia3Tuning | PrefixTuning | PromptTuning
@@ -343,12 +292,38 @@ class BinaryCrossEntropyLoss(Section):
     )
 
 
+class FocalLoss(Section):
+    name: Literal["focal"] = Field(description="Cross-entropy that counts easy examples less (arXiv 1708.02002).")
+    gamma: Annotated[float, Field(ge=0)] = Field(2.0, description="How much less; 0 is cross-entropy.")
+    class_weights: ClassWeights | None = Field(None, description="As for cross-entropy.")
+
+
 class MseLoss(Section):
     name: Literal["mse"] = Field(description="Mean squared error, for regression.")
 
 
+class HuberLoss(Section):
+    name: Literal["huber"] = Field(description="Squared error near the target, absolute error far from it.")
+    delta: Annotated[float, Field(gt=0)] = Field(1.0, description="Where one becomes the other.")
+
+
+class DiceLoss(Section):
+    name: Literal["dice"] = Field(description="One minus the overlap of predicted and true areas (arXiv 1606.04797).")
+    cross_entropy: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="Share of cross-entropy in the sum.")
+
+
+class OwnLoss(Section):
+    name: Literal["detection", "model"] = Field(
+        description="detection: matching of boxes, with the model's own costs. model: CTC or cross-entropy, as the model needs."
+    )
+
+
 Loss = Annotated[
-    Annotated[CrossEntropyLoss | BinaryCrossEntropyLoss | MseLoss, Field(discriminator="name")], shorthand("name")
+    Annotated[
+        CrossEntropyLoss | FocalLoss | BinaryCrossEntropyLoss | MseLoss | HuberLoss | DiceLoss | OwnLoss,
+        Field(discriminator="name"),
+    ],
+    shorthand("name"),
 ]
 
 Decay = Annotated[float, Field(ge=0)]
@@ -391,7 +366,7 @@ class NamedOptimizer(Section):
     )
     weight_decay: Decay = Field(0.0, description="Decay; norms and biases are never decayed.")
     options: dict[str, bool | int | float | str | list[float]] = Field(
-        default_factory=_mapping,
+        default_factory=mapping,
         description="The optimizer's own arguments, such as `{betas: [0.9, 0.95], eps: 1e-6}`.",
     )
 
@@ -551,7 +526,7 @@ class Train(Section):
     early_stopping: EarlyStopping | None = Field(None, description="Stop when validation no longer improves.")
     log_every: Positive = Field(10, description="Steps between two lines of the log.")
     tracking: list[Literal["tensorboard"]] = Field(
-        default_factory=_list, description="Also log there: `[tensorboard]`."
+        default_factory=listing, description="Also log there: `[tensorboard]`."
     )
     deterministic: bool = Field(True, description="Use deterministic kernels, so that a resumed run is bit-identical.")
 
@@ -576,7 +551,7 @@ class Evaluate(Section):
     report_on: list[Literal["train", "test"]] = Field(
         ["test"], description="Splits the chosen checkpoint is scored on, once."
     )
-    micro_batch: Positive = Field(64, description="Texts in one forward pass.")
+    micro_batch: Positive = Field(64, description="Examples in one forward pass.")
     export: Literal["merged", "adapter", "none"] | None = Field(
         None,
         description="How the winner is written as a Hugging Face folder; merged: adapters inside the base's weights; adapter: "
@@ -612,7 +587,7 @@ class Matrix(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
     __pydantic_extra__: dict[str, Annotated[list[Any], Field(min_length=1)]]
     zip: list[dict[str, Annotated[list[Any], Field(min_length=1)]]] = Field(
-        default_factory=_list,
+        default_factory=listing,
         description="Groups whose values are taken together, first with first: `[{train.seed: [1, 2], train.lr: [1e-4, 2e-4]}]`.",
     )
 

@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.explain import bare, members_of, sections, tag_name, tags_of, type_of, written
-from sft_dist.recipe.schema import TASK_COLUMNS, Recipe
+from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.tasks import TASK_COLUMNS
 from sft_dist.recipe.yaml_lines import KeyPath, parse_scalar, similar_to
 
 WIDTH = 110

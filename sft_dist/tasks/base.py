@@ -1,71 +1,139 @@
-"""What a task is: how a label is read, how an example is encoded, which head is trained, how predictions are scored.
+"""What a task is: how a row is read and encoded, which model is trained and with what loss, how predictions are scored.
 
-The loop, the checkpoints, the sweep and the data path know tasks only through this protocol.
+The loop, the checkpoints, the sweep and the data path know tasks only through `Task`. A task inherits what most have in
+common from `BaseTask`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from sft_dist.losses import SumLoss
+from sft_dist.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from sft_dist.data.prepare import Rows
+    from datasets import Dataset, Features
+
+    from sft_dist.data.rows import Examples, Rows
+
+Rngs = Sequence[np.random.Generator]
 
 
-@dataclass(frozen=True)
-class Examples:
-    """One encoded split."""
+class Loss(Protocol):
+    """A loss as a sum over examples; `losses.py` says why."""
 
-    ids: np.ndarray  # (examples,) row number in the source
-    inputs: list[dict[str, list[int]]]  # token ids and what goes with them, unpadded
-    lengths: np.ndarray  # (examples,) tokens
-    targets: np.ndarray  # (examples,) class numbers or values; (examples, classes) for multi-label
-    num_truncated: int
-    split: str = ""
-
-    def __len__(self) -> int:
-        return len(self.ids)
+    def total(self, outputs: Any, targets: Any) -> Tensor:
+        """() or, for a loss whose parts have divisors of their own, (parts,)."""
 
 
 class Task(Protocol):
-    labels: list[str]  # class names in the order of the outputs; empty for regression
-    roles: tuple[str, ...]  # columns read as input; the first is required
-    peft_task: str  # PEFT's name for the kind of head, which tells it what to train beside the adapters
+    """One object a recipe. It is sent to processes that prepare data, so it holds settings and nothing heavy."""
 
-    def parse(self, raw: Any, row: int) -> Any | None:
-        """A label as the source has it -> target, None when there is none. Raises UserError naming the row."""
+    pipeline_tag: ClassVar[str]  # the hub's name for such models
+    peft_task: ClassVar[
+        str | None
+    ]  # PEFT's name for the kind of head, which tells it what to train beside the adapters
+    counts_tokens: ClassVar[bool]  # an example's `length` is in tokens that take up positions of the model
+    input_roles: ClassVar[tuple[str, ...]]  # what `predict` is given
+    text_roles: ClassVar[tuple[str, ...]]  # roles that `data.clean` treats as texts
+    labels: list[str]  # class names in the order of the outputs; empty where there are none
+    row_features: Features  # of stored rows, without their number
+    encoded_features: Features | None  # of those encoded columns whose type cannot be seen from any few examples
 
-    def strata(self, targets: Sequence[Any]) -> list[Hashable] | None:
+    # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
+        """A row of the source, role -> value, with texts cleaned and media as {"path", "bytes"} -> the row as it is
+        stored, or why it is dropped ("no label", "empty text"). Raises UserError naming the row."""
+
+    def identity(self, row: dict[str, Any]) -> str | bytes:
+        """Of a stored row: equal for duplicates."""
+
+    def learn_labels(self, train: Rows) -> None:
+        """Fix `labels` from the training rows, unless the recipe gives them. Raises UserError."""
+
+    def strata(self, train: Rows) -> list[Hashable] | None:
         """What to keep in equal shares when splitting; None when that has no meaning."""
 
-    def learn_labels(self, targets: Sequence[Any]) -> None:
-        """Fix `labels` from the training targets, unless the recipe gives them."""
+    def from_input(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What `predict` was given, role -> text or medium -> the row as it would be stored, without targets."""
 
-    def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Examples: ...
+    # ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────
+    def load_processor(self, source: str, **options: Any) -> Any:
+        """Tokenizer, image processor, feature extractor or processor, as `from_pretrained` of `source` has it."""
 
-    def encode_inputs(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Examples:
-        """Like `encode` for rows without targets, which are then zeros."""
+    def encode(self, rows: dict[str, list[Any]], processor: Any) -> dict[str, list[Any]]:
+        """Stored rows -> columns of encoded examples, `length` among them and perhaps `truncated`. Rows for `predict`
+        have no targets, and no columns for targets are made then. Media stay as they are until `collate`."""
 
-    def build_model(self, folder: str, revision: str | None, config: dict[str, Any], **options: Any) -> PreTrainedModel:
+    def arrange(self, examples: Dataset, split: str) -> Dataset:
+        """All encoded examples of a split -> those to use."""
+
+    def collate(self, rows: list[dict[str, Any]], processor: Any, rngs: Rngs | None) -> tuple[dict[str, Any], Any]:
+        """Encoded examples -> padded model inputs, and targets (None when there are none).
+
+        `rngs`: on the training split one for each example, a pure function of seed, epoch and example; augmentation
+        draws from these alone. None: no augmentation.
+        """
+
+    # ── model ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    def build_model(
+        self, folder: str, revision: str | None, config: dict[str, Any], processor: Any, **options: Any
+    ) -> PreTrainedModel:
         """`options` are of `from_pretrained`. Without them neither code nor a pickle is loaded."""
 
-    def build_loss(self, train_targets: np.ndarray) -> SumLoss: ...
+    def build_loss(self, train: Examples) -> Loss: ...
 
-    def collate(
-        self, examples: Examples, indices: np.ndarray, tokenizer: PreTrainedTokenizerBase
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Padded model inputs and the targets."""
+    def weights(self, loss: Any, examples: Examples) -> np.ndarray:
+        """What each example adds to the divisor of its step, (examples,) or (examples, parts)."""
 
-    def logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor: ...
+    def forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        """The outputs a loss is computed from."""
 
-    def score(self, logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]: ...
+    def predict(self, model: nn.Module, inputs: dict[str, Any], outputs: Any, processor: Any) -> list[Any]:
+        """One prediction an example, small and on the CPU; `model` is not wrapped, for those that generate."""
 
-    def describe(self, logits: np.ndarray) -> list[dict[str, Any]]:
+    def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
+        """Score -> number or None; lists and mappings for details."""
+
+    def describe(self, predictions: list[Any], processor: Any) -> list[dict[str, Any]]:
         """What `predict` says about each example."""
+
+
+class BaseTask:
+    """What most tasks have in common."""
+
+    peft_task: ClassVar[str | None] = None
+    counts_tokens: ClassVar[bool] = False
+    text_roles: ClassVar[tuple[str, ...]] = ()
+    input_roles: ClassVar[tuple[str, ...]] = ()
+    encoded_features: Features | None = None
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.labels: list[str] = list(recipe.data.labels or [])
+
+    def identity(self, row: dict[str, Any]) -> str | bytes:
+        return "\0".join(str(row.get(role) or "") for role in self.input_roles)
+
+    def from_input(self, row: dict[str, Any]) -> dict[str, Any]:
+        return row
+
+    def learn_labels(self, train: Rows) -> None:
+        return None
+
+    def strata(self, train: Rows) -> list[Hashable] | None:
+        return None
+
+    def arrange(self, examples: Dataset, split: str) -> Dataset:
+        return examples
+
+    def forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        return model(**inputs).logits.float()
+
+    def predict(self, model: nn.Module, inputs: dict[str, Any], outputs: Tensor, processor: Any) -> list[Any]:
+        return list(outputs.detach().to("cpu", torch.float32).numpy())

@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
+from sft_dist.data.rows import ROW, Examples
 from sft_dist.failures import DataError, is_out_of_memory
 from sft_dist.recipe.errors import UserError
-from sft_dist.tasks.base import Examples, Task
-
-if TYPE_CHECKING:
-    from sft_dist.data.prepare import Rows
+from sft_dist.tasks.base import Rngs, Task
 
 MOST_NAMED = 16
 
 
-def encode(task: Task, rows: Rows, tokenizer: PreTrainedTokenizerBase, split: str) -> Examples:
-    """`task.encode`. Raises DataError naming the row."""
-    found = _named(lambda some: task.encode(rows.select(some), tokenizer), np.arange(len(rows)), rows.ids, split)
-    return replace(found, split=split)
+def encode(task: Task, rows: dict[str, list[Any]], processor: Any, split: str) -> dict[str, list[Any]]:
+    """`task.encode` of stored rows. Raises DataError naming the row."""
+    ids = np.array(rows[ROW])
+
+    def some(indices: np.ndarray) -> dict[str, list[Any]]:
+        if len(indices) == len(ids):
+            return task.encode(rows, processor)
+        return task.encode({name: [values[i] for i in indices] for name, values in rows.items()}, processor)
+
+    return _named(some, np.arange(len(ids)), ids, split)
 
 
 def collate(
-    task: Task, examples: Examples, indices: np.ndarray, tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, Tensor], Tensor]:
-    """`task.collate`. Raises DataError naming the row."""
-    return _named(lambda some: task.collate(examples, some, tokenizer), indices, examples.ids, examples.split)
+    task: Task, examples: Examples, indices: np.ndarray, processor: Any, rngs: Rngs | None = None
+) -> tuple[dict[str, Any], Any]:
+    """`task.collate` of some examples. Raises DataError naming the row."""
+    drawn = dict(zip(indices.tolist(), rngs, strict=True)) if rngs is not None else None
+
+    def some(chosen: np.ndarray) -> tuple[dict[str, Any], Any]:
+        return task.collate(examples.at(chosen), processor, [drawn[i] for i in chosen.tolist()] if drawn else None)
+
+    return _named(some, indices, examples.ids, examples.split)
 
 
 def _named(call: Callable[[np.ndarray], Any], indices: np.ndarray, ids: np.ndarray, split: str) -> Any:

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-def apply_tuning(model: nn.Module, tuning: Tuning, peft_task: str) -> nn.Module:
+def apply_tuning(model: nn.Module, tuning: Tuning, peft_task: str | None) -> nn.Module:
     """Returns the model to train: the same object, or its PEFT wrapper. Raises UserError when the model cannot have it."""
     match tuning:
         case FullTuning():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig  # takes seconds to import
 
 
-def add_adapter(model: nn.Module, tuning: AdapterTuning, peft_task: str) -> nn.Module:
+def add_adapter(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) -> nn.Module:
     """The model in PEFT's wrapper. Raises UserError when the model cannot have such adapters."""
     from peft import get_peft_model
 
@@ -31,7 +31,7 @@ def add_adapter(model: nn.Module, tuning: AdapterTuning, peft_task: str) -> nn.M
     return wrapped
 
 
-def _config(model: nn.Module, tuning: AdapterTuning, peft_task: str) -> PeftConfig:
+def _config(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) -> PeftConfig:
     import peft
 
     whole = list(tuning.modules_to_save) or None

@@ -13,7 +13,7 @@ from recipe_texts import write
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.explain import sections, tag_name
 from sft_dist.recipe.load import load
-from sft_dist.recipe.schema import TASK_COLUMNS
+from sft_dist.recipe.tasks import TASK_COLUMNS
 from sft_dist.recipe.starters import json_schema, starter
 
 # Shown in the starter, and of use only with other settings than the starter's.

@@ -1,0 +1,59 @@
+"""Rows and encoded examples of a split, memory-mapped: what they hold is read from disk when it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+ROW = "row"  # column: the row's number in its source
+
+
+@dataclass(frozen=True)
+class _Table:
+    table: Dataset
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def column(self, name: str) -> list[Any]:
+        return self.table.select_columns([name])[:][name]
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A column of numbers, (rows,)."""
+        arrow = self.table.select_columns([name]).with_format("arrow")[:]
+        return arrow.column(name).to_numpy()
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """(rows,) row numbers in the source."""
+        return self.numbers(ROW)
+
+    def at(self, indices: Any) -> list[dict[str, Any]]:
+        found = self.table[np.asarray(indices).tolist()]
+        names = list(found)
+        return [dict(zip(names, values, strict=True)) for values in zip(*found.values(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Rows(_Table):
+    """Cleaned rows of one split: a column for each role that the task stores, and ROW."""
+
+
+@dataclass(frozen=True)
+class Examples(_Table):
+    """One encoded split: the columns that the task makes, and ROW."""
+
+    split: str = ""
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(examples,) tokens, or whatever else measures an example's work."""
+        return self.numbers("length")
+
+    @property
+    def num_truncated(self) -> int:
+        return int(self.numbers("truncated").sum()) if "truncated" in self.table.column_names else 0

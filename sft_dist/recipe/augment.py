@@ -1,0 +1,58 @@
+"""Random changes to training examples: the settings. What they do is in `sft_dist/data/augment/`."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from sft_dist.recipe.section import Section
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class TextAugment(Section):
+    """For text classification."""
+
+    probability: Share = Field(0.5, description="Share of examples that are changed.")
+    delete: Share = Field(0.0, description="Share of words left out (arXiv 1901.11196).")
+    swap: Share = Field(0.0, description="Share of words that change places.")
+    synonyms: Share = Field(0.0, description="Share of words replaced by a synonym of WordNet (nltk's corpus).")
+    back_translation: str | None = Field(
+        None, description="`module:function` of an installed package, from a text to a paraphrase of it."
+    )
+
+
+class ImageAugment(Section):
+    """For the vision tasks; boxes and masks follow."""
+
+    flip: Share = Field(0.5, description="Share of pictures mirrored left to right.")
+    crop: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Smallest share of the area a random crop keeps."
+    )
+    rotate: Annotated[float, Field(ge=0, le=180)] = Field(0.0, description="Largest turn in degrees.")
+    color: Share = Field(0.0, description="Largest change of brightness, contrast and saturation.")
+    blur: Share = Field(0.0, description="Share of pictures that are blurred.")
+    erase: Share = Field(0.0, description="Share of pictures with a part painted over (arXiv 1708.04896).")
+
+
+class AudioAugment(Section):
+    """For the audio tasks."""
+
+    probability: Share = Field(0.5, description="Share of recordings that each change below is made to.")
+    noise_snr: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="White noise, that many decibels below the signal: `[10, 30]`."
+    )
+    speed: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="Faster or slower, pitch and all: `[0.9, 1.1]`."
+    )
+    gain_db: Annotated[float, Field(ge=0, le=40)] = Field(0.0, description="Louder or softer by up to this.")
+    shift: Share = Field(0.0, description="Move in time by up to this share of the length.")
+    time_masks: int = Field(
+        0, ge=0, le=20, description="Stretches of time blanked out of the spectrum (arXiv 1904.08779)."
+    )
+    frequency_masks: int = Field(0, ge=0, le=20, description="Bands of frequencies blanked out.")
+
+
+class Augment(Section):
+    text: TextAugment | None = Field(None, description="Text classification: words.")
+    image: ImageAugment | None = Field(None, description="Vision: pictures, with their boxes and masks.")
+    audio: AudioAugment | None = Field(None, description="Audio: the sound and its spectrum.")

@@ -1,0 +1,196 @@
+"""What text, image and audio classification have in common: labels, losses, scores, and how a prediction is shown."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Hashable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import Features, List, Value
+from torch import Tensor
+
+from sft_dist import metrics
+from sft_dist.losses import ClassLoss, build_loss
+from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.schema import Recipe
+from sft_dist.tasks.base import BaseTask
+
+if TYPE_CHECKING:
+    from sft_dist.data.rows import Examples, Rows
+
+_WHOLE_NUMBER = re.compile(r"-?[0-9]+")
+PROBLEM_TYPES = {
+    "single-label": "single_label_classification",
+    "multi-label": "multi_label_classification",
+    "regression": "regression",
+}
+NO_LABEL = "no label"
+
+
+class ClassTask(BaseTask):
+    """One class, any number of classes, or one number for an example."""
+
+    peft_task: str | None = None
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        task = recipe.task
+        self.problem: str = getattr(task, "problem", "single-label")
+        self.threshold: float = getattr(task, "threshold", None) or 0.5
+        self.separator: str = getattr(task, "label_separator", None) or ","
+        self.renamed = dict(recipe.data.clean.map_labels)
+        self.given_labels = recipe.data.labels
+
+    # ── labels ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def label_feature(self) -> Any:
+        """How labels are stored in rows: class names, lists of them, numbers."""
+        text = Value("string")
+        return {"single-label": text, "multi-label": List(text), "regression": Value("float64")}[self.problem]
+
+    @property
+    def target_features(self) -> Features:
+        """How labels are stored in encoded examples."""
+        number = {"single-label": Value("int64"), "multi-label": List(Value("int64")), "regression": Value("float32")}
+        return Features({"label": number[self.problem]})
+
+    def parse(self, raw: Any, row: int) -> Any | None:
+        """A label of the source -> as it is stored; None when there is none. Raises UserError naming the row."""
+        if raw is None or (isinstance(raw, float) and math.isnan(raw)):
+            return None
+        if self.problem == "regression":
+            return _number(raw, row)
+        if self.problem == "multi-label":
+            # A column of one number a row is read as numbers: one class each.
+            parts = raw.split(self.separator) if isinstance(raw, str) else raw if isinstance(raw, list) else [raw]
+            return [self._known(class_name(part), row) for part in parts if part is not None and class_name(part)]
+        return self._known(class_name(raw), row) if class_name(raw) else None
+
+    def _known(self, name: str, row: int) -> str:
+        name = self.renamed.get(name, name)
+        if self.given_labels and name not in self.given_labels:
+            near = difflib.get_close_matches(name, self.given_labels, 1)
+            hint = f"did you mean `{near[0]}`?" if near else ""
+            valid = tuple(self.given_labels[:20])
+            raise UserError(Problem(f"row {row}: not one of data.labels", "data.labels", None, name, valid, hint))
+        return name
+
+    def strata(self, train: Rows) -> list[Hashable] | None:
+        return train.column("label") if self.problem == "single-label" else None
+
+    def learn_labels(self, train: Rows) -> None:
+        if self.problem == "regression" or self.labels:
+            return
+        targets = train.column("label")
+        self.labels = sorted_labels(
+            targets if self.problem == "single-label" else (name for target in targets for name in target)
+        )
+        needed, said = (2, "two classes are") if self.problem == "single-label" else (1, "one class is")
+        if len(self.labels) < needed:
+            raise UserError(Problem(f"at least {said} needed", path="data.columns.label", found=str(self.labels)))
+
+    def numbers_of(self, targets: list[Any]) -> list[Any]:
+        """Stored labels -> class numbers, lists of them, or numbers. Raises UserError for a class that is not known."""
+        if self.problem == "regression":
+            return targets
+        number = {label: i for i, label in enumerate(self.labels)}
+        groups = [[target] for target in targets] if self.problem == "single-label" else targets
+        if strange := sorted({name for names in groups for name in names} - set(number)):
+            raise UserError(unknown_classes(strange, self.labels))
+        if self.problem == "single-label":
+            return [number[target] for target in targets]
+        return [sorted({number[name] for name in names}) for names in targets]
+
+    def targets_of(self, numbers: list[Any]) -> Tensor:
+        """Of encoded labels: (examples,), or (examples, classes) zeros and ones for multi-label."""
+        if self.problem == "multi-label":
+            hot = torch.zeros(len(numbers), len(self.labels))
+            for row, classes in enumerate(numbers):
+                hot[row, classes] = 1
+            return hot
+        return torch.tensor(numbers, dtype=torch.float32 if self.problem == "regression" else torch.int64)
+
+    @property
+    def model_labels(self) -> list[str]:
+        return self.labels or ["value"]
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        return {"problem_type": PROBLEM_TYPES[self.problem]}
+
+    # ── loss and scores ─────────────────────────────────────────────────────────────────────────────────────────────
+    def build_loss(self, train: Examples) -> ClassLoss:
+        return build_loss(self.recipe.train.loss, self.problem, self.labels, lambda: self._all_targets(train))
+
+    def weights(self, loss: ClassLoss, examples: Examples) -> np.ndarray:
+        return loss.weights(self._all_targets(examples))
+
+    def _all_targets(self, examples: Examples) -> np.ndarray:
+        if self.problem == "multi-label":
+            return self.targets_of(examples.column("label")).numpy()
+        return examples.numbers("label")
+
+    def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
+        logits, targets = np.stack(predictions), self._all_targets(examples)
+        if self.problem == "regression":
+            return metrics.regression_scores(logits[:, 0], targets)
+        if self.problem == "multi-label":
+            return metrics.multi_label_scores(logits, targets.astype(int), self.threshold)
+        return metrics.single_label_scores(logits, targets)
+
+    def describe(self, predictions: list[Any], processor: Any) -> list[dict[str, Any]]:
+        logits = np.stack(predictions)
+        if self.problem == "regression":
+            return [{"value": float(row[0])} for row in logits]
+        if self.problem == "multi-label":
+            return [
+                {
+                    "labels": [label for label, p in zip(self.labels, row, strict=True) if p >= self.threshold],
+                    "probabilities": dict(zip(self.labels, map(float, row), strict=True)),
+                }
+                for row in metrics.sigmoid(logits)
+            ]
+        return [
+            {
+                "label": self.labels[int(row.argmax())],
+                "probability": float(row.max()),
+                "probabilities": dict(zip(self.labels, map(float, row), strict=True)),
+            }
+            for row in metrics.softmax(logits)
+        ]
+
+
+def class_name(raw: Any) -> str:
+    """Class names are text; 1, 1.0 and '1' are the same class."""
+    if isinstance(raw, bool):
+        return str(raw).lower()
+    if isinstance(raw, float) and raw.is_integer():
+        return str(int(raw))
+    return str(raw).strip()
+
+
+def sorted_labels(names: Iterable[str]) -> list[str]:
+    """Each once; those that are whole numbers by value, before the others."""
+    return sorted(set(names), key=lambda name: (0, int(name), name) if _WHOLE_NUMBER.fullmatch(name) else (1, 0, name))
+
+
+def unknown_classes(strange: list[str], known: list[str]) -> Problem:
+    hint = "list every class in data.labels, or correct the data"
+    what = "classes that do not occur in the training rows"
+    return Problem(what, "data.labels", None, ", ".join(strange[:10]), tuple(known[:20]), hint)
+
+
+def _number(raw: Any, row: int) -> float | None:
+    if isinstance(raw, str) and not raw.strip():
+        return None
+    try:
+        value = float(raw)
+    except (TypeError, ValueError):
+        raise UserError(Problem(f"row {row}: a number is needed", "data.columns.label", None, repr(raw))) from None
+    if not math.isfinite(value):
+        raise UserError(Problem(f"row {row}: a finite number is needed", "data.columns.label", None, repr(raw)))
+    return value

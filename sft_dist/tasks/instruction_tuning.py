@@ -1,0 +1,317 @@
+"""Instruction tuning: a causal language model learns the assistant's turns of conversations."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset, Features, List, Value
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from sft_dist.data import chat
+from sft_dist.data.packing import best_fit_decreasing, leak, positions
+from sft_dist.data.rows import ROW, Examples
+from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.run_folder import cache_root
+from sft_dist.recipe.schema import CrossEntropyLoss, Recipe
+from sft_dist.recipe.tasks import InstructionTuningTask
+from sft_dist.tasks.base import BaseTask, Rngs
+from sft_dist.tasks.loading import load_pretrained, load_tokenizer
+
+IGNORED = -100  # target of a position that has none
+CHUNK = 1024  # tokens whose logits are fp32 at a time
+LEAK = 1e-4  # more than this, and packed examples see each other
+MOST_NAMED = 16
+NEED_A_CACHE = (
+    "prefix",
+    "prompt",
+)  # ways of tuning that put something before the tokens, which packing has no place for
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Cross-entropy of the next token, summed over those that have a target; weighs as many as there are."""
+
+    label_smoothing: float = 0.0
+
+    def total(self, logits: Tensor, targets: Tensor) -> Tensor:  # (batch, tokens, vocabulary), (batch, tokens) -> ()
+        there = targets[:, 1:] != IGNORED
+        predicted, wanted = logits[:, :-1][there], targets[:, 1:][there]
+        total = logits[:, :0].float().sum()  # 0, with a gradient though nothing may be wanted
+        for some, these in zip(predicted.split(CHUNK), wanted.split(CHUNK), strict=True):
+            total = total + F.cross_entropy(some.float(), these, label_smoothing=self.label_smoothing, reduction="sum")
+        return total
+
+
+class InstructionTuning(BaseTask):
+    pipeline_tag = "text-generation"
+    peft_task = "CAUSAL_LM"
+    counts_tokens = True
+    input_roles = ("prompt", "messages")
+    text_roles = ("instruction", "input", "output", "system")
+    row_features = Features({"chat": Value("large_string")})  # messages as JSON: tools' arguments have no common type
+    encoded_features = Features({"input_ids": List(Value("int32")), "answer": List(Value("bool"))})
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        assert isinstance(recipe.task, InstructionTuningTask)
+        self.settings = recipe.task
+        if self.settings.packing and recipe.tuning.method in NEED_A_CACHE:
+            what = f"cannot be combined with {recipe.tuning.method} tuning, which all packed examples would share"
+            raise UserError(
+                Problem(what, "task.packing", None, "true", hint="tune by lora, or set task.packing: false")
+            )
+        if isinstance(recipe.train.loss, CrossEntropyLoss) and recipe.train.loss.class_weights is not None:
+            raise UserError(Problem("tokens are not classes", "train.loss.class_weights"))
+
+    # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
+        messages = chat.messages_of(row, number)
+        if reason := chat.why_unusable(messages):
+            return reason
+        messages = chat.with_system(chat.until_last_answer(messages), self.settings.system)
+        return {"chat": json.dumps(messages, ensure_ascii=False)}
+
+    def identity(self, row: dict[str, Any]) -> str | bytes:
+        return row["chat"]
+
+    # ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────
+    def load_processor(self, source: str, **options: Any) -> PreTrainedTokenizerBase:
+        """With the chat template that is trained on, so that it is saved with the model."""
+        tokenizer = load_tokenizer(source, **options)
+        if self.settings.chat_template is not None:
+            tokenizer.chat_template = _read_template(self.settings.chat_template)
+        elif tokenizer.chat_template is None:
+            if tokenizer.eos_token is None:
+                what = "the tokenizer has neither a chat template nor an end-of-text token to end answers with"
+                raise UserError(Problem(what, "task.chat_template", hint="give a template"))
+            tokenizer.chat_template = chat.PLAIN_TEMPLATE
+        return tokenizer
+
+    def encode(self, rows: dict[str, list[Any]], processor: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
+        if "chat" not in rows:
+            return self._encode_prompts(rows, processor)
+        numbers = rows.get(ROW) or list(range(len(rows["chat"])))
+        longest = min(self.recipe.data.max_length, processor.model_max_length)
+        tokens = chat.tokenize_chats([json.loads(one) for one in rows["chat"]], processor, numbers)
+        cut = [chat.Tokens(one.ids[:longest], [False, *one.answer[1:longest]]) for one in tokens]
+        self._require_answers(tokens, cut, numbers, longest)
+        trains_on_all = self.settings.train_on == "all"
+        return {
+            "input_ids": [one.ids for one in cut],
+            "answer": [one.answer for one in cut],
+            "length": [len(one.ids) for one in cut],
+            "weight": [len(one.ids) - 1 if trains_on_all else sum(one.answer) for one in cut],
+            "truncated": [len(one.ids) > longest for one in tokens],
+        }
+
+    def _require_answers(
+        self, tokens: list[chat.Tokens], cut: list[chat.Tokens], numbers: list[int], longest: int
+    ) -> None:
+        """Raises UserError for conversations of which nothing is left to learn: their loss would be 0."""
+        if self.settings.train_on == "all":
+            return
+        unmarked = [number for number, one in zip(numbers, tokens, strict=True) if not any(one.answer)]
+        if unmarked:
+            what = f"the chat template marks no token as an answer's, in {_rows(unmarked)}"
+            hint = "its {% generation %} ... {% endgeneration %} must enclose what the assistant says"
+            raise UserError(Problem(what, "task.chat_template", hint=hint))
+        lost = [number for number, one in zip(numbers, cut, strict=True) if not any(one.answer)]
+        if lost:
+            needed = (
+                max(one.answer.index(True) for one, few in zip(tokens, cut, strict=True) if not any(few.answer)) + 1
+            )
+            what = f"the answers begin behind the cut, so there is nothing to learn, in {_rows(lost)}"
+            hint = f"raise data.max_length to more than {needed}, or drop these rows"
+            raise UserError(Problem(what, "data.max_length", None, str(longest), (), hint))
+
+    def _encode_prompts(self, rows: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
+        """For `predict`: questions, or conversations up to where the next answer begins."""
+        roles = [role for role in self.input_roles if role in rows]
+        texts = []
+        for number, values in enumerate(zip(*(rows[role] for role in roles), strict=True)):
+            messages = chat.messages_of(dict(zip(roles, values, strict=True)), number)
+            messages = chat.with_system(messages or [{"role": "user", "content": ""}], self.settings.system)
+            texts.append(chat.render(messages, tokenizer, number, prompt=True))
+        prompts = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return {"prompt_ids": prompts, "length": [len(ids) for ids in prompts]}
+
+    def arrange(self, examples: Dataset, split: str) -> Dataset:
+        """Packs the training split; other splits stay as they are, so that scores are of single examples."""
+        if split != "train" or not self.settings.packing:
+            return examples
+        lengths = np.asarray(examples.with_format("numpy")["length"][:])
+        longest = max(self.recipe.data.max_length, int(lengths.max()))
+        bins = best_fit_decreasing(lengths, longest)
+        numbers = Value("int32")
+        features = Features(
+            {
+                "input_ids": List(numbers),
+                "answer": List(Value("bool")),
+                "sizes": List(numbers),  # tokens of each example in it
+                "length": Value("int64"),
+                "weight": Value("int64"),
+                "truncated": Value("bool"),
+                ROW: Value("int64"),  # of its first example
+            }
+        )
+        return Dataset.from_generator(
+            _packed,
+            features=features,
+            cache_dir=str(cache_root() / "datasets"),
+            gen_kwargs={"examples": examples, "bins": [one.tolist() for one in bins]},
+        )
+
+    def collate(
+        self, rows: list[dict[str, Any]], processor: PreTrainedTokenizerBase, rngs: Rngs | None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        if "prompt_ids" in rows[0]:
+            found = processor.pad(
+                {"input_ids": [row["prompt_ids"] for row in rows]}, padding_side="left", return_tensors="pt"
+            )
+            return {"prompt_ids": found["input_ids"], "prompt_mask": found["attention_mask"]}, None
+        ids = [row["input_ids"] for row in rows]
+        targets = [self._targets(row) for row in rows]
+        if "sizes" not in rows[0]:
+            mask = [[1] * len(one) for one in ids]
+            inputs = {"input_ids": _padded(ids, processor.pad_token_id), "attention_mask": _padded(mask, 0)}
+            return inputs, _padded(targets, IGNORED)
+        places = [positions(row["sizes"]) for row in rows]
+        if (self.recipe.model.attention or "").startswith("flash"):  # there, packs are kept apart in a single row only
+            ids, targets, places = ([[one for row in part for one in row]] for part in (ids, targets, places))
+        # Padding is at position 0, again and again, so each padded token is an example that only sees itself.
+        inputs = {"input_ids": _padded(ids, processor.pad_token_id), "position_ids": _padded(places, 0)}
+        return inputs, _padded(targets, IGNORED)
+
+    def _targets(self, row: dict[str, Any]) -> list[int]:
+        """The tokens themselves where they are learned; never the first of an example, which nothing comes before."""
+        if self.settings.train_on == "answers":
+            return [id_ if answer else IGNORED for id_, answer in zip(row["input_ids"], row["answer"], strict=True)]
+        places = positions(row.get("sizes") or [len(row["input_ids"])])
+        return [id_ if place else IGNORED for id_, place in zip(row["input_ids"], places, strict=True)]
+
+    # ── model ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    def build_model(
+        self, folder: str, revision: str | None, config: dict[str, Any], processor: Any, **options: Any
+    ) -> PreTrainedModel:
+        model = load_pretrained(AutoModelForCausalLM, folder, revision, config, **options)
+        if self.settings.packing and (found := leak(model, model.get_input_embeddings().num_embeddings)) > LEAK:
+            what = f"{type(model).__name__} does not keep packed examples apart: one changes another's logits by {found:.1g}"
+            raise UserError(Problem(what, "task.packing", None, "true", hint="set task.packing: false"))
+        return model
+
+    def build_loss(self, train: Examples) -> NextToken:
+        loss = self.recipe.train.loss
+        return NextToken(loss.label_smoothing if isinstance(loss, CrossEntropyLoss) else 0.0)
+
+    def weights(self, loss: NextToken, examples: Examples) -> np.ndarray:
+        return examples.numbers("weight")
+
+    def forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        # Without a cache: nothing is generated here, and with one the positions would not keep packed examples apart.
+        return None if "prompt_ids" in inputs else model(**inputs, use_cache=False).logits
+
+    # ── predictions ─────────────────────────────────────────────────────────────────────────────────────────────────
+    def predict(self, model: nn.Module, inputs: dict[str, Any], outputs: Any, processor: Any) -> list[Any]:
+        """Prompts: the answers' texts. Whole conversations: of each token but the first, its negative log-likelihood and
+        the token that would have been said in its place, (2, tokens - 1)."""
+        if "prompt_ids" in inputs:
+            return self._answer(model, inputs, processor)
+        found = []
+        for ids, mask, logits in zip(inputs["input_ids"], inputs["attention_mask"], outputs, strict=True):
+            size = int(mask.sum())
+            nll, said = [], []
+            for some, these in zip(logits[: size - 1].split(CHUNK), ids[1:size].split(CHUNK), strict=True):
+                nll.append(F.cross_entropy(some.float(), these, reduction="none"))
+                said.append(some.argmax(-1))
+            found.append((torch.cat(nll).cpu().numpy(), torch.cat(said).cpu().numpy().astype(np.int32)))
+        return found
+
+    def _answer(self, model: Any, inputs: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        prompts = inputs["prompt_ids"]
+        written = model.generate(
+            input_ids=prompts,
+            attention_mask=inputs["prompt_mask"],
+            max_new_tokens=self.settings.max_new_tokens,
+            eos_token_id=_stops(model, tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            synced_gpus=torch.distributed.is_initialized(),
+            **GREEDY,
+        )
+        return tokenizer.batch_decode(written[:, prompts.shape[1] :], skip_special_tokens=True)
+
+    def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
+        """On the tokens of answers. exact_match: share of examples of which every token would have been said, which is
+        greedy decoding giving the very same answers."""
+        nll, tokens, right, matched = 0.0, 0, 0, 0
+        answers = examples.column("answer")
+        for (losses, said), answer, ids in zip(predictions, answers, examples.column("input_ids"), strict=True):
+            marked = np.array(answer[1:], dtype=bool)
+            agree = said[marked] == np.array(ids[1:])[marked]
+            nll += float(losses[marked].sum(dtype=np.float64))
+            tokens += int(marked.sum())
+            right += int(agree.sum())
+            matched += bool(agree.all())
+        if tokens == 0:
+            return {"perplexity": None, "token_accuracy": None, "exact_match": None}
+        mean = nll / tokens
+        return {
+            "perplexity": math.exp(mean) if mean < 700 else None,
+            "token_accuracy": right / tokens,
+            "exact_match": matched / len(examples),
+        }
+
+    def describe(self, predictions: list[Any], processor: Any) -> list[dict[str, Any]]:
+        return [{"text": text} for text in predictions]
+
+
+# Whatever a model's generation config says about sampling: `predict` gives the same answer every time.
+GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+
+
+def _stops(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end an answer: the model's and tokenizer's, and the one the chat template ends a turn with."""
+    known = model.generation_config.eos_token_id
+    stops = {tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])} - {None}
+    sample = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tokens,) = chat.tokenize_chats([sample], tokenizer, [0])
+    last = [id_ for id_, answer in zip(tokens.ids, tokens.answer, strict=True) if answer][-1:]
+    return sorted(stops | ({*last} & set(tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder))))
+
+
+def _packed(examples: Dataset, bins: list[list[int]]) -> Iterator[dict[str, Any]]:
+    for members in bins:
+        found = examples[members]
+        yield {
+            "input_ids": [one for ids in found["input_ids"] for one in ids],
+            "answer": [one for answer in found["answer"] for one in answer],
+            "sizes": found["length"],
+            "length": sum(found["length"]),
+            "weight": sum(found["weight"]),
+            "truncated": any(found["truncated"]),
+            ROW: found[ROW][0],
+        }
+
+
+def _padded(rows: list[list[int]], value: int) -> Tensor:
+    """(rows, longest) whole numbers."""
+    return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+
+
+def _rows(numbers: list[int]) -> str:
+    return f"rows {numbers[:MOST_NAMED]}{' and more' * (len(numbers) > MOST_NAMED)}"
+
+
+def _read_template(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(Problem(f"cannot be read: {error}", "task.chat_template", None, path)) from error

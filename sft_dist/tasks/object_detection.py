@@ -1,0 +1,212 @@
+"""Object detection: boxes with classes in a picture."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import Features, List, Value
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
+
+from sft_dist.data.augment.image import augment, cut
+from sft_dist.data.media import load_image
+from sft_dist.losses_detection import SOFTMAX, DetectionLoss, capture
+from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.tasks import ObjectDetectionTask
+from sft_dist.scores_vision import MOST_BOXES, box_scores
+from sft_dist.tasks.base import BaseTask, Rngs
+from sft_dist.tasks.classes import NO_LABEL, class_name, sorted_labels, unknown_classes
+from sft_dist.tasks.loading import load_pretrained
+from sft_dist.tasks.pictures import PICTURE, content, load_image_processor, pixels_of, warn_of_batch_statistics
+
+if TYPE_CHECKING:
+    from sft_dist.data.rows import Examples, Rows
+
+
+class ObjectDetection(BaseTask):
+    """Boxes are x, y, width, height in pixels of the original picture, but for the model centre and size as shares of it.
+
+    A picture is padded to the largest of its micro-batch. DETR's kin are told so by a mask; YOLOS is not, and sees the
+    padding.
+    """
+
+    pipeline_tag = "object-detection"
+    input_roles = ("image",)
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        assert isinstance(recipe.task, ObjectDetectionTask)
+        self.threshold = recipe.task.threshold
+        self.renamed = dict(recipe.data.clean.map_labels)
+        self.augment = recipe.data.augment.image
+        boxes = List(List(Value("float64")))
+        self.row_features = Features({"image": PICTURE, "objects": {"bbox": boxes, "category": List(Value("string"))}})
+        self.encoded_features = Features({"image": PICTURE, "boxes": boxes, "classes": List(Value("int64"))})
+        self.model_config: PreTrainedConfig | None = None  # of the model that was built
+
+    # ── rows and examples ───────────────────────────────────────────────────────────────────────────────────────────
+    def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
+        """A picture may well have no objects, but has to say so."""
+        if not row["image"]:
+            return "no picture"
+        if row["objects"] is None:
+            return NO_LABEL
+        boxes, names = _boxes_and_names(row["objects"], number)
+        names = [self.renamed.get(name, name) for name in names]
+        if self.recipe.data.labels and (strange := sorted(set(names) - set(self.recipe.data.labels))):
+            what, valid = f"row {number}: not one of data.labels", tuple(self.recipe.data.labels[:20])
+            raise UserError(Problem(what, "data.labels", None, ", ".join(strange), valid))
+        return {"image": row["image"], "objects": {"bbox": boxes, "category": names}}
+
+    def identity(self, row: dict[str, Any]) -> bytes:
+        return content(row["image"])
+
+    def learn_labels(self, train: Rows) -> None:
+        if self.labels:
+            return
+        self.labels = sorted_labels(name for objects in train.column("objects") for name in objects["category"])
+        if not self.labels:
+            raise UserError(Problem("there is no object in the training rows", "data.columns.objects"))
+
+    def load_processor(self, source: str, **options: Any) -> Any:
+        return load_image_processor(source, **options)
+
+    def encode(self, rows: dict[str, list[Any]], processor: Any) -> dict[str, list[Any]]:
+        columns: dict[str, list[Any]] = {"image": rows["image"], "length": [1] * len(rows["image"])}
+        if "objects" not in rows:
+            return columns
+        number = {label: i for i, label in enumerate(self.labels)}
+        names = [objects["category"] for objects in rows["objects"]]
+        if strange := sorted({name for some in names for name in some} - set(number)):
+            raise UserError(unknown_classes(strange, self.labels))
+        return columns | {
+            "boxes": [objects["bbox"] for objects in rows["objects"]],
+            "classes": [[number[name] for name in some] for some in names],
+            "num_boxes": [len(some) for some in names],
+        }
+
+    def collate(
+        self, rows: list[dict[str, Any]], processor: Any, rngs: Rngs | None
+    ) -> tuple[dict[str, Any], list[dict[str, Tensor]] | None]:
+        pictures, targets = [], []
+        for position, row in enumerate(rows):
+            picture = load_image(row["image"])
+            boxes = np.array(row.get("boxes", []), dtype=np.float64).reshape(-1, 4)
+            if rngs is not None and self.augment is not None:
+                changed = augment(picture, self.augment, rngs[position], boxes)
+                picture, boxes, kept = Image.fromarray(changed.image), changed.boxes, changed.kept
+            else:
+                boxes, kept = cut(boxes, picture.width, picture.height, visible=0.0)
+            pictures.append(picture)
+            targets.append(_target(boxes, np.array(row.get("classes", []), dtype=np.int64)[kept], picture))
+        inputs: dict[str, Any] = pixels_of(processor, pictures)
+        inputs["sizes"] = torch.tensor([[picture.width, picture.height] for picture in pictures])
+        if "boxes" not in rows[0]:
+            return inputs, None
+        # Given labels, RT-DETR adds its denoising queries, and every model what the loss is computed from.
+        return inputs | {"labels": targets}, targets
+
+    # ── model ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    def build_model(
+        self, folder: str, revision: str | None, config: dict[str, Any], processor: Any, **options: Any
+    ) -> PreTrainedModel:
+        """A pretrained head for another number of classes is replaced by a new one."""
+        auto, options = AutoModelForObjectDetection, {"ignore_mismatched_sizes": True, **options}
+        model = load_pretrained(auto, folder, revision, config, self.labels, **options)
+        capture(model)
+        self.model_config = model.config
+        warn_of_batch_statistics(model)
+        return model
+
+    def build_loss(self, train: Examples) -> DetectionLoss:
+        if self.model_config is None:
+            raise RuntimeError("the loss of a detector is its model's, which has to be built first")
+        return DetectionLoss(self.model_config, self.recipe.train.global_batch)
+
+    def weights(self, loss: DetectionLoss, examples: Examples) -> np.ndarray:
+        return loss.weights(examples.numbers("num_boxes"))
+
+    def forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        return model(**{name: value for name, value in inputs.items() if name != "sizes"})
+
+    def predict(self, model: nn.Module, inputs: dict[str, Any], outputs: Any, processor: Any) -> list[Any]:
+        kind = model.config.model_type  # type: ignore[union-attr]
+        return found_boxes(outputs.logits.float(), outputs.pred_boxes.float(), inputs["sizes"], kind in SOFTMAX)
+
+    # ── scores ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
+        boxes, classes = examples.column("boxes"), examples.column("classes")
+        truth = [
+            {"boxes": np.array(some, dtype=np.float64).reshape(-1, 4), "labels": np.array(numbers, dtype=np.int64)}
+            for some, numbers in zip(boxes, classes, strict=True)
+        ]
+        return box_scores(predictions, truth, self.labels)
+
+    def describe(self, predictions: list[Any], processor: Any) -> list[dict[str, Any]]:
+        return [
+            {
+                "objects": [
+                    {"label": self.labels[label], "score": float(score), "box": [round(float(x), 1) for x in box]}
+                    for box, score, label in zip(one["boxes"], one["scores"], one["labels"], strict=True)
+                    if score >= self.threshold
+                ]
+            }
+            for one in predictions
+        ]
+
+
+def found_boxes(
+    logits: Tensor,  # (pictures, queries, classes), with "nothing" as the last class when `softmax`
+    boxes: Tensor,  # (pictures, queries, 4) centre and size, shares of the picture's
+    sizes: Tensor,  # (pictures, 2) width and height in pixels
+    softmax: bool,
+) -> list[dict[str, np.ndarray]]:
+    """Of each picture the likeliest boxes: boxes (n, 4) x, y, width, height in pixels, inside it; scores (n,) falling;
+    labels (n,). Each query has one class with softmax, any number without."""
+    if softmax:
+        scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+        scores, queries = scores.topk(min(MOST_BOXES, scores.shape[1]))
+        labels = labels.gather(1, queries)
+    else:
+        flat = logits.sigmoid().flatten(1)
+        scores, places = flat.topk(min(MOST_BOXES, flat.shape[1]))
+        queries, labels = places // logits.shape[-1], places % logits.shape[-1]
+    chosen = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
+    scale = sizes.to(boxes)[:, None]  # (pictures, 1, 2)
+    low = (chosen[..., :2] - chosen[..., 2:] / 2).clamp(0, 1) * scale
+    high = (chosen[..., :2] + chosen[..., 2:] / 2).clamp(0, 1) * scale
+    found = torch.cat([low, high - low], dim=-1)
+    return [
+        {"boxes": box.numpy(), "scores": score.numpy(), "labels": label.numpy()}
+        for box, score, label in zip(found.detach().cpu(), scores.detach().cpu(), labels.cpu(), strict=True)
+    ]
+
+
+def _target(boxes: np.ndarray, classes: np.ndarray, picture: Image.Image) -> dict[str, Tensor]:
+    """By hand and not by the image processor, which would have boxes relative to the padded picture, and so dependent on
+    what else is in the micro-batch."""
+    relative = boxes / [picture.width, picture.height, picture.width, picture.height]
+    centred = np.concatenate([relative[:, :2] + relative[:, 2:] / 2, relative[:, 2:]], axis=1)
+    return {"class_labels": torch.from_numpy(classes), "boxes": torch.from_numpy(centred).float()}
+
+
+def _boxes_and_names(objects: Any, number: int) -> tuple[list[list[float]], list[str]]:
+    """Objects as {"bbox": [...], "category": [...]} or as a list of {"bbox", "category"}. Boxes without any area, of which
+    large data sets have some, are left out. Raises UserError for what is no box."""
+    if isinstance(objects, list):
+        objects = {key: [one[key] for one in objects] for key in ("bbox", "category")}
+    boxes, names = list(objects["bbox"]), [class_name(one) for one in objects["category"]]
+    if len(boxes) != len(names):
+        what, found = f"row {number}: each box needs one category", f"{len(boxes)} boxes, {len(names)} categories"
+        raise UserError(Problem(what, "data.columns.objects", None, found))
+    for box in boxes:
+        if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] < 0 or box[3] < 0:
+            what = f"row {number}: a box needs x, y, width and height in pixels"
+            raise UserError(Problem(what, "data.columns.objects", None, str(list(box))))
+    kept = [position for position, box in enumerate(boxes) if box[2] > 0 and box[3] > 0]
+    return [[float(x) for x in boxes[i]] for i in kept], [names[i] for i in kept]
