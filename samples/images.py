@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -108,7 +109,9 @@ def trees(into: Path, have: dict[str, Path]) -> None:
                 tile = picture.crop((int(window.left), int(window.top), int(window.right), int(window.bottom)))
                 tile.save(into / file_name, quality=92)
                 images.append({"id": len(images), "file_name": file_name, "width": tile.width, "height": tile.height})
-                annotations += (_annotation(len(annotations) + at, images[-1]["id"], box) for at, box in enumerate(inside))
+                annotations += (
+                    _annotation(len(annotations) + at, images[-1]["id"], box) for at, box in enumerate(inside)
+                )
         coco = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "tree"}]}
         (into / f"{split}.json").write_text(json.dumps(coco, indent=1), encoding="utf-8")
 
@@ -132,7 +135,7 @@ def cuts(start: int, end: int, about: int) -> list[tuple[int, int]]:
     """[start, end) in pieces of nearly equal length, as near to `about` as that allows."""
     num_pieces = max(1, round((end - start) / about))
     marks = [start + (end - start) * piece // num_pieces for piece in range(num_pieces + 1)]
-    return list(zip(marks, marks[1:], strict=False))
+    return list(itertools.pairwise(marks))
 
 
 def boxes_within(boxes: list[Box], window: Box, min_visible: float) -> list[Box]:

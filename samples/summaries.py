@@ -13,7 +13,9 @@ from pathlib import Path
 from samples.rows import divided, write_jsonl
 
 LIBRARIES = {"numpy": "numpy", "scipy": "scipy", "sklearn": "scikit-learn", "pandas": "pandas", "networkx": "networkx"}
-NOT_PROSE = re.compile(r"^\s*[-=~]{3,}\s*$|^\s*(Args|Parameters|Returns|Examples?)\b|>>>|^\s*\.\. |^\s*:\w+|^\s*\|", re.M)
+NOT_PROSE = re.compile(
+    r"^\s*[-=~]{3,}\s*$|^\s*(Args|Parameters|Returns|Examples?)\b|>>>|^\s*\.\. |^\s*:\w+|^\s*\|", re.M
+)
 MIN_WORDS, MAX_WORDS = 25, 300  # of the description
 MIN_SUMMARY_WORDS, MAX_SUMMARY_WORDS = 4, 30
 

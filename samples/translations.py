@@ -73,4 +73,6 @@ def verses(into: Path, have: dict[str, Path]) -> None:
     for row in rows:
         chapters.setdefault(row[2:], []).append(row)
     for split, chosen in divided(chapters.values(), 0.05, 0.05).items():
-        write_csv(into / f"{split}.csv", ("source", "target", "book", "chapter"), (row for some in chosen for row in some))
+        write_csv(
+            into / f"{split}.csv", ("source", "target", "book", "chapter"), (row for some in chosen for row in some)
+        )
