@@ -1,0 +1,149 @@
+"""What the gate has to say: as text for a terminal, and as JSON. The page is made from the same."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sft_dist.quality.estimate import Estimate, clock
+from sft_dist.quality.findings import MOST_ROWS, Finding, RowId, in_order
+
+SHOWN_ROWS = 20
+SHOWN_CLASSES = 8
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Of one split's examples."""
+
+    numbers: np.ndarray  # (examples,)
+    truncated: int
+    statistics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Report:
+    name: str  # of the recipe
+    task: str
+    rows: Mapping[str, int]  # split -> rows
+    findings: Sequence[Finding]
+    dropped: Mapping[str, int] = field(default_factory=dict)  # reason -> rows
+    classes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # split -> class -> how many
+    class_unit: str = "rows"
+    lengths: Mapping[str, Lengths] = field(default_factory=dict)
+    length_unit: str = "tokens"
+    longest: int | None = None  # where examples are cut
+    estimate: Estimate | None = None
+    notes: Sequence[str] = ()  # what was not looked at, and why
+    excerpts: Mapping[RowId, str] = field(default_factory=dict)  # of rows that findings name
+    allowed: Sequence[str] = ()  # kinds whose errors do not count
+
+    @property
+    def errors(self) -> list[Finding]:
+        """Those that block."""
+        return [one for one in self.findings if one.severity == "error" and one.kind not in self.allowed]
+
+    @property
+    def warnings(self) -> list[Finding]:
+        return [one for one in self.findings if one.severity == "warning"]
+
+    @property
+    def verdict(self) -> str:
+        allowed = len(self.findings) - len(self.errors) - len(self.warnings)
+        parts = [_number(len(self.errors), "error"), _number(len(self.warnings), "warning")]
+        return ", ".join(parts + ([f"{allowed} allowed"] if allowed else []))
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    return {
+        "recipe": report.name,
+        "task": report.task,
+        "ok": not report.errors,
+        "errors": len(report.errors),
+        "warnings": len(report.warnings),
+        "allowed": list(report.allowed),
+        "rows": dict(report.rows),
+        "dropped": {reason: count for reason, count in report.dropped.items() if count},
+        "findings": [
+            {**one.to_json(), "allowed": one.severity == "error" and one.kind in report.allowed}
+            for one in in_order(report.findings)
+        ],
+        "classes": {split: dict(classes) for split, classes in report.classes.items()},
+        "lengths": {split: {**one.statistics, "truncated": one.truncated} for split, one in report.lengths.items()},
+        "length_unit": report.length_unit,
+        "longest": report.longest,
+        "estimate": report.estimate.to_json() if report.estimate else None,
+        "notes": list(report.notes),
+    }
+
+
+def to_text(report: Report, width: int = 100) -> str:
+    """Findings last, so that they stand above the prompt; errors first among them."""
+    splits = ", ".join(f"{count:,} {split}" for split, count in report.rows.items())
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items() if count)
+    lines = [
+        f"{report.name} ({report.task})",
+        _field("rows", splits + (f"; dropped {dropped}" if dropped else ""), width),
+    ]
+    for split, classes in report.classes.items():
+        lines.append(
+            _field("classes" if split == next(iter(report.classes)) else "", f"{split}: {_classes(classes)}", width)
+        )
+    for split, of_split in report.lengths.items():
+        s = of_split.statistics
+        cut = f", {of_split.truncated:,} cut at {report.longest}" if of_split.truncated else ""
+        text = f"{split}: median {s['median']:.0f}, 90% up to {s['p90']:.0f}, longest {s['max']:.0f} {report.length_unit}{cut}"
+        lines.append(_field("lengths" if split == next(iter(report.lengths)) else "", text, width))
+    if report.estimate:
+        lines.append(_field("steps", steps_text(report.estimate), width))
+    lines += [_field("note", note, width) for note in report.notes]
+    for one in in_order(report.findings):
+        label = "allowed" if one.severity == "error" and one.kind in report.allowed else one.severity
+        lines += ["", _field(label, f"{one.kind}: {one.message}", width)]
+        if one.rows:
+            lines.append(_field("", rows_line(one), width))
+        lines.append(_field("", one.hint, width))
+    return "\n".join([*lines, "", report.verdict])
+
+
+def steps_text(found: Estimate) -> str:
+    time = f"about {clock(found.seconds)} ({found.source})" if found.seconds is not None else f"time {found.source}"
+    return f"{found.steps:,} ({found.steps_per_epoch:,} an epoch), {time}"
+
+
+def rows_line(one: Finding) -> str:
+    """`train 3, 17; test 5`"""
+    by_split: dict[str, list[str]] = {}
+    for split, row in one.rows[:SHOWN_ROWS]:
+        by_split.setdefault(split, []).append(str(row))
+    text = "; ".join(f"{split} {', '.join(rows)}" for split, rows in by_split.items())
+    more = one.count - min(len(one.rows), SHOWN_ROWS)
+    return text + (f" and {more:,} more{' (--json names them)' if one.count <= MOST_ROWS else ''}" if more > 0 else "")
+
+
+def _classes(classes: Mapping[str, int]) -> str:
+    total = sum(classes.values())
+    ordered = sorted(classes.items(), key=lambda item: -item[1])
+    said = ", ".join(
+        f"{name} {count:,} ({100 * count / max(total, 1):.0f}%)" for name, count in ordered[:SHOWN_CLASSES]
+    )
+    return said + (f" and {len(ordered) - SHOWN_CLASSES} more" if len(ordered) > SHOWN_CLASSES else "")
+
+
+def _field(name: str, text: str, width: int) -> str:
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=f"{name:<10}",
+        subsequent_indent=" " * 10,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
