@@ -41,7 +41,7 @@ from sft_dist.tasks.named import encode
 DEFAULT_SHARE = 0.1
 BATCH = 1000  # rows handled at a time
 MANY = 50_000  # rows from which on several processes are worth their start
-_REASON, _IDENTITY, _GROUP = "dropped for", "identity", "group"
+REASON, IDENTITY, _GROUP = "dropped for", "identity", "group"
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,33 @@ def _build_rows(recipe: Recipe, task: Task, to: Path) -> None:
 def _clean(source: Dataset, split: str, recipe: Recipe, task: Task, dropped: Counter[str], to: Path) -> Dataset:
     """The rows as the task stores them, with their numbers; those that are dropped are counted."""
     data = recipe.data
+    read = read_rows(source, split, recipe, task, to)
+    dropped["where"] += len(source) - len(read)
+    reasons = np.array(read.with_format("arrow")[:].column(REASON).to_pylist() or [], dtype=object)
+    keep = np.array([reason is None for reason in reasons], dtype=bool)
+    dropped.update(reason for reason in reasons if reason is not None)
+    if data.clean.drop_duplicates and keep.any():
+        there = np.flatnonzero(keep)
+        identities = read.select_columns([IDENTITY]).with_format("arrow")[:].column(IDENTITY).to_pylist()
+        first = np.unique(np.array([identities[i] for i in there], dtype="S32"), return_index=True)[1]
+        dropped["duplicate"] += len(there) - len(first)
+        keep[:] = False
+        keep[there[np.sort(first)]] = True
+    if data.clean.near_duplicates is not None and keep.any():
+        keep = _without_near_duplicates(read, keep, task, data.clean.near_duplicates, dropped)
+    if not keep.any():
+        counted = str({reason: count for reason, count in dropped.items() if count})
+        raise UserError(Problem(f"no row of {split} is left after cleaning", path="data.clean", found=counted))
+    return read.select(np.flatnonzero(keep)).remove_columns([REASON, IDENTITY])
+
+
+def read_rows(source: Dataset, split: str, recipe: Recipe, task: Task, to: Path) -> Dataset:
+    """The rows that `data.where` keeps, as the task stores them, with ROW; those it drops are empty and have a REASON, the
+    others an IDENTITY. Written under `to`."""
+    data = recipe.data
     for role in data.columns:
         require_column(source, data.columns[role], role)
     wanted = _wanted(source, split, data)
-    dropped["where"] += len(source) - len(wanted)
     reader = _Reader(source, split, recipe, task)
     columns = {*reader.columns.values(), *([data.split.group] if data.split.group else [])}
     if data.split.group:
@@ -114,10 +137,10 @@ def _clean(source: Dataset, split: str, recipe: Recipe, task: Task, dropped: Cou
     table = table.add_column(ROW, np.arange(len(source))) if len(wanted) == len(source) else table.select(
         wanted
     ).add_column(ROW, wanted)  # fmt: skip
-    extra = {ROW: Value("int64"), _REASON: Value("string"), _IDENTITY: Value("binary"), _GROUP: Value("string")}
+    extra = {ROW: Value("int64"), REASON: Value("string"), IDENTITY: Value("binary"), _GROUP: Value("string")}
     if not data.split.group:
         extra.pop(_GROUP)
-    read = table.map(
+    return table.map(
         reader,
         batched=True,
         batch_size=BATCH,
@@ -128,22 +151,6 @@ def _clean(source: Dataset, split: str, recipe: Recipe, task: Task, dropped: Cou
         cache_file_name=str(to / f"{split}.reading"),
         new_fingerprint=_key(str(to), split),
     )
-    reasons = np.array(read.with_format("arrow")[:].column(_REASON).to_pylist() or [], dtype=object)
-    keep = np.array([reason is None for reason in reasons], dtype=bool)
-    dropped.update(reason for reason in reasons if reason is not None)
-    if data.clean.drop_duplicates and keep.any():
-        there = np.flatnonzero(keep)
-        identities = read.select_columns([_IDENTITY]).with_format("arrow")[:].column(_IDENTITY).to_pylist()
-        first = np.unique(np.array([identities[i] for i in there], dtype="S32"), return_index=True)[1]
-        dropped["duplicate"] += len(there) - len(first)
-        keep[:] = False
-        keep[there[np.sort(first)]] = True
-    if data.clean.near_duplicates is not None and keep.any():
-        keep = _without_near_duplicates(read, keep, task, data.clean.near_duplicates, dropped)
-    if not keep.any():
-        counted = str({reason: count for reason, count in dropped.items() if count})
-        raise UserError(Problem(f"no row of {split} is left after cleaning", path="data.clean", found=counted))
-    return read.select(np.flatnonzero(keep)).remove_columns([_REASON, _IDENTITY])
 
 
 def _without_near_duplicates(
@@ -175,7 +182,7 @@ class _Reader:
         self.stored = tuple(task.row_features)
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        made: dict[str, list[Any]] = {name: [] for name in (*self.stored, ROW, _REASON, _IDENTITY)}
+        made: dict[str, list[Any]] = {name: [] for name in (*self.stored, ROW, REASON, IDENTITY)}
         values = {role: self._values(role, batch[name], self.names[name]) for role, name in self.columns.items()}
         for place, number in enumerate(batch[ROW]):
             row = self.task.read({role: column[place] for role, column in values.items()}, number)
@@ -184,13 +191,13 @@ class _Reader:
             if isinstance(row, str):
                 self._check(row, number)
                 stored: dict[str, Any] = {}
-                made[_REASON].append(row)
-                made[_IDENTITY].append(b"")
+                made[REASON].append(row)
+                made[IDENTITY].append(b"")
             else:
                 stored = row
-                made[_REASON].append(None)
+                made[REASON].append(None)
                 identity = self.task.identity(row)
-                made[_IDENTITY].append(_digest(identity))
+                made[IDENTITY].append(_digest(identity))
             for name in self.stored:
                 made[name].append(stored.get(name))
             made[ROW].append(number)
