@@ -168,13 +168,13 @@ def found_boxes(
 ) -> list[dict[str, np.ndarray]]:
     """Of each picture the likeliest boxes: boxes (n, 4) x, y, width, height in pixels, inside it; scores (n,) falling;
     labels (n,). Each query has one class with softmax, any number without."""
+    most = min(MOST_BOXES, boxes.shape[1])
     if softmax:
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)
-        scores, queries = scores.topk(min(MOST_BOXES, scores.shape[1]))
+        scores, queries = scores.topk(most)
         labels = labels.gather(1, queries)
     else:
-        flat = logits.sigmoid().flatten(1)
-        scores, places = flat.topk(min(MOST_BOXES, flat.shape[1]))
+        scores, places = logits.sigmoid().flatten(1).topk(most)
         queries, labels = places // logits.shape[-1], places % logits.shape[-1]
     chosen = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
     scale = sizes.to(boxes)[:, None]  # (pictures, 1, 2)

@@ -72,13 +72,13 @@ def augment(
     )
 
 
-def cut(boxes: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+def cut(boxes: np.ndarray, width: int, height: int, visible: float = VISIBLE) -> tuple[np.ndarray, np.ndarray]:
     """(boxes, 4) x, y, width, height -> those of which enough is inside the picture, cut to it, and their numbers."""
     low = np.clip(boxes[:, :2], 0, [width, height])
     high = np.clip(boxes[:, :2] + boxes[:, 2:], 0, [width, height])
     inside = np.concatenate([low, high - low], axis=1)
     area, whole = inside[:, 2] * inside[:, 3], boxes[:, 2] * boxes[:, 3]
-    kept = np.flatnonzero((area > 0) & (area >= VISIBLE * whole))
+    kept = np.flatnonzero((area > 0) & (area >= visible * whole))
     return inside[kept], kept
 
 
