@@ -1,28 +1,45 @@
-"""Reading rows: files, folders and hub data sets through `datasets`, whatever their format."""
+"""Reading rows: files, folders, databases, URLs and hub data sets, whatever their format (`sft_dist.data.formats`).
+
+    load_rows    every split, memory-mapped
+    stream_rows  one split, row by row, in an order that is the same every time
+
+Several sources of one split are put one after the other, or mixed by `data.weights`: each row is drawn from a source with
+that probability, no row twice, until the first source is used up. What is left of the others then is not used.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
-from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    IterableDataset,
+    concatenate_datasets,
+    interleave_datasets,
+    load_dataset,
+    load_from_disk,
+)
 from datasets.utils.logging import disable_progress_bar
 
+from sft_dist.data.formats import FORMATS
+from sft_dist.data.formats.cache import fetched, tables_folder
+from sft_dist.data.formats.layout import SPLIT_NAMES, guessed, is_coco, split_files, split_folders, walked
+from sft_dist.data.formats.media import undecoded
+from sft_dist.data.formats.sql import read_sql
+from sft_dist.data.formats.tables import CSV, TABLES
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.references import classify, resolve
-from sft_dist.recipe.run_folder import cache_root
+from sft_dist.recipe.references import SUFFIXES, Reference, classify, resolve, suffix_of
 from sft_dist.recipe.schema import SPLITS, Data, SplitSources
 
-# File suffix -> (loader, its options). Empty cells are missing; the text "NA" is a text.
-_CSV = {"keep_default_na": False, "na_values": [""]}
-LOADERS: dict[str, tuple[str, dict]] = {
-    ".csv": ("csv", _CSV),
-    ".tsv": ("csv", {**_CSV, "sep": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".arrow": ("arrow", {}),
-}
-HUB_SPLITS = {"validation": ("validation", "valid", "dev", "val"), "test": ("test",), "train": ("train",)}
+SHUFFLE_BUFFER = 10_000  # rows a stream is shuffled among
+STREAMED_URLS = (*TABLES, "conll")  # formats that are read from a URL as they come; the others are fetched first
+
+_Rows = TypeVar("_Rows", Dataset, IterableDataset)
 
 
 def load_rows(data: Data) -> dict[str, Dataset]:
@@ -30,96 +47,37 @@ def load_rows(data: Data) -> dict[str, Dataset]:
     disable_progress_bar()
     if isinstance(data.source, SplitSources):
         named = {split: getattr(data.source, split) for split in SPLITS}
-        rows = {}
-        for split, source in named.items():
-            if source is not None:
-                found = _load(source, data)
-                if split not in found and set(found) != {"train"}:  # a data set with splits of its own, this one not
-                    raise _lacks(split, found, f"data.source.{split}")
-                rows[split] = found[split if split in found else "train"]
-        return rows
-    found = _load(data.source, data)
+        return {split: _split_of(source, split, data, False) for split, source in named.items() if source is not None}
+    found = _load(data.source, "data.source", data, data.weights, False)
     if "train" not in found:
         raise _lacks("train", found, "data.source")
     return {split: found[split] for split in SPLITS if split in found}
 
 
-def _lacks(split: str, found: dict[str, Dataset], path: str) -> UserError:
-    named = "training" if split == "train" else split
-    return UserError(Problem(f"has no {named} split", path=path, found=f"splits {', '.join(found)}"))
+def stream_rows(data: Data, split: str = "train", epoch: int = 0, skip: int = 0) -> IterableDataset:
+    """The rows of a split one by one, the training rows shuffled among SHUFFLE_BUFFER at a time. Raises UserError.
 
-
-def _load(source: str | list[str], data: Data) -> dict[str, Dataset]:
-    parts = [_load_one(text, data) for text in ([source] if isinstance(source, str) else source)]
-    if len(parts) == 1:
-        return parts[0]
-    if any(set(part) != {"train"} for part in parts):
-        raise UserError(Problem("a list of sources cannot hold data sets with splits of their own", path="data.source"))
-    try:
-        return {"train": concatenate_datasets([part["train"] for part in parts])}
-    except ValueError as error:
-        raise UserError(Problem(f"the sources cannot be joined: {error}", path="data.source")) from error
-
-
-def _load_one(text: str, data: Data) -> dict[str, Dataset]:
-    where = resolve(classify(text, Path.cwd()))
-    try:
-        if isinstance(where, str):
-            loaded = load_dataset(where, data.subset, revision=data.revision)
-        elif isinstance(where, Path) and where.is_dir():
-            loaded = _load_folder(where)
-        else:
-            loaded = _load_files([where] if isinstance(where, Path) else where)
-    except UserError:
-        raise
-    except Exception as error:  # every reader has its own exceptions; the cause is what the user needs
-        cause = error.__cause__ or error
-        raise UserError(
-            Problem(f"could not be read: {type(cause).__name__}: {cause}", path="data.source", found=text)
-        ) from error
-    if isinstance(loaded, Dataset):
-        return {"train": loaded}
-    return _named_splits(loaded)
-
-
-def _load_folder(folder: Path) -> Dataset | DatasetDict:
-    if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
-        return load_from_disk(str(folder))
-    formats = {path.suffix.lower() for path in folder.rglob("*")} & set(LOADERS)
-    options = _CSV if formats and formats <= {".csv", ".tsv"} else {}
-    return load_dataset(str(folder), cache_dir=_cache(), **options)
-
-
-def _load_files(files: list[Path]) -> Dataset:
-    suffixes = {path.suffix.lower() for path in files}
-    if len(suffixes) > 1 or not suffixes <= set(LOADERS):
-        raise UserError(
-            Problem(
-                "files of one known format are needed",
-                path="data.source",
-                found=", ".join(sorted(suffixes)),
-                valid=tuple(LOADERS),
+    The order is a function of the source, `data.split.seed` and `epoch`. `skip` leaves out the first rows of that order:
+    a run that goes on after `k` rows asks for `skip=k` and gets exactly those that are left. They are read to be skipped,
+    for which nothing has to be remembered; the `state_dict` of `datasets` forgets what is in the shuffle buffer.
+    """
+    disable_progress_bar()
+    if isinstance(data.source, SplitSources):
+        source = getattr(data.source, split)
+        if source is None:
+            raise UserError(
+                Problem(f"streams have only the splits that are named: there is no {split}", f"data.source.{split}")
             )
-        )
-    loader, options = LOADERS[suffixes.pop()]
-    names = [str(path) for path in files]
-    try:
-        return load_dataset(loader, data_files=names, split="train", cache_dir=_cache(), **options)
-    except ValueError as error:
-        if "corresponds to no data" not in str(error):
-            raise
-        raise UserError(Problem("there is no row in it", path="data.source", found=", ".join(names))) from error
-
-
-def _named_splits(loaded: DatasetDict) -> dict[str, Dataset]:
-    """Splits by this program's names; those it does not know keep their own."""
-    usual = {name for names in HUB_SPLITS.values() for name in names}
-    found = {name: rows for name, rows in loaded.items() if name not in usual}
-    for split, names in HUB_SPLITS.items():
-        name = next((name for name in names if name in loaded), None)
-        if name:
-            found[split] = loaded[name]
-    return found
+        rows = _split_of(source, split, data, True)
+    else:
+        found = _load(data.source, "data.source", data, data.weights, True)
+        if split not in found:
+            raise _lacks(split, found, "data.source")
+        rows = found[split]
+    if split == "train":
+        rows = rows.shuffle(seed=data.split.seed, buffer_size=SHUFFLE_BUFFER)
+        rows.set_epoch(epoch)
+    return rows.skip(skip) if skip else rows
 
 
 def column(rows: Dataset, name: str, role: str) -> list:
@@ -146,5 +104,139 @@ def _class_name(feature: ClassLabel, number: int | None) -> str | None:
     return None if number is None or number < 0 else feature.int2str(number)
 
 
-def _cache() -> str:
-    return str(cache_root() / "datasets")
+# ── several sources ─────────────────────────────────────────────────────────────────────────────────────────────────
+def _split_of(source: str | list[str], split: str, data: Data, streaming: bool) -> Any:
+    """The rows of a split that the recipe names a source for."""
+    path = f"data.source.{split}"
+    found = _load(source, path, data, data.weights if split == "train" else None, streaming)
+    if split not in found and set(found) != {"train"}:  # a data set with splits of its own, this one not
+        raise _lacks(split, found, path)
+    return found[split if split in found else "train"]
+
+
+def _lacks(split: str, found: dict[str, Any], path: str) -> UserError:
+    named = "training" if split == "train" else split
+    return UserError(Problem(f"has no {named} split", path=path, found=f"splits {', '.join(found)}"))
+
+
+def _load(
+    source: str | list[str], path: str, data: Data, weights: Sequence[float] | None, streaming: bool
+) -> dict[str, Any]:
+    if isinstance(source, str):
+        return _load_one(source, path, data, streaming)
+    parts = [_load_one(text, f"{path}.{index}", data, streaming) for index, text in enumerate(source)]
+    if len(parts) == 1:
+        return parts[0]
+    if any(set(part) != {"train"} for part in parts):
+        raise UserError(Problem("a list of sources cannot hold data sets with splits of their own", path=path))
+    rows = [part["train"] for part in parts]
+    try:
+        return {"train": concatenate_datasets(rows) if weights is None else _mixed(rows, weights, data.split.seed)}
+    except ValueError as error:
+        raise UserError(Problem(f"the sources cannot be joined: {error}", path=path)) from error
+
+
+def _mixed(rows: list[_Rows], weights: Sequence[float], seed: int) -> _Rows:
+    """Rows drawn from each source with its share, without replacement, until the first source is used up.
+
+    Each source is shuffled before, so that what is left over of it is no part of its own, such as one class.
+    """
+    if len(weights) != len(rows):
+        what = f"expected one weight for each of the {len(rows)} sources"
+        raise UserError(Problem(what, "data.weights", found=f"{len(weights)} weights"))
+    shares = [weight / sum(weights) for weight in weights]
+    options = {"buffer_size": SHUFFLE_BUFFER} if isinstance(rows[0], IterableDataset) else {}
+    shuffled = [part.shuffle(seed=seed, **options) for part in rows]
+    return interleave_datasets(shuffled, probabilities=shares, seed=seed, stopping_strategy="first_exhausted")
+
+
+# ── one source ──────────────────────────────────────────────────────────────────────────────────────────────────────
+def _load_one(text: str, path: str, data: Data, streaming: bool) -> dict[str, Any]:
+    """Raises UserError that names the source by its key path."""
+    try:
+        return _read(classify(text, Path.cwd()), data, streaming)
+    except UserError as error:
+        placed = [replace(one, path=path) if one.path in ("", "data.source") else one for one in error.problems]
+        raise UserError(placed) from error
+    except Exception as error:  # every reader has its own exceptions; the cause is what the user needs
+        cause = error.__cause__ or error
+        raise UserError(
+            Problem(f"could not be read: {type(cause).__name__}: {cause}", path=path, found=text)
+        ) from error
+
+
+def _read(reference: Reference, data: Data, streaming: bool) -> dict[str, Any]:
+    text = reference.text
+    name: str = data.format
+    if reference.kind == "hub":
+        found = load_dataset(text, data.subset, revision=data.revision, streaming=streaming)
+        return _named_splits({split: undecoded(rows) for split, rows in found.items()})
+    where = resolve(reference)
+    if reference.kind == "sql":
+        rows = read_sql(text)
+        return {"train": _as_asked(rows, streaming)}
+    if reference.kind == "url":
+        if name == "auto" and not text.endswith("/"):
+            name = _format_of([text])
+        if streaming and name in STREAMED_URLS and not text.endswith("/"):
+            return {"train": FORMATS[name].read([text], True)}
+        where = fetched(text)
+    if isinstance(where, Path) and where.is_dir():
+        return _read_folder(where, name, streaming)
+    files = [str(file) for file in (where if isinstance(where, list) else [where])]
+    name = _format_of(files) if name == "auto" else name
+    if name == "sql" or not FORMATS[name].suffixes:
+        raise UserError(Problem(f"{name} is no format of a file", "data.format", None, name))
+    return {"train": FORMATS[name].read(files, streaming)}
+
+
+def _format_of(files: Sequence[str]) -> str:
+    """The one format of these files or URLs, by their suffixes and by what a JSON file holds. Raises UserError."""
+    suffixes = {suffix_of(file) for file in files}
+    formats = {SUFFIXES.get(suffix) for suffix in suffixes}
+    if len(formats) > 1 or None in formats:
+        raise UserError(
+            Problem(
+                "files of one known format are needed",
+                path="data.source",
+                found=", ".join(sorted(suffix or "no suffix" for suffix in suffixes)),
+                valid=tuple(SUFFIXES),
+                hint="data.format names the format of files that are called otherwise",
+            )
+        )
+    (name,) = formats
+    return "coco" if name == "json" and all(is_coco(Path(file)) for file in files) else str(name)
+
+
+def _read_folder(folder: Path, name: str, streaming: bool) -> dict[str, Any]:
+    kind = guessed(folder) if name == "auto" else name
+    if kind == "saved":
+        saved = load_from_disk(str(folder))
+        found = dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
+        return _named_splits({split: _as_asked(undecoded(rows), streaming) for split, rows in found.items()})
+    if kind == "table":
+        suffixes = {suffix_of(file) for file in walked(folder)} & set(SUFFIXES)
+        options = CSV if suffixes and suffixes <= {".csv", ".tsv"} else {}
+        return _named_splits(load_dataset(str(folder), cache_dir=tables_folder(), streaming=streaming, **options))
+    if kind not in FORMATS:
+        raise UserError(Problem(f"{kind} is no format of a folder", "data.format", None, kind))
+    if suffixes_of := FORMATS[kind].suffixes:
+        places = split_files(folder, suffixes_of)
+    else:
+        places = {split: [str(inner)] for split, inner in split_folders(folder).items()}
+    return {split: FORMATS[kind].read(files, streaming) for split, files in places.items()}
+
+
+def _as_asked(rows: Dataset, streaming: bool) -> Dataset | IterableDataset:
+    return rows.to_iterable_dataset() if streaming else rows
+
+
+def _named_splits(loaded: dict[str, Any]) -> dict[str, Any]:
+    """Splits by this program's names; those it does not know keep their own."""
+    usual = {name for names in SPLIT_NAMES.values() for name in names}
+    found = {name: rows for name, rows in loaded.items() if name not in usual}
+    for split, names in SPLIT_NAMES.items():
+        name = next((name for name in names if name in loaded), None)
+        if name:
+            found[split] = loaded[name]
+    return found

@@ -1,5 +1,5 @@
-"""What a recipe points to: hub ids, local paths and globs, and files inside installed packages. Also what this program
-ships itself. Packages are found without importing them, and no reference can step outside its package."""
+"""What a recipe points to: hub ids, local paths and globs, files inside installed packages, samples, URLs and databases. Also
+what this program ships itself. Packages are found without importing them, and no reference can step outside its package."""
 
 from __future__ import annotations
 
@@ -9,41 +9,64 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from sft_dist import __version__
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.run_folder import cache_root
 from sft_dist.recipe.schema import Data, Recipe, SplitSources
 from sft_dist.recipe.yaml_lines import neighbours_of, similar_to
 
-DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow")
+# What a file holds, by the end of its name. `.json` may also be COCO annotations: their content tells.
+SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".txt": "text",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
+    ".iob2": "conll",
+}
+DATA_SUFFIXES = tuple(SUFFIXES)
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")  # may follow the suffix of a text format
+_SQL = ("sqlite", "postgresql", "mysql", "mariadb", "oracle", "mssql")  # the dialects SQLAlchemy brings along
+_HERE = ("file", "local", "memory")  # filesystems whose state costs nothing to ask for
+_SCHEME = re.compile(r"([a-z][a-z0-9]*)(?:\+[a-z0-9]+)?://", re.IGNORECASE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?$", re.ASCII)
 _PACKAGE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?$|[A-Za-z_][A-Za-z0-9_]*$")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference as classified: a hub id, a path made absolute, or a package's name and the path inside it."""
+    """A reference as classified: a hub id, a URL, a path made absolute, or a package's name and the path inside it."""
 
-    kind: Literal["local", "package", "hub"]
+    kind: Literal["local", "package", "sample", "hub", "url", "sql"]
     text: str  # as the user wrote it
-    path: Path = Path()  # local: absolute. package: relative to the package's folder
+    path: Path = Path()  # local: absolute. package, sample: relative to the package's folder, to that of the samples
     package: str = ""
 
 
 def classify(text: str, base: Path) -> Reference:
     """Which kind of reference this is, by its form alone; relative paths are relative to `base`.
 
-    `./x`, `../x`, `/x`, `~/x`, globs, names with a data file's suffix and paths too deep for a hub id are local.
+    `./x`, `../x`, `/x`, `~/x`, globs, names with a data file's suffix and paths too deep for a hub id are local. What has a
+    scheme is a database where SQLAlchemy knows it (`sqlite:///a.db#table`), else a URL for fsspec (`s3://bucket/a.csv`).
     """
     if text.startswith("package:"):
         name, _, inside = text[len("package:") :].partition("/")
         return Reference("package", text, Path(inside), name)
-    name = text.rsplit("/", 1)[-1].lower()
-    if _HUB_ID.match(text) and ".." not in text and not name.endswith(DATA_SUFFIXES):
+    if text.startswith("sample:"):
+        return Reference("sample", text, Path(text[len("sample:") :]))
+    if scheme := _SCHEME.match(text):
+        return Reference("sql" if scheme[1].lower() in _SQL else "url", text)
+    if _HUB_ID.match(text) and ".." not in text and suffix_of(text) not in SUFFIXES:
         return Reference("hub", text)
     return Reference("local", text, Path(os.path.abspath(base / os.path.expanduser(text))))
 
@@ -53,16 +76,36 @@ def absolute(text: str, base: Path) -> str:
     found = classify(text, base)
     if found.kind == "hub" and text and (base / text).exists():
         return os.path.abspath(base / text)
+    if found.kind == "sql" and (file := sqlite_file(text)) and not os.path.isabs(file):
+        return text.replace(f":///{file}", f":///{os.path.abspath(base / file)}", 1)
     return str(found.path) if found.kind == "local" else text
 
 
+def suffix_of(name: str | Path) -> str:
+    """The suffix that says what a file holds, in small letters: `.csv` of `A.CSV` and of `a.csv.gz`."""
+    stem, suffix = os.path.splitext(str(name).lower())
+    return (os.path.splitext(stem)[1] if suffix in COMPRESSIONS else "") or suffix
+
+
+def sqlite_file(text: str) -> str:
+    """The file of an SQLite database's URL (`sqlite:///FILE#TABLE`); empty for other databases and for one in memory."""
+    address = text.partition("#")[0]
+    scheme, _, file = address.partition(":///")
+    file = file.partition("?")[0]
+    return file if scheme.partition("+")[0].lower() == "sqlite" and file not in ("", ":memory:") else ""
+
+
 def resolve(reference: Reference) -> Path | list[Path] | str:
-    """A file or folder, the files of a glob, or a hub id as it is. Raises UserError."""
-    if reference.kind == "hub":
+    """A file or folder, the files of a glob, or a hub id or URL as it is. Raises UserError."""
+    if reference.kind in ("hub", "url"):
         return reference.text
     try:
         if reference.kind == "package":
             return _in_package(reference)
+        if reference.kind == "sample":
+            return _in_samples(reference)
+        if reference.kind == "sql":
+            return _database(reference)
         return _existing(reference.path, reference.text)
     except (OSError, ValueError) as error:
         raise UserError(Problem(f"cannot be read: {error}", found=reference.text)) from None
@@ -70,9 +113,10 @@ def resolve(reference: Reference) -> Path | list[Path] | str:
 
 def model_source(text: str) -> str:
     """A model reference of a validated recipe as `from_pretrained` takes it. Raises UserError."""
-    found = resolve(classify(text, Path.cwd()))
-    if isinstance(found, list):
-        raise UserError(Problem("a model is one folder, not a glob", found=text))
+    reference = classify(text, Path.cwd())
+    found = resolve(reference)
+    if wrong := _no_model(reference, found):
+        raise UserError(Problem(wrong, found=text))
     return str(found)
 
 
@@ -106,45 +150,64 @@ def check_references(recipe: Recipe) -> list[Problem]:
     if not problems and not recipe.model.allow_pickle:
         problems += _pickled(recipe.model.path)
     for path, text in sources_of(recipe.data):
-        problems += _problems_of(path, text, is_model=False)
+        problems += _problems_of(path, text, is_model=False, format=recipe.data.format)
     return problems
 
 
 def data_fingerprint(recipe: Recipe) -> str:
     """SHA-256 of all that decides which rows a run has: the data settings, the task, and each local file's size and
-    time of change. Raises UserError when a file is missing."""
+    time of change. What lies on the hub, behind a URL or on a database server is taken to stay as it is: asking would make
+    the answer depend on which machine has a network. Raises UserError when a file is missing."""
     settings = recipe.data.model_dump(mode="json", exclude={"max_length"})
-    files: list[tuple[str, int, int]] = []
+    files: list[tuple[str, int, int] | tuple[str, str]] = []
     for _, text in sources_of(recipe.data):
-        found = resolve(classify(text, Path.cwd()))
-        for path in _files_of(found):
+        reference = classify(text, Path.cwd())
+        for path in _files_of(reference, resolve(reference)):
             status = path.stat()
             files.append((str(path), status.st_size, status.st_mtime_ns))
+        if reference.kind == "url":
+            files.append((text, _state_of(text)))
     known = {"version": __version__, "data": settings, "task": recipe.task.model_dump(mode="json"), "files": files}
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
-def _problems_of(path: str, text: str, is_model: bool) -> list[Problem]:
+def _problems_of(path: str, text: str, is_model: bool, format: str = "auto") -> list[Problem]:
+    reference = classify(text, Path.cwd())
     try:
-        found = resolve(classify(text, Path.cwd()))
+        found = resolve(reference)
     except UserError as error:
         return [Problem(one.message, path, None, text, one.valid, one.hint) for one in error.problems]
-    if isinstance(found, str):
-        return []
     if is_model:
-        if isinstance(found, list):
-            return [Problem("a model is one folder, not a glob", path, found=text)]
-        if not found.is_dir():
-            return [Problem("a model is a folder, this is a file", path, found=text)]
-        if path == "model.path" and not (found / "config.json").is_file():
+        if wrong := _no_model(reference, found):
+            return [Problem(wrong, path, found=text)]
+        if path == "model.path" and isinstance(found, Path) and not (found / "config.json").is_file():
             return [Problem("not a model folder: there is no config.json in it", path, found=text)]
         return []
-    paths = found if isinstance(found, list) else [] if found.is_dir() else [found]
-    odd = sorted({one.suffix.lower() for one in paths} - set(DATA_SUFFIXES))
+    if reference.kind in ("hub", "sql") or format != "auto":
+        return []
+    odd = odd_suffixes([text] if isinstance(found, str) else found if isinstance(found, list) else [found])
     if odd:
         shown = ", ".join(suffix or "no suffix" for suffix in odd)
-        return [Problem(f"no reader for this kind of file ({shown})", path, found=text, valid=DATA_SUFFIXES)]
+        hint = "say what it holds with data.format" + (
+            "; a folder's URL ends with /" if reference.kind == "url" else ""
+        )
+        return [Problem(f"no reader for this kind of file ({shown})", path, None, text, DATA_SUFFIXES, hint)]
     return []
+
+
+def odd_suffixes(files: Sequence[str | Path]) -> list[str]:
+    """The suffixes among these files, or URLs of files, that say nothing known. Folders are read by their content."""
+    names = [str(file) for file in files if not (os.path.isdir(file) or str(file).endswith("/"))]
+    return sorted({suffix_of(name.partition("?")[0] if "://" in name else name) for name in names} - set(SUFFIXES))
+
+
+def _no_model(reference: Reference, found: Path | list[Path] | str) -> str:
+    """Why this is not a model; empty when it may be one."""
+    if reference.kind in ("url", "sql"):
+        return "a model is a folder or a hub id, not a URL"
+    if isinstance(found, list):
+        return "a model is one folder, not a glob"
+    return "a model is a folder, this is a file" if isinstance(found, Path) and not found.is_dir() else ""
 
 
 def _pickled(text: str) -> list[Problem]:
@@ -173,11 +236,55 @@ def _existing(path: Path, text: str) -> Path | list[Path]:
     raise UserError(Problem("no such file or folder", found=text, hint=neighbours_of(path)))
 
 
-def _files_of(found: Path | list[Path] | str) -> list[Path]:
+def _database(reference: Reference) -> Path | str:
+    """The file of an SQLite database, which SQLite would make when it is missing; other databases as they are."""
+    file = sqlite_file(reference.text)
+    if not file:
+        return reference.text
+    if not os.path.isfile(file):
+        raise UserError(Problem("no such database file", found=reference.text, hint=neighbours_of(Path(file))))
+    return Path(file)
+
+
+def _in_samples(reference: Reference) -> Path | list[Path]:
+    parts = reference.text[len("sample:") :].rstrip("/").split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        raise UserError(Problem("expected `sample:NAME/path`: no `..`, no leading or double `/`", found=reference.text))
+    home = cache_root() / "samples"
+    if not (home / parts[0]).exists():
+        there = sorted(entry.name for entry in home.iterdir()) if home.is_dir() else []
+        raise UserError(Problem("this sample is not here", "", None, reference.text, tuple(there), _FETCH))
+    path = home.joinpath(*parts)
+    if not path.exists() and not glob.has_magic(reference.text):
+        hint = _near_inside(home, parts) or _FETCH
+        raise UserError(Problem("no such path in the sample", found=reference.text, hint=hint))
+    return _existing(path, reference.text)
+
+
+_FETCH = "run `make fetch-samples`"
+
+
+def _state_of(url: str) -> str:
+    """What tells one state of the file from another, where asking costs nothing; else nothing."""
+    if _SCHEME.match(url)[1].lower() not in _HERE:  # type: ignore[index]
+        return ""
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+        found = sorted(system.find(path)) or sorted(system.glob(path))
+        return " ".join(str(system.ukey(one)) for one in found)
+    except (OSError, ValueError):
+        return ""
+
+
+def _files_of(reference: Reference, found: Path | list[Path] | str) -> list[Path]:
     if isinstance(found, str):
         return []
     if isinstance(found, list):
         return found
+    if reference.kind == "sql":  # SQLite may keep the latest changes beside the file
+        return [path for path in (found, Path(f"{found}-wal")) if path.exists()]
     if found.is_dir():
         return sorted(Path(folder) / name for folder, _, names in os.walk(found) for name in names)
     return [found]

@@ -149,16 +149,16 @@ def test_the_samples_of_the_quickstart_are_found() -> None:
 
 def test_every_reference_of_a_recipe_is_checked(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "notes.txt").touch()
-    text = GOOD.replace("./train.csv", "{train: [no.csv, ./notes.txt], test: org/name}").replace(
-        "path: ./model", "path: ./model\n  tokenizer: ./notes.txt"
+    (tmp_path / "notes.xlsx").touch()
+    text = GOOD.replace("./train.csv", "{train: [no.csv, ./notes.xlsx], test: org/name}").replace(
+        "path: ./model", "path: ./model\n  tokenizer: ./notes.xlsx"
     )
     found = {one.path: one.message for one in check_references(load(write(tmp_path, text)))}
     assert found == {
         "model.path": "not a model folder: there is no config.json in it",
         "model.tokenizer": "a model is a folder, this is a file",
         "data.source.train.0": "no such file or folder",
-        "data.source.train.1": "no reader for this kind of file (.txt)",
+        "data.source.train.1": "no reader for this kind of file (.xlsx)",
     }
 
 

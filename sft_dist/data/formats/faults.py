@@ -1,0 +1,141 @@
+"""Where a file that could not be read is at fault. These go through whole files, so they are asked once reading has failed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+import fsspec
+
+from sft_dist.recipe.errors import Problem, UserError
+
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+
+
+def unreadable(fault: str, found: str | None = None, valid: tuple[str, ...] = (), hint: str = "") -> UserError:
+    return UserError(Problem(f"could not be read: {fault}", "data.source", None, found, valid, hint))
+
+
+def no_rows(names: list[str]) -> UserError:
+    return UserError(Problem("there is no row in it", "data.source", found=", ".join(names)))
+
+
+def fault_in(name: str, files: list[str]) -> str:
+    """The first fault with its place, such as "a.csv, line 7: expected 3 fields, found 2"; empty when none is found.
+    `name` is that of the format."""
+    for file in files:
+        try:
+            if fault := _fault(name, file):
+                return fault
+        except (OSError, ValueError, EOFError) as error:
+            return f"{file}: {error}"
+    return ""
+
+
+def _fault(name: str, file: str) -> str:
+    with opened(file) as content:
+        start = content.read(4)
+    if not start:
+        return f"{file}: the file is empty"
+    if name == "parquet":
+        return "" if start == b"PAR1" else f"{file}: not a parquet file"
+    if name == "arrow":
+        return ""
+    if fault := _not_utf8(file):
+        return fault
+    if name in DELIMITERS:
+        return ragged(file, DELIMITERS[name])
+    return _bad_json(file) if name == "json" else ""
+
+
+def ragged(file: str, delimiter: str) -> str:
+    """The first row with more or fewer fields than the header has; empty lines are no rows."""
+    last_line = 0
+    with opened(file) as content, _fields_of_any_size():
+        reader = csv.reader(_decoded(content), delimiter=delimiter, strict=True)
+        try:
+            header = next((row for row in reader if row), [])
+            last_line = reader.line_num
+            for row in reader:
+                if row and len(row) != len(header):
+                    return f"{file}, line {last_line + 1}: expected {len(header)} fields, found {len(row)}"
+                last_line = reader.line_num
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                return f"{file}, line {last_line + 1}: a quotation that is opened here is never closed"
+    return ""
+
+
+def decoded(file: str, number: int, offset: int, line: bytes) -> str:
+    """One line of a text file. Raises UserError with the place of the first byte that is not UTF-8; `number` counts from
+    1, `offset` is that of the line's first byte."""
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        place = f"{file}, line {number}, byte {offset + error.start}"
+        if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise unreadable(
+                f"{place}: UTF-16 instead of UTF-8", file, hint="convert it: iconv -f utf-16 -t utf-8"
+            ) from None
+        what = f"{place}: 0x{line[error.start]:02x} is not UTF-8"
+        raise unreadable(what, file, hint="convert it, from Latin-1 for example: iconv -f latin1 -t utf-8") from None
+
+
+def opened(file: str) -> IO[bytes]:
+    """The bytes of a file or URL, unpacked when its name says that they are packed."""
+    return fsspec.open(file, "rb", compression="infer").open()
+
+
+def _not_utf8(file: str) -> str:
+    offset = 0
+    with opened(file) as content:
+        for number, line in enumerate(content, start=1):
+            try:
+                decoded(file, number, offset, line)
+            except UserError as error:
+                (problem,) = error.problems
+                return f"{problem.message.removeprefix('could not be read: ')} ({problem.hint})"
+            offset += len(line)
+    return ""
+
+
+def _bad_json(file: str) -> str:
+    """Either one document, or one on each line: the first line tells."""
+    with opened(file) as content:
+        for number, line in enumerate(_decoded(content), start=1):
+            if not line.strip():
+                continue
+            try:
+                found = json.loads(line)
+            except json.JSONDecodeError as error:
+                if number == 1 and error.pos >= len(line.rstrip()):  # goes on in the next line
+                    break
+                return f"{file}, line {number}: not JSON ({error.msg}, column {error.colno})"
+            if not isinstance(found, dict) and not (number == 1 and isinstance(found, list)):
+                return f"{file}, line {number}: expected an object with the columns as keys, found {line.strip()[:60]}"
+        else:
+            return ""
+    with opened(file) as content:
+        try:
+            json.loads(content.read())
+        except json.JSONDecodeError as error:
+            return f"{file}, line {error.lineno}: not JSON ({error.msg}, column {error.colno})"
+    return ""
+
+
+def _decoded(content: IO[bytes]) -> Iterator[str]:
+    return (line.decode("utf-8-sig" if number == 0 else "utf-8") for number, line in enumerate(content))
+
+
+@contextmanager
+def _fields_of_any_size() -> Iterator[None]:
+    """`csv` refuses fields of more than 128 KiB, which pandas reads."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)

@@ -1,0 +1,85 @@
+"""What lies in a folder: which format it is, and which of its files or folders belong to which split."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from sft_dist.data.formats.faults import unreadable
+from sft_dist.recipe.references import SUFFIXES, suffix_of
+
+# Names under which a split is found, the most usual first.
+SPLIT_NAMES = {
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test",),
+    "train": ("train", "training"),
+}
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".au")
+_COCO_KEYS = [re.compile(rb'"%s"\s*:\s*\[\s*[{\]]' % key) for key in (b"images", b"annotations", b"categories")]
+_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+
+
+def split_named(name: str) -> str | None:
+    """`train` of `train`, `train.conll` and `train-00001.csv`; `validation` of `dev.csv`; None of `trains.csv`."""
+    for part in re.split(r"[^a-z]+", name.lower()):
+        if part in _SPLIT_OF:
+            return _SPLIT_OF[part]
+    return None
+
+
+def guessed(folder: Path) -> str:
+    """The format of a folder, by what lies in it: `saved`, `table` (which `datasets` divides itself) or one of FORMATS."""
+    if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
+        return "saved"
+    files = list(walked(folder))
+    suffixes = {suffix_of(file) for file in files}
+    if ".xml" in suffixes:
+        return "voc"
+    if any((home / "masks").is_dir() and (home / "images").is_dir() for home in split_folders(folder).values()):
+        return "mask-folder"
+    if suffixes & set(IMAGES):
+        return "coco" if any(is_coco(Path(file)) for file in files if file.endswith(".json")) else "image-folder"
+    if suffixes & set(SOUNDS):
+        return "audio-folder"
+    known = {SUFFIXES[suffix] for suffix in suffixes if suffix in SUFFIXES}
+    if not known:
+        found = ", ".join(sorted(filter(None, suffixes))) or "no file"
+        raise unreadable(f"nothing in {folder} is of a known format", found)
+    return "conll" if "conll" in known else "table"
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """Split -> subfolder where every subfolder is named like a split; else the folder itself as `train`."""
+    inner = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith((".", "__"))]
+    named = {_SPLIT_OF.get(entry.name.lower(), ""): entry for entry in inner}
+    return named if "train" in named and "" not in named and len(named) == len(inner) else {"train": folder}
+
+
+def split_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
+    """Split -> files of these suffixes, divided by the names of files and folders when one of them says `train`."""
+    files = [file for file in walked(folder) if suffix_of(file) in suffixes]
+    if not files:
+        raise unreadable(f"no file in {folder} ends with {' or '.join(suffixes)}")
+    divided: dict[str, list[str]] = {}
+    for file in files:
+        divided.setdefault(split_named(os.path.relpath(file, folder)) or "", []).append(file)
+    return divided if "train" in divided and "" not in divided else {"train": files}
+
+
+def walked(folder: Path) -> Iterator[str]:
+    """Every file below, in order; hidden ones and what systems leave behind (`__MACOSX`) are passed over."""
+    for home, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        yield from (os.path.join(home, name) for name in sorted(names) if not name.startswith("."))
+
+
+def is_coco(file: Path) -> bool:
+    """Does this look like COCO annotations: one object with lists of images, annotations and categories?"""
+    if file.suffix.lower() != ".json" or not file.is_file() or file.stat().st_size == 0:
+        return False
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content[:64].lstrip()[:1] == b"{" and all(key.search(content) for key in _COCO_KEYS)

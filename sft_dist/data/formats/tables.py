@@ -1,0 +1,52 @@
+"""Tables (csv, tsv, json, parquet, arrow) and lines of text, by the readers of `datasets`."""
+
+from __future__ import annotations
+
+import glob
+from typing import Any
+
+from datasets import Dataset, IterableDataset, load_dataset
+
+from sft_dist.data.formats.cache import tables_folder
+from sft_dist.data.formats.faults import DELIMITERS, fault_in, no_rows, ragged, unreadable
+
+# data.format -> (reader of `datasets`, its options). Empty cells are missing; the text "NA" is a text.
+CSV = {"keep_default_na": False, "na_values": [""]}
+TABLES: dict[str, tuple[str, dict[str, Any]]] = {
+    "csv": ("csv", CSV),
+    "tsv": ("csv", {**CSV, "sep": "\t"}),
+    "json": ("json", {}),
+    "parquet": ("parquet", {}),
+    "arrow": ("arrow", {}),
+    "text": ("text", {}),
+}
+
+
+def read_table(name: str, files: list[str], streaming: bool) -> Dataset | IterableDataset:
+    """Rows of all files, in order. Raises UserError with the place of the fault where it can be found, else whatever the
+    reader raises."""
+    reader, options = TABLES[name]
+    exact = [file if "://" in file else glob.escape(file) for file in files]
+    try:
+        rows = load_dataset(
+            reader, data_files=exact, split="train", cache_dir=tables_folder(), streaming=streaming, **options
+        )
+    except Exception as error:  # every reader has its own
+        if "corresponds to no data" in str(error):
+            raise no_rows(files) from error
+        if fault := fault_in(name, files):
+            raise unreadable(fault) from error
+        raise
+    if not streaming and name in DELIMITERS:
+        _refuse_ragged(rows, files, DELIMITERS[name])
+    return rows
+
+
+def _refuse_ragged(rows: Dataset, files: list[str], delimiter: str) -> None:
+    """pandas fills up short rows and takes the first column of long ones for an index. Only where one of these may have
+    happened is it worth going through the file again."""
+    last = rows.data.column(rows.column_names[-1])
+    if last.null_count or any(name.startswith("__index_level_") for name in rows.column_names):
+        for file in files:
+            if fault := ragged(file, delimiter):
+                raise unreadable(fault)

@@ -1,0 +1,463 @@
+"""Each format from files written here, and every fault of a file named with its place."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from datasets import Dataset
+from PIL import Image
+
+from sft_dist.data.formats import FORMATS
+from sft_dist.data.formats.layout import guessed, is_coco, split_named
+from sft_dist.data.media import load_audio, load_image, load_mask
+from sft_dist.data.sources import load_rows
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.schema import Data
+
+
+def rows_of(source: Any, **settings: Any) -> Dataset:
+    return load_rows(Data(source=str(source), **settings))["train"]
+
+
+def mistake(source: Any, **settings: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        load_rows(Data(source=source if isinstance(source, (list, dict)) else str(source), **settings))
+    return str(caught.value)
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def picture(path: Path, number: int = 0, size: tuple[int, int] = (8, 6)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L" if path.parent.name == "masks" else "RGB", size, number).save(path)
+    return path
+
+
+def sound(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.full(80, 0.25), 8_000)
+    return path
+
+
+# ── text and tables ─────────────────────────────────────────────────────────────────────────────────────────────────
+def test_lines_of_text_are_rows(tmp_path):
+    rows = rows_of(write(tmp_path / "a.txt", "one\ntwo words\n\nthé end"))
+    assert rows.column_names == ["text"]
+    assert rows["text"][:] == ["one", "two words", "", "thé end"]
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz", "a.conll.gz"])
+def test_packed_files_are_unpacked(tmp_path, name):
+    content = {"a.csv.gz": "text\nhello\n", "a.jsonl.gz": '{"text": "hello"}\n', "a.conll.gz": "hello O\n"}[name]
+    write(tmp_path / name, gzip.compress(content.encode()))
+    assert rows_of(tmp_path / name)[0] in ({"text": "hello"}, {"tokens": ["hello"], "tags": ["O"]})
+
+
+def test_the_format_can_be_named_for_a_file_that_is_called_otherwise(tmp_path):
+    file = write(tmp_path / "reviews.dat", "text\tlabel\na\tb\n")
+    assert "found: .dat" in mistake(file)
+    assert "data.format names the format" in mistake(file)
+    assert rows_of(file, format="tsv")[:] == {"text": ["a"], "label": ["b"]}
+
+
+def test_a_name_with_brackets_is_no_pattern(tmp_path):
+    assert rows_of(write(tmp_path / "x[1].csv", "text\na\n"))["text"][:] == ["a"]
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    for name, before, after in (("a.csv", "text\na\n", "text\nb\n"), ("a.conll", "a O\n", "b O\n")):
+        first = rows_of(write(tmp_path / name, before))[0]
+        assert rows_of(write(tmp_path / name, after))[0] != first
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"text,label\na,b\nc,d,e\n", "a.csv, line 3: expected 2 fields, found 3"),
+        ("a.csv", b"text,label\na,b,x\nc,d,e\n", "a.csv, line 2: expected 2 fields, found 3"),
+        ("a.csv", b'text,label\n"two\nlines",b\nc\nd,e\n', "a.csv, line 4: expected 2 fields, found 1"),
+        ("a.csv", b'text,label\na,b\n"c,d\ne,f\n', "a.csv, line 3: a quotation that is opened here is never closed"),
+        ("a.tsv", b"text\tlabel\na\tb\nc\n", "a.tsv, line 3: expected 2 fields, found 1"),
+        ("a.csv", "text,label\na,b\ncafé,d\n".encode("latin-1"), "a.csv, line 3, byte 18: 0xe9 is not UTF-8"),
+        ("a.csv", "text,label\na,b\n".encode("utf-16"), "a.csv, line 1, byte 0: UTF-16 instead of UTF-8"),
+        ("a.txt", b"fine\nna\xefve\n", "a.txt, line 2, byte 7: 0xef is not UTF-8"),
+        ("a.jsonl", b'{"t": 1}\n{"t": "na\xefve"}\n', "a.jsonl, line 2, byte 18: 0xef is not UTF-8"),
+        ("a.jsonl", b'{"t": 1}\n{"t": }\n{"t": 3}\n', "a.jsonl, line 2: not JSON (Expecting value, column 7)"),
+        ("a.jsonl", b'{"t": 1}\n{"t": 2', "a.jsonl, line 2: not JSON (Expecting ',' delimiter, column 8)"),
+        (
+            "a.jsonl",
+            b'{"t": 1}\n[1, 2]\n',
+            "a.jsonl, line 2: expected an object with the columns as keys, found [1, 2]",
+        ),
+        (
+            "a.json",
+            b'[\n {"t": 1},\n {"t": 2 "u": 3}\n]',
+            "a.json, line 3: not JSON (Expecting ',' delimiter, column 10)",
+        ),
+        ("a.csv", b"", "a.csv: the file is empty"),
+        ("a.jsonl", b"", "a.jsonl: the file is empty"),
+        ("a.parquet", b"text,label\n", "a.parquet: not a parquet file"),
+        ("a.conll", b"John B-PER\nlives O\n\nBerlin\n", "a.conll, line 4: expected a token and its tag"),
+        ("a.conll", b"John O\nM\xfcller B-PER\n", "a.conll, line 2, byte 8: 0xfc is not UTF-8"),
+    ],
+)
+def test_a_fault_is_named_with_its_file_and_line(tmp_path, name, content, said):
+    found = mistake(write(tmp_path / name, content))
+    assert found.startswith("data.source: could not be read: ")
+    assert f"{tmp_path}/{said}" in found
+
+
+def test_of_several_files_the_one_at_fault_is_named(tmp_path):
+    write(tmp_path / "a.csv", "text,label\na,b\n")
+    write(tmp_path / "b.csv", "text,label\na,b,c\n")
+    assert "b.csv, line 2: expected 2 fields" in mistake(tmp_path / "*.csv")
+    listed = mistake([str(tmp_path / "a.csv"), str(tmp_path / "b.csv")])
+    assert listed.startswith("data.source.1: could not be read")
+    assert mistake({"train": str(tmp_path / "b.csv")}).startswith("data.source.train: could not be read")
+
+
+def test_an_empty_cell_at_the_end_of_a_line_is_no_fault(tmp_path):
+    rows = rows_of(write(tmp_path / "a.csv", "text,label\na,\n\nb,c\n"))
+    assert rows["label"][:] == [None, "c"]
+
+
+def test_fields_longer_than_the_csv_module_takes_are_no_fault(tmp_path):
+    rows = rows_of(write(tmp_path / "a.csv", "text,label\n" + "x" * 200_000 + ",\nb,c\n"))
+    assert [len(text) for text in rows["text"][:]] == [200_000, 1]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.conll", "a.jsonl"])
+def test_a_file_of_blanks_has_no_rows(tmp_path, name):
+    found = mistake(write(tmp_path / name, "" if name == "a.txt" else "\n\n"))
+    assert "there is no row in it" in found or "could not be read" in found
+    assert name in found
+
+
+# ── CoNLL ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_sentences_are_rows_of_tokens_and_tags(tmp_path):
+    text = (
+        "-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-ORG\nrejects VBZ B-VP O\n\n\n-DOCSTART- -X- O O\n\nPeter NNP B-NP B-PER"
+    )
+    rows = rows_of(write(tmp_path / "a.conll", text))
+    assert rows[:] == {"tokens": [["EU", "rejects"], ["Peter"]], "tags": [["B-ORG", "O"], ["B-PER"]]}
+
+
+@pytest.mark.parametrize("name", ["a.bio", "a.iob", "a.iob2", "a.txt"])
+def test_tabs_let_a_token_hold_blanks(tmp_path, name):
+    file = write(tmp_path / name, "\ufeffNew York\tB-LOC\r\n\u00a0\tO\r\n \t\r\nend O\r\n")
+    rows = rows_of(file, **({"format": "conll"} if name == "a.txt" else {}))
+    assert rows["tokens"][:] == [["New York", "\u00a0"], ["end"]]
+    assert rows["tags"][:] == [["B-LOC", "O"], ["O"]]
+
+
+def test_a_folder_of_conll_files_is_divided_by_their_names(tmp_path):
+    for name in ("train", "dev", "test"):
+        write(tmp_path / "ner" / f"eng.{name}.conll", f"{name} O\n")
+    found = load_rows(Data(source=str(tmp_path / "ner")))
+    assert {split: rows[0]["tokens"] for split, rows in found.items()} == {
+        "train": ["train"], "validation": ["dev"], "test": ["test"],
+    }  # fmt: skip
+
+
+# ── folders of pictures and recordings ──────────────────────────────────────────────────────────────────────────────
+def labelled(rows: Dataset, column: str) -> dict[str, Any]:
+    """File name -> label by name; shows too that the column holds {"path", "bytes"}."""
+    feature = rows.features["label"]
+    names = [feature.int2str(one) if hasattr(feature, "int2str") else one for one in rows["label"][:]]
+    return {Path(value["path"]).name: name for value, name in zip(rows[column][:], names, strict=True)}
+
+
+@pytest.mark.parametrize(("column", "suffix"), [("image", ".png"), ("audio", ".wav")])
+def test_class_folders_give_labels(tmp_path, column, suffix):
+    make = picture if column == "image" else sound
+    for name in ("train", "plane"):  # a class may be called like a split
+        make(tmp_path / "things" / name / f"{name}{suffix}")
+    rows = rows_of(tmp_path / "things")
+    assert set(rows.column_names) == {column, "label"}
+    assert labelled(rows, column) == {f"train{suffix}": "train", f"plane{suffix}": "plane"}
+
+
+@pytest.mark.parametrize(("column", "suffix"), [("image", ".png"), ("audio", ".wav")])
+def test_split_folders_are_splits(tmp_path, column, suffix):
+    make = picture if column == "image" else sound
+    for split in ("train", "val", "test"):
+        for name in ("cat", "dog"):
+            make(tmp_path / "pets" / split / name / f"{split}-{name}{suffix}")
+    found = load_rows(Data(source=str(tmp_path / "pets")))
+    assert set(found) == {"train", "validation", "test"}
+    assert labelled(found["validation"], column) == {f"val-cat{suffix}": "cat", f"val-dog{suffix}": "dog"}
+
+
+@pytest.mark.parametrize(("column", "suffix"), [("image", ".png"), ("audio", ".wav")])
+def test_a_metadata_table_gives_the_columns(tmp_path, column, suffix):
+    make = picture if column == "image" else sound
+    for name in ("a", "b"):
+        make(tmp_path / "m" / f"{name}{suffix}")
+    write(tmp_path / "m" / "metadata.csv", f"file_name,text,speaker\nb{suffix},hello,s1\na{suffix},bye,s2\n")
+    rows = rows_of(tmp_path / "m")
+    assert set(rows.column_names) == {column, "text", "speaker"}
+    assert [Path(one["path"]).stem for one in rows[column][:]] == ["b", "a"]
+    assert rows["text"][:] == ["hello", "bye"]
+
+
+def test_pictures_and_sounds_of_rows_can_be_read(tmp_path):
+    picture(tmp_path / "p" / "x" / "a.png", 7)
+    picture(tmp_path / "p" / "y" / "b.png", 7)
+    sound(tmp_path / "s" / "x" / "a.wav")
+    assert load_image(rows_of(tmp_path / "p")[0]["image"]).size == (8, 6)
+    assert load_audio(rows_of(tmp_path / "s")[0]["audio"], 8_000).shape == (80,)
+
+
+def test_rows_with_sound_go_through_map_select_and_disk(tmp_path):
+    """`datasets` wants torchcodec wherever it encodes sound; nothing here may make it do so."""
+    for name in ("a", "b", "c"):
+        sound(tmp_path / "s" / "x" / f"{name}.wav")
+    rows = rows_of(tmp_path / "s").map(lambda row: {"length": len(row["label"])}).select([2, 0])
+    rows.save_to_disk(str(tmp_path / "saved"))
+    again = rows_of(tmp_path / "saved")
+    assert [Path(one["path"]).stem for one in again["audio"][:]] == ["c", "a"]
+    assert load_audio(again[0]["audio"], 8_000).shape == (80,)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"a/x.wav": b"", "y.wav": b""}, "y.wav lies beside the folders of the classes"),
+        ({"x.wav": b"", "metadata.csv": b"name,text\nx.wav,hi\n"}, "metadata.csv has no column file_name"),
+        ({"x.wav": b"", "metadata.csv": b"file_name,text\nz.wav,hi\n"}, "metadata.csv, row 0: there is no file"),
+        ({"notes.xyz": b""}, "is of a known format"),
+        ({}, "is of a known format"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_says_why(tmp_path, files, said):
+    (tmp_path / "f").mkdir()
+    for name, content in files.items():
+        write(tmp_path / "f" / name, content)
+    assert said in mistake(tmp_path / "f")
+
+
+# ── masks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_images_and_masks_are_paired_by_name(tmp_path):
+    for number, name in enumerate(("a", "in/b")):
+        picture(tmp_path / "seg" / "images" / f"{name}.jpg")
+        (tmp_path / "seg" / "masks" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 6), number + 5).save(tmp_path / "seg" / "masks" / f"{name}.png")
+    rows = rows_of(tmp_path / "seg")
+    assert rows.column_names == ["image", "mask"]
+    assert [int(load_mask(one).max()) for one in rows["mask"][:]] == [5, 6]
+    assert [Path(one["path"]).stem for one in rows["image"][:]] == ["a", "b"]
+
+
+def test_splits_of_masks(tmp_path):
+    for split in ("train", "validation"):
+        for part in ("images", "masks"):
+            picture(tmp_path / "seg" / split / part / "a.png")
+    found = load_rows(Data(source=str(tmp_path / "seg")))
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 1, "validation": 1}
+
+
+def test_a_picture_without_a_mask_is_named(tmp_path):
+    for name in ("a", "b", "c"):
+        picture(tmp_path / "seg" / "images" / f"{name}.png")
+    picture(tmp_path / "seg" / "masks" / "a.png")
+    said = mistake(tmp_path / "seg")
+    assert "images/b.png has no counterpart" in said
+    assert "masks/b.* (nor have 1 others)" in said
+    (tmp_path / "other" / "images").mkdir(parents=True)
+    assert "there is no folder" in mistake(tmp_path / "other", format="mask-folder")
+
+
+# ── boxes ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+def coco(**changes: Any) -> dict[str, Any]:
+    whole = {
+        "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 9, "bbox": [1, 2, 3.5, 4]},
+            {"id": 2, "image_id": 1, "category_id": 7, "bbox": [0, 0, 8, 6], "iscrowd": 0},
+            {"id": 3, "image_id": 1, "category_id": 7, "bbox": [0, 0, 8, 6], "iscrowd": 1},
+        ],
+    }
+    return {**whole, **changes}
+
+
+@pytest.mark.parametrize("place", ["", "images", "../images"])
+def test_coco_annotations_become_boxes_with_names(tmp_path, place):
+    file = write(tmp_path / "set" / "boxes.json", json.dumps(coco()))
+    for name in ("a.png", "b.png"):
+        picture(file.parent / place / name)
+    rows = rows_of(file)
+    assert rows.column_names == ["image", "objects"]
+    assert rows["objects"][:] == [
+        {"bbox": [[1.0, 2.0, 3.5, 4.0], [0.0, 0.0, 8.0, 6.0]], "category": ["dog", "cat"]},
+        {"bbox": [], "category": []},
+    ]
+    assert load_image(rows[1]["image"]).size == (8, 6)
+
+
+def test_the_layout_of_the_coco_download_is_found(tmp_path):
+    file = write(tmp_path / "annotations" / "instances_val2017.json", json.dumps(coco()))
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / "val2017" / name)
+    assert [Path(one["path"]).parent.name for one in rows_of(file)["image"][:]] == ["val2017", "val2017"]
+
+
+def test_a_folder_with_coco_annotations_is_known(tmp_path):
+    write(tmp_path / "train" / "_annotations.coco.json", json.dumps(coco()))
+    write(tmp_path / "valid" / "_annotations.coco.json", json.dumps(coco()))
+    for split in ("train", "valid"):
+        for name in ("a.png", "b.png"):
+            picture(tmp_path / split / name)
+    found = load_rows(Data(source=str(tmp_path)))
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 2, "validation": 2}
+    assert "train/a.png" in found["train"][0]["image"]["path"]
+
+
+def test_json_rows_are_not_taken_for_coco(tmp_path):
+    assert not is_coco(write(tmp_path / "a.json", '{"images": ["x.png"], "text": "annotations", "categories": [1]}\n'))
+    assert not is_coco(write(tmp_path / "b.json", json.dumps([coco()])))
+    assert not is_coco(write(tmp_path / "c.json", ""))
+    assert is_coco(write(tmp_path / "d.json", json.dumps(coco(annotations=[]), indent=1)))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (coco(annotations=[{"id": 5, "image_id": 3, "category_id": 7, "bbox": [0, 0, 1, 1]}]), "annotation 5: there is no image with this id"),
+        (coco(annotations=[{"id": 5, "image_id": 1, "category_id": 8, "bbox": [0, 0, 1, 1]}]), "annotation 5: there is no category with this id"),
+        (coco(annotations=[{"id": 5, "image_id": 1, "category_id": 7, "bbox": [0, 0, 1]}]), "annotation 5: a box is [x, y, width, height]"),
+        (coco(annotations=[{"id": 5, "image_id": 1, "bbox": [0, 0, 1, 1]}]), "annotation 5: lacks 'category_id'"),
+        (coco(images=[{"id": 1}]), "an image or a category lacks 'file_name'"),
+        (coco(images=[{"id": 1, "file_name": "a.png"}] * 2), "two images have the same id"),
+        (coco(images=[{"id": 1, "file_name": "gone.png"}]), "the picture gone.png is not there"),
+        ({"images": []}, "COCO annotations have a list 'annotations'"),
+    ],
+)  # fmt: skip
+def test_a_fault_in_coco_annotations_is_named(tmp_path, content, said):
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / name)
+    found = mistake(write(tmp_path / "boxes.json", json.dumps(content)), format="coco")
+    assert f"data.source: could not be read: {tmp_path}/boxes.json" in found
+    assert said in found
+
+
+def voc(filename: str = "a.png", name: str = "tree", box: str = "", tag: str = "annotation") -> str:
+    corners = box or "<xmin>1</xmin><ymin>2</ymin><xmax>5.5</xmax><ymax>6</ymax>"
+    return (
+        f"<{tag}><filename>{filename}</filename><object><name>{name}</name><bndbox>{corners}</bndbox></object></{tag}>"
+    )
+
+
+def test_voc_annotations_beside_their_pictures(tmp_path):
+    picture(tmp_path / "d" / "a.png")
+    picture(tmp_path / "d" / "b.jpg")
+    picture(tmp_path / "d" / "unmarked.png")
+    write(tmp_path / "d" / "a.xml", voc())
+    write(tmp_path / "d" / "b.xml", "<annotation><filename>b.tif</filename></annotation>")  # renamed since
+    rows = rows_of(tmp_path / "d")
+    assert rows["objects"][:] == [
+        {"bbox": [[1.0, 2.0, 4.5, 4.0]], "category": ["tree"]},
+        {"bbox": [], "category": []},
+    ]
+    assert [Path(one["path"]).name for one in rows["image"][:]] == ["a.png", "b.jpg"]
+
+
+def test_voc_folders_of_their_own(tmp_path):
+    picture(tmp_path / "JPEGImages" / "a.png")
+    picture(tmp_path / "SegmentationClass" / "a.png")
+    write(tmp_path / "Annotations" / "a.xml", voc())
+    (row,) = rows_of(tmp_path)
+    assert Path(row["image"]["path"]).parent.name == "JPEGImages"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("<annotation>\n<object>\n</annotation>", "a.xml, line 3: not XML (mismatched tag"),
+        (voc(tag="labels"), "a.xml: VOC annotations are in <annotation>"),
+        (voc(name=" "), "a.xml, object 1: it has no <name>"),
+        (voc(box="<xmin>1</xmin><ymin>2</ymin><xmax>x</xmax><ymax>6</ymax>"), "a.xml, object 1: <bndbox> has the numbers"),
+        (voc(box="<xmin>1</xmin>"), "a.xml, object 1: <bndbox> has the numbers"),
+        (voc(filename="gone.png"), "a.xml: the picture gone.png is not there"),
+    ],
+)  # fmt: skip
+def test_a_fault_in_voc_annotations_is_named(tmp_path, content, said):
+    picture(tmp_path / ("b.png" if "gone" in content else "a.png"))
+    write(tmp_path / "a.xml", content)
+    assert f"could not be read: {tmp_path}/{said}" in mistake(tmp_path)
+
+
+# ── databases ───────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    with sqlite3.connect(tmp_path / "rows.db") as connection:
+        connection.execute('create table "my reviews" (text text, label text)')
+        connection.execute("create table reviews (text text, label text, stars int)")
+        connection.executemany("insert into reviews values (?, ?, ?)", [(f"t{n}", "np"[n % 2], n) for n in range(6)])
+    return tmp_path / "rows.db"
+
+
+def test_a_table_of_a_database(database):
+    rows = rows_of(f"sqlite:///{database}#reviews")
+    assert rows.column_names == ["text", "label", "stars"]
+    assert rows["text"][:] == [f"t{n}" for n in range(6)]
+
+
+def test_a_query_of_a_database(database):
+    rows = rows_of(f"sqlite:///{database}#SELECT text, label FROM reviews WHERE stars > 3 ORDER BY stars DESC")
+    assert rows[:] == {"text": ["t5", "t4"], "label": ["p", "n"]}
+
+
+def test_a_database_that_changed_is_read_again(database):
+    assert len(rows_of(f"sqlite:///{database}#reviews")) == 6
+    with sqlite3.connect(database) as connection:
+        connection.execute("delete from reviews where stars > 1")
+    assert len(rows_of(f"sqlite:///{database}#reviews")) == 2
+
+
+def test_what_a_database_cannot_give_is_said(database):
+    said = mistake(f"sqlite:///{database}#review")
+    assert "data.source: there is no such table" in said
+    assert "valid: my reviews, reviews" in said
+    assert "did you mean `reviews`?" in said
+    assert "which table? Its name, or a query, follows a `#`" in mistake(f"sqlite:///{database}")
+    assert "no such column: nope" in mistake(f"sqlite:///{database}#select nope from reviews")
+    assert "there is no row in it" in mistake(f"sqlite:///{database}#select * from reviews where stars > 99")
+    assert "no such database file" in mistake(f"sqlite:///{database.parent}/gone.db#reviews")
+    assert not (database.parent / "gone.db").exists()
+    assert "the driver of this database is not installed" in mistake("postgresql+psycopg2://u:secret@host/db#t")
+    assert "secret" not in mistake("postgresql+psycopg2://u:secret@host/db#t")
+
+
+# ── what a folder is ────────────────────────────────────────────────────────────────────────────────────────────────
+def test_every_format_of_the_schema_has_a_reader():
+    from typing import get_args
+
+    assert {*FORMATS, "auto", "sql"} == set(get_args(Data.model_fields["format"].annotation))
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("train.csv", "train"), ("dev", "validation"), ("eng.test.conll", "test"), ("trains.csv", None), ("a", None)],
+)
+def test_names_of_splits(name, split):
+    assert split_named(name) == split
+
+
+def test_a_format_that_does_not_fit_the_source_is_said(tmp_path):
+    file = write(tmp_path / "d" / "a.csv", "text\na\n")
+    assert "data.format: voc is no format of a file" in mistake(file, format="voc")
+    assert "data.format: sql is no format of a folder" in mistake(file.parent, format="sql")
+    assert "no file in" in mistake(file.parent, format="parquet")
+    assert guessed(file.parent) == "table"
