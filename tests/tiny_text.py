@@ -92,3 +92,53 @@ def recipe_of(task: str | dict[str, Any], **data: Any) -> Recipe:
         "train": {"lr": 1e-3},
     }
     return Recipe.model_validate(tree)
+
+
+def examples_of(task: Any, rows: dict[str, list[Any]], tokenizer: Any, split: str = "validation") -> Any:
+    """Encoded and arranged as the product does it, without its cache. The rows count from 100."""
+    from datasets import Dataset, Features
+
+    from sft_dist.data.rows import ROW, Examples
+
+    numbers = list(range(100, 100 + len(next(iter(rows.values())))))
+    columns = {**task.encode({**rows, ROW: numbers}, tokenizer), ROW: numbers}
+    some = Dataset.from_dict(columns).features
+    known = {name: feature for name, feature in (task.encoded_features or {}).items() if name in columns}
+    table = Dataset.from_dict(columns, features=Features({**some, **known}))
+    return Examples(task.arrange(table, split), split)
+
+
+def loss_of(
+    task: Any, model: Any, examples: Any, tokenizer: Any, micro_batches: int
+) -> tuple[float, list[torch.Tensor]]:
+    """The loss of one global batch in so many micro-batches, and its gradients."""
+    import numpy as np
+
+    model.zero_grad()
+    loss = task.build_loss(examples)
+    divisor = float(task.weights(loss, examples).sum())
+    total = 0.0
+    for some in np.array_split(np.arange(len(examples)), micro_batches):
+        inputs, targets = task.collate(examples.at(some), tokenizer, None)
+        share = loss.total(task.forward(model, inputs), targets) / divisor
+        share.backward()
+        total += float(share.detach().double())
+    return total, [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
+
+
+def train_on(task: Any, model: Any, examples: Any, tokenizer: Any, steps: int, lr: float = 3e-3) -> Any:
+    """The model after so many steps on all examples at once."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    for _ in range(steps):
+        loss_of(task, model, examples, tokenizer, 1)
+        optimizer.step()
+    return model.eval()
+
+
+def predictions_of(task: Any, model: Any, examples: Any, tokenizer: Any) -> list[Any]:
+    import numpy as np
+
+    inputs, _ = task.collate(examples.at(np.arange(len(examples))), tokenizer, None)
+    with torch.no_grad():
+        return task.predict(model, inputs, task.forward(model, inputs), tokenizer)

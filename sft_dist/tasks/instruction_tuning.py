@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from sft_dist.data import chat
 from sft_dist.data.packing import best_fit_decreasing, leak, positions
 from sft_dist.data.rows import ROW, Examples
+from sft_dist.losses import CrossEntropy
+from sft_dist.losses_text import CHUNK, IGNORED, TokenLoss, padded
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.run_folder import cache_root
 from sft_dist.recipe.schema import CrossEntropyLoss, Recipe
@@ -26,8 +27,6 @@ from sft_dist.recipe.tasks import InstructionTuningTask
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.loading import load_pretrained, load_tokenizer
 
-IGNORED = -100  # target of a position that has none
-CHUNK = 1024  # tokens whose logits are fp32 at a time
 LEAK = 1e-4  # more than this, and packed examples see each other
 MOST_NAMED = 16
 NEED_A_CACHE = (
@@ -36,26 +35,11 @@ NEED_A_CACHE = (
 )  # ways of tuning that put something before the tokens, which packing has no place for
 
 
-@dataclass(frozen=True)
-class NextToken:
-    """Cross-entropy of the next token, summed over those that have a target; weighs as many as there are."""
-
-    label_smoothing: float = 0.0
-
-    def total(self, logits: Tensor, targets: Tensor) -> Tensor:  # (batch, tokens, vocabulary), (batch, tokens) -> ()
-        there = targets[:, 1:] != IGNORED
-        predicted, wanted = logits[:, :-1][there], targets[:, 1:][there]
-        total = logits[:, :0].float().sum()  # 0, with a gradient though nothing may be wanted
-        for some, these in zip(predicted.split(CHUNK), wanted.split(CHUNK), strict=True):
-            total = total + F.cross_entropy(some.float(), these, label_smoothing=self.label_smoothing, reduction="sum")
-        return total
-
-
 class InstructionTuning(BaseTask):
     pipeline_tag = "text-generation"
     peft_task = "CAUSAL_LM"
     counts_tokens = True
-    input_roles = ("prompt", "messages")
+    input_roles = ("prompt",)
     text_roles = ("instruction", "input", "output", "system")
     row_features = Features({"chat": Value("large_string")})  # messages as JSON: tools' arguments have no common type
     encoded_features = Features({"input_ids": List(Value("int32")), "answer": List(Value("bool"))})
@@ -130,17 +114,14 @@ class InstructionTuning(BaseTask):
                 max(one.answer.index(True) for one, few in zip(tokens, cut, strict=True) if not any(few.answer)) + 1
             )
             what = f"the answers begin behind the cut, so there is nothing to learn, in {_rows(lost)}"
-            hint = f"raise data.max_length to more than {needed}, or drop these rows"
+            hint = f"raise data.max_length to {needed} at least, or drop these rows"
             raise UserError(Problem(what, "data.max_length", None, str(longest), (), hint))
 
     def _encode_prompts(self, rows: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
-        """For `predict`: questions, or conversations up to where the next answer begins."""
-        roles = [role for role in self.input_roles if role in rows]
-        texts = []
-        for number, values in enumerate(zip(*(rows[role] for role in roles), strict=True)):
-            messages = chat.messages_of(dict(zip(roles, values, strict=True)), number)
-            messages = chat.with_system(messages or [{"role": "user", "content": ""}], self.settings.system)
-            texts.append(chat.render(messages, tokenizer, number, prompt=True))
+        """For `predict`."""
+        texts = [
+            chat.render(json.loads(asked), tokenizer, number, prompt=True) for number, asked in enumerate(rows["asked"])
+        ]
         prompts = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return {"prompt_ids": prompts, "length": [len(ids) for ids in prompts]}
 
@@ -170,33 +151,43 @@ class InstructionTuning(BaseTask):
             gen_kwargs={"examples": examples, "bins": [one.tolist() for one in bins]},
         )
 
+    def from_input(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A question, or the JSON text of a conversation up to where the next answer begins."""
+        said = row["prompt"]
+        role = "messages" if said.startswith("[{") and said.endswith("}]") else "prompt"
+        messages = chat.messages_of({role: said}, 0) or [{"role": "user", "content": said}]
+        return {"asked": json.dumps(chat.with_system(messages, self.settings.system), ensure_ascii=False)}
+
     def collate(
         self, rows: list[dict[str, Any]], processor: PreTrainedTokenizerBase, rngs: Rngs | None
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
+    ) -> tuple[dict[str, Any], Tensor | None]:
         if "prompt_ids" in rows[0]:
-            found = processor.pad(
-                {"input_ids": [row["prompt_ids"] for row in rows]}, padding_side="left", return_tensors="pt"
-            )
+            prompts = {"input_ids": [row["prompt_ids"] for row in rows]}
+            found = processor.pad(prompts, padding_side="left", return_tensors="pt")
             return {"prompt_ids": found["input_ids"], "prompt_mask": found["attention_mask"]}, None
         ids = [row["input_ids"] for row in rows]
         targets = [self._targets(row) for row in rows]
+        sizes = [len(one) for one in ids]
         if "sizes" not in rows[0]:
-            mask = [[1] * len(one) for one in ids]
-            inputs = {"input_ids": _padded(ids, processor.pad_token_id), "attention_mask": _padded(mask, 0)}
-            return inputs, _padded(targets, IGNORED)
+            mask = padded([[1] * size for size in sizes], 0)
+            inputs = {"input_ids": padded(ids, processor.pad_token_id), "attention_mask": mask, "sizes": sizes}
+            return inputs, padded(targets, IGNORED)
         places = [positions(row["sizes"]) for row in rows]
-        if (self.recipe.model.attention or "").startswith("flash"):  # there, packs are kept apart in a single row only
+        if (self.recipe.model.attention or "").startswith("flash"):  # keeps packs apart in a batch of a single row only
             ids, targets, places = ([[one for row in part for one in row]] for part in (ids, targets, places))
         # Padding is at position 0, again and again, so each padded token is an example that only sees itself.
-        inputs = {"input_ids": _padded(ids, processor.pad_token_id), "position_ids": _padded(places, 0)}
-        return inputs, _padded(targets, IGNORED)
+        inputs = {
+            "input_ids": padded(ids, processor.pad_token_id), "position_ids": padded(places, 0), "sizes": sizes
+        }  # fmt: skip
+        return inputs, padded(targets, IGNORED)
 
     def _targets(self, row: dict[str, Any]) -> list[int]:
-        """The tokens themselves where they are learned; never the first of an example, which nothing comes before."""
-        if self.settings.train_on == "answers":
-            return [id_ if answer else IGNORED for id_, answer in zip(row["input_ids"], row["answer"], strict=True)]
-        places = positions(row.get("sizes") or [len(row["input_ids"])])
-        return [id_ if place else IGNORED for id_, place in zip(row["input_ids"], places, strict=True)]
+        """At each token the one to come, where that is learned; never an example's first, which nothing comes before."""
+        ids = row["input_ids"]
+        learned = row["answer"]
+        if self.settings.train_on == "all":
+            learned = [place > 0 for place in positions(row.get("sizes") or [len(ids)])]
+        return [id_ if wanted else IGNORED for id_, wanted in zip(ids[1:], learned[1:], strict=True)] + [IGNORED]
 
     # ── model ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def build_model(
@@ -208,16 +199,19 @@ class InstructionTuning(BaseTask):
             raise UserError(Problem(what, "task.packing", None, "true", hint="set task.packing: false"))
         return model
 
-    def build_loss(self, train: Examples) -> NextToken:
+    def build_loss(self, train: Examples) -> TokenLoss:
         loss = self.recipe.train.loss
-        return NextToken(loss.label_smoothing if isinstance(loss, CrossEntropyLoss) else 0.0)
+        return TokenLoss(CrossEntropy(None, loss.label_smoothing if isinstance(loss, CrossEntropyLoss) else 0.0))
 
-    def weights(self, loss: NextToken, examples: Examples) -> np.ndarray:
+    def weights(self, loss: TokenLoss, examples: Examples) -> np.ndarray:
         return examples.numbers("weight")
 
     def forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        if "prompt_ids" in inputs:
+            return None
+        given = {name: value for name, value in inputs.items() if name != "sizes"}
         # Without a cache: nothing is generated here, and with one the positions would not keep packed examples apart.
-        return None if "prompt_ids" in inputs else model(**inputs, use_cache=False).logits
+        return model(**given, use_cache=False).logits
 
     # ── predictions ─────────────────────────────────────────────────────────────────────────────────────────────────
     def predict(self, model: nn.Module, inputs: dict[str, Any], outputs: Any, processor: Any) -> list[Any]:
@@ -226,13 +220,14 @@ class InstructionTuning(BaseTask):
         if "prompt_ids" in inputs:
             return self._answer(model, inputs, processor)
         found = []
-        for ids, mask, logits in zip(inputs["input_ids"], inputs["attention_mask"], outputs, strict=True):
-            size = int(mask.sum())
-            nll, said = [], []
-            for some, these in zip(logits[: size - 1].split(CHUNK), ids[1:size].split(CHUNK), strict=True):
-                nll.append(F.cross_entropy(some.float(), these, reduction="none"))
-                said.append(some.argmax(-1))
-            found.append((torch.cat(nll).cpu().numpy(), torch.cat(said).cpu().numpy().astype(np.int32)))
+        ids, logits, sizes = inputs["input_ids"], outputs, inputs["sizes"]
+        if len(sizes) > len(ids):  # one row of all, for flash attention
+            ids, logits = ids[0].split(sizes), logits[0].split(sizes)
+        for row, said, size in zip(ids, logits, sizes, strict=True):
+            parts = list(zip(said[: size - 1].split(CHUNK), row[1:size].split(CHUNK), strict=True))
+            losses = torch.cat([F.cross_entropy(some.float(), these, reduction="none") for some, these in parts])
+            best = torch.cat([some.argmax(-1) for some, _ in parts])
+            found.append((losses.cpu().numpy(), best.cpu().numpy().astype(np.int32)))
         return found
 
     def _answer(self, model: Any, inputs: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -299,11 +294,6 @@ def _packed(examples: Dataset, bins: list[list[int]]) -> Iterator[dict[str, Any]
             "truncated": any(found["truncated"]),
             ROW: found[ROW][0],
         }
-
-
-def _padded(rows: list[list[int]], value: int) -> Tensor:
-    """(rows, longest) whole numbers."""
-    return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
 
 
 def _rows(numbers: list[int]) -> str:

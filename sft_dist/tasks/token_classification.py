@@ -1,0 +1,216 @@
+"""Token classification: a tag for every word of a sentence, such as the names in it (BIO tags)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from datasets import Features, List, Value
+from torch import Tensor, nn
+from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from sft_dist.data.rows import Examples, Rows
+from sft_dist.losses import CrossEntropy, Focal, build_loss
+from sft_dist.losses_text import IGNORED, TokenLoss, padded
+from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.tasks import TokenClassificationTask
+from sft_dist.scores_text import entities_of, entity_scores
+from sft_dist.tasks.base import BaseTask, Rngs
+from sft_dist.tasks.classes import NO_LABEL, class_name, sorted_labels, unknown_classes
+from sft_dist.tasks.loading import load_pretrained, load_tokenizer
+
+OUTSIDE = "O"
+SCHEME = ("B-", "I-", "E-", "S-")  # what stands before an entity's type
+LOST = -1  # of a word that the model never saw: cut off, or nothing to the tokenizer
+FOR_MODEL_ONLY = ("words", "first")  # what collate gives `predict` beside the model's inputs
+
+
+class TokenClassification(BaseTask):
+    pipeline_tag = "token-classification"
+    peft_task = "TOKEN_CLS"
+    counts_tokens = True
+    input_roles = ("tokens",)
+    row_features = Features({"tokens": List(Value("string")), "tags": List(Value("string"))})
+    encoded_features = Features(
+        {
+            "first": List(Value("int32")),
+            "words": List(Value("string")),
+            "tags": List(Value("int32")),
+            "targets": List(Value("int32")),
+        }
+    )
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        assert isinstance(recipe.task, TokenClassificationTask)
+        self.all_pieces = recipe.task.label_all_pieces
+        self.renamed = dict(recipe.data.clean.map_labels)
+
+    # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
+        tokens, tags = _list(row["tokens"]), _list(row["tags"])
+        if not any(token.strip() for token in tokens):
+            return "empty text"
+        if not tags or "" in tags:
+            return NO_LABEL
+        if len(tokens) != len(tags):
+            found = f"{len(tokens)} tokens, {len(tags)} tags"
+            raise UserError(Problem(f"row {number}: every token needs one tag", "data.columns.tags", None, found))
+        tags = [self.renamed.get(tag, tag) for tag in tags]
+        if self.recipe.data.labels and (strange := sorted(set(tags) - set(self.labels))):
+            valid = tuple(self.labels[:20])
+            raise UserError(Problem(f"row {number}: not one of data.labels", "data.labels", None, strange[0], valid))
+        return {"tokens": tokens, "tags": tags}
+
+    def from_input(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {"tokens": row["tokens"].split() or [""]}
+
+    def learn_labels(self, train: Rows) -> None:
+        """All tags of the training rows; where they are BIO, B- and I- of every type, as one of them may be rare."""
+        if self.labels:
+            return
+        names = {tag for tags in train.column("tags") for tag in tags}
+        if len(names) < 2:
+            raise UserError(Problem("at least two tags are needed", "data.columns.tags", None, str(sorted(names))))
+        if is_bio(names):
+            types = {name[2:] for name in names if name != OUTSIDE}
+            names |= {OUTSIDE, *(f"{place}-{kind}" for kind in types for place in "BI")}
+        self.labels = sorted_labels(names)
+
+    # ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────
+    def load_processor(self, source: str, **options: Any) -> PreTrainedTokenizerBase:
+        tokenizer = load_tokenizer(source, **options)
+        if not tokenizer.is_fast:
+            what = (
+                f"{type(tokenizer).__name__} does not say which word a token belongs to: there is no fast version of it"
+            )
+            raise UserError(Problem(what, "model.tokenizer", None, source))
+        # Byte-level tokenizers tell a word inside a sentence by the space before it, which words of a list do not have.
+        if getattr(tokenizer, "add_prefix_space", True) is False:
+            tokenizer = load_tokenizer(source, **options, add_prefix_space=True)
+        return tokenizer
+
+    def encode(self, rows: dict[str, list[Any]], processor: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
+        longest = min(self.recipe.data.max_length, processor.model_max_length)
+        encoded = processor(
+            rows["tokens"], is_split_into_words=True, truncation=True, max_length=longest, return_attention_mask=False
+        )
+        word_ids = [encoded.word_ids(place) for place in range(len(rows["tokens"]))]
+        first = [_first_pieces(ids, len(words)) for ids, words in zip(word_ids, rows["tokens"], strict=True)]
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        columns = {
+            **encoded,
+            "first": first,
+            "length": lengths,
+            "truncated": [LOST in places and length >= longest for places, length in zip(first, lengths, strict=True)],
+        }
+        if "tags" not in rows:
+            return {**columns, "words": rows["tokens"]}
+        tags = [self._numbers(names) for names in rows["tags"]]
+        return {**columns, "tags": tags, "targets": list(map(self._targets, word_ids, first, tags))}
+
+    def _numbers(self, names: list[str]) -> list[int]:
+        number = {label: i for i, label in enumerate(self.labels)}
+        if strange := sorted(set(names) - set(number)):
+            raise UserError(unknown_classes(strange, self.labels))
+        return [number[name] for name in names]
+
+    def _targets(self, word_ids: list[int | None], first: list[int], tags: list[int]) -> list[int]:
+        """A word's tag at its first piece; at its others nothing, or the tag that continues it."""
+        targets = [IGNORED] * len(word_ids)
+        if self.all_pieces:
+            targets = [IGNORED if word is None else self._continued(tags[word]) for word in word_ids]
+        for place, tag in zip(first, tags, strict=True):
+            if place != LOST:
+                targets[place] = tag
+        return targets
+
+    def _continued(self, tag: int) -> int:
+        inside = f"I-{self.labels[tag][2:]}"
+        return self.labels.index(inside) if self.labels[tag].startswith("B-") and inside in self.labels else tag
+
+    def collate(
+        self, rows: list[dict[str, Any]], processor: PreTrainedTokenizerBase, rngs: Rngs | None
+    ) -> tuple[dict[str, Any], Tensor | None]:
+        names = [name for name in processor.model_input_names if name in rows[0]]
+        batch = [{name: row[name] for name in names} for row in rows]
+        inputs = dict(processor.pad(batch, padding_side="right", return_tensors="pt"))
+        inputs["first"] = [row["first"] for row in rows]
+        if "targets" not in rows[0]:
+            return {**inputs, "words": [row["words"] for row in rows]}, None
+        return inputs, padded([row["targets"] for row in rows], IGNORED)
+
+    # ── model ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    def build_model(
+        self, folder: str, revision: str | None, config: dict[str, Any], processor: Any, **options: Any
+    ) -> PreTrainedModel:
+        return load_pretrained(AutoModelForTokenClassification, folder, revision, config, self.labels, **options)
+
+    def build_loss(self, train: Examples) -> TokenLoss:
+        loss = self.recipe.train.loss
+        inner = build_loss(loss, "token-classification", self.labels, lambda: np.concatenate(_targets_of(train)))
+        assert isinstance(inner, CrossEntropy | Focal)
+        return TokenLoss(inner)
+
+    def weights(self, loss: TokenLoss, examples: Examples) -> np.ndarray:
+        return np.array([float(loss.inner.weights(targets).sum()) for targets in _targets_of(examples)])
+
+    def forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        return model(**{name: value for name, value in inputs.items() if name not in FOR_MODEL_ONLY}).logits.float()
+
+    # ── predictions ─────────────────────────────────────────────────────────────────────────────────────────────────
+    def predict(self, model: nn.Module, inputs: dict[str, Any], outputs: Tensor, processor: Any) -> list[Any]:
+        """Of each example: the tag of every word, and the words where there are no targets."""
+        best = outputs.argmax(-1).cpu().tolist()
+        words = inputs.get("words") or [None] * len(best)
+        return [
+            {"tags": [OUTSIDE if place == LOST else self.labels[said[place]] for place in first], "words": text}
+            for said, first, text in zip(best, inputs["first"], words, strict=True)
+        ]
+
+    def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
+        """By word: pieces do not count, and a word that was cut off counts as if it were in no entity."""
+        targets = [[self.labels[number] for number in tags] for tags in examples.column("tags")]
+        return entity_scores(_as_bio(targets, self.labels), _as_bio([one["tags"] for one in predictions], self.labels))
+
+    def describe(self, predictions: list[Any], processor: Any) -> list[dict[str, Any]]:
+        entities = [
+            entities_of(one["words"], tags)
+            for one, tags in zip(predictions, _as_bio([one["tags"] for one in predictions], self.labels), strict=True)
+        ]
+        return [{"tags": one["tags"], "entities": found} for one, found in zip(predictions, entities, strict=True)]
+
+
+def is_bio(names: set[str]) -> bool:
+    """Whether tags mark where entities begin and go on; parts of speech do not."""
+    return all(name == OUTSIDE or name[:2] in SCHEME for name in names)
+
+
+def _as_bio(sentences: list[list[str]], labels: list[str]) -> list[list[str]]:
+    """Tags that are not BIO are scored as entities of one word each."""
+    if is_bio(set(labels)):
+        return sentences
+    return [[tag if tag == OUTSIDE else f"B-{tag}" for tag in tags] for tags in sentences]
+
+
+def _list(value: Any) -> list[str]:
+    """A list, or its words separated by spaces."""
+    parts = value.split() if isinstance(value, str) else value or []
+    return ["" if part is None else class_name(part) if not isinstance(part, str) else part for part in parts]
+
+
+def _first_pieces(word_ids: list[int | None], num_words: int) -> list[int]:
+    """Where each word begins among the tokens; LOST for one that is not there."""
+    first = [LOST] * num_words
+    for place in range(len(word_ids) - 1, -1, -1):
+        word = word_ids[place]
+        if word is not None:
+            first[word] = place
+    return first
+
+
+def _targets_of(examples: Examples) -> list[np.ndarray]:
+    """Of each example the class numbers that are learned."""
+    found = [np.array(targets, dtype=np.int64) for targets in examples.column("targets")]
+    return [targets[targets != IGNORED] for targets in found]

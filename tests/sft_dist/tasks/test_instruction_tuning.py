@@ -1,0 +1,238 @@
+"""Instruction tuning: what is learned, what is an error, packed and unpacked alike, and what is told of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sft_dist.losses_text import IGNORED
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.schema import Recipe
+from sft_dist.tasks import task_of
+from tests.tiny_text import (
+    CHATML,
+    byte_tokenizer,
+    causal_model,
+    examples_of,
+    loss_of,
+    predictions_of,
+    recipe_of,
+    train_on,
+)
+
+TASK = "instruction-tuning"
+QUESTIONS = {
+    "how many legs has a spider?": "eight",
+    "what is the capital of France?": "Paris is the capital",
+    "and the dog?": "it lay beside the door",
+    "where sat the cat?": "on the mat",
+    "hm?": "the",
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer()
+
+
+def task(max_length: int = 64, tuning: str | dict = "full", **settings):
+    tree = recipe_of({"type": TASK, **settings}, max_length=max_length).model_dump(mode="json", exclude_unset=True)
+    return task_of(Recipe.model_validate({**tree, "tuning": tuning}))
+
+
+def rows(one, pairs=None):
+    read = [one.read({"prompt": q, "completion": a}, i) for i, (q, a) in enumerate((pairs or QUESTIONS).items())]
+    return {"chat": [row["chat"] for row in read]}
+
+
+# ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_a_row_is_kept_as_messages_up_to_the_last_answer():
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c")]
+    row = {"messages": [{"role": role, "content": text} for role, text in turns], "prompt": None}
+    stored = task(system="Be kind.").read(row, 3)
+    assert [m["content"] for m in json.loads(stored["chat"])] == ["Be kind.", "a", "b"]
+    assert task().read({"prompt": "a", "completion": ""}, 3) == "no answer"
+
+
+def test_it_travels_to_other_processes():
+    assert pickle.loads(pickle.dumps(task(packing=True))).settings.packing
+
+
+# ── what is learned ─────────────────────────────────────────────────────────────────────────────────────────────────
+def test_targets_are_the_answers_shifted_by_one(tokenizer):
+    one = task()
+    examples = examples_of(one, rows(one), tokenizer)
+    inputs, targets = one.collate(examples.at([0]), tokenizer, None)
+    learned = targets[0][targets[0] != IGNORED]
+    assert tokenizer.decode(learned) == "eight<|im_end|>"
+    first = int((targets[0] != IGNORED).nonzero()[0])
+    assert int(inputs["input_ids"][0, first + 1]) == int(learned[0]), "a target is the token that comes next"
+    assert one.weights(one.build_loss(examples), examples)[0] == len(learned)
+
+
+def test_train_on_all_learns_all_but_the_first_token(tokenizer):
+    one = task(train_on="all")
+    examples = examples_of(one, rows(one), tokenizer)
+    _, targets = one.collate(examples.at(np.arange(len(examples))), tokenizer, None)
+    assert one.weights(None, examples).tolist() == (targets != IGNORED).sum(1).tolist()
+    assert one.weights(None, examples).tolist() == (examples.lengths - 1).tolist()
+
+
+def test_the_loss_is_the_mean_over_all_answer_tokens(tokenizer):
+    one, model = task(), causal_model("llama", len(tokenizer))
+    examples = examples_of(one, rows(one), tokenizer)
+    total, count = 0.0, 0
+    for ids, answer in zip(examples.column("input_ids"), examples.column("answer"), strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0]
+        for place in np.flatnonzero(answer):
+            total += float(F.cross_entropy(logits[place - 1], torch.tensor(ids[place])))
+            count += 1
+    assert loss_of(one, model, examples, tokenizer, 1)[0] == pytest.approx(total / count, rel=1e-5)
+    scores = one.score(predictions_of(one, model, examples, tokenizer), examples, tokenizer)
+    assert scores["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"packing": True}, {"train_on": "all"}])
+def test_loss_and_gradient_do_not_depend_on_micro_batches(tokenizer, settings):
+    one, model = task(**settings), causal_model("llama", len(tokenizer))
+    examples = examples_of(one, rows(one), tokenizer, "train")
+    loss, gradients = loss_of(one, model, examples, tokenizer, 1)
+    again, others = loss_of(one, model, examples, tokenizer, len(examples))
+    assert again == pytest.approx(loss, rel=1e-6)
+    for gradient, other in zip(gradients, others, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-6)
+
+
+# ── never a loss of 0.0 ─────────────────────────────────────────────────────────────────────────────────────────────
+def test_answers_behind_the_cut_are_an_error_that_names_rows(tokenizer):
+    one = task(max_length=24)
+    pairs = {"hi": "ho", "b " * 20: "x", "a " * 30: "y"}
+    with pytest.raises(UserError, match=r"rows \[101, 102\]") as error:
+        examples_of(one, rows(one, pairs), tokenizer)
+    problem = error.value.problems[0]
+    assert (problem.path, problem.found) == ("data.max_length", "24")
+    needed = int(problem.hint.split("data.max_length to ")[1].split()[0])
+    assert len(examples_of(task(max_length=needed), rows(one, pairs), tokenizer)) == 3
+    with pytest.raises(UserError):
+        examples_of(task(max_length=needed - 1), rows(one, pairs), tokenizer)
+
+
+def test_a_cut_answer_is_learned_as_far_as_it_goes_and_counted(tokenizer):
+    one = task(max_length=24)
+    examples = examples_of(one, rows(one, {"hi": "the cat sat on the mat and the dog lay beside the door"}), tokenizer)
+    assert examples.num_truncated == 1
+    assert 0 < one.weights(None, examples)[0] < 24
+    assert examples.lengths.tolist() == [24]
+
+
+def test_a_template_that_marks_nothing_is_an_error(tokenizer):
+    marked = byte_tokenizer(CHATML + "{% if false %}{% generation %}{% endgeneration %}{% endif %}")
+    with pytest.raises(UserError, match=r"marks no token as an answer's, in rows \[100, 101"):
+        examples_of(task(), rows(task()), marked)
+
+
+# ── packing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+def test_packed_examples_give_the_same_loss_and_gradient(tokenizer, kind, attention):
+    apart, together = task(), task(packing=True)
+    model = causal_model(kind, len(tokenizer), attention)
+    single = examples_of(apart, rows(apart), tokenizer, "train")
+    packed = examples_of(together, rows(together), tokenizer, "train")
+    assert len(packed) < len(single)
+    assert packed.lengths.max() <= 64
+    assert packed.lengths.sum() == single.lengths.sum()
+    assert together.weights(None, packed).sum() == apart.weights(None, single).sum()
+    loss, gradients = loss_of(apart, model, single, tokenizer, 1)
+    again, others = loss_of(together, model, packed, tokenizer, 1)
+    assert again == pytest.approx(loss, rel=1e-5)
+    for gradient, other in zip(gradients, others, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-6)
+
+
+def test_only_the_training_split_is_packed_and_a_packed_one_can_be_scored(tokenizer):
+    one, model = task(packing=True), causal_model("llama", len(tokenizer))
+    single = examples_of(one, rows(one), tokenizer, "test")
+    packed = examples_of(one, rows(one), tokenizer, "train")
+    assert len(single) == len(QUESTIONS)
+    scores = [one.score(predictions_of(one, model, some, tokenizer), some, tokenizer) for some in (single, packed)]
+    assert scores[0]["perplexity"] == pytest.approx(scores[1]["perplexity"], rel=1e-5)
+    assert scores[0]["token_accuracy"] == scores[1]["token_accuracy"]
+
+
+def test_flash_attention_gets_all_packs_in_one_row(tokenizer):
+    one = task(packing=True)
+    packed = examples_of(one, rows(one), tokenizer, "train")
+    tree = one.recipe.model_dump(mode="json", exclude_unset=True)
+    tree["model"]["attention"] = "flash_attention_2"
+    flash, model = task_of(Recipe.model_validate(tree)), causal_model("llama", len(tokenizer))
+    inputs, targets = flash.collate(packed.at(np.arange(len(packed))), tokenizer, None)
+    assert inputs["input_ids"].shape == inputs["position_ids"].shape == targets.shape == (1, packed.lengths.sum())
+    assert loss_of(flash, model, packed, tokenizer, 1)[0] == pytest.approx(loss_of(one, model, packed, tokenizer, 1)[0])
+    for mine, theirs in zip(*(predictions_of(t, model, packed, tokenizer) for t in (flash, one)), strict=True):
+        np.testing.assert_allclose(mine[0], theirs[0], atol=1e-5)
+
+
+def test_models_and_tunings_that_mix_packed_examples_are_refused(tmp_path, tokenizer):
+    from transformers import BloomConfig, BloomForCausalLM
+
+    with pytest.raises(UserError, match="cannot be combined with prefix tuning"):
+        task(packing=True, tuning="prefix")
+    BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="BloomForCausalLM does not keep packed examples apart"):
+        task(packing=True).build_model(str(tmp_path), None, {}, tokenizer)
+    assert task().build_model(str(tmp_path), None, {}, tokenizer) is not None
+
+
+# ── processor, predictions ──────────────────────────────────────────────────────────────────────────────────────────
+def test_the_template_that_is_trained_on_is_saved_with_the_tokenizer(tmp_path):
+    bare = byte_tokenizer(None)
+    bare.save_pretrained(tmp_path / "bare")
+    assert "### Assistant:" in task().load_processor(str(tmp_path / "bare")).chat_template
+    (tmp_path / "own.jinja").write_text(CHATML)
+    mine = task(chat_template=str(tmp_path / "own.jinja")).load_processor(str(tmp_path / "bare"))
+    mine.save_pretrained(tmp_path / "saved")
+    assert task().load_processor(str(tmp_path / "saved")).chat_template == CHATML
+    with pytest.raises(UserError, match=r"task\.chat_template: cannot be read"):
+        task(chat_template="nowhere.jinja").load_processor(str(tmp_path / "bare"))
+
+
+def test_a_memorised_answer_is_written_and_scored(tokenizer):
+    """Untrained: next to nothing right. After 60 steps on five pairs: all, by the score and by generation."""
+    one, model = task(max_new_tokens=16), causal_model("llama", len(tokenizer))
+    examples = examples_of(one, rows(one), tokenizer)
+    before = one.score(predictions_of(one, model, examples, tokenizer), examples, tokenizer)
+    assert before["exact_match"] == 0
+    assert before["perplexity"] > 100
+    train_on(one, model, examples, tokenizer, 60, lr=1e-2)
+    after = one.score(predictions_of(one, model, examples, tokenizer), examples, tokenizer)
+    assert after["exact_match"] == after["token_accuracy"] == 1.0
+    assert after["perplexity"] < 1.2
+    model.config._attn_implementation = "sdpa"
+    asked = [one.from_input({"prompt": question}) for question in QUESTIONS]
+    asked.append(one.from_input({"prompt": json.dumps([{"role": "user", "content": "hm?"}])}))
+    prompts = examples_of(one, {"asked": [row["asked"] for row in asked]}, tokenizer, "input")
+    said = one.describe(predictions_of(one, model, prompts, tokenizer), tokenizer)
+    assert said == [{"text": answer} for answer in [*QUESTIONS.values(), "the"]]
+
+
+def test_exact_match_is_greedy_decoding_giving_the_answer(tokenizer):
+    """Half trained, the score by argmax agrees with what `generate` writes, example by example."""
+    one, model = task(max_new_tokens=16), causal_model("gpt2", len(tokenizer))
+    examples = examples_of(one, rows(one), tokenizer)
+    train_on(one, model, examples, tokenizer, 25, lr=1e-2)
+    judged = predictions_of(one, model, examples, tokenizer)
+    prompts = examples_of(
+        one, {"asked": [one.from_input({"prompt": q})["asked"] for q in QUESTIONS]}, tokenizer, "input"
+    )
+    written = predictions_of(one, model, prompts, tokenizer)
+    for place, (text, answer) in enumerate(zip(written, QUESTIONS.values(), strict=True)):
+        alone = one.score([judged[place]], type(examples)(examples.table.select([place])), tokenizer)
+        assert bool(alone["exact_match"]) == (text == answer)
