@@ -20,39 +20,32 @@ def digest(value: str | bytes) -> int:
     return xxhash.xxh3_64_intdigest(value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value)
 
 
-def look_for_copies(
+def look_for_repeats(
     places: Places,
     inputs: np.ndarray,  # (rows,) uint64 digests of the inputs
     labels: np.ndarray | None,  # (rows,) digests of the labels
 ) -> list[Finding]:
-    """Exact copies. Rows that differ in their label are conflicts; the others are duplicates where they repeat an earlier
-    row of their split. A leak names all of its rows, in both splits."""
+    """Copies that differ in their label, wherever they are, are conflicts, and named as such only; the others are duplicates
+    where they repeat an earlier row of their split."""
     duplicates: list[tuple[RowId, RowId]] = []
     conflicts: list[RowId] = []
-    leaks: list[RowId] = []
     for group in equal_groups(inputs):
-        names = places.named(group)
-        if len({split for split, _ in names}) > 1:
-            leaks += names
-        if labels is not None and len(set(labels[group])) > 1:
-            conflicts += names
+        if labels is not None and len(set(labels[group].tolist())) > 1:
+            conflicts += places.named(group)
         else:
-            duplicates += _repeats(names)
-    return [
-        *_duplicates("duplicate", "repeat an earlier one", duplicates),
-        *_leaks("leak", "the same input", leaks),
-        *(
-            [
-                found(
-                    "conflicting-labels",
-                    f"the same input with different labels: {rows_text(len(conflicts))}",
-                    conflicts,
-                )
-            ]
-            if conflicts
-            else []
-        ),
-    ]
+            duplicates += _repeats(places.named(group))
+    findings = _duplicates("duplicate", "repeat an earlier one", duplicates)
+    if conflicts:
+        message = f"the same input with different labels: {rows_text(len(conflicts))}"
+        findings.append(found("conflicting-labels", message, conflicts))
+    return findings
+
+
+def look_for_leaks(places: Places, inputs: np.ndarray) -> list[Finding]:
+    """inputs: (rows,) uint64 digests. All rows with the same input in more than one split."""
+    groups = [places.named(group) for group in equal_groups(inputs)]
+    across = [name for names in groups if len({split for split, _ in names}) > 1 for name in names]
+    return _leaks("leak", "the same input", across)
 
 
 def look_for_near_copies(

@@ -30,6 +30,7 @@ KINDS: dict[str, Kind] = {
     "missing-column": Kind("error", "map the column in data.columns"),
     "bad-utf-8": Kind("error", "save the file as UTF-8"),
     "unreadable-row": Kind("error", "mend the rows, or leave them out with data.where"),
+    "not-prepared": Kind("error", "training would stop at this; mend the data or the recipe"),
     "replacement-characters": Kind("warning", "the text was read with a wrong encoding before it came here"),
     "constant-column": Kind("warning", "a column with one value teaches nothing; is the right one mapped in data.columns?"),
     # labels
@@ -59,8 +60,9 @@ KINDS: dict[str, Kind] = {
     "unreadable-image": Kind("error", "mend or remove the files"),
     "tiny-image": Kind("warning", "it is enlarged to the model's size; little can be seen in it"),
     "blank-image": Kind("warning", "every pixel has the same colour"),
+    "unreadable-boxes": Kind("error", "each box is [x, y, width, height] in pixels, with one category"),
     "box-outside-image": Kind("error", "boxes are [x, y, width, height] in pixels from the top left corner"),
-    "box-without-area": Kind("error", "boxes are [x, y, width, height]; is it [left, top, right, bottom]?"),
+    "box-without-area": Kind("error", "boxes are [x, y, width, height]; they are left out"),
     "no-boxes": Kind("warning", "right for pictures without objects; else they teach not to see any"),
     "too-many-boxes": Kind("warning", "the model has fewer queries than this; the rest is never found"),
     "mask-value": Kind("error", "a mask holds class numbers from 0 on, and task.ignore_index"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -119,10 +119,12 @@ class Judgement:
     rows: int
     suspicions: tuple[Suspicion, ...]  # the least believable first
 
+    def at(self, indices: np.ndarray) -> Judgement:
+        """The same about `indices` of a larger whole, of which these were the rows."""
+        return replace(self, suspicions=tuple(replace(one, index=int(indices[one.index])) for one in self.suspicions))
 
-def judge_labels(
-    features: Any, labels: Sequence[str], say: Callable[[str], None] = lambda text: None
-) -> Judgement | None:
+
+def judge_labels(features: Any, labels: Sequence[str]) -> Judgement | None:
     """Confident learning (Northcutt et al. 2021, arXiv 1911.00068) on out-of-fold probabilities of a logistic regression,
     calibrated by one temperature (Guo et al. 2017, arXiv 1706.04599). None: too few rows to say anything.
 
@@ -138,7 +140,6 @@ def judge_labels(
     if enough.sum() < 2 or len(usable) < 4 * FOLDS:
         return None
     names, numbers = np.unique(names[numbers[usable]], return_inverse=True)
-    say(f"judging {len(usable):,} labels by a simple classifier")
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     probabilities = cross_val_predict(
         LogisticRegression(max_iter=200), features[usable], numbers, cv=folds, method="predict_proba"

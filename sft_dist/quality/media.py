@@ -45,21 +45,23 @@ class Clip:
     features: np.ndarray  # (2 * bands + 1,) float32
 
 
-def facts(values: Sequence[Any], read: Callable[[Any], Any], step: Callable[[int], None] | None = None) -> list[Any]:
+def facts(
+    values: Sequence[Callable[[], Any]], read: Callable[[Any], Any], step: Callable[[int], None] | None = None
+) -> list[Any]:
     """`read` of each value, or the MediaError, by as many threads as there are cores: decoding frees the interpreter."""
     import os
     from concurrent.futures import ThreadPoolExecutor
 
-    def one(value: Any) -> Any:
+    def one(value: Callable[[], Any]) -> Any:
         try:
-            return read(value)
+            return read(value())
         except MediaError as error:
             return error
 
     results: list[Any] = []
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(values), 1000):  # not all at once: undecoded values may be large
-            results += pool.map(one, values[start : start + 1000])
+        for result in pool.map(one, values):
+            results.append(result)
             if step is not None:
                 step(len(results))
     return results
@@ -151,7 +153,7 @@ def look_at_boxes(
     pictures: Sequence[Picture | MediaError],
     most: int | None,  # boxes the model can find in a picture
 ) -> list[Finding]:
-    outside, flat, none, many = [], [], [], []
+    outside, none, many = [], [], []
     for index, (found_in, image) in enumerate(zip(objects, pictures, strict=True)):
         boxes = np.asarray(found_in["bbox"], dtype=np.float64).reshape(-1, 4)
         if not len(boxes):
@@ -159,8 +161,6 @@ def look_at_boxes(
             continue
         if most is not None and len(boxes) > most:
             many.append(index)
-        if not (boxes[:, 2:] > 0).all():
-            flat.append(index)
         corners = np.c_[boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]
         if isinstance(image, Picture):
             limits = np.array([image.width, image.height] * 2) + EDGE
@@ -168,7 +168,6 @@ def look_at_boxes(
                 outside.append(index)
     return [
         *_some("box-outside-image", "a box reaches outside the picture", places, outside),
-        *_some("box-without-area", "a box without width or height", places, flat),
         *_some("no-boxes", "no box", places, none),
         *_some("too-many-boxes", f"more than {most} boxes", places, many),
     ]

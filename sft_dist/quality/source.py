@@ -1,0 +1,188 @@
+"""Rows as the source has them, before anything is dropped: every row that cannot be read is named, not only the first."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from sft_dist.data.prepare import IDENTITY, REASON, columns_of, read_rows
+from sft_dist.data.rows import ROW
+from sft_dist.data.sources import load_rows
+from sft_dist.quality.duplicates import digest
+from sft_dist.quality.findings import Finding, Places, RowId, found, rows_text
+from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.references import classify, resolve, sources_of, suffix_of
+from sft_dist.recipe.schema import Recipe
+from sft_dist.tasks.base import Task
+
+# What a row's problem is called: by the key path of the error it raised, and by the reason it is dropped for.
+FAULTS = {
+    "data.labels": "unknown-label",
+    "data.columns.audio": "unreadable-audio",
+    "data.columns.image": "unreadable-image",
+    "data.columns.mask": "unreadable-image",
+    "data.columns.objects": "unreadable-boxes",
+}
+REASONS = (
+    (r"no label", "empty-label"),
+    (r"empty (source|text|conversation)", "empty-text"),
+    (r"empty target|no answer|empty answer", "empty-target"),
+    (r"begins with an answer", "unreadable-row"),
+    (r"no picture", "unreadable-image"),
+    (r"no audio", "unreadable-audio"),
+    (r"longer than .* seconds", "too-long-audio"),
+)
+_FAULT = "fault "
+_NOT_UTF8 = "not UTF-8"
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+@dataclass(frozen=True)
+class Source:
+    tables: dict[str, Dataset] = field(default_factory=dict)  # split -> rows that can be read, as the task stores them
+    inputs: dict[str, np.ndarray] = field(default_factory=dict)  # split -> digests of what makes rows duplicates
+    findings: tuple[Finding, ...] = ()
+    raw: dict[str, Dataset] = field(default_factory=dict)  # split -> everything, as it is
+
+    def places(self) -> Places:
+        return Places.joined(
+            {split: np.asarray(table.with_format("numpy")[ROW][:]) for split, table in self.tables.items()}
+        )
+
+
+def read_source(recipe: Recipe, task: Task, scratch: Path, say: Callable[[str], None]) -> Source:
+    """Raises UserError for what is wrong with the recipe and not with its data."""
+    say("reading the source")
+    try:
+        raw = load_rows(recipe.data)
+    except UserError as error:
+        if _NOT_UTF8 in str(error):
+            return Source(findings=tuple(_bad_utf8(recipe, error)))
+        raise
+    keeping = recipe.data.clean.model_copy(
+        update={"drop_empty": True}
+    )  # a finding instead of an error at the first one
+    lenient = recipe.model_copy(update={"data": recipe.data.model_copy(update={"clean": keeping})})
+    forgiving: Any = _Forgiving(task)
+    tables, inputs, findings = {}, {}, list[Finding]()
+    wrong: dict[str, list[tuple[RowId, str]]] = {}
+    for split, source in raw.items():
+        try:
+            columns_of(source, recipe)
+        except UserError as error:
+            findings.append(_missing(split, error))
+            continue
+        say(f"reading {len(source):,} rows of {split}")
+        read = read_rows(source, split, lenient, forgiving, scratch)
+        reasons = read.with_format("arrow")[:].column(REASON).to_pylist()
+        numbers = np.asarray(read.with_format("numpy")[ROW][:])
+        for reason, number in zip(reasons, numbers, strict=True):
+            if reason is not None and (known := _kind_of(reason, task)):
+                wrong.setdefault(known[0], []).append(((split, int(number)), known[1]))
+        good = read.select([index for index, reason in enumerate(reasons) if reason is None])
+        identities = good.with_format("arrow")[:].column(IDENTITY).to_pylist() if len(good) else []
+        inputs[split] = np.array([digest(identity) for identity in identities], dtype=np.uint64)
+        tables[split] = good.remove_columns([REASON, IDENTITY])
+    for kind, rows in wrong.items():
+        said = next((text for _, text in rows if text), "")
+        message = rows_text(len(rows)) + (f", such as {said}" if said else "")
+        findings.append(found(kind, message, [row for row, _ in rows]))
+    return Source(tables, inputs, tuple(findings), raw)
+
+
+def _kind_of(reason: str, task: Task) -> tuple[str, str] | None:
+    """(kind, what to say); None: dropped as the recipe wants it."""
+    if reason.startswith(_FAULT):
+        kind, said = json.loads(reason[len(_FAULT) :])
+        return kind, said
+    for pattern, kind in REASONS:
+        if re.match(pattern, reason):
+            written = kind == "empty-text" and set(task.text_roles).isdisjoint(task.input_roles) and task.text_roles
+            return "empty-target" if written else kind, ""
+    return None
+
+
+@dataclass
+class _Forgiving:
+    """A task whose rows with a mistake are dropped for it, so that reading goes on. Sent to other processes."""
+
+    task: Task
+
+    def __post_init__(self) -> None:
+        self.text_roles, self.row_features = self.task.text_roles, self.task.row_features
+
+    def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
+        try:
+            return self.task.read(row, number)
+        except UserError as error:
+            problem = error.problems[0]
+            said = problem.message + (f" (found: {problem.found})" if problem.found is not None else "")
+            return _FAULT + json.dumps([FAULTS.get(problem.path, "unreadable-row"), said])
+        except (TypeError, ValueError, KeyError, AttributeError) as error:  # a value of a type the task did not expect
+            return _FAULT + json.dumps(["unreadable-row", f"row {number}: {type(error).__name__}: {error}"])
+
+    def identity(self, row: dict[str, Any]) -> str | bytes:
+        return self.task.identity(row)
+
+
+def _missing(split: str, error: UserError) -> Finding:
+    problem: Problem = error.problems[0]
+    role = problem.path.rsplit(".", 1)[-1]
+    there = ", ".join(problem.valid)
+    message = f"{split} has no column {problem.found!r}, which is to be read as {role}; it has {there}"
+    return found("missing-column", message, role=role, columns=list(problem.valid))
+
+
+# ── bytes that are no text ──────────────────────────────────────────────────────────────────────────────────────────
+def _bad_utf8(recipe: Recipe, error: UserError) -> Iterator[Finding]:
+    """All rows with bytes that are not UTF-8, of local tables and lines; at least what the reader said of the first."""
+    rows = []
+    for path, text in sources_of(recipe.data):
+        split = path.split(".")[2] if path.startswith("data.source.") and not path[12:].isdigit() else "train"
+        where = resolve(classify(text, Path.cwd()))
+        files = where if isinstance(where, list) else [where] if isinstance(where, Path) and where.is_file() else []
+        start = 0
+        for file in files:
+            bad, length = bad_rows(file)
+            rows += [(split, start + row) for row in bad]
+            start += length
+    problem = error.problems[0]
+    yield found("bad-utf-8", problem.message.removeprefix("could not be read: "), rows)
+
+
+def bad_rows(file: Path) -> tuple[list[int], int]:
+    """Rows of a table or file of lines that hold bytes which are not UTF-8, and how many rows there are."""
+    suffix = suffix_of(file)
+    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        if suffix in _DELIMITERS:
+            csv.field_size_limit(2**31 - 1)
+            rows: Iterator[str] = ("\0".join(row) for row in csv.reader(lines, delimiter=_DELIMITERS[suffix]) if row)
+            next(rows, None)  # the header
+        else:
+            rows = (line for line in lines if line.strip())
+        bad, count = [], 0
+        for count, row in enumerate(rows, start=1):
+            if any("\udc80" <= letter <= "\udcff" for letter in row):
+                bad.append(count - 1)
+    return bad, count
+
+
+def raw_boxes(source: Source, recipe: Recipe) -> Iterator[tuple[str, int, list[list[float]]]]:
+    """(split, row, boxes) before the task leaves out any."""
+    for split, table in source.raw.items():
+        name = columns_of(table, recipe).get("objects")
+        if name is None:
+            continue
+        for row, objects in enumerate(table.select_columns([name])[name]):
+            if isinstance(objects, list):
+                yield split, row, [one["bbox"] for one in objects]
+            elif objects:
+                yield split, row, list(objects["bbox"])
