@@ -13,38 +13,105 @@ from pydantic.fields import FieldInfo
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.explain import bare, members_of, sections, tag_name, tags_of, type_of, written
 from sft_dist.recipe.schema import Recipe
-from sft_dist.recipe.tasks import TASK_COLUMNS
+from sft_dist.recipe.tasks import LOSSES, TASK_COLUMNS
 from sft_dist.recipe.yaml_lines import KeyPath, parse_scalar, similar_to
 
 WIDTH = 110
 
 # What a starter says; every other setting stands there as a comment with its default, or with one of the samples.
-CHOSEN: dict[str, dict[KeyPath, str]] = {
+_COMMON: dict[KeyPath, str] = {
+    ("tuning", "method"): "full",
+    ("train", "epochs"): "3",
+    ("train", "global_batch"): "32",
+    ("train", "lr"): "5e-5",
+    ("train", "schedule"): "linear",
+    ("train", "warmup"): "6%",
+    ("train", "save_every"): "1 epoch",
+    ("train", "seed"): "0",
+}
+_LORA: dict[KeyPath, str] = {
+    ("tuning", "method"): "lora",
+    ("tuning", "r"): "16",
+    ("tuning", "alpha"): "32",
+    ("train", "lr"): "5e-4",
+}
+_OWN: dict[str, dict[KeyPath, str]] = {
     "text-classification": {
-        ("task", "type"): "text-classification",
         ("task", "problem"): "single-label",
         ("model", "path"): "sentence-transformers/all-MiniLM-L6-v2",
         ("data", "source"): "./train.csv",
         ("data", "columns"): "{text: text, label: label}",
         ("data", "max_length"): "128",
-        ("tuning", "method"): "lora",
-        ("tuning", "r"): "16",
-        ("tuning", "alpha"): "32",
-        ("train", "epochs"): "3",
-        ("train", "global_batch"): "32",
-        ("train", "lr"): "5e-4",
-        ("train", "schedule"): "linear",
-        ("train", "warmup"): "6%",
-        ("train", "save_every"): "1 epoch",
-        ("train", "seed"): "0",
+        **_LORA,
+        ("evaluate", "metric"): "accuracy",
+    },
+    "token-classification": {
+        ("model", "path"): "distilbert/distilbert-base-cased",
+        ("data", "source"): "./train.conll",
+        ("data", "max_length"): "128",
+        ("evaluate", "metric"): "f1",
+    },
+    "translation": {
+        ("task", "prefix"): "'translate English to German: '",
+        ("model", "path"): "google-t5/t5-small",
+        ("data", "source"): "./train.jsonl",
+        ("data", "columns"): "{source: en, target: de}",
+        ("data", "max_length"): "128",
+        ("evaluate", "metric"): "bleu",
+    },
+    "summarization": {
+        ("task", "prefix"): "'summarize: '",
+        ("model", "path"): "google-t5/t5-small",
+        ("data", "source"): "./train.jsonl",
+        ("data", "columns"): "{source: article, target: summary}",
+        ("data", "max_length"): "512",
+        ("evaluate", "metric"): "rougeL",
+    },
+    "instruction-tuning": {
+        ("model", "path"): "HuggingFaceTB/SmolLM2-135M-Instruct",
+        ("data", "source"): "./train.jsonl",
+        ("data", "max_length"): "1024",
+        **_LORA,
+        ("evaluate", "metric"): "loss",
+    },
+    "image-classification": {
+        ("task", "problem"): "single-label",
+        ("model", "path"): "google/vit-base-patch16-224-in21k",
+        ("data", "source"): "./pictures",
+        ("evaluate", "metric"): "accuracy",
+    },
+    "object-detection": {
+        ("model", "path"): "hustvl/yolos-tiny",
+        ("data", "source"): "./annotations.json",
+        ("evaluate", "metric"): "map",
+    },
+    "semantic-segmentation": {
+        ("model", "path"): "nvidia/mit-b0",
+        ("data", "source"): "./pictures-and-masks",
+        ("evaluate", "metric"): "mean_iou",
+    },
+    "speech-recognition": {
+        ("model", "path"): "openai/whisper-tiny",
+        ("data", "source"): "./recordings",
+        ("evaluate", "metric"): "wer",
+    },
+    "audio-classification": {
+        ("model", "path"): "facebook/wav2vec2-base",
+        ("data", "source"): "./recordings",
         ("evaluate", "metric"): "accuracy",
     },
 }
+CHOSEN: dict[str, dict[KeyPath, str]] = {task: {("task", "type"): task, **_COMMON, **own} for task, own in _OWN.items()}
 SAMPLES: dict[KeyPath, str] = {
     ("name",): "my-first-run",
     ("description",): "what this recipe is for",
     ("task", "threshold"): "0.5",
     ("task", "label_separator"): "'|'",
+    ("task", "source_language"): "en",
+    ("task", "target_language"): "de",
+    ("task", "language"): "en",
+    ("task", "system"): "You answer briefly.",
+    ("task", "chat_template"): "./template.jinja",
     ("model", "revision"): "main",
     ("model", "tokenizer"): "./my-tokenizer",
     ("model", "config"): "{hidden_dropout_prob: 0.0}",
@@ -55,10 +122,14 @@ SAMPLES: dict[KeyPath, str] = {
     ("data", "limit"): "1000",
     ("data", "split", "validation"): "0.1",
     ("data", "split", "test"): "0.1",
+    ("data", "split", "group"): "speaker",
+    ("data", "weights"): "[0.7, 0.3]",
+    ("data", "clean", "near_duplicates"): "0.8",
     ("data", "clean", "max_chars"): "10000",
+    ("data", "clean", "map_labels"): "{pos: positive}",
+    ("data", "augment"): "{}",
     ("tuning", "modules_to_save"): "[embeddings]",
     ("train", "steps"): "1000",
-    ("train", "loss"): "{name: cross-entropy, class_weights: balanced}",
     ("train", "optimizer"): "{name: adamw, weight_decay: 0.01}",
     ("train", "strategy"): "fsdp2",
     ("train", "eval_every"): "200 steps",
@@ -74,6 +145,9 @@ SAMPLES: dict[KeyPath, str] = {
 }
 
 
+_AUGMENT = {"text": "{delete: 0.1, swap: 0.1}", "image": "{flip: 0.5, crop: 0.7}", "audio": "{gain_db: 6}"}
+
+
 def starter(task: str) -> str:
     """A commented recipe for a task, which loads as it is. Raises UserError for a task there is not."""
     if task not in CHOSEN:
@@ -87,13 +161,34 @@ def starter(task: str) -> str:
     return "\n".join([*head, *_section((), Recipe, CHOSEN[task])]) + "\n"
 
 
+def _sample(path: KeyPath, chosen: dict[KeyPath, str]) -> str | None:
+    """What a setting's comment shows instead of its default; "" when the setting is not for the task."""
+    task = chosen["task", "type"]
+    kind = "single-label" if task == "text-classification" else task
+    roles = TASK_COLUMNS[task]
+    if path == ("train", "loss"):
+        return LOSSES.get(kind, LOSSES["single-label"])[0]
+    if path in (("data", "split", "stratify"), ("data", "sampling")) and "label" not in roles:
+        return ""
+    if path in (("data", "labels"), ("data", "clean", "map_labels")) and not {"label", "tags", "objects", "mask"} & set(
+        roles
+    ):
+        return ""
+    if path == ("data", "augment"):
+        changed = next((one for one in ("image", "audio") if one in roles), "text" * (task == "text-classification"))
+        return f"{{{changed}: {_AUGMENT[changed]}}}" if changed else ""
+    return SAMPLES.get(path)
+
+
 def _section(path: KeyPath, section: type[BaseModel], chosen: dict[KeyPath, str]) -> Iterator[str]:
     for key, field in section.model_fields.items():
         here = (*path, key)
         classes = sections().get(here, ())
+        if here not in chosen and _sample(here, chosen) == "":
+            continue
         if len(here) == 1:
             yield ""
-        if classes and here not in SAMPLES and here not in chosen:
+        if classes and _sample(here, chosen) is None and here not in chosen:
             yield from _nested(here, classes, field, chosen)
         else:
             yield from _setting(here, field, chosen)
@@ -115,7 +210,7 @@ def _setting(path: KeyPath, field: FieldInfo, chosen: dict[KeyPath, str]) -> Ite
     indent = "  " * (len(path) - 1)
     choices = _choices(path, field)
     yield from _comment((field.description or "") + (f" Choices: {', '.join(choices)}." if choices else ""), indent)
-    value = chosen.get(path, SAMPLES.get(path, _default(field)))
+    value = chosen.get(path) or _sample(path, chosen) or _default(field)
     yield f"{indent}{'' if path in chosen else '# '}{path[-1]}: {value}"
 
 

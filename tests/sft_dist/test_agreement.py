@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
+from datasets import Dataset
 
 import sft_dist
-from sft_dist.agreement import code_digest, differences, rows_digest, tokens_digest, versions, weights_digest
-from sft_dist.data.prepare import Rows
-from sft_dist.tasks.base import Examples
+from sft_dist.agreement import code_digest, differences, table_digest, versions, weights_digest
+from sft_dist.data.rows import Examples, Rows
 
 SAME = {"code": "aa", "torch": "2.13.0"}
 
@@ -54,30 +53,28 @@ def test_versions_are_those_of_what_is_loaded():
 
 
 def rows(**changed) -> Rows:
-    fields = {"text": ["one", "two"], "text_pair": ["a", "b"]}
-    values = {"ids": np.array([3, 5]), "fields": fields, "targets": ["neg", "pos"], **changed}
-    return Rows(**values)
+    columns = {"row": [3, 5], "text": ["one", "two"], "text_pair": ["a", "b"], "label": ["neg", "pos"], **changed}
+    return Rows(Dataset.from_dict(columns))
 
 
 def test_the_rows_digest_sees_ids_texts_and_targets():
     every = [
         rows(),
-        rows(ids=np.array([3, 6])),
-        rows(targets=["pos", "neg"]),
-        rows(fields={"text": ["one", "two"], "text_pair": ["a", "c"]}),
-        rows(fields={"text": ["one", "twoa"], "text_pair": ["", "b"]}),
+        rows(row=[3, 6]),
+        rows(label=["pos", "neg"]),
+        rows(text_pair=["a", "c"]),
+        rows(text=["one", "twoa"], text_pair=["", "b"]),
     ]
-    assert len({rows_digest(one) for one in every}) == len(every)
-    assert rows_digest(rows()) == rows_digest(rows())
+    assert len({table_digest(one) for one in every}) == len(every)
+    assert table_digest(rows()) == table_digest(rows())
 
 
-def test_the_tokens_digest_sees_another_tokenizer_of_the_same_lengths():
+def test_the_digest_of_examples_sees_another_tokenizer_of_the_same_lengths():
     def examples(first: int) -> Examples:
-        inputs = [{"input_ids": [first, 2]}, {"input_ids": [3]}]
-        return Examples(np.array([0, 1]), inputs, np.array([2, 1]), np.array([0, 1]), 0)
+        return Examples(Dataset.from_dict({"row": [0, 1], "input_ids": [[first, 2], [3]], "length": [2, 1]}), "train")
 
-    assert tokens_digest(examples(1)) == tokens_digest(examples(1))
-    assert tokens_digest(examples(1)) != tokens_digest(examples(9))
+    assert table_digest(examples(1)) == table_digest(examples(1))
+    assert table_digest(examples(1)) != table_digest(examples(9))
 
 
 def test_the_weights_digest_sees_the_last_bit_of_any_kind_of_tensor():

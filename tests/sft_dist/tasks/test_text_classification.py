@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features
 from transformers import AutoTokenizer
 
-from sft_dist.data.prepare import Rows
+from sft_dist.data.rows import ROW, Examples, Rows
+from sft_dist.recipe.augment import Augment, TextAugment
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks import TASKS, task_of
@@ -33,9 +35,19 @@ def task(*arguments: Any, **options: Any) -> TextClassification:
     return task_of(recipe_of(*arguments, **options))
 
 
-def rows(texts: list[str], targets: list[Any], pairs: list[str] | None = None) -> Rows:
-    fields = {"text": texts} | ({"text_pair": pairs} if pairs else {})
-    return Rows(np.arange(len(texts)) + 100, fields, targets)
+def labelled(found: TextClassification, targets: list[Any]) -> Rows:
+    features = Features({"label": found.label_feature})
+    return Rows(Dataset.from_dict({"label": targets}, features=features))
+
+
+def encoded(
+    found: TextClassification, tokenizer: Any, texts: list[str], targets: list[Any] | None, pairs: Any = None
+) -> Examples:
+    rows = {"text": texts} | ({"text_pair": pairs} if pairs else {}) | ({} if targets is None else {"label": targets})
+    columns = found.encode(rows, tokenizer)
+    features = Dataset.from_dict(columns).features | (found.encoded_features if targets is not None else {})
+    table = Dataset.from_dict(columns, features=Features(features))
+    return Examples(table.add_column(ROW, np.arange(len(texts)) + 100), "train")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +56,7 @@ def tokenizer(tiny_model):
 
 
 def test_the_table_of_tasks_builds_each():
-    assert list(TASKS) == ["text-classification"]
+    assert next(iter(TASKS)) == "text-classification"
     assert isinstance(task(), TextClassification)
 
 
@@ -109,7 +121,7 @@ def test_a_class_that_is_not_listed_is_refused(problem, raw):
 
 def test_listed_classes_keep_their_order_even_when_one_has_no_row():
     found = task(labels=["z", "a", "m"])
-    found.learn_labels(["a", "m"])
+    found.learn_labels(labelled(found, ["a", "m"]))
     assert found.labels == ["z", "a", "m"]
 
 
@@ -125,80 +137,84 @@ def test_listed_classes_keep_their_order_even_when_one_has_no_row():
 )
 def test_learned_classes_are_sorted_whole_numbers_by_value(targets, order):
     found = task()
-    found.learn_labels(targets)
+    found.learn_labels(labelled(found, targets))
     assert found.labels == order
 
 
 def test_classes_of_many_labels_are_learned_from_all_lists():
     found = task("multi-label")
-    found.learn_labels([["b"], [], ["c", "a"]])
+    found.learn_labels(labelled(found, [["b"], [], ["c", "a"]]))
     assert found.labels == ["a", "b", "c"]
 
 
 def test_a_number_has_no_classes():
     found = task("regression")
-    found.learn_labels([0.5, 1.0])
+    found.learn_labels(labelled(found, [0.5, 1.0]))
     assert found.labels == []
 
 
 @pytest.mark.parametrize(("problem", "targets"), [("single-label", ["only", "only"]), ("multi-label", [[], []])])
 def test_too_few_classes_are_a_mistake(problem, targets):
     with pytest.raises(UserError, match="data.columns.label: at least"):
-        task(problem).learn_labels(targets)
+        task(problem).learn_labels(labelled(task(problem), targets))
 
 
 def test_only_single_classes_are_stratified():
-    assert task().strata(["a", "b"]) == ["a", "b"]
-    assert task("multi-label").strata([["a"], []]) is None
-    assert task("regression").strata([1.0]) is None
+    for problem, targets, strata in (
+        ("single-label", ["a", "b"], ["a", "b"]),
+        ("multi-label", [["a"], []], None),
+        ("regression", [1.0], None),
+    ):
+        assert task(problem).strata(labelled(task(problem), targets)) == strata
 
 
 # ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_encoding_gives_token_ids_unpadded_and_class_numbers(tokenizer):
-    found = task(labels=["neg", "pos"]).encode(rows(["a great film", "dull"], ["pos", "neg"]), tokenizer)
+    found = encoded(task(labels=["neg", "pos"]), tokenizer, ["a great film", "dull"], ["pos", "neg"])
     assert found.ids.tolist() == [100, 101]
-    assert [tokenizer.decode(example["input_ids"]) for example in found.inputs] == [
+    assert [tokenizer.decode(ids) for ids in found.column("input_ids")] == [
         "[CLS] a great film [SEP]",
         "[CLS] dull [SEP]",
     ]
     assert found.lengths.tolist() == [5, 3]
-    assert found.targets.tolist() == [1, 0]
-    assert found.targets.dtype == np.int64
+    assert found.numbers("label").tolist() == [1, 0]
     assert found.num_truncated == 0
 
 
 def test_long_texts_are_cut_and_counted(tokenizer):
-    found = task(labels=["a", "b"], max_length=6).encode(
-        rows(["one two three four five six", "one"], ["a", "b"]), tokenizer
-    )
+    short = task(labels=["a", "b"], max_length=6)
+    found = encoded(short, tokenizer, ["one two three four five six", "one"], ["a", "b"])
     assert found.lengths.tolist() == [6, 3]
     assert found.num_truncated == 1
-    assert tokenizer.decode(found.inputs[0]["input_ids"]) == "[CLS] one two three four [SEP]"
+    assert tokenizer.decode(found.at([0])[0]["input_ids"]) == "[CLS] one two three four [SEP]"
 
 
 def test_pairs_are_told_apart_by_segment(tokenizer):
-    found = task(labels=["a", "b"]).encode(rows(["one two"], ["a"], ["three"]), tokenizer)
-    assert tokenizer.decode(found.inputs[0]["input_ids"]) == "[CLS] one two [SEP] three [SEP]"
-    assert found.inputs[0]["token_type_ids"] == [0, 0, 0, 0, 1, 1]
+    found = encoded(task(labels=["a", "b"]), tokenizer, ["one two"], ["a"], ["three"])
+    assert tokenizer.decode(found.at([0])[0]["input_ids"]) == "[CLS] one two [SEP] three [SEP]"
+    assert found.at([0])[0]["token_type_ids"] == [0, 0, 0, 0, 1, 1]
 
 
 def test_targets_of_many_classes_are_zeros_and_ones(tokenizer):
-    found = task("multi-label", ["a", "b", "c"]).encode(rows(["x", "y", "z"], [["c", "a"], [], ["b", "b"]]), tokenizer)
-    assert found.targets.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
-    assert found.targets.dtype == np.float32
+    many = task("multi-label", ["a", "b", "c"])
+    found = encoded(many, tokenizer, ["x", "y", "z"], [["c", "a"], [], ["b", "b"]])
+    _, targets = many.collate(found.at([0, 1, 2]), tokenizer, None)
+    assert targets.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert targets.dtype == torch.float32
 
 
 def test_targets_of_regression_are_the_numbers(tokenizer):
-    found = task("regression").encode(rows(["x", "y"], [0.25, -3.0]), tokenizer)
-    assert found.targets.tolist() == [0.25, -3.0]
-    assert found.targets.dtype == np.float32
+    found = encoded(task("regression"), tokenizer, ["x", "y"], [0.25, -3.0])
+    _, targets = task("regression").collate(found.at([0, 1]), tokenizer, None)
+    assert targets.tolist() == [0.25, -3.0]
+    assert targets.dtype == torch.float32
 
 
 def test_a_class_seen_only_outside_training_is_a_mistake(tokenizer):
     found = task()
-    found.learn_labels(["a", "b"])
+    found.learn_labels(labelled(found, ["a", "b"]))
     with pytest.raises(UserError) as caught:
-        found.encode(rows(["x"], ["c"]), tokenizer)
+        found.encode({"text": ["x"], "label": ["c"]}, tokenizer)
     said = str(caught.value)
     assert "classes that do not occur in the training rows" in said
     assert "found: c" in said
@@ -207,8 +223,8 @@ def test_a_class_seen_only_outside_training_is_a_mistake(tokenizer):
 
 def test_a_batch_is_padded_to_its_own_longest_text(tokenizer):
     found = task(labels=["a", "b"])
-    examples = found.encode(rows(["one", "one two three", "one two three four five"], ["a", "b", "a"]), tokenizer)
-    inputs, targets = found.collate(examples, np.array([1, 0]), tokenizer)
+    examples = encoded(found, tokenizer, ["one", "one two three", "one two three four five"], ["a", "b", "a"])
+    inputs, targets = found.collate(examples.at(np.array([1, 0])), tokenizer, None)
     assert inputs["input_ids"].shape == (2, 5)
     assert inputs["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
     assert inputs["input_ids"][1, 3:].tolist() == [tokenizer.pad_token_id] * 2
@@ -216,9 +232,11 @@ def test_a_batch_is_padded_to_its_own_longest_text(tokenizer):
 
 
 def test_examples_without_targets_are_encoded_for_prediction(tokenizer):
-    found = task(labels=["a", "b"]).encode_inputs(rows(["one", ""], []), tokenizer)
-    assert len(found) == 2
+    found = encoded(task(labels=["a", "b"]), tokenizer, ["one", ""], None)
     assert found.lengths.tolist() == [3, 2]
+    inputs, targets = task(labels=["a", "b"]).collate(found.at([0, 1]), tokenizer, None)
+    assert inputs["input_ids"].shape == (2, 3)
+    assert targets is None
 
 
 # ── model ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -231,7 +249,7 @@ def test_examples_without_targets_are_encoded_for_prediction(tokenizer):
     ],
 )
 def test_the_head_fits_the_classes_and_the_config_names_them(tiny_model, problem, labels, outputs, name):
-    model = task(problem, labels).build_model(str(tiny_model), None, {"hidden_dropout_prob": 0.3})
+    model = task(problem, labels).build_model(str(tiny_model), None, {"hidden_dropout_prob": 0.3}, None)
     assert model.classifier.out_features == outputs
     assert model.config.problem_type == name
     assert model.config.hidden_dropout_prob == 0.3
@@ -241,7 +259,7 @@ def test_the_head_fits_the_classes_and_the_config_names_them(tiny_model, problem
 
 def test_a_config_value_the_model_does_not_know_is_named(tiny_model):
     with pytest.raises(UserError) as caught:
-        task(labels=["a", "b"]).build_model(str(tiny_model), None, {"hidden_dropout": 0.1})
+        task(labels=["a", "b"]).build_model(str(tiny_model), None, {"hidden_dropout": 0.1}, None)
     said = str(caught.value)
     assert "model.config.hidden_dropout" in said
     assert "`hidden_dropout_prob`" in said
@@ -249,25 +267,44 @@ def test_a_config_value_the_model_does_not_know_is_named(tiny_model):
 
 # ── predictions ─────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_a_class_is_described_by_its_probability():
-    (said,) = task(labels=["neg", "pos"]).describe(np.array([[0.0, np.log(3)]]))
+    (said,) = task(labels=["neg", "pos"]).describe([np.array([0.0, np.log(3)])], None)
     assert said["label"] == "pos"
     assert said["probability"] == pytest.approx(0.75)
     assert said["probabilities"] == pytest.approx({"neg": 0.25, "pos": 0.75})
 
 
 def test_many_classes_are_described_from_the_threshold_on():
-    logits = np.array([[np.log(3), 0.0, -np.log(3)]])  # 0.75, 0.5, 0.25
-    assert task("multi-label", ["a", "b", "c"]).describe(logits)[0]["labels"] == ["a", "b"]
-    (said,) = task("multi-label", ["a", "b", "c"], threshold=0.6).describe(logits)
+    logits = [np.array([np.log(3), 0.0, -np.log(3)])]  # 0.75, 0.5, 0.25
+    assert task("multi-label", ["a", "b", "c"]).describe(logits, None)[0]["labels"] == ["a", "b"]
+    (said,) = task("multi-label", ["a", "b", "c"], threshold=0.6).describe(logits, None)
     assert said["labels"] == ["a"]
     assert said["probabilities"] == pytest.approx({"a": 0.75, "b": 0.5, "c": 0.25})
 
 
 def test_a_number_is_described_by_its_value():
-    assert task("regression").describe(np.array([[2.5], [-1.0]])) == [{"value": 2.5}, {"value": -1.0}]
+    assert task("regression").describe([np.array([2.5]), np.array([-1.0])], None) == [{"value": 2.5}, {"value": -1.0}]
 
 
 def test_the_threshold_counts_in_the_scores_too():
-    logits, targets = np.array([[np.log(3), 0.0], [-5.0, 5.0]]), np.array([[1, 0], [0, 1]], dtype=np.float32)
-    assert task("multi-label", ["a", "b"]).score(logits, targets)["exact_match"] == 0.5
-    assert task("multi-label", ["a", "b"], threshold=0.6).score(logits, targets)["exact_match"] == 1.0
+    logits = [np.array([np.log(3), 0.0]), np.array([-5.0, 5.0])]
+    examples = Examples(Dataset.from_dict({"label": [[0], [1]]}), "test")
+    assert task("multi-label", ["a", "b"]).score(logits, examples, None)["exact_match"] == 0.5
+    assert task("multi-label", ["a", "b"], threshold=0.6).score(logits, examples, None)["exact_match"] == 1.0
+
+
+def test_labels_can_be_renamed():
+    recipe = recipe_of(labels=["bad", "good"])
+    clean = recipe.data.clean.model_copy(update={"map_labels": {"neg": "bad"}})
+    renamed = task_of(recipe.model_copy(update={"data": recipe.data.model_copy(update={"clean": clean})}))
+    assert renamed.parse("neg", 0) == "bad"
+
+
+def test_changed_texts_are_encoded_anew_and_only_in_training(tokenizer):
+    recipe = recipe_of(labels=["a", "b"])
+    augment = Augment(text=TextAugment(probability=1.0, delete=0.5))
+    found = task_of(recipe.model_copy(update={"data": recipe.data.model_copy(update={"augment": augment})}))
+    examples = encoded(found, tokenizer, ["one two three four five six"], ["b"])
+    shown, targets = found.collate(examples.at([0]), tokenizer, [np.random.default_rng(0)])
+    plain, _ = found.collate(examples.at([0]), tokenizer, None)
+    assert shown["input_ids"].shape[1] < plain["input_ids"].shape[1] == 8
+    assert targets.tolist() == [1]
