@@ -86,15 +86,14 @@ class TokenClassification(BaseTask):
                 f"{type(tokenizer).__name__} does not say which word a token belongs to: there is no fast version of it"
             )
             raise UserError(Problem(what, "model.tokenizer", None, source))
-        # Byte-level tokenizers tell a word inside a sentence by the space before it, which words of a list do not have.
-        if getattr(tokenizer, "add_prefix_space", True) is False:
-            tokenizer = load_tokenizer(source, **options, add_prefix_space=True)
         return tokenizer
 
     def encode(self, rows: dict[str, list[Any]], processor: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
         longest = min(self.recipe.data.max_length, processor.model_max_length)
+        # Byte-level tokenizers know a word inside a sentence by the space before it; to others it is nothing.
+        spaced = [[f" {word}" if word else "" for word in words] for words in rows["tokens"]]
         encoded = processor(
-            rows["tokens"], is_split_into_words=True, truncation=True, max_length=longest, return_attention_mask=False
+            spaced, is_split_into_words=True, truncation=True, max_length=longest, return_attention_mask=False
         )
         word_ids = [encoded.word_ids(place) for place in range(len(rows["tokens"]))]
         first = [_first_pieces(ids, len(words)) for ids, words in zip(word_ids, rows["tokens"], strict=True)]
