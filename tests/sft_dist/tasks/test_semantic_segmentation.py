@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from tiny_vision import (
+    as_png,
+    examples_of,
+    predictions_of,
+    recipe_of,
+    rows_of,
+    save,
+    segformer,
+    step_loss,
+    train,
+    upernet,
+)
+
+from sft_dist.losses import CrossEntropy
+from sft_dist.losses_segmentation import PixelLoss, overlap
+from sft_dist.recipe.errors import UserError
+from sft_dist.tasks.semantic_segmentation import SemanticSegmentation, squeeze_whole_pictures
+
+TASK = {"type": "semantic-segmentation"}
+LABELS = ["ground", "disc", "square"]
+COLOURS = [(110, 120, 100), (230, 60, 40), (40, 90, 230)]
+
+
+def mask2former(**settings):
+    backbone = transformers.SwinConfig(
+        image_size=64, patch_size=4, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    return transformers.Mask2FormerConfig(
+        **{"backbone_config": backbone, "feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32,
+        "encoder_feedforward_dim": 16, "encoder_layers": 1, "decoder_layers": 3, "num_attention_heads": 2,
+        "dim_feedforward": 16, "num_queries": 8, "train_num_points": 64, "dropout": 0.0, **settings}
+    )  # fmt: skip
+
+
+SIZE = {"size": {"height": 64, "width": 64}}
+ARCHITECTURES = {
+    "segformer": (transformers.SegformerForSemanticSegmentation, segformer, transformers.SegformerImageProcessor),
+    "upernet": (transformers.UperNetForSemanticSegmentation, upernet, transformers.SegformerImageProcessor),
+    "mask2former": (transformers.Mask2FormerForUniversalSegmentation, mask2former, transformers.Mask2FormerImageProcessor),
+}  # fmt: skip
+
+
+def scene(seed: int, width: int = 56, height: int = 44, unlabelled: int = 0) -> dict:
+    """A disc and a rectangle, and the class of every pixel; the first rows have none when so asked."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((height, width), dtype=np.uint8)
+    ys, xs = np.mgrid[:height, :width]
+    y, x, radius = rng.integers(10, height - 10), rng.integers(10, width - 10), rng.integers(7, 12)
+    mask[(ys - y) ** 2 + (xs - x) ** 2 < radius**2] = 1
+    top, left, side = rng.integers(0, height - 16), rng.integers(0, width - 16), rng.integers(10, 16)
+    mask[top : top + side, left : left + side] = 2
+    pixels = np.array(COLOURS)[mask] + rng.integers(-15, 15, (height, width, 3))
+    mask[:unlabelled] = 255
+    return {"image": as_png(np.clip(pixels, 0, 255).astype(np.uint8)), "mask": as_png(mask)}
+
+
+def ready(folder, rows, **more):
+    task = SemanticSegmentation(recipe_of(TASK, folder, **{"data": {"labels": LABELS}, **more}))
+    rows = rows_of(task, rows)
+    task.learn_labels(rows)
+    processor = task.load_processor(str(folder))
+    model = task.build_model(str(folder), None, {}, processor)
+    examples = examples_of(task, rows, processor)
+    return task, model, examples, processor, task.build_loss(examples)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("segmenters")
+    return {
+        name: save(folder / name, model, config(num_labels=5), processor, **SIZE)
+        for name, (model, config, processor) in ARCHITECTURES.items()
+    }
+
+
+def test_segformer_learns_shapes(folders):
+    """Pictures it has not seen. All ground would be a mean IoU of about 0.25."""
+    task, model, examples, processor, loss = ready(folders["segformer"], [scene(i) for i in range(24)])
+    assert model.config.id2label == dict(enumerate(LABELS))
+    unseen = examples_of(task, rows_of(task, [scene(100 + i, 40, 60) for i in range(8)]), processor)
+    untrained = task.score(predictions_of(task, model, unseen, processor), unseen, processor)
+    train(task, model, loss, examples, processor, 60, lr=5e-3)
+    scores = task.score(predictions_of(task, model, unseen, processor), unseen, processor)
+    assert untrained["mean_iou"] < 0.35
+    assert scores["mean_iou"] > 0.6
+    assert scores["pixel_accuracy"] > 0.85
+    assert np.sum(scores["confusion_matrix"]) == 8 * 40 * 60  # judged at the size of the masks
+    inputs, targets = task.collate([{"image": scene(200)["image"]}], processor, None)
+    assert targets is None
+    (said,) = task.describe(task.predict(model, inputs, task.forward(model, inputs), processor), processor)
+    from pycocotools import mask as coco
+
+    assert sum(said["shares"].values()) == pytest.approx(1)
+    assert next(iter(said["shares"])) == "ground"
+    assert {name: coco.decode(one).mean() for name, one in said["masks"].items()} == pytest.approx(said["shares"])
+
+
+@pytest.mark.parametrize("name", ["upernet", "mask2former"])
+def test_others_learn_too(folders, name):
+    task, model, examples, processor, loss = ready(folders[name], [scene(i) for i in range(8)])
+    losses = train(task, model, loss, examples, processor, 40, lr=3e-3)
+    assert np.mean(losses[-5:]) < 0.8 * losses[0]
+    assert 0 < task.score(predictions_of(task, model, examples, processor), examples, processor)["mean_iou"] <= 1
+    assert not [
+        name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None
+    ]  # what processes would wait for in vain
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("loss", [None, {"name": "dice"}, {"name": "focal", "class_weights": "balanced"}], ids=str)
+def test_the_loss_of_a_global_batch_does_not_depend_on_micro_batches(folders, name, loss):
+    """Though pictures have different numbers of labelled pixels."""
+    if name == "mask2former" and loss:
+        pytest.skip("it has a loss of its own")
+    rows = [scene(i, unlabelled=5 * i) for i in range(8)]
+    task, model, examples, processor, loss = ready(folders[name], rows, train={"loss": loss} if loss else {})
+    model.eval()
+    if name == "mask2former":  # points drawn at random, so that only their number makes the sums alike
+        model.config.train_num_points = 4000
+    with torch.no_grad():
+        whole, parts = (step_loss(task, model, loss, examples, processor, n) for n in (1, 4))
+    close = {"rtol": 0.01, "atol": 0.0} if name == "mask2former" else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(whole, parts, **close)
+
+
+def test_cross_entropy_is_transformers_own_where_pictures_have_equally_many_pixels(folders):
+    task, model, examples, processor, loss = ready(folders["segformer"], [scene(i) for i in range(4)])
+    model.eval()
+    inputs, targets = task.collate(examples.at(range(4)), processor, None)
+    own = model(pixel_values=inputs["pixel_values"], labels=targets).loss
+    torch.testing.assert_close(step_loss(task, model, loss, examples, processor, 2), own, rtol=1e-5, atol=1e-6)
+
+
+def test_mask2formers_loss_of_one_batch_is_its_own(folders):
+    task, model, examples, processor, loss = ready(folders["mask2former"], [scene(i) for i in range(3)])
+    model.eval()
+    inputs, targets = task.collate(examples.at(range(3)), processor, None)
+    classes = [one.unique() for one in targets]
+    masks = [(one[None] == some[:, None, None]).float() for one, some in zip(targets, classes, strict=True)]
+    with torch.no_grad():
+        torch.manual_seed(0)
+        own = model(pixel_values=inputs["pixel_values"], mask_labels=masks, class_labels=classes).loss
+        found = step_loss(task, model, loss, examples, processor, 1)
+    torch.testing.assert_close(found, own.reshape(()), rtol=1e-5, atol=1e-5)
+
+
+class Outputs:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+def test_each_picture_counts_one_by_its_labelled_pixels():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(3, 4, 6, 6), torch.randint(0, 4, (3, 6, 6))
+    targets[0, :5], targets[2] = 255, 255
+    weights = torch.tensor([1.0, 2.0, 0.5, 3.0])
+    for terms in (CrossEntropy(), CrossEntropy(weights, 0.1)):
+        expected = sum(
+            F.cross_entropy(logits[i : i + 1], targets[i : i + 1], terms.class_weights, ignore_index=255, label_smoothing=terms.label_smoothing)
+            for i in (0, 1)
+        )  # fmt: skip
+        torch.testing.assert_close(PixelLoss(terms, 255).total(Outputs(logits), targets), expected)
+
+
+def test_dice_by_hand():
+    """Two pixels, two classes: 2 sum(p g) / (sum(p^2) + sum(g^2))."""
+    probabilities = torch.tensor([[0.9, 0.1], [0.4, 0.6]])
+    targets = torch.tensor([0, 1])
+    first, second = 2 * 0.9 / (0.81 + 0.16 + 1), 2 * 0.6 / (0.01 + 0.36 + 1)
+    assert overlap(probabilities.log(), targets).item() == pytest.approx((first + second) / 2, abs=1e-6)
+    only = 2 * 1.3 / (0.81 + 0.16 + 2)  # a class that does not occur does not count
+    assert overlap(probabilities.log(), torch.tensor([0, 0])).item() == pytest.approx(only, abs=1e-6)
+    perfect = torch.tensor([[50.0, -50.0], [-50.0, 50.0]])
+    assert overlap(perfect, targets).item() == pytest.approx(1.0)
+    logits = probabilities.log().T.reshape(1, 2, 1, 2)
+    cross_entropy = F.cross_entropy(probabilities.log(), targets)
+    for share in (0.3, 1.0):
+        found = PixelLoss(CrossEntropy(), 255, share).total(Outputs(logits), targets.reshape(1, 1, 2))
+        torch.testing.assert_close(
+            found, (1 - share) * cross_entropy + share * (1 - overlap(probabilities.log(), targets))
+        )
+
+
+def test_a_batch_without_labelled_pixels_has_a_gradient_of_nothing():
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    total = PixelLoss(CrossEntropy(), 255).total(Outputs(logits), torch.full((1, 4, 4), 255))
+    total.backward()
+    assert total.item() == 0
+    assert not logits.grad.any()
+
+
+def test_augmented_masks_still_cover_their_shapes(folders):
+    data = {"labels": LABELS, "augment": {"image": {"flip": 0.5, "crop": 0.5, "rotate": 30.0}}}
+    task, _, examples, processor, _ = ready(folders["segformer"], [scene(i) for i in range(10)], data=data)
+    chosen = examples.at(range(10))
+    inputs, targets = task.collate(chosen, processor, [np.random.default_rng(i) for i in range(10)])
+    assert "masks" not in inputs
+    mean, std = (torch.tensor(x)[:, None, None] for x in (processor.image_mean, processor.image_std))
+    colours = torch.tensor(COLOURS) / 255
+    right = []
+    for pixels, target in zip(inputs["pixel_values"], targets, strict=True):
+        picture = pixels * std + mean
+        nearest = (picture[None] - colours[:, :, None, None]).square().sum(dim=1).argmin(dim=0)
+        labelled = target != 255
+        right.append((nearest[labelled] == target[labelled]).float().mean().item())
+    assert min(right) > 0.93  # edges are interpolated in the picture
+    assert (targets == 255).any()  # what the rotation has brought in
+
+
+def test_pictures_are_squeezed_whole():
+    processor = transformers.BeitImageProcessor(
+        size={"height": 40, "width": 40}, do_center_crop=True, crop_size={"height": 32, "width": 32}
+    )
+    squeeze_whole_pictures(processor)
+    task = SemanticSegmentation(recipe_of(TASK, data={"labels": LABELS}))
+    examples = examples_of(task, rows_of(task, [scene(1, 70, 40)]), processor)
+    inputs, targets = task.collate(examples.at([0]), processor, None)
+    assert inputs["pixel_values"].shape[-2:] == (32, 32) == targets.shape[-2:]
+    shortest = transformers.MaskFormerImageProcessor(size={"shortest_edge": 48, "longest_edge": 100})
+    squeeze_whole_pictures(shortest)
+    assert dict(shortest.size)["height"] == dict(shortest.size)["width"] == 48
+
+
+def test_classes_without_names_are_called_by_their_numbers():
+    task = SemanticSegmentation(recipe_of(TASK))
+    task.learn_labels(rows_of(task, [scene(1)]))
+    assert task.labels == ["0", "1", "2"]
+
+
+def test_masks_that_do_not_fit_are_named():
+    task = SemanticSegmentation(recipe_of(TASK, data={"labels": LABELS[:2]}))
+    with pytest.raises(UserError, match=r"row 5: the mask has a value"):
+        task.read(scene(1), 5)
+    with pytest.raises(UserError, match=r"row 5: .*colours"):
+        task.read({"image": scene(1)["image"], "mask": scene(1)["image"]}, 5)
+    assert task.read({**scene(1), "mask": as_png(np.full((4, 4), 255, np.uint8))}, 5) == "no labelled pixel"
+    task = SemanticSegmentation(recipe_of(TASK, data={"labels": LABELS}))
+    row = {"image": scene(1)["image"], "mask": scene(1, 30, 30)["mask"]}
+    with pytest.raises(ValueError, match="another size than its picture: 30 x 30, the picture 56 x 44"):
+        task.collate([row], transformers.SegformerImageProcessor(), None)
+
+
+def test_models_whose_loss_is_not_known_are_refused(tmp_path):
+    transformers.MaskFormerConfig().save_pretrained(tmp_path)
+    task = SemanticSegmentation(recipe_of(TASK, data={"labels": LABELS}))
+    with pytest.raises(UserError, match="sum over pictures"):
+        task.build_model(str(tmp_path), None, {}, None)
