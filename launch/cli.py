@@ -16,6 +16,9 @@ import click
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 RUNS = click.option("--runs", metavar="DIR", help="Where run folders are ($SFT_DIST_RUNS, else ./runs).")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+ALLOW = click.option(
+    "--allow", multiple=True, metavar="FINDING", help="An error of `check` that is known and accepted (repeatable)."
+)
 CLUSTER = click.option(
     "--cluster", metavar="NAME", envvar="SFT_DIST_CLUSTER", help="Cluster's name or file; local: this machine."
 )
@@ -68,6 +71,7 @@ def cli() -> None:
     """Recipes in, trained and judged models out.
 
     \b
+    sft-dist check recipes/text-classification/quickstart.yaml    what is wrong with the data
     sft-dist plan recipes/text-classification/quickstart.yaml     what would happen
     sft-dist run  recipes/text-classification/quickstart.yaml     train
     sft-dist eval recipes/text-classification/quickstart.yaml     judge every checkpoint, export the best
@@ -110,6 +114,49 @@ def schema() -> None:
     from sft_dist.recipe.starters import json_schema
 
     click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+@cli.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@ALLOW
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where the page goes (RUNS/NAME/check.html).",
+)
+@click.option(
+    "--preview",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="N examples on the page, before and after augmentation.",
+)
+@click.option("--time", "timed", is_flag=True, help="Measure a few steps here, to estimate the time.")
+@RUNS
+@AS_JSON
+def check(
+    recipe: str,
+    overrides: tuple[str, ...],
+    allow: tuple[str, ...],
+    page: Path | None,
+    preview: int,
+    timed: bool,
+    runs: str | None,
+    as_json: bool,
+) -> None:
+    """Look at a RECIPE's data before they cost GPUs: labels, leaks, duplicates, unreadable files, lengths.
+
+    Exit code 0: nothing or only warnings, 1: errors, which also keep `submit` from sending it.
+
+    Example: sft-dist check my.yaml --preview 10
+    """
+    from launch.check import run_check
+    from launch.ledger import runs_root
+
+    sys.exit(run_check(recipe, overrides, runs_root(runs), allow, page, preview, timed, as_json))
 
 
 @cli.command()
@@ -219,6 +266,10 @@ def run(
     "--eval/--no-eval", "evaluate", default=True, help="Judge the checkpoints afterwards, as a job of its own."
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be sent.")
+@click.option(
+    "--check/--no-check", "checked", default=True, help="Look at the data first; errors in them keep it here."
+)
+@ALLOW
 @PROCESSES
 @RUNS
 def submit(
@@ -228,6 +279,8 @@ def submit(
     max_parallel: int | None,
     evaluate: bool,
     dry_run: bool,
+    checked: bool,
+    allow: tuple[str, ...],
     processes: int | None,
     runs: str | None,
 ) -> None:
@@ -246,6 +299,11 @@ def submit(
         raise click.UsageError(f"--cluster NAME is missing; known: local, {', '.join(known_clusters())}")
     where = _cluster(cluster)
     prepared = prepare(recipe, overrides, runs_root(runs), processes, cluster=where)
+    if checked and not dry_run:
+        from launch.check import gate
+
+        for warning in gate(prepared, allow):
+            click.echo(f"warning: {warning}", err=True)
     if where is None:
         from launch.start import submit_here
 

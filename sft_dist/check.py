@@ -14,55 +14,67 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.findings import KINDS
+from sft_dist.recipe.run_folder import write_text
 from sft_dist.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from sft_dist.quality.looks import Subject
+    from sft_dist.quality.report import Report
 
 Say = Callable[[str], None]
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sft_dist.check")
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--html", type=Path, help="also write the page there")
-    parser.add_argument("--preview", type=int, default=0, help="examples shown before and after augmentation")
-    parser.add_argument("--preview-html", type=Path, help="where")
-    parser.add_argument("--allow", action="append", default=[], help="kinds of errors that do not count")
-    parser.add_argument("--runs", type=Path, help="where earlier runs are, whose speed is known")
-    parser.add_argument("--time", action="store_true", help="measure a few steps here")
-    options = parser.parse_args(arguments)
+    options = _options(arguments)
     recipe = Recipe.model_validate_json(options.recipe.read_bytes())
     started = time.monotonic()
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - started:5.0f} s  {text}", file=sys.stderr, flush=True)
 
+    say("starting")
     from sft_dist.quality.report import to_json, to_text
     from sft_dist.quiet import quiet_libraries
 
     quiet_libraries()
     try:
-        report = check(recipe, say, options.runs, options.time)
+        report, subject = check(recipe, say, options.runs, options.time)
         report = replace(report, allowed=tuple(options.allow))
         if options.html:
-            from sft_dist.quality.page import to_html
-
-            write(options.html, to_html(report))
-        if options.preview and options.preview_html:
-            from sft_dist.quality.preview import preview
-
-            write(options.preview_html, preview(recipe, options.preview))
+            say(f"writing {options.html}")
+            _write_page(options.html, report, subject, options.preview)
     except UserError as error:
         print(error.to_json() if options.json else error.render(), file=sys.stdout if options.json else sys.stderr)
         return 2
-    print(json.dumps(to_json(report), ensure_ascii=False, indent=2) if options.json else to_text(report))
+    told = json.dumps(to_json(report), ensure_ascii=False, indent=2)
+    if options.keep:
+        options.keep.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_text(options.keep, told, durable=False)
+    print(told if options.json else to_text(report))
     return 1 if report.errors else 0
 
 
-def check(recipe: Recipe, say: Say = lambda text: None, runs: Path | None = None, timed: bool = False) -> Any:
-    """The Report. Raises UserError for what is wrong with the recipe and not with its data."""
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m sft_dist.check")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--keep", type=Path, help="also write the JSON there")
+    parser.add_argument("--html", type=Path, help="also write the page there")
+    parser.add_argument("--preview", type=int, default=0, help="examples on the page, before and after augmentation")
+    parser.add_argument("--allow", action="append", default=[], choices=KINDS, help="kinds of errors that do not count")
+    parser.add_argument("--runs", type=Path, help="where earlier runs are, whose speed is known")
+    parser.add_argument("--time", action="store_true", help="measure a few steps here")
+    return parser.parse_args(arguments)
+
+
+def check(
+    recipe: Recipe, say: Say = lambda text: None, runs: Path | None = None, timed: bool = False
+) -> tuple[Report, Subject | None]:
+    """What is found, and what it was found in. Raises UserError for what is wrong with the recipe and not with its data."""
     from sft_dist.quality import looks
     from sft_dist.quality.report import Report
     from sft_dist.quality.source import read_source
@@ -72,15 +84,20 @@ def check(recipe: Recipe, say: Say = lambda text: None, runs: Path | None = None
     with tempfile.TemporaryDirectory(prefix="sft-dist-check-") as scratch:
         source = read_source(recipe, task, Path(scratch), say)
         if not source.tables:
-            return Report(recipe.name, recipe.task.type, {}, source.findings)
+            return Report(recipe.name, recipe.task.type, {}, source.findings), None
         subject = looks.subject_of(recipe, task, source, say)
         found = [*source.findings, *looks.all_findings(subject, say)]
-        return looks.report(subject, found, runs, timed, say)
+        return looks.report(subject, found, runs, timed, say), subject
 
 
-def write(file: Path, text: str) -> None:
+def _write_page(file: Path, report: Report, subject: Subject | None, count: int) -> None:
+    from sft_dist.quality.page import to_html
+    from sft_dist.quality.preview import examples
+
+    shown = examples(subject, count) if subject is not None and count else []
+    augmented = subject is not None and getattr(subject.task, "augment", None) is not None
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    file.write_text(to_html(report, shown, augmented), encoding="utf-8")
 
 
 if __name__ == "__main__":

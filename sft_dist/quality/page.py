@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ _INK = "#010203"  # stands for the page's text colour until the plot is in the p
 _COLOURS = {"train": "#3b78c2", "validation": "#d9822b", "test": "#4a9a5b"}
 
 
-def to_html(report: Report) -> str:
-    """The page `check.html`."""
+def to_html(report: Report, examples: Sequence[Any] = (), augmented: bool = False) -> str:
+    """The page. examples: of `preview.examples`."""
     suspicions = [
         {**one, "text": report.excerpts.get((one["split"], one["row"]), "")}
         for finding in report.findings
@@ -29,6 +29,8 @@ def to_html(report: Report) -> str:
         report=report,
         findings=in_order(report.findings),
         suspicions=suspicions,
+        examples=examples,
+        augmented=augmented,
         shown=SHOWN_ROWS,
         steps=steps_text(report.estimate) if report.estimate else "",
         class_plot=class_plot(report.classes, report.class_unit) if any(report.classes.values()) else "",

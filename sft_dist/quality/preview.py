@@ -1,0 +1,293 @@
+"""Training examples before and after augmentation, as the first epoch has them; of texts without augmentation, what is left of
+them after encoding and which tokens are learned."""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sft_dist.batches import example_rng
+from sft_dist.data.media import MediaError, load_audio, load_image, load_mask
+from sft_dist.quality.looks import TEXTS, Subject
+from sft_dist.recipe.augment import AudioAugment, ImageAugment, TextAugment
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LARGEST = 480  # pixels of a picture's longer side on the page
+LONGEST = 4000  # characters of a text
+_PALETTE = (
+    (230, 80, 60),
+    (60, 130, 220),
+    (70, 170, 90),
+    (220, 160, 40),
+    (150, 90, 200),
+    (40, 180, 190),
+    (210, 90, 150),
+)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One thing shown of an example: a text in pieces (how, text), or pictures and a sound as data URLs."""
+
+    caption: str
+    pieces: tuple[tuple[str, str], ...] = ()  # how: same, gone, new, learned
+    picture: str = ""
+    small: bool = False  # the picture is enlarged
+    sound: str = ""
+    spaced: bool = False  # the pieces are words
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    row: int
+    about: str  # its label, and the like
+    panels: tuple[tuple[Panel, ...], ...]  # side by side
+
+
+def examples(subject: Subject, count: int) -> list[Example]:
+    """So many of the training split, drawn by `train.seed`."""
+    rows = subject.rows["train"]
+    seed = subject.recipe.train.seed
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])
+    return [_example(subject, int(index), example_rng(seed, 0, int(index))) for index in drawn]
+
+
+def _example(subject: Subject, index: int, rng: np.random.Generator) -> Example:
+    row = subject.rows["train"].table[index]
+    about = row.get("label")
+    said = ", ".join(map(str, about)) if isinstance(about, list) else "" if about is None else str(about)
+    if "audio" in row and row.get("text"):
+        said = row["text"]
+    try:
+        panels = tuple(_panels(subject, row, index, rng))
+    except MediaError as error:
+        panels = ((Panel("", fault=str(error)),),)
+    return Example(int(row["row"]), said, panels)
+
+
+def _panels(
+    subject: Subject, row: Mapping[str, Any], index: int, rng: np.random.Generator
+) -> Iterator[tuple[Panel, ...]]:
+    augment = getattr(subject.task, "augment", None)
+    if "image" in row:
+        yield _of_image(subject, row, augment if isinstance(augment, ImageAugment) else None, rng)
+    elif "audio" in row:
+        yield _of_audio(subject, row, augment if isinstance(augment, AudioAugment) else None, rng)
+    elif "tags" in row:
+        yield (
+            Panel("words and tags", tuple(_tagged(row["tokens"], row["tags"])), spaced=True),
+            *_encoded(subject, index),
+        )
+    else:
+        for role in TEXTS:
+            if row.get(role) is None:
+                continue
+            text = TEXTS[role](row[role])[:LONGEST]
+            if isinstance(augment, TextAugment) and role in subject.task.text_roles:
+                from sft_dist.data.augment.text import augment_text
+
+                before, after = _difference(text, augment_text(text, augment, rng))
+                yield Panel(f"{role} before", before, spaced=True), Panel("after augmentation", after, spaced=True)
+            elif role in ("target", "text_pair"):
+                yield (Panel(role, (("same", text),)),)
+            else:
+                yield (Panel(role, (("same", text),)), *_encoded(subject, index))
+
+
+# ── texts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+def _difference(before: str, after: str) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
+    """Word by word: what is gone on one side, what is new on the other."""
+    old, new = before.split(), after.split()
+    left, right = [], []
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        left.append(("same" if kind == "equal" else "gone", " ".join(old[a:b])))
+        right.append(("same" if kind == "equal" else "new", " ".join(new[c:d])))
+    return tuple(one for one in left if one[1]), tuple(one for one in right if one[1])
+
+
+def _tagged(tokens: list[str], tags: list[str]) -> Iterator[tuple[str, str]]:
+    for token, tag in zip(tokens, tags, strict=True):
+        yield ("same", token) if tag == "O" else ("learned", f"{token}\u2009[{tag}]")
+
+
+def _encoded(subject: Subject, index: int) -> list[Panel]:
+    """What the model is given, when it was encoded and not packed; the tokens that are learned stand out."""
+    some = subject.examples.get("train")
+    if some is None or len(some) != len(subject.rows["train"]) or "input_ids" not in some.table.column_names:
+        return []
+    row = some.table[index]
+    tokenizer = getattr(subject.processor, "tokenizer", subject.processor)
+    answer = row.get("answer")
+    if answer is None:
+        return [
+            Panel(
+                f"as the model sees it, {len(row['input_ids'])} tokens",
+                (("same", tokenizer.decode(row["input_ids"])[:LONGEST]),),
+            )
+        ]
+    pieces: list[tuple[str, str]] = []
+    start = 0
+    for end in range(1, len(answer) + 1):
+        if end == len(answer) or answer[end] != answer[start]:
+            pieces.append(("learned" if answer[start] else "same", tokenizer.decode(row["input_ids"][start:end])))
+            start = end
+    return [Panel(f"as the model sees it, {sum(answer)} of {len(answer)} tokens learned", tuple(pieces))]
+
+
+# ── pictures ────────────────────────────────────────────────────────────────────────────────────────────────────────
+def _of_image(
+    subject: Subject, row: Mapping[str, Any], settings: ImageAugment | None, rng: np.random.Generator
+) -> tuple[Panel, ...]:
+    image = load_image(row["image"])
+    mask = load_mask(row["mask"]) if row.get("mask") else None
+    boxes, names = None, []
+    if row.get("objects"):
+        boxes = np.asarray(row["objects"]["bbox"], dtype=np.float64).reshape(-1, 4)
+        names = list(row["objects"]["category"])
+    classes = subject.task.labels
+    size = f"{image.width} x {image.height}"
+    panels = [_picture(f"before, {size}", drawn(image, boxes, names, mask, classes), image)]
+    if settings is not None:
+        from PIL import Image as Pictures
+
+        from sft_dist.data.augment.image import augment
+
+        changed = augment(image, settings, rng, boxes, mask)
+        after = Pictures.fromarray(changed.image)
+        left = [name for name, kept in zip(names, _flags(changed.kept, len(names)), strict=True) if kept]
+        shown = drawn(after, changed.boxes if boxes is not None else None, left, changed.mask, classes)
+        panels.append(_picture(f"after augmentation, {after.width} x {after.height}", shown, after))
+    return tuple(panels)
+
+
+def _flags(kept: np.ndarray, count: int) -> np.ndarray:
+    """`kept` as one flag an object, whether it holds flags or indices."""
+    if kept.dtype == bool:
+        return kept
+    flags = np.zeros(count, dtype=bool)
+    flags[kept] = True
+    return flags
+
+
+def drawn(
+    image: Image,
+    boxes: np.ndarray | None,  # (boxes, 4) x, y, width, height in pixels
+    names: list[str],
+    mask: np.ndarray | None,  # (height, width)
+    classes: list[str],
+) -> Image:
+    """The picture at the page's size with its boxes and mask on it."""
+    from PIL import Image as Pictures
+    from PIL import ImageDraw
+
+    scale = LARGEST / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    shown = image.resize(size, Pictures.Resampling.NEAREST if scale > 2 else Pictures.Resampling.BICUBIC)
+    if mask is not None:
+        colours = np.array([_colour(number) for number in range(256)], dtype=np.uint8)
+        over = Pictures.fromarray(colours[np.clip(mask, 0, 255)]).resize(size, Pictures.Resampling.NEAREST)
+        there = Pictures.fromarray(np.where(mask == 255, 0, 110).astype(np.uint8)).resize(
+            size, Pictures.Resampling.NEAREST
+        )
+        shown = Pictures.composite(over, shown, there)
+    if boxes is not None:
+        pen = ImageDraw.Draw(shown)
+        for (x, y, width, height), name in zip(boxes * scale, names, strict=True):
+            colour = _colour(classes.index(name) if name in classes else 0)
+            pen.rectangle([x, y, x + width, y + height], outline=colour, width=2)
+            if len(boxes) <= 20:
+                place = (x + 3, max(y - 11, 0))
+                pen.rectangle(pen.textbbox(place, name), fill=colour)
+                pen.text(place, name, fill=(255, 255, 255))
+    return shown
+
+
+def _colour(number: int) -> tuple[int, int, int]:
+    return _PALETTE[number % len(_PALETTE)]
+
+
+def _picture(caption: str, shown: Image, original: Image) -> Panel:
+    file = io.BytesIO()
+    small = max(original.size) < 128
+    shown.convert("RGB").save(file, "PNG" if small else "JPEG", **({} if small else {"quality": 85}))
+    return Panel(caption, picture=_data_url(file.getvalue(), "image/png" if small else "image/jpeg"), small=small)
+
+
+# ── sound ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+def _of_audio(
+    subject: Subject, row: Mapping[str, Any], settings: AudioAugment | None, rng: np.random.Generator
+) -> tuple[Panel, ...]:
+    extractor = getattr(subject.processor, "feature_extractor", subject.processor)
+    rate = int(getattr(extractor, "sampling_rate", 16_000))
+    sound = load_audio(row["audio"], rate)
+    panels = [_sound("before", sound, rate, spectrum(sound, rate))]
+    if settings is not None:
+        from sft_dist.data.augment.audio import augment_sound, mask_spectrum
+
+        changed = augment_sound(sound, rate, settings, rng)
+        panels.append(
+            _sound("after augmentation", changed, rate, mask_spectrum(spectrum(changed, rate), settings, rng))
+        )
+    return tuple(panels)
+
+
+def spectrum(sound: np.ndarray, rate: int) -> np.ndarray:  # (frequencies, frames) decibels
+    """Short-time power: windows of 25 ms every 10 ms."""
+    size, hop = int(rate * 0.025), int(rate * 0.010)
+    padded = np.pad(sound, (0, max(0, size - len(sound))))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop] * np.hanning(size)
+    power = np.abs(np.fft.rfft(frames, axis=1)) ** 2
+    return 10 * np.log10(power.T + 1e-8)
+
+
+def _sound(caption: str, sound: np.ndarray, rate: int, decibels: np.ndarray) -> Panel:
+    """Waveform above spectrogram, and the sound itself to listen to."""
+    import soundfile
+    from matplotlib.figure import Figure
+
+    seconds = len(sound) / rate
+    figure = Figure(figsize=(4.6, 2.9), layout="constrained", dpi=110)
+    wave, spectrogram = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+    # A long sound has more samples than the picture has pixels: the extremes of each column.
+    columns = np.array_split(sound, min(1000, len(sound)))
+    times = np.linspace(0, seconds, len(columns))
+    wave.fill_between(
+        times, [part.min() for part in columns], [part.max() for part in columns], color="#3b78c2", step="mid"
+    )
+    wave.set_ylim(-1, 1)
+    wave.tick_params(labelsize=7)
+    top = float(decibels.max())
+    spectrogram.imshow(
+        decibels,
+        origin="lower",
+        aspect="auto",
+        extent=(0, seconds, 0, rate / 2000),
+        vmin=top - 80,
+        vmax=top,
+        cmap="magma",
+    )
+    spectrogram.set_ylabel("kHz", fontsize=8)
+    spectrogram.set_xlabel("seconds", fontsize=8)
+    spectrogram.tick_params(labelsize=7)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    wav = io.BytesIO()
+    soundfile.write(wav, np.clip(sound, -1, 1), rate, format="WAV", subtype="PCM_16")
+    return Panel(
+        f"{caption}, {seconds:.2f} s",
+        picture=_data_url(file.getvalue(), "image/png"),
+        sound=_data_url(wav.getvalue(), "audio/wav"),
+    )
+
+
+def _data_url(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
