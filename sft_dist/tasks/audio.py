@@ -1,0 +1,212 @@
+"""What the audio tasks have in common: how long a recording is, and what a model is given of it.
+
+Recordings stay files until a batch is made; only their headers are read before.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Audio
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, WhisperFeatureExtractor
+
+from sft_dist.data.augment.audio import LONGEST_TIME_MASK, mask_spectrum, masked
+from sft_dist.data.media import MediaError, load_audio, name_of
+from sft_dist.recipe.augment import AudioAugment
+from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.references import model_source
+from sft_dist.recipe.schema import Recipe
+from sft_dist.tasks.base import Rngs
+
+AUDIO = Audio(decode=False)
+NO_AUDIO = "no audio"
+FRAMES_PER_SECOND = 50  # of every model here, after its convolutions: the measure of an example's work
+
+# Where the model would draw random numbers of its own. Masks are made from the example's generator instead; a layer left out
+# at random has no gradient, which the other processes would wait for.
+_OWN_RANDOMNESS = ("apply_spec_augment", "mask_time_prob", "mask_feature_prob", "layerdrop")
+
+
+# ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+def seconds_in_row(row: dict[str, Any], number: int) -> float:
+    """Raises UserError naming the row when its recording cannot be read."""
+    try:
+        return seconds_of(row["audio"])
+    except MediaError as error:
+        raise UserError(Problem(f"row {number}: {error}", "data.columns.audio")) from None
+
+
+def seconds_of(value: dict[str, Any]) -> float:
+    """By the header. Raises MediaError."""
+    import soundfile
+
+    try:
+        with _opened(value) as file:
+            about = soundfile.info(file)
+    except (soundfile.SoundFileError, OSError, TypeError) as error:
+        raise MediaError(f"{name_of(value)}: not a sound that can be read ({error})") from None
+    if not about.frames:
+        raise MediaError(f"{name_of(value)}: there is no sound in it (0 samples)")
+    return about.frames / about.samplerate
+
+
+def content_of(value: dict[str, Any]) -> bytes:
+    """The file's bytes: copies under other names are duplicates."""
+    with _opened(value) as file:
+        return file.read()
+
+
+def _opened(value: dict[str, Any]) -> Any:
+    if value.get("bytes") is not None:
+        return io.BytesIO(value["bytes"])
+    path = str(value.get("path") or "")
+    if not path:
+        raise MediaError("neither a file nor bytes are given")
+    if "://" in path:
+        import fsspec
+
+        return fsspec.open(path, "rb").open()
+    return open(path, "rb")
+
+
+# ── configuration ───────────────────────────────────────────────────────────────────────────────────────────────────
+def config_of(source: str, recipe: Recipe, **options: Any) -> PretrainedConfig:
+    """The model's, with the recipe's changes; from its own folder when a processor lies elsewhere."""
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+    except (OSError, ValueError):
+        config = AutoConfig.from_pretrained(model_source(recipe.model.path), **options)
+    for name, value in recipe.model.config.items():
+        if hasattr(config, name):  # one that is not there is refused when the model is built
+            setattr(config, name, value)
+    return config
+
+
+def takes_waveforms(config: PretrainedConfig) -> bool:
+    """wav2vec2 and its kin: convolutions over samples, and masks within the model."""
+    return hasattr(config, "conv_kernel")
+
+
+def model_settings(config: PretrainedConfig, recipe: Recipe) -> dict[str, Any]:
+    """Values for the model's config that leave all chance to the example's generator. Raises UserError for others."""
+    if given := [name for name in _OWN_RANDOMNESS if name in recipe.model.config]:
+        hint = "masks are made by data.augment.audio.time_masks; layers are never left out"
+        where = f"model.config.{given[0]}"
+        raise UserError(Problem("cannot be set", where, None, str(recipe.model.config[given[0]]), hint=hint))
+    if takes_waveforms(config):
+        # With a probability above 0 the model has the vector that stands for what is masked.
+        shown = {"apply_spec_augment": True, "mask_time_prob": config.mask_time_prob or 0.05, "mask_feature_prob": 0.0}
+        return {**shown, "layerdrop": 0.0}
+    return {"apply_spec_augment": False} if hasattr(config, "apply_spec_augment") else {}
+
+
+def frames_of(config: PretrainedConfig, samples: Sequence[int] | np.ndarray) -> np.ndarray:
+    """How many frames a model that takes waveforms makes of so many samples, by its own rule."""
+    model = _without_weights(json.dumps(config.to_dict(), sort_keys=True, default=str))
+    return model._get_feat_extract_output_lengths(torch.as_tensor(np.asarray(samples))).numpy()
+
+
+@lru_cache(maxsize=4)
+def _without_weights(settings: str) -> Any:
+    config = AutoConfig.for_model(**json.loads(settings))
+    with torch.device("meta"):
+        return AutoModel.from_config(config)
+
+
+def shorten_window(model: PreTrainedModel, extractor: Any) -> PreTrainedModel:
+    """Whisper's encoder takes one length only; one for shorter recordings needs the first positions alone, and a share of
+    the time."""
+    if not isinstance(extractor, WhisperFeatureExtractor):
+        return model
+    encoder = model.get_submodule("encoder" if hasattr(model, "encoder") else "model.encoder")
+    positions: Any = encoder.embed_positions
+    wanted = extractor.nb_max_frames // (encoder.conv1.stride[0] * encoder.conv2.stride[0])
+    if wanted < positions.num_embeddings:
+        shorter = nn.Embedding(wanted, positions.embedding_dim)
+        shorter.weight.data.copy_(positions.weight.data[:wanted])
+        encoder.embed_positions = shorter.requires_grad_(positions.weight.requires_grad)
+        encoder.max_source_positions = wanted
+        model.config.max_source_positions = wanted
+    return model
+
+
+def window_of(extractor: Any) -> float:
+    """Seconds that the model can take in at most."""
+    if isinstance(extractor, WhisperFeatureExtractor):
+        return float(extractor.chunk_length)
+    if "AST" in type(extractor).__name__:
+        return extractor.max_length / 100  # frames of 10 ms
+    return float("inf")
+
+
+# ── inputs ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+def sounds_of(rows: list[dict[str, Any]], extractor: Any) -> list[np.ndarray]:
+    """Each (samples,) float32 at the model's rate."""
+    return [load_audio(row["audio"], extractor.sampling_rate) for row in rows]
+
+
+def model_inputs(
+    sounds: list[np.ndarray],  # (samples,) each
+    extractor: Any,
+    config: PretrainedConfig,
+    augment: AudioAugment | None,
+    rngs: Rngs | None,
+) -> dict[str, Tensor]:
+    """Waveforms (batch, samples) with a mask where the model was trained with one, or spectra; blanked out in parts."""
+    if takes_waveforms(config):
+        return _waveforms(sounds, extractor, config, augment, rngs)
+    padding = "max_length" if isinstance(extractor, WhisperFeatureExtractor) else True
+    inputs = dict(extractor(sounds, sampling_rate=extractor.sampling_rate, padding=padding, return_tensors="pt"))
+    if augment is not None and rngs is not None:
+        name = extractor.model_input_names[0]
+        bands_first = isinstance(extractor, WhisperFeatureExtractor)
+        spectra = inputs[name].numpy() if bands_first else inputs[name].numpy().swapaxes(1, 2)
+        shown = [
+            mask_spectrum(spectrum, augment, rng, _frames_heard(sound, extractor))
+            for spectrum, sound, rng in zip(spectra, sounds, rngs, strict=True)
+        ]
+        stacked = torch.from_numpy(np.stack(shown))
+        inputs[name] = stacked if bands_first else stacked.transpose(1, 2).contiguous()
+    return inputs
+
+
+def _waveforms(
+    sounds: list[np.ndarray], extractor: Any, config: PretrainedConfig, augment: AudioAugment | None, rngs: Rngs | None
+) -> dict[str, Tensor]:
+    shortest = extractor.sampling_rate // 10  # the convolutions need some samples to give one frame
+    sounds = [np.pad(sound, (0, max(0, shortest - len(sound)))) for sound in sounds]
+    # With the mask, so that every waveform is normalised by itself and not by the padding it happens to have.
+    inputs = dict(
+        extractor(
+            sounds,
+            sampling_rate=extractor.sampling_rate,
+            padding=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+    )
+    if not extractor.return_attention_mask:
+        # Models with group norm (wav2vec2-base) were trained on zero padding without a mask: a recording's outputs depend a
+        # little on the longest in its batch, here as everywhere.
+        inputs.pop("attention_mask")
+    if (
+        rngs is not None
+    ):  # without masks too: the vector for what is masked takes part in every step, as processes expect
+        counts = frames_of(config, [len(sound) for sound in sounds])
+        hidden = np.zeros((len(sounds), int(counts.max())), dtype=bool)
+        for row, frames, rng in zip(hidden, counts, rngs, strict=True):
+            if augment is not None:
+                row[:frames] = masked(int(frames), augment.time_masks, LONGEST_TIME_MASK, augment, rng)
+        inputs["mask_time_indices"] = torch.from_numpy(hidden)
+    return inputs
+
+
+def _frames_heard(sound: np.ndarray, extractor: Any) -> int:
+    return max(1, len(sound) // getattr(extractor, "hop_length", extractor.sampling_rate // 100))
