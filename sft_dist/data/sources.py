@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from datasets import (
     ClassLabel,
     Dataset,
@@ -24,14 +25,15 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
+from datasets.exceptions import DatasetGenerationCastError
 from datasets.utils.logging import disable_progress_bar
 
 from sft_dist.data.formats import FORMATS
 from sft_dist.data.formats.cache import fetched, tables_folder
-from sft_dist.data.formats.layout import SPLIT_NAMES, guessed, is_coco, split_files, split_folders, walked
+from sft_dist.data.formats.layout import SPLIT_NAMES, guessed, is_coco, split_files, split_folders
 from sft_dist.data.formats.media import undecoded
 from sft_dist.data.formats.sql import read_sql
-from sft_dist.data.formats.tables import CSV, TABLES
+from sft_dist.data.formats.tables import TABLES
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import SUFFIXES, Reference, classify, resolve, suffix_of
 from sft_dist.recipe.schema import SPLITS, Data, SplitSources
@@ -62,6 +64,7 @@ def stream_rows(data: Data, split: str = "train", epoch: int = 0, skip: int = 0)
     for which nothing has to be remembered; the `state_dict` of `datasets` forgets what is in the shuffle buffer.
     """
     disable_progress_bar()
+    data = _of_epoch(data, epoch)
     if isinstance(data.source, SplitSources):
         source = getattr(data.source, split)
         if source is None:
@@ -76,8 +79,14 @@ def stream_rows(data: Data, split: str = "train", epoch: int = 0, skip: int = 0)
         rows = found[split]
     if split == "train":
         rows = rows.shuffle(seed=data.split.seed, buffer_size=SHUFFLE_BUFFER)
-        rows.set_epoch(epoch)
     return rows.skip(skip) if skip else rows
+
+
+def _of_epoch(data: Data, epoch: int) -> Data:
+    """The settings with a seed of the epoch's own. (`set_epoch` of `datasets` does not go together with `skip`, which
+    keeps the order of files that it has met.)"""
+    seed = int(np.random.SeedSequence([data.split.seed, epoch]).generate_state(1)[0])
+    return data.model_copy(update={"split": data.split.model_copy(update={"seed": seed})})
 
 
 def column(rows: Dataset, name: str, role: str) -> list:
@@ -154,15 +163,20 @@ def _mixed(rows: list[_Rows], weights: Sequence[float], seed: int) -> _Rows:
 def _load_one(text: str, path: str, data: Data, streaming: bool) -> dict[str, Any]:
     """Raises UserError that names the source by its key path."""
     try:
-        return _read(classify(text, Path.cwd()), data, streaming)
+        found = _read(classify(text, Path.cwd()), data, streaming)
+        return {split: undecoded(rows) for split, rows in found.items()}
     except UserError as error:
         placed = [replace(one, path=path) if one.path in ("", "data.source") else one for one in error.problems]
         raise UserError(placed) from error
     except Exception as error:  # every reader has its own exceptions; the cause is what the user needs
-        cause = error.__cause__ or error
-        raise UserError(
-            Problem(f"could not be read: {type(cause).__name__}: {cause}", path=path, found=text)
-        ) from error
+        raise UserError(Problem(f"could not be read: {_said(error)}", path=path, found=text)) from error
+
+
+def _said(error: Exception) -> str:
+    """The cause in one line, without the list of all files and the advice for authors on the hub."""
+    cause = error if isinstance(error, DatasetGenerationCastError) else error.__cause__ or error
+    words = str(cause).split("\n\nPlease either edit")[0].split(", [")[0]
+    return f"{type(cause).__name__}: {' '.join(words.split())}"
 
 
 def _read(reference: Reference, data: Data, streaming: bool) -> dict[str, Any]:
@@ -170,7 +184,7 @@ def _read(reference: Reference, data: Data, streaming: bool) -> dict[str, Any]:
     name: str = data.format
     if reference.kind == "hub":
         found = load_dataset(text, data.subset, revision=data.revision, streaming=streaming)
-        return _named_splits({split: undecoded(rows) for split, rows in found.items()})
+        return _named_splits(dict(found))
     where = resolve(reference)
     if reference.kind == "sql":
         rows = read_sql(text)
@@ -213,11 +227,9 @@ def _read_folder(folder: Path, name: str, streaming: bool) -> dict[str, Any]:
     if kind == "saved":
         saved = load_from_disk(str(folder))
         found = dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
-        return _named_splits({split: _as_asked(undecoded(rows), streaming) for split, rows in found.items()})
-    if kind == "table":
-        suffixes = {suffix_of(file) for file in walked(folder)} & set(SUFFIXES)
-        options = CSV if suffixes and suffixes <= {".csv", ".tsv"} else {}
-        return _named_splits(load_dataset(str(folder), cache_dir=tables_folder(), streaming=streaming, **options))
+        return _named_splits({split: _as_asked(rows, streaming) for split, rows in found.items()})
+    if kind == "repository":
+        return _named_splits(load_dataset(str(folder), cache_dir=tables_folder(), streaming=streaming))
     if kind not in FORMATS:
         raise UserError(Problem(f"{kind} is no format of a folder", "data.format", None, kind))
     if suffixes_of := FORMATS[kind].suffixes:

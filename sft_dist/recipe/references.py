@@ -252,7 +252,7 @@ def _in_samples(reference: Reference) -> Path | list[Path]:
         raise UserError(Problem("expected `sample:NAME/path`: no `..`, no leading or double `/`", found=reference.text))
     home = cache_root() / "samples"
     if not (home / parts[0]).exists():
-        there = sorted(entry.name for entry in home.iterdir()) if home.is_dir() else []
+        there = sorted(one.name for one in home.iterdir() if one.name[0] != ".") if home.is_dir() else []
         raise UserError(Problem("this sample is not here", "", None, reference.text, tuple(there), _FETCH))
     path = home.joinpath(*parts)
     if not path.exists() and not glob.has_magic(reference.text):

@@ -32,14 +32,15 @@ def split_named(name: str) -> str | None:
 
 
 def guessed(folder: Path) -> str:
-    """The format of a folder, by what lies in it: `saved`, `table` (which `datasets` divides itself) or one of FORMATS."""
+    """The format of a folder, by what lies in it: one of FORMATS, `saved` (by `datasets`), or `repository`: a data set as it
+    is on the hub, whose card says how it is read, or whose files are of several formats."""
     if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
         return "saved"
     files = list(walked(folder))
     suffixes = {suffix_of(file) for file in files}
     if ".xml" in suffixes:
         return "voc"
-    if any((home / "masks").is_dir() and (home / "images").is_dir() for home in split_folders(folder).values()):
+    if any((home / "masks").is_dir() and (home / "images").is_dir() for home in (folder, *_folders(folder))):
         return "mask-folder"
     if suffixes & set(IMAGES):
         return "coco" if any(is_coco(Path(file)) for file in files if file.endswith(".json")) else "image-folder"
@@ -49,25 +50,47 @@ def guessed(folder: Path) -> str:
     if not known:
         found = ", ".join(sorted(filter(None, suffixes))) or "no file"
         raise unreadable(f"nothing in {folder} is of a known format", found)
-    return "conll" if "conll" in known else "table"
+    card = folder / "README.md"
+    described = card.is_file() and b"\nconfigs:" in card.read_bytes()
+    return known.pop() if len(known) == 1 and not described else "repository"
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
     """Split -> subfolder where every subfolder is named like a split; else the folder itself as `train`."""
-    inner = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith((".", "__"))]
-    named = {_SPLIT_OF.get(entry.name.lower(), ""): entry for entry in inner}
-    return named if "train" in named and "" not in named and len(named) == len(inner) else {"train": folder}
+    inner = _folders(folder)
+    named = {entry: _SPLIT_OF.get(entry.name.lower()) for entry in inner}
+    splits = [split for split in named.values() if split]
+    if splits and len(set(splits)) == len(inner):
+        return {split: entry for entry, split in named.items() if split}
+    if len(splits) > 1:  # one alone may well be a class that is called `train`
+        _refuse_undecided(folder, [entry.name for entry in inner])
+    return {"train": folder}
 
 
 def split_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
-    """Split -> files of these suffixes, divided by the names of files and folders when one of them says `train`."""
+    """Split -> files of these suffixes, by the names of files and folders; all are `train` where no name says a split."""
     files = [file for file in walked(folder) if suffix_of(file) in suffixes]
     if not files:
         raise unreadable(f"no file in {folder} ends with {' or '.join(suffixes)}")
     divided: dict[str, list[str]] = {}
     for file in files:
         divided.setdefault(split_named(os.path.relpath(file, folder)) or "", []).append(file)
-    return divided if "train" in divided and "" not in divided else {"train": files}
+    if "" not in divided:
+        return divided
+    if len(divided) > 1:
+        _refuse_undecided(folder, [os.path.relpath(file, folder) for file in files])
+    return {"train": files}
+
+
+def _refuse_undecided(folder: Path, names: list[str]) -> None:
+    """Some of the names say a split and others none: to take them all for training rows would train on the test rows."""
+    lone = next((name for name in names if split_named(name) is None), names[-1])
+    hint = "name the sources of the splits: data.source: {train: ..., validation: ..., test: ...}"
+    raise unreadable(f"in {folder}, which split does {lone} belong to?", ", ".join(names[:8]), hint=hint)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [one for one in sorted(folder.iterdir()) if one.is_dir() and not one.name.startswith((".", "__"))]
 
 
 def walked(folder: Path) -> Iterator[str]:

@@ -11,10 +11,10 @@ from sft_dist.data.formats.cache import tables_folder
 from sft_dist.data.formats.faults import DELIMITERS, fault_in, no_rows, ragged, unreadable
 
 # data.format -> (reader of `datasets`, its options). Empty cells are missing; the text "NA" is a text.
-CSV = {"keep_default_na": False, "na_values": [""]}
+_CSV = {"keep_default_na": False, "na_values": [""]}
 TABLES: dict[str, tuple[str, dict[str, Any]]] = {
-    "csv": ("csv", CSV),
-    "tsv": ("csv", {**CSV, "sep": "\t"}),
+    "csv": ("csv", _CSV),
+    "tsv": ("csv", {**_CSV, "sep": "\t"}),
     "json": ("json", {}),
     "parquet": ("parquet", {}),
     "arrow": ("arrow", {}),
@@ -34,12 +34,24 @@ def read_table(name: str, files: list[str], streaming: bool) -> Dataset | Iterab
     except Exception as error:  # every reader has its own
         if "corresponds to no data" in str(error):
             raise no_rows(files) from error
-        if fault := fault_in(name, files):
+        if fault := fault_in(name, files) or _other_columns(reader, options, exact):
             raise unreadable(fault) from error
         raise
     if not streaming and name in DELIMITERS:
         _refuse_ragged(rows, files, DELIMITERS[name])
     return rows
+
+
+def _other_columns(reader: str, options: dict[str, Any], files: list[str]) -> str:
+    """The first file whose columns are not those of the first one."""
+    first: list[str] = []
+    for file in files:
+        rows = load_dataset(reader, data_files=[file], split="train", streaming=True, **options)
+        columns = list(next(iter(rows), {}))
+        if set(first or columns) != set(columns):
+            return f"{file} has the columns {', '.join(columns)}, but {files[0]} has {', '.join(first)}"
+        first = first or columns
+    return ""
 
 
 def _refuse_ragged(rows: Dataset, files: list[str], delimiter: str) -> None:

@@ -460,4 +460,24 @@ def test_a_format_that_does_not_fit_the_source_is_said(tmp_path):
     assert "data.format: voc is no format of a file" in mistake(file, format="voc")
     assert "data.format: sql is no format of a folder" in mistake(file.parent, format="sql")
     assert "no file in" in mistake(file.parent, format="parquet")
-    assert guessed(file.parent) == "table"
+    assert guessed(file.parent) == "csv"
+
+
+def test_a_data_set_as_it_is_on_the_hub_is_read_by_its_card(tmp_path):
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: one.csv\n---\n"
+    write(tmp_path / "README.md", card)
+    write(tmp_path / "one.csv", "text\na\n")
+    write(tmp_path / "two.csv", "text\nb\n")
+    assert rows_of(tmp_path)["text"][:] == ["a"]
+
+
+def test_files_that_say_no_split_beside_files_that_do_are_never_mixed_up(tmp_path):
+    for name in ("train", "test", "more"):
+        write(tmp_path / "t" / f"{name}.csv", "text\na\n")
+        picture(tmp_path / "p" / name / "cat" / "a.png")
+    said = mistake(tmp_path / "t")
+    assert "which split does more.csv belong to?" in said
+    assert "data.source: {train: ..., validation: ..., test: ...}" in said
+    assert "which split does more belong to?" in mistake(tmp_path / "p")
+    write(tmp_path / "only" / "test.csv", "text\na\n")
+    assert "data.source: has no training split" in mistake(tmp_path / "only")

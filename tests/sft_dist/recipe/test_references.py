@@ -13,12 +13,14 @@ from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import load
 from sft_dist.recipe.references import (
     Reference,
+    absolute,
     check_references,
     classify,
     data_fingerprint,
     model_source,
     resolve,
     shipped,
+    suffix_of,
 )
 
 BASE = Path("/base")
@@ -54,6 +56,16 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("my data", "local", "/base/my data"),
         ("org/..", "local", "/base"),
         ("package:x/y.csv", "package", "y.csv"),
+        ("notes.txt", "local", "/base/notes.txt"),
+        ("rows.csv.gz", "local", "/base/rows.csv.gz"),
+        ("tags.iob2", "local", "/base/tags.iob2"),
+        ("sample:x/y.csv", "sample", "x/y.csv"),
+        ("s3://bucket/a.csv", "url", None),
+        ("https://host/a.csv?x=1", "url", None),
+        ("file:///data/a.csv", "url", None),
+        ("memory://a.csv", "url", None),
+        ("sqlite:///a.db#rows", "sql", None),
+        ("postgresql+psycopg2://u:p@host/db#SELECT a FROM b", "sql", None),
     ],
 )
 def test_references_are_told_apart_by_their_form(text: str, kind: str, path: str | None) -> None:
@@ -136,6 +148,125 @@ def test_what_is_not_there_is_said_with_what_is(text: str, words: str, package: 
     assert words in caught.value.render()
 
 
+# ── samples ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture
+def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SFT_DIST_CACHE", str(tmp_path))
+    for name in ("trees/train.json", "trees/test.json", ".trees.lock", "bert/config.json"):
+        (tmp_path / "samples" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "samples" / name).write_text("{}")
+    return tmp_path / "samples"
+
+
+def test_a_sample_is_a_path_in_the_cache(samples: Path) -> None:
+    assert resolve(classify("sample:trees/train.json", BASE)) == samples / "trees/train.json"
+    assert resolve(classify("sample:trees", BASE)) == resolve(classify("sample:trees/", BASE)) == samples / "trees"
+    assert resolve(classify("sample:trees/*.json", BASE)) == [samples / "trees/test.json", samples / "trees/train.json"]
+    assert model_source("sample:bert") == str(samples / "bert")
+    assert absolute("sample:trees", BASE) == "sample:trees"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sample:tree/train.json", "this sample is not here"),
+        ("sample:tree/train.json", "valid: bert, trees\n"),
+        ("sample:tree/train.json", "run `make fetch-samples`"),
+        ("sample:trees/tran.json", "did you mean `train.json`?"),
+        ("sample:trees/*.csv", "no file matches"),
+        ("sample:../secret.csv", "expected `sample:NAME/path`"),
+        ("sample:", "expected `sample:NAME/path`"),
+        ("sample:/etc/passwd", "expected `sample:NAME/path`"),
+    ],
+)
+def test_a_sample_that_is_not_there_says_how_to_get_it(text: str, words: str, samples: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(classify(text, BASE))
+    assert words in caught.value.render()
+
+
+def test_without_any_sample_the_way_to_them_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFT_DIST_CACHE", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="run `make fetch-samples`"):
+        resolve(classify("sample:trees", BASE))
+
+
+# ── URLs and databases ──────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [("A.CSV", ".csv"), ("a.csv.gz", ".csv"), ("a.tar.gz", ".tar"), ("a.gz", ".gz"), ("a", ""), ("x/.b", "")],
+)
+def test_the_suffix_that_counts(name: str, suffix: str) -> None:
+    assert suffix_of(name) == suffix
+
+
+def test_urls_stay_as_they_are_and_paths_of_databases_become_absolute() -> None:
+    assert resolve(classify("s3://bucket/a.csv", BASE)) == "s3://bucket/a.csv"
+    assert absolute("s3://bucket/a.csv", BASE) == "s3://bucket/a.csv"
+    assert absolute("sqlite:///a.db#rows", BASE) == "sqlite:////base/a.db#rows"
+    assert absolute("sqlite:////data/a.db#rows", BASE) == "sqlite:////data/a.db#rows"
+    assert absolute("sqlite:///:memory:#rows", BASE) == "sqlite:///:memory:#rows"
+    assert absolute("postgresql://host/db#rows", BASE) == "postgresql://host/db#rows"
+
+
+def test_a_database_is_its_file_and_a_missing_one_is_not_made(tmp_path: Path) -> None:
+    (tmp_path / "a.db").touch()
+    assert resolve(classify(f"sqlite:///{tmp_path}/a.db#rows", BASE)) == tmp_path / "a.db"
+    with pytest.raises(UserError, match="did you mean `a.db`"):
+        resolve(classify(f"sqlite:///{tmp_path}/b.db#rows", BASE))
+    assert not (tmp_path / "b.db").exists()
+
+
+@pytest.mark.parametrize("text", ["s3://bucket/model", "sqlite:///a.db#rows"])
+def test_a_url_is_no_model(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.db").touch()
+    with pytest.raises(UserError, match="a model is a folder or a hub id, not a URL"):
+        model_source(text)
+
+
+def test_a_url_is_checked_by_its_form_without_asking_the_network(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    sources = (
+        "[s3://no-such/a.csv, s3://no-such/folder/, 'https://no-such.example/a.jsonl.gz?v=1', s3://no-such/a.xlsx]"
+    )
+    recipe = load(write(tmp_path, GOOD.replace("./train.csv", sources)))
+    (problem,) = check_references(recipe)
+    assert problem.path == "data.source.3"
+    assert problem.message == "no reader for this kind of file (.xlsx)"
+    assert "data.format" in problem.hint
+    named = load(write(tmp_path, GOOD.replace("./train.csv", "{train: ./a.dat}\n  format: csv")))
+    assert [one.message for one in check_references(named)] == ["no such file or folder"]
+    (tmp_path / "a.dat").touch()
+    assert check_references(named) == []
+
+
+def test_the_fingerprint_knows_databases_samples_and_urls(tmp_path: Path, samples: Path) -> None:
+    for source, file in (
+        (f"sqlite:///{tmp_path}/a.db#rows", tmp_path / "a.db"),
+        (f"sqlite:///{tmp_path}/a.db#rows", tmp_path / "a.db-wal"),
+        ("sample:trees/train.json", samples / "trees/train.json"),
+        (f"file://{tmp_path}/a.csv", tmp_path / "a.csv"),
+    ):
+        (tmp_path / "a.db").touch()
+        file.touch()
+        recipe = load(write(tmp_path, GOOD.replace("./train.csv", f"'{source}'")))
+        first = data_fingerprint(recipe)
+        assert data_fingerprint(recipe) == first
+        file.write_text("more")
+        assert data_fingerprint(recipe) != first, source
+
+
+def test_the_fingerprint_of_what_is_far_away_is_its_address(tmp_path: Path) -> None:
+    prints = {
+        data_fingerprint(load(write(tmp_path, GOOD.replace("./train.csv", f"s3://no-such/{name}.csv"))))
+        for name in ("a", "b", "a")
+    }
+    assert len(prints) == 2
+
+
+# ── the rest ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_a_missing_local_file_names_its_neighbour(package: Path) -> None:
     with pytest.raises(UserError, match=r"did you mean `a.csv`"):
         resolve(Reference("local", "a.csw", package / "data/a.csw"))
