@@ -166,10 +166,16 @@ def _load_one(text: str, path: str, data: Data, streaming: bool) -> dict[str, An
         found = _read(classify(text, Path.cwd()), data, streaming)
         return {split: undecoded(rows) for split, rows in found.items()}
     except UserError as error:
-        placed = [replace(one, path=path) if one.path in ("", "data.source") else one for one in error.problems]
-        raise UserError(placed) from error
+        raise UserError([_placed(one, path, text) for one in error.problems]) from error
     except Exception as error:  # every reader has its own exceptions; the cause is what the user needs
         raise UserError(Problem(f"could not be read: {_said(error)}", path=path, found=text)) from error
+
+
+def _placed(problem: Problem, path: str, text: str) -> Problem:
+    if problem.path not in ("", "data.source"):
+        return problem
+    fetched_from = text if "://" in text else None  # the file that was read lies in a cache
+    return replace(problem, path=path, found=problem.found or fetched_from)
 
 
 def _said(error: Exception) -> str:

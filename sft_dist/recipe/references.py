@@ -82,7 +82,9 @@ def absolute(text: str, base: Path) -> str:
 
 
 def suffix_of(name: str | Path) -> str:
-    """The suffix that says what a file holds, in small letters: `.csv` of `A.CSV` and of `a.csv.gz`."""
+    """The suffix that says what a file holds, in small letters: `.csv` of `A.CSV`, `a.csv.gz` and `https://b/a.csv?c=d`."""
+    if str(name).startswith(("https://", "http://")):  # elsewhere `?` is part of a name or of a pattern
+        name = re.split("[?#]", str(name), maxsplit=1)[0]
     stem, suffix = os.path.splitext(str(name).lower())
     return (os.path.splitext(stem)[1] if suffix in COMPRESSIONS else "") or suffix
 
@@ -198,7 +200,7 @@ def _problems_of(path: str, text: str, is_model: bool, format: str = "auto") -> 
 def odd_suffixes(files: Sequence[str | Path]) -> list[str]:
     """The suffixes among these files, or URLs of files, that say nothing known. Folders are read by their content."""
     names = [str(file) for file in files if not (os.path.isdir(file) or str(file).endswith("/"))]
-    return sorted({suffix_of(name.partition("?")[0] if "://" in name else name) for name in names} - set(SUFFIXES))
+    return sorted({suffix_of(name) for name in names} - set(SUFFIXES))
 
 
 def _no_model(reference: Reference, found: Path | list[Path] | str) -> str:

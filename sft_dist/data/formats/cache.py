@@ -24,13 +24,15 @@ def fetched(url: str) -> Path | list[Path]:
     system, path = fsspec.core.url_to_fs(url)
     names = sorted(system.find(path) if url.endswith("/") else system.glob(path))
     if not names:
-        raise UserError(Problem("there is no such file", path="data.source", found=url))
+        raise UserError(Problem("there is no such file, or it cannot be reached", path="data.source", found=url))
     if "file" in system.protocol or "local" in system.protocol:
         return Path(path) if url.endswith("/") else _one_or_all([Path(name) for name in names])
     state = "\n".join(f"{name} {system.ukey(name)}" for name in names)
     home = cache_root() / "urls" / hashlib.sha256(f"{url}\n{state}".encode()).hexdigest()[:32]
     root = path.rstrip("/") if url.endswith("/") else os.path.commonpath([os.path.dirname(name) for name in names])
     inside = [os.path.relpath(name, root) for name in names]
+    if url.startswith(("https://", "http://")):
+        inside = [name.partition("?")[0] for name in inside]
     if not home.exists():
         home.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".fetching-", dir=home.parent))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import fsspec
@@ -83,7 +86,9 @@ def test_a_conll_file_behind_a_url():
 
 
 def test_what_is_not_behind_a_url_is_said(monkeypatch):
-    assert "data.source: there is no such file\n    found: memory://nowhere/a.csv" in mistake("memory://nowhere/a.csv")
+    assert "data.source: there is no such file, or it cannot be reached\n    found: memory://nowhere/a.csv" in mistake(
+        "memory://nowhere/a.csv"
+    )
     assert "found: no suffix" in mistake("memory://nowhere/a")
     assert "Protocol not known: nosuch" in mistake("nosuch://bucket/a.csv")
     monkeypatch.setitem(sys.modules, "s3fs", None)
@@ -91,6 +96,23 @@ def test_what_is_not_behind_a_url_is_said(monkeypatch):
     assert "data.source: could not be read: " in said
     assert "s3fs" in said
     assert "found: s3://bucket/a.csv" in said
+
+
+def test_a_file_on_a_web_server(tmp_path):
+    pytest.importorskip("aiohttp")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{name},x\n{'c,d,e' if name == 'b' else ''}")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert texts_of(f"{address}/a.csv") == texts_of(f"{address}/a.csv?version=2") == ["a"]
+        assert [row["text"] for row in stream_rows(Data(source=f"{address}/a.csv"))] == ["a"]
+        said = mistake(f"{address}/b.csv")
+        assert "b.csv, line 3: expected 2 fields, found 3" in said
+        assert f"found: {address}/b.csv" in said
+        assert "there is no such file, or it cannot be reached" in mistake(f"{address}/gone.csv")
+        server.shutdown()
 
 
 def test_a_sample_is_read_from_the_cache(tmp_path, monkeypatch):

@@ -194,7 +194,16 @@ def test_without_any_sample_the_way_to_them_is_said(tmp_path: Path, monkeypatch:
 # ── URLs and databases ──────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize(
     ("name", "suffix"),
-    [("A.CSV", ".csv"), ("a.csv.gz", ".csv"), ("a.tar.gz", ".tar"), ("a.gz", ".gz"), ("a", ""), ("x/.b", "")],
+    [
+        ("A.CSV", ".csv"),
+        ("a.csv.gz", ".csv"),
+        ("a.tar.gz", ".tar"),
+        ("a.gz", ".gz"),
+        ("a", ""),
+        ("x/.b", ""),
+        ("https://host/a.csv?b=c.d#e", ".csv"),
+        ("s3://bucket/part-?.csv", ".csv"),
+    ],
 )
 def test_the_suffix_that_counts(name: str, suffix: str) -> None:
     assert suffix_of(name) == suffix
