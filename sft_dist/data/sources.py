@@ -239,7 +239,7 @@ def _read_folder(folder: Path, name: str, streaming: bool) -> dict[str, Any]:
     if kind not in FORMATS:
         raise UserError(Problem(f"{kind} is no format of a folder", "data.format", None, kind))
     if suffixes_of := FORMATS[kind].suffixes:
-        places = split_files(folder, suffixes_of)
+        places = split_files(folder, suffixes_of, is_coco if kind == "coco" else None)
     else:
         places = {split: [str(inner)] for split, inner in split_folders(folder).items()}
     return {split: FORMATS[kind].read(files, streaming) for split, files in places.items()}

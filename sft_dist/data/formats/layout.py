@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sft_dist.data.formats.faults import unreadable
@@ -50,6 +50,8 @@ def guessed(folder: Path) -> str:
     if not known:
         found = ", ".join(sorted(filter(None, suffixes))) or "no file"
         raise unreadable(f"nothing in {folder} is of a known format", found)
+    if len(known) > 1:
+        known.discard("text")  # a licence, a note
     card = folder / "README.md"
     described = card.is_file() and b"\nconfigs:" in card.read_bytes()
     return known.pop() if len(known) == 1 and not described else "repository"
@@ -67,11 +69,16 @@ def split_folders(folder: Path) -> dict[str, Path]:
     return {"train": folder}
 
 
-def split_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
-    """Split -> files of these suffixes, by the names of files and folders; all are `train` where no name says a split."""
+def split_files(
+    folder: Path, suffixes: tuple[str, ...], sought: Callable[[Path], bool] | None = None
+) -> dict[str, list[str]]:
+    """Split -> files of these suffixes, by the names of files and folders; all are `train` where no name says a split.
+    Where some files are what is `sought`, the others are passed over."""
     files = [file for file in walked(folder) if suffix_of(file) in suffixes]
     if not files:
         raise unreadable(f"no file in {folder} ends with {' or '.join(suffixes)}")
+    if sought is not None:
+        files = [file for file in files if sought(Path(file))] or files
     divided: dict[str, list[str]] = {}
     for file in files:
         divided.setdefault(split_named(os.path.relpath(file, folder)) or "", []).append(file)
@@ -83,7 +90,8 @@ def split_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[str]]
 
 
 def _refuse_undecided(folder: Path, names: list[str]) -> None:
-    """Some of the names say a split and others none: to take them all for training rows would train on the test rows."""
+    """Raises UserError: some of the names say a split and others none. To take all for training rows would train on the
+    test rows."""
     lone = next((name for name in names if split_named(name) is None), names[-1])
     hint = "name the sources of the splits: data.source: {train: ..., validation: ..., test: ...}"
     raise unreadable(f"in {folder}, which split does {lone} belong to?", ", ".join(names[:8]), hint=hint)

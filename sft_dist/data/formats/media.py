@@ -15,7 +15,7 @@ from datasets import Audio, Dataset, Features, Image, IterableDataset, Value, lo
 
 from sft_dist.data.formats.cache import tables_folder
 from sft_dist.data.formats.faults import no_rows, unreadable
-from sft_dist.data.formats.layout import IMAGES, SOUNDS, walked
+from sft_dist.data.formats.layout import IMAGES, SOUNDS, split_folders, walked
 from sft_dist.data.formats.tables import read_table
 from sft_dist.recipe.references import SUFFIXES, suffix_of
 
@@ -106,6 +106,9 @@ def read_masks(folders: list[str], streaming: bool) -> Dataset | IterableDataset
             there = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
             found = f"folders {', '.join(there)}" if there else "no folder"
             raise unreadable(f"there is no folder {folder / part}", found, ("images", "masks"))
+    if "train" in split_folders(folder / "images") and len(split_folders(folder / "images")) > 1:
+        hint = "move them: train/images, train/masks and so on"
+        raise unreadable(f"the splits lie inside {folder / 'images'}", hint=hint)
     images, masks = (_by_stem(folder / part) for part in ("images", "masks"))
     _refuse_lone(images, masks, folder / "masks")
     _refuse_lone(masks, images, folder / "images")

@@ -278,6 +278,13 @@ def test_a_picture_without_a_mask_is_named(tmp_path):
     assert "there is no folder" in mistake(tmp_path / "other", format="mask-folder")
 
 
+def test_splits_inside_the_folder_of_images_are_not_trained_on_unseen(tmp_path):
+    for split in ("train", "val"):
+        picture(tmp_path / "images" / split / "a.png")
+        picture(tmp_path / "masks" / split / "a.png")
+    assert "the splits lie inside" in mistake(tmp_path)
+
+
 # ── boxes ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 def coco(**changes: Any) -> dict[str, Any]:
     whole = {
@@ -322,6 +329,17 @@ def test_a_folder_with_coco_annotations_is_known(tmp_path):
     found = load_rows(Data(source=str(tmp_path)))
     assert {split: len(rows) for split, rows in found.items()} == {"train": 2, "validation": 2}
     assert "train/a.png" in found["train"][0]["image"]["path"]
+
+
+def test_other_json_files_beside_coco_annotations_are_passed_over(tmp_path):
+    for split in ("train", "val"):
+        write(tmp_path / "annotations" / f"instances_{split}.json", json.dumps(coco()))
+        write(tmp_path / "annotations" / f"captions_{split}.json", json.dumps({"images": [], "annotations": []}))
+        for name in ("a.png", "b.png"):
+            picture(tmp_path / split / name)
+    found = load_rows(Data(source=str(tmp_path)))
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 2, "validation": 2}
+    assert f"{tmp_path}/val/a.png" == found["validation"][0]["image"]["path"]
 
 
 def test_json_rows_are_not_taken_for_coco(tmp_path):
@@ -460,6 +478,7 @@ def test_a_format_that_does_not_fit_the_source_is_said(tmp_path):
     assert "data.format: voc is no format of a file" in mistake(file, format="voc")
     assert "data.format: sql is no format of a folder" in mistake(file.parent, format="sql")
     assert "no file in" in mistake(file.parent, format="parquet")
+    write(file.parent / "LICENSE.txt", "free")
     assert guessed(file.parent) == "csv"
 
 
