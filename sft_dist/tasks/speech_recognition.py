@@ -270,12 +270,13 @@ class SpeechRecognition(BaseTask):
             best = outputs.argmax(dim=-1).cpu()
             best[best == processor.tokenizer.unk_token_id] = processor.tokenizer.pad_token_id  # nothing to write
             return [processor.tokenizer.decode(ids[:n].tolist()) for ids, n in zip(best, frames, strict=True)]
-        name = processor.feature_extractor.model_input_names[0]
+        heard = inputs[processor.feature_extractor.model_input_names[0]]
         written = model.generate(  # type: ignore[operator]
-            inputs[name],
+            heard,
+            attention_mask=torch.ones(heard.shape[0], heard.shape[-1], dtype=torch.long, device=heard.device),
             num_beams=self.num_beams,
             do_sample=False,
-            max_new_tokens=self.config.max_target_positions // 2,  # what Whisper's own program allows
+            max_length=self.config.max_target_positions // 2,  # what Whisper's own program allows
             synced_gpus=torch.distributed.is_available() and torch.distributed.is_initialized(),
         )
         return [text.strip() for text in processor.tokenizer.batch_decode(written, skip_special_tokens=True)]
