@@ -195,20 +195,22 @@ def _by_marks(chat: list[Message], tokenizer: PreTrainedTokenizerBase, number: i
 def _by_prefixes(
     chats: list[list[Message]], tokenizer: PreTrainedTokenizerBase, numbers: Sequence[int]
 ) -> list[Tokens]:
-    texts: list[str] = []  # of each chat: the whole, then for each answer the text before it and the text with it
+    texts: list[
+        str
+    ] = []  # of each chat: the whole, for each answer the text before it, for all but the last that with it
     for chat, number in zip(chats, numbers, strict=True):
-        whole_text = render(chat, tokenizer, number)
-        texts.append(whole_text)
+        texts.append(render(chat, tokenizer, number))
         for turn in _answers(chat):
             texts.append(render(chat[:turn], tokenizer, number, prompt=True))
-            texts.append(whole_text if turn == len(chat) - 1 else render(chat[: turn + 1], tokenizer, number))
+            if turn < len(chat) - 1:
+                texts.append(render(chat[: turn + 1], tokenizer, number))
     encoded = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
     special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= set(tokenizer.all_special_ids)
     found = []
     for chat, number in zip(chats, numbers, strict=True):
         whole = next(encoded)
-        spans = [(next(encoded), next(encoded)) for _ in _answers(chat)]
+        spans = [(next(encoded), next(encoded) if turn < len(chat) - 1 else whole) for turn in _answers(chat)]
         found.append(_marked(whole, spans, tokenizer, special, number))
     return found
 
