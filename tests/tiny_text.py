@@ -142,3 +142,36 @@ def predictions_of(task: Any, model: Any, examples: Any, tokenizer: Any) -> list
     inputs, _ = task.collate(examples.at(np.arange(len(examples))), tokenizer, None)
     with torch.no_grad():
         return task.predict(model, inputs, task.forward(model, inputs), tokenizer)
+
+
+def sentence_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Unigram sentence pieces with </s> at the end, like T5's."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=128
+    )
+
+
+def sentencepiece_files(folder: Any, texts: Iterable[str]) -> tuple[str, str]:
+    """A SentencePiece model and the JSON vocabulary beside it, as Marian's and M2M100's tokenizers read them."""
+    import json
+
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_prefix=str(folder / "spm"), vocab_size=60, character_coverage=1.0,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    pieces = sentencepiece.SentencePieceProcessor(str(folder / "spm.model"))
+    found = ["<s>", "<pad>", "</s>", "<unk>"]
+    found += [piece for piece in map(pieces.id_to_piece, range(pieces.get_piece_size())) if piece not in found]
+    (folder / "vocab.json").write_text(json.dumps({piece: number for number, piece in enumerate(found)}))
+    return str(folder / "spm.model"), str(folder / "vocab.json")

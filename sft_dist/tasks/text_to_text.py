@@ -122,6 +122,8 @@ class TextToText(BaseTask):
             do_sample=False,
             synced_gpus=torch.distributed.is_initialized(),
         )
+        if (language := writer.generation_config.forced_bos_token_id) is not None:
+            written = written.masked_fill(written == language, processor.pad_token_id)  # not always a special token
         return [text.strip() for text in processor.batch_decode(written, skip_special_tokens=True)]
 
     def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
