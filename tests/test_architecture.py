@@ -12,12 +12,11 @@ import pytest
 
 from launch.expand import expand
 from launch.strategies import STRATEGIES
-from sft_dist.data.sources import LOADERS
 from sft_dist.engines import ENGINES
 from sft_dist.optim import OPTIMIZERS
 from sft_dist.recipe import schema, tasks
 from sft_dist.recipe.load import read
-from sft_dist.recipe.references import DATA_SUFFIXES, check_references
+from sft_dist.recipe.references import check_references
 from sft_dist.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,7 +43,6 @@ def test_tables_agree_with_the_schema():
     assert set(tasks.METRICS) == set(tasks.LOSSES)
     names = {schema.AdamW, schema.Adam, schema.Sgd, schema.Adafactor}
     assert set(OPTIMIZERS) == {one.model_fields["name"].annotation.__args__[0] for one in names}
-    assert set(LOADERS) == set(DATA_SUFFIXES)
     kinds = (schema.PlainStrategy, schema.ZeroStrategy, schema.Zero3Strategy, schema.Fsdp2Strategy)
     strategies = {name for one in kinds for name in get_args(one.model_fields["name"].annotation)} - {"auto"}
     assert set(STRATEGIES) == strategies

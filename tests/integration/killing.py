@@ -181,7 +181,7 @@ def _train(
         accelerator=engine.accelerator,
         progress=progress,
         schedule=schedule,
-        tokenizer=build_tokenizer(),
+        processor=build_tokenizer(),
         task=SimpleNamespace(labels=["a", "b"]),
     )
     saver = Saver(folder, attempt, rank, world_size, engine.accelerator.wait_for_everyone)

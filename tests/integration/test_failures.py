@@ -156,18 +156,18 @@ def _bad_gradient(rank: int) -> None:
     """A loss with the right value whose gradient is NaN (0 x infinity), for one row."""
     from sft_dist.tasks.text_classification import TextClassification
 
-    collate, logits = TextClassification.collate, TextClassification.logits
+    collate, forward = TextClassification.collate, TextClassification.forward
     batch: list[int] = []
 
-    def noting(self, examples, indices, tokenizer):
-        batch[:] = examples.ids[indices].tolist()
-        return collate(self, examples, indices, tokenizer)
+    def noting(self, rows, tokenizer, rngs):
+        batch[:] = [row["row"] for row in rows]
+        return collate(self, rows, tokenizer, rngs)
 
     def poisoned(self, model, inputs):
-        found = logits(self, model, inputs)
+        found = forward(self, model, inputs)
         return found + ((found - found.detach()).abs() ** 0.5).sum() if ROW in batch else found
 
-    TextClassification.collate, TextClassification.logits = noting, poisoned
+    TextClassification.collate, TextClassification.forward = noting, poisoned
 
 
 # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -213,16 +213,15 @@ def _unusable_row(rank: int) -> None:
     """In the examples themselves, so that worker processes have it too."""
     from sft_dist.tasks.text_classification import TextClassification
 
-    encode = TextClassification.encode
+    collate = TextClassification.collate
 
-    def broken(self, rows, tokenizer):
-        examples = encode(self, rows, tokenizer)
-        for row in range(len(examples)):
-            if examples.ids[row] == ROW:
-                examples.inputs[row]["input_ids"][0] = "no number"
-        return examples
+    def broken(self, rows, tokenizer, rngs):
+        for row in rows:
+            if row["row"] == ROW:
+                row["input_ids"][0] = "no number"
+        return collate(self, rows, tokenizer, rngs)
 
-    TextClassification.encode = broken
+    TextClassification.collate = broken
 
 
 # ── agreement ───────────────────────────────────────────────────────────────────────────────────────────────────────

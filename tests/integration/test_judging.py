@@ -308,16 +308,16 @@ def test_logits_of_the_sweep_are_those_of_the_checkpoint_loaded_afresh(trained, 
     seen: list[np.ndarray] = []
     scores_of = judge_module.scores_of
 
-    def watch(task, loss, logits, examples):
-        seen.append(logits)
-        return scores_of(task, loss, logits, examples)
+    def watch(task, loss, predictions, *others):
+        seen.append(np.stack(predictions))
+        return scores_of(task, loss, predictions, *others)
 
     monkeypatch.setattr(judge_module, "scores_of", watch)
     folder = copied(name, keep_evaluation=False)
     board = evaluate.sweep([folder])
     assert len(seen) == len(SAVED[name]) + 1  # each on validation, one on test
     tokenizer = AutoTokenizer.from_pretrained(trained[name].checkpoint(4) / "model")
-    texts = {split: rows_of(folder, split).fields["text"] for split in ("validation", "test")}
+    texts = {split: rows_of(folder, split).column("text") for split in ("validation", "test")}
     fresh = [plain_logits(load_checkpoint(folder, step), tokenizer, texts["validation"]) for step in SAVED[name]]
     fresh.append(plain_logits(load_checkpoint(folder, board["winner"]["step"]), tokenizer, texts["test"]))
     for found, expected in zip(seen, fresh, strict=True):
@@ -330,8 +330,10 @@ def test_accuracy_is_that_of_a_count_by_hand(trained, boards):
     rows = rows_of(trained["full"], "test")
     model = load_checkpoint(trained["full"], winner["step"])
     tokenizer = AutoTokenizer.from_pretrained(Path(winner["checkpoint"]) / "model")
-    said = plain_logits(model, tokenizer, rows.fields["text"]).argmax(axis=1)
-    right = sum(model.config.id2label[int(number)] == target for number, target in zip(said, rows.targets, strict=True))
+    said = plain_logits(model, tokenizer, rows.column("text")).argmax(axis=1)
+    right = sum(
+        model.config.id2label[int(number)] == target for number, target in zip(said, rows.column("label"), strict=True)
+    )
     assert winner["test"]["accuracy"] == pytest.approx(right / len(rows))
     assert winner["test"]["examples"] == len(rows)
 
@@ -424,7 +426,7 @@ def test_a_merged_export_is_a_plain_model(trained, boards, name):
     model = AutoModelForSequenceClassification.from_pretrained(place)
     tokenizer = AutoTokenizer.from_pretrained(place)
     assert sorted(model.config.label2id) == (["long", "praise", "short"] if name == "multi-label" else ["neg", "pos"])
-    texts = rows_of(trained[name], "validation").fields["text"]
+    texts = rows_of(trained[name], "validation").column("text")
     expected = plain_logits(load_checkpoint(trained[name], boards[name]["winner"]["step"]), tokenizer, texts)
     np.testing.assert_allclose(plain_logits(model, tokenizer, texts), expected, atol=1e-5)
 
@@ -434,7 +436,7 @@ def test_an_adapter_export_is_loaded_by_peft_alone(trained, boards):
     assert not (place / "model.safetensors").exists()
     model = AutoPeftModelForSequenceClassification.from_pretrained(place, num_labels=1)
     tokenizer = AutoTokenizer.from_pretrained(place)
-    texts = rows_of(trained["regression"], "validation").fields["text"]
+    texts = rows_of(trained["regression"], "validation").column("text")
     winner = boards["regression"]["winner"]["step"]
     expected = plain_logits(load_checkpoint(trained["regression"], winner), tokenizer, texts)
     np.testing.assert_allclose(plain_logits(model, tokenizer, texts), expected, atol=1e-5)
@@ -444,7 +446,7 @@ def test_both_forms_of_an_export_agree(trained, boards, tmp_path, capsys):
     assert export.main([str(trained["regression"].path), "--to", str(tmp_path / "merged"), "--form", "merged"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "merged")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
-    texts = rows_of(trained["regression"], "test").fields["text"]
+    texts = rows_of(trained["regression"], "test").column("text")
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
     apart = AutoPeftModelForSequenceClassification.from_pretrained(trained["regression"].export, num_labels=1)
     np.testing.assert_allclose(plain_logits(merged, tokenizer, texts), plain_logits(apart, tokenizer, texts), atol=1e-5)

@@ -62,14 +62,14 @@ def trained(tiny_model, reviews, tmp_path_factory):
 @cache
 def answers(run: Path) -> torch.Tensor:
     """Logits of the run's last checkpoint, loaded into a new model."""
-    from sft_dist.models import build_model, load_tokenizer
+    from sft_dist.models import build_model, load_processor
     from sft_dist.tasks import task_of
     from sft_dist.tuning import load_weights
 
     recipe = RunFolder(run).recipe()
     task = task_of(recipe)
     task.labels = ["neg", "pos"]
-    tokenizer = load_tokenizer(recipe)
+    tokenizer = load_processor(recipe, task)
     model = build_model(recipe, task, tokenizer)
     load_weights(model, run / "checkpoints" / f"step-{STEPS:08d}" / "model")
     model.eval()

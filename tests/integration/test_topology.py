@@ -66,16 +66,14 @@ def test_the_curve_is_that_of_a_plain_loop(tiny_model, reviews, tmp_path):
 
     from sft_dist.batches import BatchPlan
     from sft_dist.data.prepare import prepare
-    from sft_dist.models import build_model, load_tokenizer
+    from sft_dist.models import build_model, load_processor
     from sft_dist.recipe.load import load
     from sft_dist.tasks import task_of
 
     settings = load(recipe)
     task = task_of(settings)
-    rows = prepare(settings, task).splits["train"]
-    task.learn_labels(rows.targets)
-    tokenizer = load_tokenizer(settings)
-    examples = task.encode(rows, tokenizer)
+    tokenizer = load_processor(settings, task)
+    examples = prepare(settings, task, tokenizer).examples["train"]
     model = build_model(settings, task, tokenizer).train()
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     spared = [p for p in model.parameters() if p.ndim < 2]
@@ -85,7 +83,7 @@ def test_the_curve_is_that_of_a_plain_loop(tiny_model, reviews, tmp_path):
     criterion = nn.CrossEntropyLoss(weight=torch.tensor([3.0, 0.5]), label_smoothing=0.1)
     plan = BatchPlan(examples.lengths, settings.train.seed, 16, "plain")
     for step in range(1, 13):
-        inputs, targets = task.collate(examples, plan.at(step), tokenizer)
+        inputs, targets = task.collate(examples.at(plan.at(step)), tokenizer, None)
         loss = criterion(model(**inputs).logits, targets)
         assert found[step] == pytest.approx(loss.item(), abs=1e-5), step
         loss.backward()

@@ -9,7 +9,7 @@ import torch
 
 from sft_dist import checkpoint as ckpt
 from sft_dist import export, predict
-from sft_dist.models import build_model, load_tokenizer
+from sft_dist.models import build_model, load_processor
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import load
 from sft_dist.recipe.run_folder import RunFolder, write_json
@@ -47,7 +47,8 @@ def run_of(tiny_model, reviews, tmp_path_factory):
         folder = RunFolder(path / "run")
         folder.path.mkdir()
         folder.recipe_file.write_text(recipe.model_dump_json())
-        task, tokenizer = task_of(recipe), load_tokenizer(recipe)
+        task = task_of(recipe)
+        tokenizer = load_processor(recipe, task)
         task.labels = ["neg", "pos"]
         model = build_model(recipe, task, tokenizer)
         with torch.no_grad():

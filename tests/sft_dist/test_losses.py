@@ -34,7 +34,7 @@ def test_cross_entropy_equals_torch(smoothing, weights):
         "balanced": torch.tensor([12 / (3 * 2), 12 / (3 * 3), 12 / (3 * 7)]),
     }[str(weights)]
     reference = nn.CrossEntropyLoss(weight=expected_weights, label_smoothing=smoothing)
-    found = cut_and_summed(build_loss(setting, "single-label", LABELS, CLASSES), LOGITS, CLASSES)
+    found = cut_and_summed(build_loss(setting, "single-label", LABELS, lambda: CLASSES), LOGITS, CLASSES)
     torch.testing.assert_close(found, reference(LOGITS, torch.from_numpy(CLASSES)))
 
 
@@ -46,13 +46,13 @@ def test_binary_cross_entropy_equals_torch(weights):
         str(weights), torch.tensor([1.0, 2.0, 0.5])
     )
     reference = nn.BCEWithLogitsLoss(pos_weight=expected)
-    found = cut_and_summed(build_loss(setting, "multi-label", LABELS, HOT), LOGITS, HOT)
+    found = cut_and_summed(build_loss(setting, "multi-label", LABELS, lambda: HOT), LOGITS, HOT)
     torch.testing.assert_close(found, reference(LOGITS, torch.from_numpy(HOT)))
 
 
 def test_mse_equals_torch():
     values = np.random.default_rng(1).random(12).astype(np.float32)
-    found = cut_and_summed(build_loss(None, "regression", [], values), LOGITS[:, :1], values)
+    found = cut_and_summed(build_loss(None, "regression", [], lambda: values), LOGITS[:, :1], values)
     torch.testing.assert_close(found, nn.MSELoss()(LOGITS[:, 0], torch.from_numpy(values)))
 
 
@@ -60,4 +60,4 @@ def test_mse_equals_torch():
 def test_weights_that_do_not_fit_the_labels_are_named(weights):
     setting = CrossEntropyLoss(name="cross-entropy", class_weights=weights)
     with pytest.raises(UserError, match="class_weights"):
-        build_loss(setting, "single-label", LABELS, CLASSES)
+        build_loss(setting, "single-label", LABELS, lambda: CLASSES)

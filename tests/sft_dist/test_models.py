@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sft_dist.models import build_model, load_tokenizer
+from sft_dist.models import build_model, load_processor
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.references import check_references
 from sft_dist.recipe.schema import Recipe
@@ -39,7 +39,7 @@ def recipe_of(folder: Path | str, **model: Any) -> Recipe:
 def built(recipe: Recipe) -> torch.nn.Module:
     task = task_of(recipe)
     task.labels = ["a", "b"]
-    return build_model(recipe, task, load_tokenizer(recipe))
+    return build_model(recipe, task, load_processor(recipe, task))
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def training_of(model, folder):
     engine.prepare(model, build_optimizer)
     return SimpleNamespace(
         engine=engine, accelerator=engine.accelerator, progress=Progress(), schedule=build_schedule(engine.optimizer),
-        tokenizer=build_tokenizer(), task=SimpleNamespace(labels=["a", "b"]),
+        processor=build_tokenizer(), task=SimpleNamespace(labels=["a", "b"]),
     )  # fmt: skip
 
 
