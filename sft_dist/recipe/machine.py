@@ -16,6 +16,19 @@ FLASH_ATTENTION = {
 }
 
 
+# What a task cannot do without: (module, what to install).
+TASK_PACKAGES: dict[str, tuple[tuple[str, str], ...]] = {
+    "token-classification": (("seqeval", "sft-dist[text]"),),
+    "translation": (("sacrebleu", "sft-dist[text]"),),
+    "summarization": (("rouge_score", "sft-dist[text]"),),
+    "image-classification": (("PIL", "sft-dist[vision]"),),
+    "object-detection": (("PIL", "sft-dist[vision]"), ("pycocotools", "sft-dist[vision]")),
+    "semantic-segmentation": (("PIL", "sft-dist[vision]"),),
+    "speech-recognition": (("soundfile", "sft-dist[audio]"), ("soxr", "sft-dist[audio]"), ("jiwer", "sft-dist[audio]")),
+    "audio-classification": (("soundfile", "sft-dist[audio]"), ("soxr", "sft-dist[audio]")),
+}
+
+
 @cache
 def is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
@@ -32,6 +45,12 @@ def missing_packages(recipe: Recipe) -> list[Problem]:
 
 def _packages(recipe: Recipe) -> Iterator[tuple[str, str, str, str]]:
     """(key path, value, module, what to install)."""
+    for module, package in TASK_PACKAGES.get(recipe.task.type, ()):
+        yield "task.type", recipe.task.type, module, package
+    if recipe.data.augment.image is not None:
+        yield "data.augment.image", "it", "albumentations", "sft-dist[vision]"
+    if recipe.data.clean.near_duplicates is not None:
+        yield "data.clean.near_duplicates", "it", "datasketch", "sft-dist[check]"
     optimizer, attention = recipe.train.optimizer, recipe.model.attention
     if isinstance(optimizer, NamedOptimizer) and (needs := NAMED_OPTIMIZERS[optimizer.name]).module:
         yield "train.optimizer", optimizer.name, needs.module, needs.package
