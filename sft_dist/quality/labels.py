@@ -26,14 +26,20 @@ _NUMBERED = re.compile(r"LABEL_\d+")
 Counts = Mapping[str, Mapping[str, int]]  # split -> class -> rows (or tokens, boxes, pixels) of it
 
 
-def look_at_classes(counts: Counts, places_of: Mapping[str, Mapping[str, Sequence[RowId]]]) -> list[Finding]:
-    """Classes that a split lacks, that are rare, that are uneven. places_of: split -> class -> its first rows."""
+def look_at_classes(
+    counts: Counts,
+    places_of: Mapping[str, Mapping[str, Sequence[RowId]]],
+    unit: str = "rows",
+    known: Sequence[str] = (),  # classes the model will have, whether or not there are training rows of them
+) -> list[Finding]:
+    """Classes that a split lacks, that are rare, that are uneven. places_of: split -> class -> its first rows. Unevenness is
+    told only where it is rows that have a class: there it can be weighed against."""
     train = counts.get("train", {})
     findings = []
     for split, classes in counts.items():
         if split == "train":
             continue
-        for name in sorted(set(classes) - set(train)):
+        for name in sorted(set(classes) - {*train, *known}):
             rows = places_of.get(split, {}).get(name, ())
             near = difflib.get_close_matches(name, list(train), 1)
             guess = f"; did you mean {near[0]!r}?" if near else ""
@@ -45,9 +51,9 @@ def look_at_classes(counts: Counts, places_of: Mapping[str, Mapping[str, Sequenc
         said = ", ".join(f"{name} ({classes[name]})" for name in rare[:10])
         rows = [row for name in rare for row in places_of.get("train", {}).get(name, ())]
         findings.append(
-            found("rare-class", f"under {FEW} in train: {said}", rows, classes={n: classes[n] for n in rare})
+            found("rare-class", f"under {FEW} {unit} in train: {said}", rows, classes={n: classes[n] for n in rare})
         )
-    if len(classes) > 1 and max(classes.values()) >= UNEVEN * min(classes.values()):
+    if unit == "rows" and len(classes) > 1 and max(classes.values()) >= UNEVEN * min(classes.values()):
         most, least = max(classes, key=lambda n: classes[n]), min(classes, key=lambda n: classes[n])
         weights = balanced_weights(classes)
         said = ", ".join(f"{name}: {weight:.3g}" for name, weight in list(weights.items())[:10])

@@ -8,7 +8,8 @@ image, mask, audio                              decoded once each
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,12 @@ TEXTS: dict[str, Callable[[Any], str]] = {
     "tokens": lambda value: " ".join(value or ()),
     "chat": lambda value: "\n".join(str(turn.get("content") or "") for turn in json.loads(value)),
 }
-# Roles that hold classes -> the classes in a stored value, and what is counted.
-CLASSES: dict[str, tuple[Callable[[Any], Sequence[str]], str]] = {
-    "label": (lambda value: value if isinstance(value, list) else [value], "rows"),
-    "tags": (lambda value: value, "words"),
-    "objects": (lambda value: value["category"], "boxes"),
+# Roles that hold classes -> (class, how many) in a stored value, given the classes' names; and what is counted.
+CLASSES: dict[str, tuple[Callable[[Any, Sequence[str]], Iterable[tuple[str, int]]], str]] = {
+    "label": (lambda value, _: ((name, 1) for name in (value if isinstance(value, list) else [value])), "rows"),
+    "tags": (lambda value, _: Counter(value).items(), "words"),
+    "objects": (lambda value, _: Counter(value["category"]).items(), "boxes"),
+    "pixels": (lambda value, names: ((_name(names, i), n) for i, n in enumerate(value) if n), "pixels"),
 }
 ONE_INPUT_ONE_LABEL = ("label", "tags")  # roles where the same input with another value is a conflict
 # Settings of detectors that say how many boxes they can find.
@@ -65,7 +67,8 @@ class Subject:
     prepared: Prepared | None
     processor: Any
     examples: Mapping[str, Examples] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)  # of preparing
+    failure: str = ""  # why it could not be prepared; says something only where no look says it better
+    findings: list[Finding] = field(default_factory=list)  # of encoding
     notes: list[str] = field(default_factory=list)
     media: dict[str, list[Any]] = field(default_factory=dict)  # role -> facts of all rows, in the order of places
 
@@ -94,7 +97,7 @@ class Subject:
 
 
 def subject_of(recipe: Recipe, task: Task, source: Source, say: Say) -> Subject:
-    """Prepares as the first start does; what keeps it from that becomes a finding, unless one says so already."""
+    """Prepares as the first start does; if that fails, the rows as they are in the source are looked at."""
     processor, notes = None, list[str]()
     try:
         processor = load_processor(recipe, task)
@@ -106,13 +109,10 @@ def subject_of(recipe: Recipe, task: Task, source: Source, say: Say) -> Subject:
     say("preparing")
     try:
         prepared = prepare(recipe, task, processor)
-    except (UserError, DataError) as error:
-        subject = Subject(recipe, task, source, as_read, None, processor, notes=notes)
-        if any(one.severity == "error" for one in source.findings):
-            subject.notes.append("the splits of training are not known before the errors are mended")
-        else:
-            subject.findings.append(found("not-prepared", " ".join(str(error).split())))
-        return subject
+    except (UserError, DataError, OSError) as error:
+        return Subject(
+            recipe, task, source, as_read, None, processor, notes=notes, failure=" ".join(str(error).split())
+        )
     subject = Subject(recipe, task, source, prepared.splits, prepared, processor, notes=notes)
     if processor is not None:
         say(f"encoding {sum(map(len, prepared.splits.values())):,} rows")
@@ -158,7 +158,7 @@ def _why_not(subject: Subject, batch: dict[str, list[Any]]) -> Exception | None:
 def _unknown_classes(subject: Subject) -> bool:
     counts = _counts(subject)[0]
     train = counts.get("train", {})
-    return any(set(classes) - set(train) for classes in counts.values())
+    return any(set(classes) - {*train, *subject.task.labels} for classes in counts.values())
 
 
 # ── the looks ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -166,6 +166,11 @@ def all_findings(subject: Subject, say: Say) -> list[Finding]:
     findings = list(subject.findings)
     for look in (_at_media, _at_texts, _at_copies, _at_labels, _at_tags, _at_boxes, _at_masks, _at_examples):
         findings += look(subject, say)
+    if subject.failure:
+        if any(one.severity == "error" for one in (*findings, *subject.source.findings)):
+            subject.notes.append("the splits of training, and lengths, are not known before the errors are mended")
+        else:
+            findings.append(found("not-prepared", subject.failure))
     return findings
 
 
@@ -268,12 +273,16 @@ def _counts(subject: Subject) -> tuple[dict[str, dict[str, int]], dict[str, dict
         for number, value in zip(
             rows.ids, (v for b in rows.table.select_columns([role]).iter(BATCH) for v in b[role]), strict=True
         ):
-            for name in classes_of(value):
-                count[name] = count.get(name, 0) + 1
+            for name, number_of in classes_of(value, subject.task.labels):
+                count[name] = count.get(name, 0) + number_of
                 some = places.setdefault(name, [])
                 if len(some) < BATCH and (not some or some[-1][1] != number):
                     some.append((split, int(number)))
     return counts, first, unit
+
+
+def _name(names: Sequence[str], number: int) -> str:
+    return names[number] if number < len(names) else str(number)
 
 
 def _are_classes(subject: Subject) -> bool:
@@ -281,8 +290,8 @@ def _are_classes(subject: Subject) -> bool:
 
 
 def _at_labels(subject: Subject, say: Say) -> list[Finding]:
-    counts, first, _ = _counts(subject)
-    findings = labels.look_at_classes(counts, first) if counts else []
+    counts, first, unit = _counts(subject)
+    findings = labels.look_at_classes(counts, first, unit, subject.task.labels) if counts else []
     findings += labels.look_at_order(subject.task.labels, _model_labels(subject.recipe)) if counts else []
     if not subject.has("label") or not _are_classes(subject):
         return findings
@@ -337,10 +346,7 @@ def _some_flat(boxes: Sequence[Sequence[float]]) -> bool:
 def _at_masks(subject: Subject, say: Say) -> list[Finding]:
     if not subject.has("mask"):
         return []
-    ignore = getattr(subject.recipe.task, "ignore_index", 255)
-    return media.look_at_masks(
-        subject.places, subject.media["mask"], subject.media["image"], len(subject.task.labels), ignore
-    )
+    return media.look_at_masks(subject.places, subject.media["mask"], subject.media["image"])
 
 
 def _at_examples(subject: Subject, say: Say) -> list[Finding]:

@@ -175,33 +175,19 @@ def look_at_boxes(
 
 def look_at_masks(
     places: Places,
-    masks: Sequence[np.ndarray | MediaError],  # of each (values + 2,): its distinct values, height, width
+    masks: Sequence[np.ndarray | MediaError],  # (2,) height, width of each
     pictures: Sequence[Picture | MediaError],
-    classes: int,
-    ignore: int,
 ) -> list[Finding]:
-    strange: dict[int, list[int]] = {}
-    sized = []
-    for index, (mask, image) in enumerate(zip(masks, pictures, strict=True)):
-        if isinstance(mask, MediaError):
-            continue
-        *values, height, width = mask.tolist()
-        if wrong := [value for value in values if value != ignore and not 0 <= value < classes]:
-            strange[index] = wrong
-        if isinstance(image, Picture) and (image.height, image.width) != (height, width):
-            sized.append(index)
-    which = sorted({value for values in strange.values() for value in values})
-    said = f"{', '.join(map(str, which[:10]))} is none of the {classes} classes"
-    return [
-        *_broken("unreadable-image", places, masks, "mask: "),
-        *_some("mask-value", said, places, list(strange)),
-        *_some("mask-size", "the mask has another size than its picture", places, sized),
+    sized = [
+        index
+        for index, (mask, image) in enumerate(zip(masks, pictures, strict=True))
+        if isinstance(mask, np.ndarray) and isinstance(image, Picture) and (image.height, image.width) != tuple(mask)
     ]
+    return _some("mask-size", "the mask has another size than its picture", places, sized)
 
 
 def mask_facts(value: Mapping[str, Any]) -> np.ndarray:
-    mask = load_mask(value)
-    return np.r_[np.unique(mask), mask.shape]
+    return np.array(load_mask(value).shape)
 
 
 def standard(features: Iterable[np.ndarray]) -> np.ndarray:
@@ -210,11 +196,11 @@ def standard(features: Iterable[np.ndarray]) -> np.ndarray:
     return (table - table.mean(axis=0)) / np.maximum(table.std(axis=0), 1e-9)
 
 
-def _broken(kind: str, places: Places, facts: Sequence[Any], what: str = "") -> list[Finding]:
+def _broken(kind: str, places: Places, facts: Sequence[Any]) -> list[Finding]:
     bad = [index for index, one in enumerate(facts) if isinstance(one, MediaError)]
     if not bad:
         return []
-    return [found(kind, f"{rows_text(len(bad))}, such as {what}{facts[bad[0]]}", places.named(bad))]
+    return [found(kind, f"{rows_text(len(bad))}, such as {facts[bad[0]]}", places.named(bad))]
 
 
 def _some(kind: str, what: str, places: Places, indices: Sequence[int]) -> list[Finding]:

@@ -42,7 +42,7 @@ def class_plot(classes: Mapping[str, Mapping[str, int]], unit: str) -> str:
     """SVG: for each class a bar a split, as a share of the split."""
     names = sorted(
         {name for one in classes.values() for name in one},
-        key=lambda name: -max(one.get(name, 0) for one in classes.values()),
+        key=lambda name: (-max(one.get(name, 0) for one in classes.values()), name),
     )
     shown = names[:MOST_CLASSES]
     figure, axes = _figure(7.2, 0.7 + 0.13 * len(shown) * (len(classes) + 0.8))
@@ -62,7 +62,7 @@ def class_plot(classes: Mapping[str, Mapping[str, int]], unit: str) -> str:
     axes.set_xlabel(
         f"% of the {unit} of a split" + (f"; {len(names) - len(shown)} more classes" if len(names) > len(shown) else "")
     )
-    axes.legend(frameon=False, fontsize=8)
+    _legend(axes)
     return _svg(figure)
 
 
@@ -73,7 +73,7 @@ def length_plot(lengths: Mapping[str, Lengths], longest: int | None, unit: str) 
     figure, axes = _figure(7.2, 2.8)
     top = max((float(one.numbers.max()) for one in lengths.values() if len(one.numbers)), default=1.0)
     whole = all((one.numbers == np.floor(one.numbers)).all() for one in lengths.values())
-    edges: Any = np.linspace(0, top, 41) if top > 40 or not whole else np.arange(0, top + 2) - 0.5
+    edges: Any = np.linspace(0, top, 31) if top > 30 or not whole else np.arange(0, top + 2) - 0.5
     for split, one in lengths.items():
         share = np.full(len(one.numbers), 100 / max(len(one.numbers), 1))
         axes.hist(one.numbers, edges, weights=share, histtype="step", linewidth=1.5, color=_colour(split), label=split)
@@ -92,7 +92,7 @@ def length_plot(lengths: Mapping[str, Lengths], longest: int | None, unit: str) 
         )
     axes.set_xlabel(unit)
     axes.set_ylabel("% of a split")
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    _legend(axes)
     return _svg(figure)
 
 
@@ -103,6 +103,11 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _legend(axes: Any) -> None:
+    """Beside the plot, where it hides nothing."""
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _svg(figure: Any) -> str:

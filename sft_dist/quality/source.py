@@ -32,14 +32,16 @@ FAULTS = {
     "data.columns.objects": "unreadable-boxes",
 }
 REASONS = (
-    (r"no label", "empty-label"),
+    (r"no label$", "empty-label"),
     (r"empty (source|text|conversation)", "empty-text"),
     (r"empty target|no answer|empty answer", "empty-target"),
     (r"begins with an answer", "unreadable-row"),
-    (r"no picture", "unreadable-image"),
+    (r"no (picture|mask)", "unreadable-image"),
+    (r"no labelled pixel", "zero-label"),
     (r"no audio", "unreadable-audio"),
     (r"longer than .* seconds", "too-long-audio"),
 )
+_CLASSES = {"label", "tags", "objects", "mask"}  # roles that hold classes
 _FAULT = "fault "
 _NOT_UTF8 = "not UTF-8"
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -103,10 +105,11 @@ def _kind_of(reason: str, task: Task) -> tuple[str, str] | None:
     if reason.startswith(_FAULT):
         kind, said = json.loads(reason[len(_FAULT) :])
         return kind, said
+    written = not _CLASSES & set(task.row_features)  # what is learned is a text
     for pattern, kind in REASONS:
         if re.match(pattern, reason):
-            written = kind == "empty-text" and set(task.text_roles).isdisjoint(task.input_roles) and task.text_roles
-            return "empty-target" if written else kind, ""
+            missing = kind == "empty-label" or (kind == "empty-text" and "audio" in task.row_features)
+            return "empty-target" if written and missing else kind, ""
     return None
 
 
@@ -125,7 +128,10 @@ class _Forgiving:
         except UserError as error:
             problem = error.problems[0]
             said = problem.message + (f" (found: {problem.found})" if problem.found is not None else "")
-            return _FAULT + json.dumps([FAULTS.get(problem.path, "unreadable-row"), said])
+            kind = FAULTS.get(problem.path, "unreadable-row")
+            if kind == "unknown-label" and "mask" in self.row_features:
+                kind = "mask-value"
+            return _FAULT + json.dumps([kind, said])
         except (TypeError, ValueError, KeyError, AttributeError) as error:  # a value of a type the task did not expect
             return _FAULT + json.dumps(["unreadable-row", f"row {number}: {type(error).__name__}: {error}"])
 
