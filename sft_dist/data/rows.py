@@ -27,6 +27,13 @@ class _Table:
         arrow = self.table.select_columns([name]).with_format("arrow")[:]
         return arrow.column(name).to_numpy()
 
+    def codes(self, name: str) -> tuple[np.ndarray, list[str]]:
+        """A column of few different texts -> (rows,) their numbers, -1 where there is none, and the texts."""
+        arrow = self.table.select_columns([name]).with_format("arrow")[:].column(name)
+        coded = arrow.combine_chunks().dictionary_encode()
+        coded = coded.chunk(0) if hasattr(coded, "chunk") else coded
+        return coded.indices.fill_null(-1).to_numpy(zero_copy_only=False), coded.dictionary.to_pylist()
+
     @cached_property
     def ids(self) -> np.ndarray:
         """(rows,) row numbers in the source."""

@@ -14,9 +14,8 @@ import numpy as np
 from datasets import Dataset
 
 from sft_dist.data.prepare import IDENTITY, REASON, columns_of, read_rows
-from sft_dist.data.rows import ROW
+from sft_dist.data.rows import ROW, Rows
 from sft_dist.data.sources import load_rows
-from sft_dist.quality.duplicates import digest
 from sft_dist.quality.findings import Finding, Places, RowId, found, rows_text
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import classify, resolve, sources_of, suffix_of
@@ -90,9 +89,8 @@ def read_source(recipe: Recipe, task: Task, scratch: Path, say: Callable[[str], 
             if reason is not None and (known := _kind_of(reason, task)):
                 wrong.setdefault(known[0], []).append(((split, int(number)), known[1]))
         good = read.select([index for index, reason in enumerate(reasons) if reason is None])
-        identities = good.with_format("arrow")[:].column(IDENTITY).to_pylist() if len(good) else []
-        inputs[split] = np.array([digest(identity) for identity in identities], dtype=np.uint64)
-        tables[split] = good.remove_columns([REASON, IDENTITY])
+        inputs[split] = Rows(good).numbers(IDENTITY[0]).view(np.uint64) if len(good) else np.array([], dtype=np.uint64)
+        tables[split] = good.remove_columns([REASON, *IDENTITY])
     for kind, rows in wrong.items():
         said = next((text for _, text in rows if text), "")
         message = rows_text(len(rows)) + (f", such as {said}" if said else "")

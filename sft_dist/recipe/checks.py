@@ -195,9 +195,6 @@ def _examples(recipe: Recipe) -> Iterator[Problem]:
     if isinstance(task, TextToTextTask) and (task.source_language is None) != (task.target_language is None):
         lacking = "source_language" if task.source_language is None else "target_language"
         yield Problem("give both languages, or neither", f"task.{lacking}", found="nothing")
-    if data.streaming and recipe.train.steps is None:
-        what = "the number of rows is not known beforehand, so train.epochs means nothing"
-        yield Problem(what, "data.streaming", None, "true", (), "set train.steps")
 
 
 def _batch(recipe: Recipe) -> Iterator[Problem]:

@@ -142,9 +142,6 @@ class Data(Section):
     sampling: Literal["natural", "balanced"] = Field(
         "natural", description="balanced: draw training examples so that every class is met equally often."
     )
-    streaming: bool = Field(
-        False, description="Read training rows while training, without preparing them first; needs train.steps."
-    )
     workers: int = Field(
         0, ge=0, le=256, description="Processes beside each rank that make batches ahead of it; 0: it makes its own."
     )

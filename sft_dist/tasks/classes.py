@@ -80,15 +80,18 @@ class ClassTask(BaseTask):
         return name
 
     def strata(self, train: Rows) -> list[Hashable] | None:
-        return train.column("label") if self.problem == "single-label" else None
+        if self.problem != "single-label":
+            return None
+        codes, names = train.codes("label")
+        return [names[code] for code in codes]
 
     def learn_labels(self, train: Rows) -> None:
         if self.problem == "regression" or self.labels:
             return
-        targets = train.column("label")
-        self.labels = sorted_labels(
-            targets if self.problem == "single-label" else (name for target in targets for name in target)
-        )
+        if self.problem == "single-label":
+            self.labels = sorted_labels(train.codes("label")[1])
+        else:
+            self.labels = sorted_labels(name for target in train.column("label") for name in target)
         needed, said = (2, "two classes are") if self.problem == "single-label" else (1, "one class is")
         if len(self.labels) < needed:
             raise UserError(Problem(f"at least {said} needed", path="data.columns.label", found=str(self.labels)))

@@ -25,7 +25,6 @@ ELSEWHERE = {
     "data.subset",
     "data.revision",
     "data.weights",
-    "data.streaming",
 }
 NOT_FOR_ALL = {"labels", "sampling", "augment"}  # tasks without classes, or without random changes
 
