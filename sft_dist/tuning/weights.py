@@ -44,9 +44,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     """Put the weights of a checkpoint's `model/` into `model`, in place. Raises ValueError when they do not fit exactly."""
     weights = {name: value for path in sorted(folder.glob("*.safetensors")) for name, value in load_file(path).items()}
     there = model.state_dict()
-    names = _adapter_names(model, there) if is_adapter(model) else {name: name for name in there}
+    names = _adapter_names(model, there) if is_adapter(model) else _model_names(model, there)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    if missing := set(names) - tied - set(weights):
+    if missing := {one for one, name in names.items() if name not in tied} - set(weights):
         raise ValueError(f"{folder} lacks {len(missing)} weights, such as {min(missing)}")
     if strange := set(weights) - set(names):
         raise ValueError(f"{folder} has {len(strange)} weights that the model lacks, such as {min(strange)}")
@@ -67,6 +67,18 @@ def _apart(model: nn.Module) -> Any:
     apart: Any = object.__new__(type(model))  # FSDP2's classes cannot be copied by `copy.copy`
     apart.__dict__ = {**model.__dict__, "config": copy.deepcopy(model.config)}
     return apart
+
+
+def _model_names(model: Any, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name in a file of transformers -> name in `model.state_dict()`, which is `state`. Transformers writes many models (ViT,
+    DETR, SegFormer) under the names they had in its earlier versions, so that other tools know them."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    own = {id(value): name for name, value in state.items()}
+    written = revert_weight_conversion(model, dict(state))
+    if merged := sorted(name for name, value in written.items() if id(value) not in own):
+        raise ValueError(f"{type(model).__name__} is written in other pieces than it has, such as {merged[0]}")
+    return {name: own[id(value)] for name, value in written.items()}
 
 
 def _adapter_names(model: nn.Module, state: Iterable[str]) -> dict[str, str]:
