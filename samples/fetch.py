@@ -78,8 +78,8 @@ for _kind in ("bert", "roberta", "modernbert", "deberta-v2", "gpt2", "t5", "bart
     SAMPLES[f"tiny-{_kind}"] = _tiny("tiny_text", _kind, *_CORPUS)
 for _kind in ("llama", "qwen2"):
     SAMPLES[f"tiny-{_kind}"] = _tiny("tiny_text", _kind, *_CORPUS, "smollm2-135m")
-for _kind in ("marian", "m2m"):
-    SAMPLES[f"tiny-{_kind}"] = _tiny("tiny_text", _kind, "verses")
+SAMPLES["tiny-marian"] = _tiny("tiny_text", "marian", "verses")
+SAMPLES["tiny-m2m"] = _tiny("tiny_text", "m2m", "verses", revision=2)
 for _kind in ("vit", "resnet", "rt-detr", "yolos", "segformer"):
     SAMPLES[f"tiny-{_kind}"] = _tiny("tiny_vision", _kind)
 for _kind in ("convnext", "detr", "upernet", "mask2former"):

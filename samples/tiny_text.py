@@ -190,9 +190,9 @@ def tiny_m2m(into: Path, have: dict[str, Path]) -> None:
     tokenizer = M2M100Tokenizer(
         str(into / "vocab.json"), str(into / "sentencepiece.bpe.model"), src_lang="en", tgt_lang="fr"
     )
-    config = M2M100Config(
-        **SEQ2SEQ, decoder_start_token_id=tokenizer.eos_token_id, **ids(tokenizer, "pad", "bos", "eos")
-    )
+    numbers = ids(tokenizer, "pad", "bos", "eos")
+    numbers["vocab_size"] = max(len(tokenizer), *(number + 1 for number in tokenizer.lang_token_to_id.values()))
+    config = M2M100Config(**SEQ2SEQ, decoder_start_token_id=tokenizer.eos_token_id, **numbers)
     save(M2M100ForConditionalGeneration, config, tokenizer, into)
 
 
