@@ -263,9 +263,8 @@ def sounds(model: Path, folder: Path, task: str = "audio-classification") -> Cle
     rows = []
     for number in range(sum(SIZES.values())):
         low = number % 2 == 0
-        file = tone(
-            folder / f"{number:03d}.wav", (200 if low else 1600) + 3 * number, 0.4 + 0.01 * (number % 20), seed=number
-        )
+        seconds = (0.4 if task == "audio-classification" else 1.6) + 0.01 * (number % 20)
+        file = tone(folder / f"{number:03d}.wav", (200 if low else 1600) + 3 * number, seconds, seed=number)
         row: Row = {"audio": str(file)}
         row |= {"label": "low" if low else "high"} if task == "audio-classification" else {"text": written[number]}
         rows.append(row)

@@ -18,6 +18,8 @@ from sft_dist.check import check
 from sft_dist.quality.report import Report
 from sft_dist.recipe.findings import KINDS
 
+pytestmark = pytest.mark.slow
+
 Named = dict[str, set[tuple[str, int]]]  # kind -> rows
 
 
