@@ -32,14 +32,7 @@ class TokenClassification(BaseTask):
     counts_tokens = True
     input_roles = ("tokens",)
     row_features = Features({"tokens": List(Value("string")), "tags": List(Value("string"))})
-    encoded_features = Features(
-        {
-            "first": List(Value("int32")),
-            "words": List(Value("string")),
-            "tags": List(Value("int32")),
-            "targets": List(Value("int32")),
-        }
-    )
+    encoded_features = Features({name: List(Value("int32")) for name in ("first", "tags", "targets")})
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
