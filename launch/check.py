@@ -129,8 +129,15 @@ def _page(root: Path, recipe: Recipe, chosen: Path | None, number: int) -> Path:
 def _distinct(runs: Iterable[Run]) -> list[Run]:
     """One run for each of the data sets, tasks and models among them."""
     found: dict[str, Run] = {}
+    seen = set()
     for run in runs:
         recipe = run.recipe
+        parts = tuple(
+            map(id, (recipe.data, recipe.task, recipe.model))
+        )  # points of a matrix share what they do not vary
+        if parts in seen:
+            continue
+        seen.add(parts)
         key = json.dumps([part.model_dump(mode="json") for part in (recipe.data, recipe.task, recipe.model)])
         found.setdefault(key, run)
     return list(found.values())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from sft_dist.recipe.errors import Problem
 from sft_dist.recipe.optimizers import NAMED_OPTIMIZERS
-from sft_dist.recipe.references import sources_of
+from sft_dist.recipe.references import classify, sources_of
 from sft_dist.recipe.schema import (
     NamedOptimizer,
     Polynomial,
@@ -44,7 +45,7 @@ def cross_checks(recipe: Recipe) -> list[Problem]:
 
 def is_hub(text: str) -> bool:
     """A hub id: of a validated recipe, whose local paths are absolute."""
-    return not text.startswith(("/", "package:"))
+    return classify(text, Path("/")).kind == "hub"
 
 
 def _model(recipe: Recipe) -> Iterator[Problem]:

@@ -92,7 +92,8 @@ class Clean(Section):
 class Data(Section):
     source: str | list[str] | SplitSources = Field(
         description="A file (csv, tsv, json, jsonl, parquet, arrow, text, CoNLL, COCO), a glob, a folder of pictures or "
-        "recordings or one saved by `datasets`, a hub id, an SQL or fsspec URL, `package:NAME/path/inside`, a list of those, "
+        "recordings or one saved by `datasets`, a hub id, `package:NAME/path/inside`, `sample:NAME/path`, an fsspec URL (a "
+        "folder's ends with /), an SQL URL with a table or a query after its #, a list of those, "
         "or one of those for each of train, validation and test."
     )
     weights: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2)] | None = Field(
