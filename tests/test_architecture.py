@@ -12,6 +12,7 @@ import pytest
 
 from launch.expand import expand
 from launch.strategies import STRATEGIES
+from samples.fetch import SAMPLES
 from sft_dist.engines import ENGINES
 from sft_dist.optim import OPTIMIZERS
 from sft_dist.recipe import schema, tasks
@@ -53,4 +54,8 @@ def test_tables_agree_with_the_schema():
 def test_every_recipe_is_valid_at_every_point_and_points_to_things_that_exist(path):
     runs = expand(read(path))
     assert len(runs) == {"lr-sweep": 6}.get(path.stem, 1)
-    assert [problem for run in runs for problem in check_references(run.recipe)] == []
+    problems = [problem for run in runs for problem in check_references(run.recipe)]
+    # Samples are fetched by the tests that train on them; here they have to be known.
+    lacking = [problem.found or "" for problem in problems if (problem.found or "").startswith("sample:")]
+    assert {text.removeprefix("sample:").split("/")[0] for text in lacking} <= set(SAMPLES)
+    assert len(problems) == len(lacking), problems
