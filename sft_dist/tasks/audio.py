@@ -77,6 +77,27 @@ def _opened(value: dict[str, Any]) -> Any:
 
 
 # ── configuration ───────────────────────────────────────────────────────────────────────────────────────────────────
+class KnowsConfig:
+    """A task that makes inputs by the config of its model, which comes with the processor."""
+
+    recipe: Recipe
+    _config: PretrainedConfig | None = None
+
+    @property
+    def config(self) -> Any:
+        if self._config is None:  # the judge of a sweep shares one processor among the tasks of many recipes
+            model = self.recipe.model
+            code = model.trust_remote_code
+            pinned = {"trust_remote_code": True, "code_revision": code} if code else {"trust_remote_code": False}
+            source = model_source(model.tokenizer or model.path)
+            self.load_processor(source, revision=model.revision or code, **pinned)
+        return self._config
+
+    def load_processor(self, source: str, **options: Any) -> Any:
+        """Sets `_config` on the way."""
+        raise NotImplementedError
+
+
 def config_of(source: str, recipe: Recipe, **options: Any) -> PretrainedConfig:
     """The model's, with the recipe's changes; from its own folder when a processor lies elsewhere."""
     try:

@@ -21,7 +21,7 @@ from sft_dist.tasks.classes import NO_LABEL, ClassTask
 from sft_dist.tasks.loading import load_pretrained
 
 
-class AudioClassification(ClassTask):
+class AudioClassification(audio.KnowsConfig, ClassTask):
     pipeline_tag = "audio-classification"
     input_roles = ("audio",)
 
@@ -31,7 +31,6 @@ class AudioClassification(ClassTask):
         self.augment = recipe.data.augment.audio
         self.row_features = Features({"audio": audio.AUDIO, "seconds": Value("float64"), "label": self.label_feature})
         self.encoded_features = Features({"audio": audio.AUDIO})
-        self.config: Any = None  # the model's, from `load_processor` on
 
     # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
@@ -48,7 +47,7 @@ class AudioClassification(ClassTask):
     # ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────
     def load_processor(self, source: str, **options: Any) -> Any:
         """The feature extractor; Whisper's with a window no longer than `max_seconds`, which saves the rest of its 30 s."""
-        self.config = audio.config_of(source, self.recipe, **options)
+        self._config = audio.config_of(source, self.recipe, **options)
         extractor = AutoFeatureExtractor.from_pretrained(source, **options)
         if isinstance(extractor, WhisperFeatureExtractor) and math.ceil(self.max_seconds) < extractor.chunk_length:
             window = {"chunk_length": math.ceil(self.max_seconds)}

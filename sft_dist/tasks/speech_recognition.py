@@ -75,7 +75,7 @@ class TokenLoss:
         )
 
 
-class SpeechRecognition(BaseTask):
+class SpeechRecognition(audio.KnowsConfig, BaseTask):
     """`labels` are the characters of the transcripts: the vocabulary of a CTC model that comes without one."""
 
     pipeline_tag = "automatic-speech-recognition"
@@ -92,7 +92,6 @@ class SpeechRecognition(BaseTask):
         text = Value("large_string")
         self.row_features = Features({"audio": audio.AUDIO, "seconds": Value("float64"), "text": text})
         self.encoded_features = Features({"audio": audio.AUDIO})
-        self.config: Any = None  # the model's, from `load_processor` on
 
     @property
     def ctc(self) -> bool:
@@ -119,7 +118,7 @@ class SpeechRecognition(BaseTask):
     # ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────
     def load_processor(self, source: str, **options: Any) -> Any:
         """A processor with `feature_extractor` and `tokenizer`. Raises UserError when the model cannot be used so."""
-        self.config = audio.config_of(source, self.recipe, **options)
+        self._config = audio.config_of(source, self.recipe, **options)
         if not self.ctc:
             return self._for_decoder(AutoProcessor.from_pretrained(source, **options), source, **options)
         if self.language is not None:

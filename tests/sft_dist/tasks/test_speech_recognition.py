@@ -150,6 +150,39 @@ def test_the_task_can_be_sent_to_other_processes(folder, rows):
     assert sent[0].encode(columns, sent[1])["labels"] == [examples.at([1])[0]["labels"]]
 
 
+def test_a_task_that_loaded_no_processor_makes_the_same_batches(folder, rows):
+    """The judge of a sweep has one processor for the tasks of many recipes."""
+    task, processor, _, examples = made(folder, rows)
+    other = SpeechRecognition(recipe("speech-recognition", folder, task={"max_seconds": 1.0}))
+    assert other.build_loss(examples) == task.build_loss(examples)
+    batches = [one.collate(examples.at(range(4)), processor, None) for one in (task, other)]
+    for first, second in zip(*({**inputs, **targets} for inputs, targets in batches), strict=True):
+        assert first == second
+        assert torch.equal(batches[0][0].get(first, torch.ones(1)), batches[1][0].get(first, torch.ones(1)))
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_adapters_learn_and_write(folder, rows, method):
+    from sft_dist.recipe.schema import Recipe
+    from sft_dist.tuning import apply_tuning
+
+    task, processor, model, examples = made(folder, rows)
+    given = {
+        "lora": {"method": "lora", "r": 2},
+        "ia3": {"method": "ia3", "target_modules": ["k_proj"], "feedforward_modules": []},
+    }
+    tuning = Recipe.model_validate({**task.recipe.model_dump(exclude_unset=True), "tuning": given[method]}).tuning
+    wrapped = apply_tuning(model, tuning, task.peft_task)
+    inputs, targets = task.collate(examples.at(range(4)), processor, rngs(4))
+    task.build_loss(examples).total(task.forward(wrapped.train(), inputs), targets).backward()
+    learning = {name for name, one in wrapped.named_parameters() if one.requires_grad}
+    assert learning
+    assert not [name for name, one in wrapped.named_parameters() if one.requires_grad and one.grad is None]
+    if task.ctc:  # the head is new
+        assert any("lm_head" in name and "lora" not in name for name in learning), learning
+    assert len(predicted(task, wrapped.eval(), examples.at(range(4)), processor)) == 4
+
+
 # ── CTC ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_ctc_loss_by_hand():
     """Two frames, one symbol: the paths are aa, a-, -a."""
