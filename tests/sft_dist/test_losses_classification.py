@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sft_dist.losses_classification import BinaryFocal, Focal, Huber
+from sft_dist.losses import BinaryFocal, Focal, Huber
 
 LOGITS = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
 CLASSES = np.array([0, 1, 2, 2, 2, 2, 1, 0, 2, 2, 2, 1])
