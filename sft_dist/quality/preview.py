@@ -40,7 +40,7 @@ class Panel:
     caption: str
     pieces: tuple[tuple[str, str], ...] = ()  # how: same, gone, new, learned
     picture: str = ""
-    small: bool = False  # the picture is enlarged
+    legend: tuple[tuple[str, str], ...] = ()  # (colour, class)
     sound: str = ""
     spaced: bool = False  # the pieces are words
     fault: str = ""
@@ -97,6 +97,8 @@ def _panels(
 
                 before, after = _difference(text, augment_text(text, augment, rng))
                 yield Panel(f"{role} before", before, spaced=True), Panel("after augmentation", after, spaced=True)
+            elif role == "chat" and (encoded := _encoded(subject, index)):
+                yield tuple(encoded)
             elif role in ("target", "text_pair"):
                 yield (Panel(role, (("same", text),)),)
             else:
@@ -155,7 +157,11 @@ def _of_image(
         names = list(row["objects"]["category"])
     classes = subject.task.labels
     size = f"{image.width} x {image.height}"
-    panels = [_picture(f"before, {size}", drawn(image, boxes, names, mask, classes), image)]
+    there = sorted(
+        {*names, *(classes[i] for i in np.unique(mask) if i < len(classes))} if mask is not None else set(names)
+    )
+    legend = tuple((_hex(_colour(classes.index(name))), name) for name in there if name in classes)
+    panels = [_picture(f"before, {size}", drawn(image, boxes, names, mask, classes), legend)]
     if settings is not None:
         from PIL import Image as Pictures
 
@@ -165,7 +171,7 @@ def _of_image(
         after = Pictures.fromarray(changed.image)
         left = [name for name, kept in zip(names, _flags(changed.kept, len(names)), strict=True) if kept]
         shown = drawn(after, changed.boxes if boxes is not None else None, left, changed.mask, classes)
-        panels.append(_picture(f"after augmentation, {after.width} x {after.height}", shown, after))
+        panels.append(_picture(f"after augmentation, {after.width} x {after.height}", shown, ()))
     return tuple(panels)
 
 
@@ -187,7 +193,7 @@ def drawn(
 ) -> Image:
     """The picture at the page's size with its boxes and mask on it."""
     from PIL import Image as Pictures
-    from PIL import ImageDraw
+    from PIL import ImageDraw, ImageFont
 
     scale = LARGEST / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -195,19 +201,20 @@ def drawn(
     if mask is not None:
         colours = np.array([_colour(number) for number in range(256)], dtype=np.uint8)
         over = Pictures.fromarray(colours[np.clip(mask, 0, 255)]).resize(size, Pictures.Resampling.NEAREST)
-        there = Pictures.fromarray(np.where(mask == 255, 0, 110).astype(np.uint8)).resize(
-            size, Pictures.Resampling.NEAREST
-        )
+        cover = np.select([mask == 255, mask == 0], [0, 30], 130).astype(np.uint8)  # class 0 is mostly the background
+        there = Pictures.fromarray(cover).resize(size, Pictures.Resampling.NEAREST)
         shown = Pictures.composite(over, shown, there)
     if boxes is not None:
         pen = ImageDraw.Draw(shown)
+        font = ImageFont.load_default(size=15)
         for (x, y, width, height), name in zip(boxes * scale, names, strict=True):
             colour = _colour(classes.index(name) if name in classes else 0)
+            pen.rectangle([x, y, x + width, y + height], outline=(255, 255, 255), width=4)
             pen.rectangle([x, y, x + width, y + height], outline=colour, width=2)
             if len(boxes) <= 20:
-                place = (x + 3, max(y - 11, 0))
-                pen.rectangle(pen.textbbox(place, name), fill=colour)
-                pen.text(place, name, fill=(255, 255, 255))
+                place = (max(x, 0) + 3, max(y - 17, 0))
+                pen.rectangle(pen.textbbox(place, name, font=font), fill=colour)
+                pen.text(place, name, fill=(255, 255, 255), font=font)
     return shown
 
 
@@ -215,11 +222,14 @@ def _colour(number: int) -> tuple[int, int, int]:
     return _PALETTE[number % len(_PALETTE)]
 
 
-def _picture(caption: str, shown: Image, original: Image) -> Panel:
+def _hex(colour: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def _picture(caption: str, shown: Image, legend: tuple[tuple[str, str], ...]) -> Panel:
     file = io.BytesIO()
-    small = max(original.size) < 128
-    shown.convert("RGB").save(file, "PNG" if small else "JPEG", **({} if small else {"quality": 85}))
-    return Panel(caption, picture=_data_url(file.getvalue(), "image/png" if small else "image/jpeg"), small=small)
+    shown.convert("RGB").save(file, "JPEG", quality=88)
+    return Panel(caption, picture=_data_url(file.getvalue(), "image/jpeg"), legend=legend)
 
 
 # ── sound ───────────────────────────────────────────────────────────────────────────────────────────────────────────

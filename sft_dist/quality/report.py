@@ -96,7 +96,8 @@ def to_text(report: Report, width: int = 100) -> str:
     for split, of_split in report.lengths.items():
         s = of_split.statistics
         cut = f", {of_split.truncated:,} cut at {report.longest}" if of_split.truncated else ""
-        text = f"{split}: median {s['median']:.0f}, 90% up to {s['p90']:.0f}, longest {s['max']:.0f} {report.length_unit}{cut}"
+        median, most, longest = (_length(s[name], report.length_unit) for name in ("median", "p90", "max"))
+        text = f"{split}: median {median}, 90% up to {most}, longest {longest} {report.length_unit}{cut}"
         lines.append(_field("lengths" if split == next(iter(report.lengths)) else "", text, width))
     if report.estimate:
         lines.append(_field("steps", steps_text(report.estimate), width))
@@ -123,6 +124,10 @@ def rows_line(one: Finding) -> str:
     text = "; ".join(f"{split} {', '.join(rows)}" for split, rows in by_split.items())
     more = one.count - min(len(one.rows), SHOWN_ROWS)
     return text + (f" and {more:,} more{' (--json names them)' if one.count <= MOST_ROWS else ''}" if more > 0 else "")
+
+
+def _length(number: float, unit: str) -> str:
+    return f"{number:,.2f}" if unit == "seconds" else f"{number:,.0f}"
 
 
 def _classes(classes: Mapping[str, int]) -> str:
