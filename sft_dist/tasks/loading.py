@@ -58,6 +58,7 @@ def load_pretrained(
     new = sorted({*info["missing_keys"], *(one[0] for one in info.get("mismatched_keys") or ())})
     if new:
         log.info("new weights, not in %s: %s", folder, _some(new))
+    model.new_weights = new  # adapters alone would leave them as they are
     return model
 
 

@@ -34,7 +34,8 @@ def add_adapter(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) 
 def _config(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) -> PeftConfig:
     import peft
 
-    whole = list(tuning.modules_to_save) or None
+    new = _not_in_the_base(model) if peft_task is None else []
+    whole = [*tuning.modules_to_save, *new] or None
     match tuning:
         case LoraTuning() | QloraTuning():
             return peft.LoraConfig(
@@ -43,7 +44,7 @@ def _config(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) -> P
                 lora_alpha=tuning.alpha,
                 lora_dropout=tuning.dropout,
                 target_modules=tuning.target_modules,
-                exclude_modules=_half_heads(model),
+                exclude_modules=[*_half_heads(model), *new] or None,
                 use_rslora=tuning.rslora,
                 use_dora=tuning.dora,
                 modules_to_save=whole,
@@ -72,11 +73,19 @@ def _config(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) -> P
             )
 
 
-def _half_heads(model: nn.Module) -> list[str] | None:
+def _not_in_the_base(model: nn.Module) -> list[str]:
+    """Layers that are trained and saved whole: those with weights that the pretrained model lacks, which is the head (PEFT
+    finds it for its own tasks alone), and batch norms, whose running statistics change even while their weights do not."""
+    heads = {name.rpartition(".")[0] for name in getattr(model, "new_weights", ())}
+    norms = {name for name, one in model.named_modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)}
+    return sorted(heads | norms)
+
+
+def _half_heads(model: nn.Module) -> list[str]:
     """Layers such as DistilBERT's `pre_classifier`: PEFT trains them whole because of the end of their name, and fails when
     `all-linear` has given them an adapter before."""
     names = [name for name, _ in model.named_children() if name.endswith(("classifier", "score"))]
-    return [name for name in names if name not in ("classifier", "score")] or None
+    return [name for name in names if name not in ("classifier", "score")]
 
 
 def _check_virtual_tokens(model: nn.Module, tuning: PrefixTuning | PromptTuning) -> None:

@@ -19,6 +19,7 @@ from tiny_vision import (
     save,
     step_loss,
     train,
+    tuned_and_back,
     vit,
 )
 
@@ -206,3 +207,10 @@ def test_a_timm_model_without_timm_says_what_is_missing(tmp_path):
     )
     with pytest.raises(UserError, match="timm"):
         ImageClassification(recipe_of(SINGLE)).load_processor(str(tmp_path))
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_what_is_tuned_comes_back_with_its_head(folder, method, tmp_path):
+    task, _, examples, processor, _ = ready(folder)
+    trained = tuned_and_back(task, folder, method, examples, processor, tmp_path)
+    assert (trained == {"classifier.weight", "classifier.bias"}) == (method == "lora")

@@ -17,6 +17,7 @@ from tiny_vision import (
     save,
     step_loss,
     train,
+    tuned_and_back,
     yolos,
 )
 
@@ -262,3 +263,18 @@ def test_a_model_whose_loss_is_not_a_sum_is_refused():
 
     with pytest.raises(UserError, match="sum over pictures"):
         capture(Model())
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("detr", "class_labels_classifier"),
+        ("yolos", "class_labels_classifier"),
+        ("rt_detr", "model.decoder.class_embed"),
+    ],
+)
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_what_is_tuned_comes_back_with_its_head(folders, name, head, method, tmp_path):
+    task, _, examples, processor, _ = ready(folders[name], [scene(i, 1) for i in range(4)])
+    trained = tuned_and_back(task, folders[name], method, examples, processor, tmp_path)
+    assert any(one.startswith(head) for one in trained)

@@ -15,6 +15,7 @@ from tiny_vision import (
     segformer,
     step_loss,
     train,
+    tuned_and_back,
     upernet,
 )
 
@@ -253,3 +254,13 @@ def test_models_whose_loss_is_not_known_are_refused(tmp_path):
     task = SemanticSegmentation(recipe_of(TASK, data={"labels": LABELS}))
     with pytest.raises(UserError, match="sum over pictures"):
         task.build_model(str(tmp_path), None, {}, None)
+
+
+@pytest.mark.parametrize("name", ["segformer", "mask2former"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_what_is_tuned_comes_back_with_its_head(folders, name, method, tmp_path):
+    task, _, examples, processor, _ = ready(folders[name], [scene(i) for i in range(4)])
+    trained = tuned_and_back(task, folders[name], method, examples, processor, tmp_path)
+    head = {"segformer": "decode_head.classifier", "mask2former": "class_predictor"}[name]
+    assert {f"{head}.weight", f"{head}.bias"} <= trained
+    assert len(trained) < 5 or method == "full"

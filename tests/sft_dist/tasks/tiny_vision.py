@@ -12,9 +12,11 @@ import torch
 import transformers
 from datasets import Dataset
 from PIL import Image
+from pydantic import TypeAdapter
 
 from sft_dist.data.rows import ROW, Examples, Rows
-from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.schema import Recipe, Tuning
+from sft_dist.tuning import apply_tuning, load_weights, save_weights
 
 SIDE = 32
 FIXED = {"size": {"height": SIDE, "width": SIDE}}
@@ -167,3 +169,31 @@ def train(
         optimizer.step()
         losses.append(value.item())
     return losses
+
+
+def tuned_and_back(task: Any, folder: Path, method: str, examples: Examples, processor: Any, into: Path) -> set[str]:
+    """Tunes a model for a step, saves it and loads it into a new one, which must say the same. Returns the names of the whole
+    weights (not of adapters) that were trained."""
+    tuning = TypeAdapter(Tuning).validate_python(method)
+
+    def fresh(seed: int) -> Any:
+        torch.manual_seed(seed)  # a head that was not saved would be another one
+        model = task.build_model(str(folder), None, {}, processor)
+        return apply_tuning(model, tuning, task.peft_task)
+
+    model = fresh(1)
+    train(task, model, task.build_loss(examples), examples, processor, 2, lr=0.05, batch=4)
+    save_weights(model, model.state_dict(), into)
+    again = fresh(2)
+    load_weights(again, into)
+    inputs, _ = task.collate(examples.at(range(2)), processor, None)
+    for one, other in zip(
+        *(_tensors(task.forward(each.eval(), inputs)) for each in (model, again)), strict=True
+    ):  # fmt: skip
+        torch.testing.assert_close(one, other)
+    trained = (name for name, weight in model.named_parameters() if weight.requires_grad and "lora" not in name)
+    return {name.removeprefix("base_model.model.").replace(".modules_to_save.default", "") for name in trained}
+
+
+def _tensors(outputs: Any) -> list[torch.Tensor]:
+    return [outputs] if torch.is_tensor(outputs) else [value for value in outputs.values() if torch.is_tensor(value)]
