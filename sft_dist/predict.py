@@ -175,13 +175,26 @@ def _find(model: Path) -> tuple[Path, dict[str, Any]]:
     raise UserError(f"{model}: not an exported model; {hint}")
 
 
+DETAILS = ("probabilities", "masks")  # too long for a line that people read
+
+
 def _plain(row: dict[str, str], said: dict[str, Any]) -> str:
-    shown = [
-        f"{v:.4f}" if isinstance(v, float) else ",".join(v) if isinstance(v, list) else v
-        for k, v in said.items()
-        if k != "probabilities"
-    ]
-    return "\t".join([*map(str, shown), *row.values()])
+    return "\t".join([*(_shown(value) for key, value in said.items() if key not in DETAILS), *row.values()])
+
+
+def _shown(value: Any) -> str:
+    """Classes as `a,b`; several boxes as `label=cat score=0.9000 box=1.0,2.0,3.0,4.0; label=...`."""
+    match value:
+        case float():
+            return f"{value:.4f}"
+        case dict():
+            return " ".join(
+                f"{key}={','.join(map(str, one)) if isinstance(one, list) else _shown(one)}"
+                for key, one in value.items()
+            )
+        case list():
+            return ("; " if value and isinstance(value[0], dict) else ",").join(map(_shown, value))
+    return str(value)
 
 
 if __name__ == "__main__":
