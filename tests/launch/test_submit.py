@@ -387,7 +387,7 @@ def test_submit_and_plan_diff_tell_the_same_story(workplace: Workplace, slurm: S
     dry = workplace.run("submit", *words, "--dry-run", "--max-parallel", "2")
     assert "would send one array of 3, at most 2 at a time: 1 node, 4 CPUs; at most 01:00:00" in dry.stdout
     assert not slurm.calls("sbatch")
-    sent = workplace.run("submit", *words, "--max-parallel", "2")
+    sent = workplace.run("submit", *words, "--no-check", "--max-parallel", "2")
     assert sent.returncode == 0, sent.stderr
     assert "job 101: 3 runs as an array" in sent.stdout
     slurm.show("101_0|RUNNING|x", "101_1|PENDING|x", "101_2|PENDING|x")
@@ -400,7 +400,7 @@ def test_plan_prints_the_script_that_submit_sends(workplace: Workplace, slurm: S
     shown = workplace.run("plan", "demo.yaml", "--cluster", "./here.yaml")
     only = workplace.run("plan", "demo.yaml", "--cluster", "./here.yaml", "--script")
     assert not (workplace.path / "runs").exists()
-    assert workplace.run("submit", "demo.yaml", "--cluster", "./here.yaml").returncode == 0
+    assert workplace.run("submit", "demo.yaml", "--no-check", "--cluster", "./here.yaml").returncode == 0
     (sent,) = (workplace.path / "runs").glob("demo/*/job.sbatch")
     assert only.stdout == sent.read_text()
     assert only.stdout in shown.stdout
@@ -410,7 +410,7 @@ def test_plan_prints_the_script_that_submit_sends(workplace: Workplace, slurm: S
 def test_the_cluster_local_is_this_machine(workplace: Workplace) -> None:
     workplace.say(steps=4, step_s=0.01)
     (folder,) = workplace.capsules()
-    done = workplace.run("submit", "demo.yaml", "--cluster", "local", "--no-eval")
+    done = workplace.run("submit", "demo.yaml", "--no-check", "--cluster", "local", "--no-eval")
     assert done.returncode == 0, done.stderr
     outcome = read_json(folder.all_attempts()[0].outcome_file)
     assert outcome is not None

@@ -105,11 +105,11 @@ def test_a_sweep_is_trained_scored_and_judged_though_one_run_was_killed(
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    sft_dist("submit", "tiny.yaml", "--cluster", "devcluster", "--no-eval")
+    sft_dist("submit", "tiny.yaml", "--no-check", "--cluster", "devcluster", "--no-eval")
     plans = json.loads(sft_dist("plan", "tiny.yaml", "--cluster", "devcluster", "--json"))
     runs = [RunFolder(Path(plan["folder"])) for plan in plans]
     train = jobs_of(runs[0].path)[0].job
-    sent = sft_dist("submit", "tiny.yaml", "--cluster", "devcluster")  # what is running is judged, too
+    sent = sft_dist("submit", "tiny.yaml", "--no-check", "--cluster", "devcluster")  # what is running is judged, too
     assert "0 to send" in sent
     score, judge = (jobs_of(runs[2].path)[place] for place in (1, 2))
     assert [score.kind, score.task, judge.kind, judge.task] == ["score", 2, "eval", None]
@@ -117,7 +117,7 @@ def test_a_sweep_is_trained_scored_and_judged_though_one_run_was_killed(
     told = sft_dist("status")
     assert f"evaluation, job {score.job}: 3 {waits}" in told
     assert f"evaluation, job {judge.job}: pending" in told
-    assert "0 to send; left alone" in sft_dist("submit", "tiny.yaml", "--cluster", "devcluster")
+    assert "0 to send; left alone" in sft_dist("submit", "tiny.yaml", "--no-check", "--cluster", "devcluster")
     assert len(jobs_of(runs[2].path)) == 3
 
     idle_cluster.wait_until(lambda: any(runs[2].checkpoints.glob("step-*")), 120, "the long run's first checkpoint")

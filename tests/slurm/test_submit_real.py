@@ -65,7 +65,7 @@ class Workplace:
 
     def submit(self, *words: str) -> list[RunFolder]:
         """All runs of the recipe, with the jobs they were given."""
-        self.sft_dist("submit", "demo.yaml", "--cluster", "./here.yaml", "--no-eval", *words)
+        self.sft_dist("submit", "demo.yaml", "--cluster", "./here.yaml", "--no-eval", "--no-check", *words)
         overrides = [word for word in words if "=" in word]
         plans = json.loads(self.sft_dist("plan", "demo.yaml", "--cluster", "./here.yaml", *overrides, "--json"))
         return [RunFolder(Path(plan["folder"])) for plan in plans]
@@ -131,7 +131,7 @@ def test_an_array_of_twenty_keeps_to_its_cap_and_trains_every_run_once(workplace
     assert 2 <= most <= 4
     assert [record.id for run in runs for record in jobs_of(run.path)] == [f"{job}_{task}" for task in range(20)]
     assert "0 to send; left alone: 20 finished" in workplace.sft_dist(
-        "submit", "demo.yaml", "--cluster", "./here.yaml", sweep, "resources.processes_per_node=1"
+        "submit", "demo.yaml", "--no-check", "--cluster", "./here.yaml", sweep, "resources.processes_per_node=1"
     )
 
 
@@ -216,7 +216,7 @@ def test_a_run_folder_is_sent_again_to_go_on(workplace: Workplace) -> None:
     workplace.wait_for([run])
     assert outcome(run) == "None"
     workplace.env["STUB"] = json.dumps({"steps": 8, "step_s": 0.1})
-    workplace.sft_dist("submit", str(run.path), "--cluster", "./here.yaml", "--no-eval")
+    workplace.sft_dist("submit", str(run.path), "--cluster", "./here.yaml", "--no-eval", "--no-check")
     workplace.wait_for([run])
     assert len(jobs_of(run.path)) == 2
     assert outcome(run) == "finished"
@@ -242,7 +242,7 @@ def test_two_nodes_train_the_curve_of_one_process(
         )
         assert done.returncode == 0, done.stderr
 
-    sft_dist("submit", "tiny.yaml", "resources.nodes=2", "resources.processes_per_node=2", "--cluster", "devcluster")
+    sft_dist("submit", "tiny.yaml", "--no-check", "resources.nodes=2", "resources.processes_per_node=2", "--cluster", "devcluster")
     (folder,) = (tmp_path / "runs/tiny").glob("*/recipe.json")
     train, judge = jobs_of(folder.parent)
     idle_cluster.wait_for_job(int(train.job), 240)

@@ -100,7 +100,7 @@ class Job:
 
     def send_again(self) -> None:
         self.sft_dist(
-            "submit", str(self.folder.path), "--cluster", str(self.folder.path.parents[2] / "here.yaml"), "--no-eval"
+            "submit", str(self.folder.path), "--cluster", str(self.folder.path.parents[2] / "here.yaml"), "--no-eval", "--no-check"
         )
 
     def pause_at(self, step: int, timeout_s: float = 300) -> None:
@@ -185,7 +185,7 @@ def submit(idle_cluster: Cluster, recipe: Path, tmp_path: Path) -> Iterator[Subm
         (tmp_path / "here.yaml").write_text(CLUSTER + cluster)
         env = {**idle_cluster.environment, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
-            [sys.executable, "-m", "launch", "submit", str(recipe), "resources.nodes=2",
+            [sys.executable, "-m", "launch", "submit", str(recipe), "--no-check", "resources.nodes=2",
              f"resources.processes_per_node={processes_per_node}", *words, "--cluster", str(tmp_path / "here.yaml"), "--no-eval",
              "--runs", str(tmp_path / "runs")],
             cwd=tmp_path, env=env, capture_output=True, text=True, check=False,
