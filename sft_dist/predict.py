@@ -153,7 +153,12 @@ def _pick(row: dict[str, Any], recipe: Recipe, roles: list[str], where: str) -> 
     names = {role: recipe.data.columns.get(role, role) for role in roles}
     if missing := [name for name in names.values() if row.get(name) is None]:
         raise UserError(Problem(f"{where}: no column {missing[0]!r}", valid=tuple(str(name) for name in row)))
-    return {role: str(row[name]) for role, name in names.items()}
+    return {role: _text(row[name]) for role, name in names.items()}
+
+
+def _text(value: Any) -> str:
+    """Lists and objects as JSON: a conversation, an entity, a box."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value)
 
 
 def _json(line: str, where: str) -> dict[str, Any]:
