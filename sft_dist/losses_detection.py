@@ -60,7 +60,6 @@ class DetectionLoss:
     costs and coefficients of the model's config."""
 
     config: PreTrainedConfig
-    global_batch: int
 
     def total(self, outputs: Any, targets: Targets) -> Tensor:
         """Of a model's output after `capture`: (2,) classes and boxes, which have divisors of their own, or (1,)."""
@@ -83,15 +82,13 @@ class DetectionLoss:
         return loss.reshape(1) * boxes
 
     def weights(self, num_boxes: np.ndarray) -> np.ndarray:  # (pictures,) -> (pictures, parts)
-        """Boxes divide by boxes. A batch without any divides by one, as transformers does: so a picture without boxes
-        counts as one in `global_batch`."""
-        boxes = np.maximum(num_boxes, 1 / self.global_batch)
+        """Boxes divide by boxes; by one, as in transformers, where a whole batch has none."""
         if self.config.model_type not in SOFTMAX:
-            return boxes[:, None]
+            return num_boxes[:, None]
         # Classes divide by the weight of all queries, those that should find nothing having less.
         queries = getattr(self.config, "num_queries", None) or self.config.num_detection_tokens
         matched = np.minimum(num_boxes, queries)
-        return np.stack([matched + (queries - matched) * self.config.eos_coefficient, boxes], axis=1)
+        return np.stack([matched + (queries - matched) * self.config.eos_coefficient, num_boxes], axis=1)
 
 
 class _SoftmaxTerms(loss_for_object_detection.ImageLoss):

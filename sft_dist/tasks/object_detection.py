@@ -126,7 +126,7 @@ class ObjectDetection(BaseTask):
     def build_loss(self, train: Examples) -> DetectionLoss:
         if self.model_config is None:
             raise RuntimeError("the loss of a detector is its model's, which has to be built first")
-        return DetectionLoss(self.model_config, self.recipe.train.global_batch)
+        return DetectionLoss(self.model_config)
 
     def weights(self, loss: DetectionLoss, examples: Examples) -> np.ndarray:
         return loss.weights(examples.numbers("num_boxes"))

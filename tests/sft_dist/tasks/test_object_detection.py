@@ -126,9 +126,7 @@ def test_detr_does_not_see_padding(folders):
 
 @pytest.mark.parametrize("name", ["detr", "rt_detr"])
 def test_a_batch_without_any_object_has_a_loss_and_gradients(folders, name):
-    task, model, examples, processor, loss = ready(
-        folders[name], [scene(i, 0) for i in range(2)], train={"global_batch": 2}
-    )
+    task, model, examples, processor, loss = ready(folders[name], [scene(i, 0) for i in range(2)])
     value = step_loss(task, model.train(), loss, examples, processor, 1)
     value.backward()
     assert torch.isfinite(value)
@@ -201,9 +199,7 @@ def test_augmented_boxes_still_hold_their_objects(folders):
 @pytest.mark.slow
 def test_it_learns_where_coloured_shapes_are(folders):
     """On the pictures it is trained on: from nothing to most of them in 150 steps."""
-    task, model, examples, processor, loss = ready(
-        folders["rt_detr"], [scene(i, 1) for i in range(16)], train={"global_batch": 8}
-    )
+    task, model, examples, processor, loss = ready(folders["rt_detr"], [scene(i, 1) for i in range(16)])
     untrained = task.score(predictions_of(task, model, examples, processor), examples, processor)
     losses = train(task, model, loss, examples, processor, 150, lr=2e-3)
     predictions = predictions_of(task, model, examples, processor)

@@ -15,6 +15,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from sft_dist.data.rows import ROW, Examples, Rows
+from sft_dist.inference import divisors_of, weights_of
 from sft_dist.recipe.schema import Recipe, Tuning
 from sft_dist.tuning import apply_tuning, load_weights, save_weights
 
@@ -131,12 +132,12 @@ def examples_of(task: Any, rows: Rows, processor: Any, split: str = "train") -> 
 
 def step_loss(task: Any, model: Any, loss: Any, examples: Examples, processor: Any, micro_batches: int) -> torch.Tensor:
     """The loss of all examples as one global batch, computed in so many micro-batches, as the loop does."""
-    weights = np.asarray(task.weights(loss, examples)).reshape(len(examples), -1).sum(axis=0)
-    total = torch.zeros(len(weights))
+    divisors = divisors_of(weights_of(task, loss, examples))
+    total = torch.zeros(len(divisors))
     for part in np.array_split(np.arange(len(examples)), micro_batches):
         inputs, targets = task.collate(examples.at(part), processor, None)
         total = total + loss.total(task.forward(model, inputs), targets).reshape(-1)
-    return (total / torch.from_numpy(weights).float()).sum()
+    return (total / torch.from_numpy(divisors).float()).sum()
 
 
 def predictions_of(task: Any, model: Any, examples: Examples, processor: Any, batch: int = 4) -> list[Any]:
@@ -154,7 +155,7 @@ def train(
     rngs: Callable[[int, np.ndarray], Any] = lambda step, chosen: None,
 ) -> list[float]:  # fmt: skip
     """A few plain steps of AdamW. Returns the losses."""
-    weights = np.asarray(task.weights(loss, examples)).reshape(len(examples), -1)
+    weights = weights_of(task, loss, examples)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     losses, rng = [], np.random.default_rng(0)
     model.train()
@@ -162,7 +163,7 @@ def train(
         chosen = rng.choice(len(examples), batch, replace=False)
         inputs, targets = task.collate(examples.at(chosen), processor, rngs(step, chosen))
         total = loss.total(task.forward(model, inputs), targets).reshape(-1)
-        value = (total / torch.from_numpy(weights[chosen].sum(axis=0)).float()).sum()
+        value = (total / torch.from_numpy(divisors_of(weights[chosen])).float()).sum()
         optimizer.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
