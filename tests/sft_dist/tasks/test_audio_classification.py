@@ -199,6 +199,13 @@ def test_labels_are_learned_in_order(rows, tmp_path):
     ] == [1]
 
 
+def test_a_model_that_knows_other_classes_gets_a_new_head(rows, tmp_path):
+    task = AudioClassification(recipe("audio-classification", ast(tmp_path)))
+    task.labels = ["a", "b", "c"]
+    model = task.build_model(str(tmp_path), None, {}, task.load_processor(str(tmp_path)))
+    assert model.classifier.dense.out_features == 3
+
+
 def test_masks_belong_to_the_augmentation(rows, tmp_path):
     with pytest.raises(UserError, match=r"model\.config\.mask_time_prob") as found:
         made(wav2vec2(tmp_path), rows, model={"config": {"mask_time_prob": 0.1}})
