@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart fetch-samples test test-fast test-slurm check bench bench-checkpoint clean
+.PHONY: help setup quickstart fetch-samples test test-fast test-slurm check bench bench-checkpoint bench-memory clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -43,11 +43,15 @@ check: setup     ## ruff, mypy, import-linter, codespell
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
-bench: setup     ## start-up times beside `accelerate launch --help`
+bench: setup     ## start-up times beside `accelerate launch --help`; encoding beside the tokenizer alone
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/tokenise.py
 
 bench-checkpoint: setup ## checkpoints of a real model under each strategy, and 1,000 kills while saving
 	$(BIN)/python benchmarks/checkpoint.py --kills 1000
+
+bench-memory: setup ## preparing 5 GB of text within 1 GB of memory
+	$(BIN)/python benchmarks/memory.py --gigabytes 5 --limit 1
 
 clean:           ## remove what was built (runs/ stays)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
