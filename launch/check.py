@@ -59,7 +59,7 @@ def run_check(
             answers.append(json.loads(done.stdout) if done.stdout.strip() else None)
         else:
             print(done.stdout, end="")
-            if done.returncode in (0, ERRORS):
+            if done.returncode in (0, ERRORS) and file.is_file():
                 print(f"page      {file}")
         code = max(code, done.returncode)
     if as_json:

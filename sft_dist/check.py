@@ -7,6 +7,7 @@ Reads and prepares with the code that trains, and leaves what it prepared in the
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 import tempfile
@@ -44,7 +45,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         report, subject = check(recipe, say, options.runs, options.time)
         report = replace(report, allowed=tuple(options.allow))
-        if options.html:
+        if options.html and importlib.util.find_spec("matplotlib") is None:
+            say("no page: matplotlib is not installed (pip install 'sft-dist[check]')")
+        elif options.html:
             say(f"writing {options.html}")
             _write_page(options.html, report, subject, options.preview)
     except UserError as error:

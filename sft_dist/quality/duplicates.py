@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sft_dist.quality.findings import Finding, Places, RowId, found, rows_text
+from sft_dist.quality.findings import MOST_ROWS, Finding, Places, RowId, found, rows_text
+from sft_dist.recipe.schema import SPLITS
 
 NEAR = 0.8  # Jaccard similarity of five-character shingles
 MOST_NEAR = 200_000  # texts that near-duplicates are looked for in
@@ -103,18 +104,19 @@ def _repeats(names: Sequence[RowId]) -> list[tuple[RowId, RowId]]:
 def _duplicates(kind: str, what: str, pairs: Sequence[tuple[RowId, RowId]]) -> list[Finding]:
     if not pairs:
         return []
-    return [
-        found(
-            kind,
-            f"{rows_text(len(pairs))} {what}",
-            [copy for copy, _ in pairs],
-            repeats=[list(of) for _, of in pairs[:1000]],
-        )
-    ]
+    ordered = sorted(pairs, key=lambda pair: _order(pair[0]))
+    first = [list(of) for _, of in ordered[:MOST_ROWS]]
+    return [found(kind, f"{rows_text(len(pairs))} {what}", [copy for copy, _ in ordered], repeats=first)]
 
 
 def _leaks(kind: str, what: str, rows: Sequence[RowId]) -> list[Finding]:
     if not rows:
         return []
-    splits = " and ".join(dict.fromkeys(split for split, _ in rows))
-    return [found(kind, f"{what} in {splits}: {rows_text(len(rows))}", rows)]
+    ordered = sorted(rows, key=_order)
+    *first, last = dict.fromkeys(split for split, _ in ordered)
+    return [found(kind, f"{what} in {', '.join(first)} and {last}: {rows_text(len(rows))}", ordered)]
+
+
+def _order(row: RowId) -> tuple[int, str, int]:
+    split, number = row
+    return SPLITS.index(split) if split in SPLITS else len(SPLITS), split, number

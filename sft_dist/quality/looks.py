@@ -7,6 +7,7 @@ image, mask, audio                              decoded once each
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -236,6 +237,8 @@ def _at_copies(subject: Subject, say: Say) -> list[Finding]:
     here = np.concatenate([_digests_of(subject, split, rows.ids) for split, rows in subject.rows.items()])
     findings += duplicates.look_for_leaks(trained, here)
     texts = subject.input_texts
+    if texts and _lacks(subject, "datasketch", "near-duplicates are not looked for"):
+        return findings
     if texts:
         say(f"looking for near-duplicates among {min(len(texts), duplicates.MOST_NEAR):,} texts")
         if len(texts) > duplicates.MOST_NEAR:
@@ -243,6 +246,14 @@ def _at_copies(subject: Subject, say: Say) -> list[Finding]:
         step = _counted(say, "texts compared", min(len(texts), duplicates.MOST_NEAR))
         findings += duplicates.look_for_near_copies(trained, texts, step)
     return findings
+
+
+def _lacks(subject: Subject, package: str, so: str) -> bool:
+    """A package of the `check` extra is not installed: said once."""
+    if importlib.util.find_spec(package) is not None:
+        return False
+    subject.notes.append(f"{so}: {package} is not installed (pip install 'sft-dist[check]')")
+    return True
 
 
 def _digests_of(subject: Subject, split: str, ids: np.ndarray) -> np.ndarray:
@@ -296,7 +307,7 @@ def _at_labels(subject: Subject, say: Say) -> list[Finding]:
     if not subject.has("label") or not _are_classes(subject):
         return findings
     values = list(subject.values("label"))
-    if any(isinstance(value, list) for value in values):
+    if any(isinstance(value, list) for value in values) or _lacks(subject, "cleanlab", "labels are not judged"):
         return findings
     chosen = duplicates.sample_by_split(subject.places, labels.MOST_JUDGED)
     usable, features = _features(subject, chosen)

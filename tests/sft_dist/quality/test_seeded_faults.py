@@ -426,3 +426,19 @@ def test_every_kind_of_the_table_is_seeded(places: Places) -> None:
         seeded |= set(fault(SETS[name](one), one))
     assert seeded == set(KINDS)
     assert len(seeded) >= 15
+
+
+def test_without_the_extra_packages_the_other_looks_are_taken(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    gone = ("cleanlab", "datasketch")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in gone else find(name, *more))
+    made = SETS["topics"](places)
+    leak(made, places)
+    report, _ = check(made.recipe(places.folder))
+    assert {one.kind for one in report.findings} == {"leak"}
+    assert [note.split(":")[0] for note in report.notes] == [
+        "near-duplicates are not looked for",
+        "labels are not judged",
+    ]
