@@ -22,7 +22,14 @@ from sft_dist.scores_vision import MOST_BOXES, box_scores
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.classes import NO_LABEL, class_name, sorted_labels, unknown_classes
 from sft_dist.tasks.loading import load_pretrained
-from sft_dist.tasks.pictures import PICTURE, content, load_image_processor, pixels_of, warn_of_batch_statistics
+from sft_dist.tasks.pictures import (
+    PICTURE,
+    config_of,
+    content,
+    load_image_processor,
+    pixels_of,
+    warn_of_batch_statistics,
+)
 
 if TYPE_CHECKING:
     from sft_dist.data.rows import Examples, Rows
@@ -124,9 +131,7 @@ class ObjectDetection(BaseTask):
         return model
 
     def build_loss(self, train: Examples) -> DetectionLoss:
-        if self.model_config is None:
-            raise RuntimeError("the loss of a detector is its model's, which has to be built first")
-        return DetectionLoss(self.model_config)
+        return DetectionLoss(self.model_config or config_of(self.recipe, self.labels))
 
     def weights(self, loss: DetectionLoss, examples: Examples) -> np.ndarray:
         return loss.weights(examples.numbers("num_boxes"))

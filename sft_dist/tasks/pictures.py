@@ -11,9 +11,11 @@ import datasets
 import xxhash
 from PIL.Image import Image
 from torch import Tensor, nn
-from transformers import AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.references import model_source
+from sft_dist.recipe.schema import Recipe
 
 log = logging.getLogger("sft_dist")
 
@@ -31,6 +33,15 @@ def load_image_processor(source: str, **options: Any) -> Any:
         raise UserError(
             Problem(f"its pictures cannot be prepared here: {said}", "model.path", None, source, (), hint)
         ) from error
+
+
+def config_of(recipe: Recipe, labels: list[str]) -> PreTrainedConfig:
+    """The config a model of this recipe would have, for losses that need it where no model was built by the same task."""
+    source, names = model_source(recipe.model.path), dict(enumerate(labels))
+    config = AutoConfig.from_pretrained(source, revision=recipe.model.revision, id2label=names)
+    for key, value in recipe.model.config.items():
+        setattr(config, key, value)
+    return config
 
 
 def content(picture: dict[str, Any]) -> bytes:

@@ -30,7 +30,14 @@ from sft_dist.scores_vision import confusion, mask_scores
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.classes import unknown_classes
 from sft_dist.tasks.loading import load_pretrained
-from sft_dist.tasks.pictures import PICTURE, content, load_image_processor, pixels_of, warn_of_batch_statistics
+from sft_dist.tasks.pictures import (
+    PICTURE,
+    config_of,
+    content,
+    load_image_processor,
+    pixels_of,
+    warn_of_batch_statistics,
+)
 
 if TYPE_CHECKING:
     from sft_dist.data.rows import Examples, Rows
@@ -156,14 +163,12 @@ class SemanticSegmentation(BaseTask):
         return model
 
     def build_loss(self, train: Examples) -> PixelLoss | QueryLoss:
-        if self.model_config is None:
-            raise RuntimeError("the loss depends on the model, which has to be built first")
-        loss = self.recipe.train.loss
-        if self.model_config.model_type in QUERIES:
+        config, loss = self.model_config or config_of(self.recipe, self.labels), self.recipe.train.loss
+        if config.model_type in QUERIES:
             if loss is not None:
                 what = "this model has a matching loss of its own"
                 raise UserError(Problem(what, "train.loss", None, loss.name, (), "leave it out"))
-            return QueryLoss(self.model_config, self.ignore_index)
+            return QueryLoss(config, self.ignore_index)
         if isinstance(loss, DiceLoss):
             return PixelLoss(build_loss(None, "single-label", self.labels, _none), self.ignore_index, 1 - loss.cross_entropy)  # type: ignore[arg-type] # fmt: skip
         if getattr(loss, "class_weights", None) == "balanced":
