@@ -39,7 +39,10 @@ def to_html(report: Report, examples: Sequence[Any] = (), augmented: bool = Fals
 
 
 def class_plot(classes: Mapping[str, Mapping[str, int]], unit: str) -> str:
-    """SVG: for each class a bar a split, as a share of the split."""
+    """SVG: for each class a bar a split, as a share of the split. Words outside of any name would hide all others."""
+    outside = unit == "words" and any("O" in one for one in classes.values())
+    if outside:
+        classes = {split: {name: n for name, n in one.items() if name != "O"} for split, one in classes.items()}
     names = sorted(
         {name for one in classes.values() for name in one},
         key=lambda name: (-max(one.get(name, 0) for one in classes.values()), name),
@@ -58,10 +61,12 @@ def class_plot(classes: Mapping[str, Mapping[str, int]], unit: str) -> str:
             )
     axes.set_yticks(range(len(shown)), [name if len(name) <= 24 else f"{name[:23]}…" for name in shown])
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.margins(x=0.12, y=0.01)
     axes.set_xlabel(
         f"% of the {unit} of a split" + (f"; {len(names) - len(shown)} more classes" if len(names) > len(shown) else "")
     )
+    if outside:
+        axes.set_title("without O", fontsize=8, color=_INK, loc="left")
     _legend(axes)
     return _svg(figure)
 
