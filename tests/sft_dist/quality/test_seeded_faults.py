@@ -442,3 +442,30 @@ def test_without_the_extra_packages_the_other_looks_are_taken(places: Places, mo
         "near-duplicates are not looked for",
         "labels are not judged",
     ]
+
+
+def test_the_page_shows_examples_of_every_task_before_and_after(places: Places) -> None:
+    from sft_dist.quality.page import to_html
+    from sft_dist.quality.preview import examples
+
+    picture = {"augment": {"image": {"flip": 1.0, "crop": 0.7, "color": 0.3}}}
+    sound = {"augment": {"audio": {"probability": 1.0, "noise_snr": [5.0, 10.0], "time_masks": 1}}}
+    text = {"augment": {"text": {"probability": 1.0, "delete": 0.3}}}
+    for name, data, sides in (
+        ("reviews", text, 2), ("tagged", {}, 2), ("translated", {}, 2), ("chats", {}, 1), ("images", picture, 2),
+        ("boxes", picture, 2), ("masks", picture, 2), ("sounds", sound, 2), ("speech", sound, 2),
+    ):  # fmt: skip
+        one = Places(places.folder / name, places.models)
+        report, subject = check(SETS[name](one).recipe(one.folder, **data))
+        assert subject is not None
+        shown = examples(subject, 3)
+        assert [len(example.panels[0]) for example in shown] == [sides] * 3, name
+        assert not any(panel.fault for example in shown for panels in example.panels for panel in panels)
+        if data:  # what is shown after is not what was before, and the same on every look
+            changed = [example.panels[0][0] != example.panels[0][1] for example in shown]
+            assert all(changed), name
+            assert examples(subject, 3) == shown
+        page = to_html(report, shown, bool(data))
+        assert page.count('<section class="example">') == 3
+        assert page.count("data:image/") == (6 if data not in ({}, text) else 0), name
+        assert page.count("data:audio/wav") == (6 if data == sound else 0)
