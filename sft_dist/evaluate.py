@@ -218,7 +218,11 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def render(board: dict[str, Any]) -> str:
     """The leaderboard as Markdown, aligned so that it reads well in a terminal too."""
     winner, metric = board["winner"], board["metric"]
-    names = [name for name, value in winner["validation"].items() if not isinstance(value, (list, dict)) and name != "examples"]
+    names = [
+        name
+        for name, value in winner["validation"].items()
+        if not isinstance(value, (list, dict)) and name != "examples"
+    ]
     names.sort(key=lambda name: name != metric)
     varied = sorted({key for settings in board["differences"].values() for key in settings})
     rows = [["", "run", "step", *varied, *names]]

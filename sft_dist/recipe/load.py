@@ -317,10 +317,14 @@ def _lay(layer: Source, path: KeyPath, document: Document, problems: list[Proble
 def _make_absolute(data: dict[str, Any], folder: Path) -> None:
     """Local paths relative to `folder` become absolute, those in the matrix too. Changes `data`."""
     folder = Path(os.path.abspath(folder))
-    for path in (("model", "path"), ("model", "tokenizer"), ("data", "source")):
+    for path in (("model", "path"), ("model", "tokenizer"), ("data", "source"), ("task", "chat_template")):
         section = data.get(path[0])
         if isinstance(section, dict) and path[1] in section:
-            data[path[0]] = {**section, path[1]: _absolute(section[path[1]], folder)}
+            value = section[path[1]]
+            if path == ("task", "chat_template") and isinstance(value, str):  # always a file, never a hub id
+                data["task"] = {**section, "chat_template": os.path.abspath(folder / os.path.expanduser(value))}
+            else:
+                data[path[0]] = {**section, path[1]: _absolute(value, folder)}
     if isinstance(matrix := data.get("matrix"), dict):
         data["matrix"] = _absolute_matrix(matrix, folder)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Audio
+from datasets import Value
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, WhisperFeatureExtractor
 
@@ -25,7 +25,8 @@ from sft_dist.recipe.references import model_source
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks.base import Rngs
 
-AUDIO = Audio(decode=False)
+# Not `datasets.Audio`: that copies every file into the table when the table is saved.
+AUDIO = {"bytes": Value("binary"), "path": Value("string")}
 NO_AUDIO = "no audio"
 FRAMES_PER_SECOND = 50  # of every model here, after its convolutions: the measure of an example's work
 

@@ -71,8 +71,10 @@ class InstructionTuning(BaseTask):
     def load_processor(self, source: str, **options: Any) -> PreTrainedTokenizerBase:
         """With the chat template that is trained on, so that it is saved with the model."""
         tokenizer = load_tokenizer(source, **options)
-        if self.settings.chat_template is not None:
-            tokenizer.chat_template = _read_template(self.settings.chat_template)
+        template = self.settings.chat_template
+        # An exported model has it already, perhaps on a machine where the file is not.
+        if template is not None and (Path(template).is_file() or tokenizer.chat_template is None):
+            tokenizer.chat_template = _read_template(template)
         elif tokenizer.chat_template is None:
             if tokenizer.eos_token is None:
                 what = "the tokenizer has neither a chat template nor an end-of-text token to end answers with"

@@ -38,7 +38,6 @@ def load_pretrained(
     if labels is not None:
         numbered = dict(enumerate(labels))
         names = {
-            "num_labels": len(numbered),
             "id2label": numbered,
             "label2id": {name: i for i, name in numbered.items()},
         }

@@ -279,7 +279,9 @@ def test_class_shares_are_kept_in_every_part(skewed):
     found = prepared(skewed, split={"validation": 0.2, "test": 0.1})
     for split, rare in {"train": 21, "validation": 6, "test": 3}.items():
         assert Counter(found.splits[split].column("label"))["rare"] == rare
-    free = [prepared(skewed, split={"seed": seed, "stratify": False}).splits["test"].column("label") for seed in range(5)]
+    free = [
+        prepared(skewed, split={"seed": seed, "stratify": False}).splits["test"].column("label") for seed in range(5)
+    ]
     assert {Counter(targets)["rare"] for targets in free} != {3}
 
 

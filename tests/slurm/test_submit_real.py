@@ -242,7 +242,15 @@ def test_two_nodes_train_the_curve_of_one_process(
         )
         assert done.returncode == 0, done.stderr
 
-    sft_dist("submit", "tiny.yaml", "--no-check", "resources.nodes=2", "resources.processes_per_node=2", "--cluster", "devcluster")
+    sft_dist(
+        "submit",
+        "tiny.yaml",
+        "--no-check",
+        "resources.nodes=2",
+        "resources.processes_per_node=2",
+        "--cluster",
+        "devcluster",
+    )
     (folder,) = (tmp_path / "runs/tiny").glob("*/recipe.json")
     train, judge = jobs_of(folder.parent)
     idle_cluster.wait_for_job(int(train.job), 240)

@@ -100,7 +100,12 @@ class Job:
 
     def send_again(self) -> None:
         self.sft_dist(
-            "submit", str(self.folder.path), "--cluster", str(self.folder.path.parents[2] / "here.yaml"), "--no-eval", "--no-check"
+            "submit",
+            str(self.folder.path),
+            "--cluster",
+            str(self.folder.path.parents[2] / "here.yaml"),
+            "--no-eval",
+            "--no-check",
         )
 
     def pause_at(self, step: int, timeout_s: float = 300) -> None:
