@@ -17,7 +17,8 @@ from sft_dist.recipe.errors import Mark, Problem, UserError
 from sft_dist.recipe.explain import Schema, problems_from
 from sft_dist.recipe.load import Source, shown
 from sft_dist.recipe.references import shipped
-from sft_dist.recipe.schema import NAME_PATTERN, Positive, Section
+from sft_dist.recipe.schema import NAME_PATTERN, Positive
+from sft_dist.recipe.section import Section
 from sft_dist.recipe.units import bytes_of, check_memory, check_time, seconds_of
 from sft_dist.recipe.yaml_lines import read_yaml, similar_to
 

@@ -34,8 +34,6 @@ NO_LABEL = "no label"
 class ClassTask(BaseTask):
     """One class, any number of classes, or one number for an example."""
 
-    peft_task: str | None = None
-
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         task = recipe.task
