@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from launch.child import environment
-from launch.expand import MOST_PROBLEMS, Run, expand, locate
-from launch.prepare import Prepared
+from launch.expand import MOST_PROBLEMS, Run, expand
+from launch.prepare import Prepared, require_references
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.findings import KINDS
-from sft_dist.recipe.load import Source, read
-from sft_dist.recipe.references import check_references, data_fingerprint
+from sft_dist.recipe.load import read
+from sft_dist.recipe.references import data_fingerprint
 from sft_dist.recipe.run_folder import cache_root, read_json
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.yaml_lines import similar_to
@@ -44,7 +44,7 @@ def run_check(
     _check_names(allow)
     source = read(target, overrides)
     runs = _distinct(expand(source))
-    _check_references(runs, source)
+    require_references(runs, source)
     code = 0
     answers: list[Any] = []
     for number, run in enumerate(runs, 1):
@@ -141,12 +141,6 @@ def _distinct(runs: Iterable[Run]) -> list[Run]:
         key = json.dumps([part.model_dump(mode="json") for part in (recipe.data, recipe.task, recipe.model)])
         found.setdefault(key, run)
     return list(found.values())
-
-
-def _check_references(runs: Sequence[Run], source: Source) -> None:
-    problems = [locate(problem, source, run.places) for run in runs for problem in check_references(run.recipe)]
-    if problems:
-        raise UserError(problems[:MOST_PROBLEMS])
 
 
 def _check_names(allow: Collection[str]) -> None:

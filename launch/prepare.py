@@ -53,7 +53,7 @@ def prepare(
         return [prepare_folder(Path(target).resolve(), processes, cluster=cluster)]
     source = read(target, overrides)
     runs = expand(source)
-    _check_references(runs, source)
+    require_references(runs, source)
     parent = root / runs[0].recipe.name
     taken = _capsules(parent)
     machine = Machine.node_of(cluster) if cluster else detect_machine()
@@ -148,7 +148,7 @@ def _capsules(parent: Path) -> dict[str, int]:
     return newest(os.listdir(parent)) if parent.is_dir() else {}
 
 
-def _check_references(runs: Sequence[Run], source: Source) -> None:
+def require_references(runs: Sequence[Run], source: Source) -> None:
     """Does what the recipe points to exist? Once for each distinct model and data section."""
     problems: dict[tuple[str, str], Problem] = {}
     for run in _distinct(runs, lambda run: (id(run.recipe.model), id(run.recipe.data))):
