@@ -179,7 +179,7 @@ class _Reader:
     def __init__(self, source: Dataset, split: str, recipe: Recipe, task: Task) -> None:
         self.split, self.data, self.task = split, recipe.data, task
         self.columns = columns_of(source, recipe)
-        self.names = {name: _named(source.features[name]) for name in self.columns.values()}
+        self.names = {name: naming_of(source.features[name]) for name in self.columns.values()}
         self.stored = tuple(task.row_features)
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -250,7 +250,7 @@ def _wanted(source: Dataset, split: str, data: Data) -> np.ndarray:
     keep = np.ones(len(source), dtype=bool)
     for name, wanted in data.where.items():
         require_column(source, name, f"where.{name}")
-        named = _named(source.features[name]) or (lambda value: value)
+        named = naming_of(source.features[name]) or (lambda value: value)
         allowed = wanted if isinstance(wanted, list) else [wanted]
         there: Counter[str] = Counter()
         hits = []
@@ -266,13 +266,13 @@ def _wanted(source: Dataset, split: str, data: Data) -> np.ndarray:
     return np.flatnonzero(keep)
 
 
-def _named(feature: Any) -> Callable[[Any], Any] | None:
+def naming_of(feature: Any) -> Callable[[Any], Any] | None:
     """Class numbers -> class names, wherever they are in a column's values; None when there are none."""
     if isinstance(feature, ClassLabel):
         return lambda number: None if number is None or number < 0 else feature.int2str(number)
-    if isinstance(feature, List) and (inner := _named(feature.feature)):
+    if isinstance(feature, List) and (inner := naming_of(feature.feature)):
         return lambda values: None if values is None else [inner(value) for value in values]
-    if isinstance(feature, dict) and (parts := {key: _named(value) for key, value in feature.items()}):
+    if isinstance(feature, dict) and (parts := {key: naming_of(value) for key, value in feature.items()}):
         changed = {key: part for key, part in parts.items() if part}
         if changed:
             return lambda value: value and {**value, **{key: part(value[key]) for key, part in changed.items()}}

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from datasets import (
-    ClassLabel,
     Dataset,
     DatasetDict,
     IterableDataset,
@@ -87,30 +86,6 @@ def _of_epoch(data: Data, epoch: int) -> Data:
     keeps the order of files that it has met.)"""
     seed = int(np.random.SeedSequence([data.split.seed, epoch]).generate_state(1)[0])
     return data.model_copy(update={"split": data.split.model_copy(update={"seed": seed})})
-
-
-def column(rows: Dataset, name: str, role: str) -> list:
-    """One column as a list; class numbers become class names. Raises UserError listing the columns there are."""
-    if name not in rows.column_names:
-        raise UserError(
-            Problem(
-                f"the data has no column {name!r}",
-                path=f"data.columns.{role}",
-                found=name,
-                valid=tuple(rows.column_names),
-            )
-        )
-    feature = rows.features[name]
-    values = rows[name][:]
-    if isinstance(feature, ClassLabel):
-        return [_class_name(feature, value) for value in values]
-    if isinstance(inner := getattr(feature, "feature", None), ClassLabel):  # a list of classes a row
-        return [None if value is None else [_class_name(inner, one) for one in value] for value in values]
-    return values
-
-
-def _class_name(feature: ClassLabel, number: int | None) -> str | None:
-    return None if number is None or number < 0 else feature.int2str(number)
 
 
 # ── several sources ─────────────────────────────────────────────────────────────────────────────────────────────────
