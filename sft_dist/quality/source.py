@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from sft_dist.data.formats.faults import DELIMITERS, fields_of_any_size
 from sft_dist.data.prepare import IDENTITY, REASON, columns_of, read_rows
 from sft_dist.data.rows import ROW, Rows
 from sft_dist.data.sources import load_rows
@@ -43,7 +44,6 @@ REASONS = (
 _CLASSES = {"label", "tags", "objects", "mask"}  # roles that hold classes
 _FAULT = "fault "
 _NOT_UTF8 = "not UTF-8"
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,9 @@ def _bad_utf8(recipe: Recipe, error: UserError) -> Iterator[Finding]:
 def bad_rows(file: Path) -> tuple[list[int], int]:
     """Rows of a table or file of lines that hold bytes which are not UTF-8, and how many rows there are."""
     suffix = suffix_of(file)
-    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-        if suffix in _DELIMITERS:
-            csv.field_size_limit(2**31 - 1)
-            rows: Iterator[str] = ("\0".join(row) for row in csv.reader(lines, delimiter=_DELIMITERS[suffix]) if row)
+    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines, fields_of_any_size():
+        if suffix.removeprefix(".") in DELIMITERS:
+            rows: Iterator[str] = ("\0".join(row) for row in csv.reader(lines, delimiter=DELIMITERS[suffix[1:]]) if row)
             next(rows, None)  # the header
         else:
             rows = (line for line in lines if line.strip())

@@ -55,7 +55,7 @@ def _fault(name: str, file: str) -> str:
 def ragged(file: str, delimiter: str) -> str:
     """The first row with more or fewer fields than the header has; empty lines are no rows."""
     last_line = 0
-    with opened(file) as content, _fields_of_any_size():
+    with opened(file) as content, fields_of_any_size():
         reader = csv.reader(_decoded(content), delimiter=delimiter, strict=True)
         try:
             header = next((row for row in reader if row), [])
@@ -132,7 +132,7 @@ def _decoded(content: IO[bytes]) -> Iterator[str]:
 
 
 @contextmanager
-def _fields_of_any_size() -> Iterator[None]:
+def fields_of_any_size() -> Iterator[None]:
     """`csv` refuses fields of more than 128 KiB, which pandas reads."""
     before = csv.field_size_limit(sys.maxsize)
     try:
