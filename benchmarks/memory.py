@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 WORDS = 20_000
-ROW_WORDS = 600  # about 4 kB
+PASSAGES, PASSAGE_WORDS, ROW_PASSAGES = 5_000, 60, 10  # a row has about 4 kB
 
 CHILD = """
 import json, sys
@@ -41,12 +41,12 @@ print(json.dumps({split: len(part) for split, part in parts.items()}))
 def write(file: Path, size: int) -> None:
     rng = np.random.default_rng(0)
     words = np.array(["".join(rng.choice(list("etaoinshrdlu"), rng.integers(2, 10))) for _ in range(WORDS)])
+    passages = [" ".join(words[rng.integers(0, WORDS, PASSAGE_WORDS)]) for _ in range(PASSAGES)]
     written = 0
     with file.open("w", encoding="utf-8") as stream:
         while written < size:
-            line = json.dumps(
-                {"text": " ".join(words[rng.integers(0, WORDS, ROW_WORDS)]), "label": int(rng.integers(4))}
-            )
+            chosen = rng.integers(0, PASSAGES, ROW_PASSAGES)
+            line = json.dumps({"text": " ".join(passages[one] for one in chosen), "label": int(rng.integers(4))})
             written += stream.write(line + "\n")
 
 

@@ -151,7 +151,7 @@ def plan_run(
         asked = request(recipe.resources, cluster, min(wanted, machine.gpus or wanted)) if cluster else None
     if problems:
         raise UserError(problems)
-    steps = _steps(recipe, rows.train) if rows.train else None
+    steps = _steps(recipe, rows.train) if rows.train or recipe.data.streaming else None
     cores = asked.cpus if asked else machine.cores
     threads = recipe.resources.threads_per_process or max(1, cores // shape.processes_per_node)
     where = str(folder)
@@ -250,9 +250,10 @@ def _strategy(recipe: Recipe, shape: Shape, machine: Machine, python: str) -> tu
 _KNOWN_STRATEGIES: dict[tuple[object, ...], tuple[Choice, Launch]] = {}
 
 
-def _steps(recipe: Recipe, rows: int) -> Steps:
+def _steps(recipe: Recipe, rows: int | None) -> Steps:
     train = recipe.train
-    key = (train.epochs, train.steps, train.global_batch, train.warmup, train.save_every, train.eval_every, rows)
+    periods = (train.warmup, train.save_every, train.eval_every, train.keep_every)
+    key = (train.epochs, train.steps, train.global_batch, *periods, rows)
     if key not in _KNOWN_STEPS:
         _KNOWN_STEPS[key] = steps_of(recipe, rows)
     return _KNOWN_STEPS[key]

@@ -97,9 +97,10 @@ def _steps(plan: Plan) -> list[str]:
     if plan.steps is None:
         return [_field("steps", f"not known before the data is read ({plan.rows.unknown})")]
     s = plan.steps
-    epochs = s.total / s.steps_per_epoch
+    per_epoch = s.steps_per_epoch
+    length = f"= {s.total / per_epoch:.4g} epochs of {per_epoch:,}" if per_epoch else "of a stream"
     return [
-        _field("steps", f"{s.total:,} = {epochs:.4g} epochs of {s.steps_per_epoch:,}, warm-up {s.warmup:,}"),
+        _field("steps", f"{s.total:,} {length}, warm-up {s.warmup:,}"),
         _field("validates at", points(s.eval_points)),
         _field("saves at", points(s.save_points)),
     ]

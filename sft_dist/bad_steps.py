@@ -75,7 +75,7 @@ def _bad_loss(t: Training, loss: float) -> str:
 def _whose_loss(t: Training, step: int, totals: list[Tensor]) -> str:
     slots = t.source.indices(step)
     means = [float(total.sum()) / max(len(slot), 1) for total, slot in zip(totals, slots, strict=True)]
-    every = _of_all_ranks(t, means, slots)
+    every = _of_all_ranks(t, step, means, slots)
     mean, rank, rows = max(every, key=lambda one: one[0] if math.isfinite(one[0]) else math.inf)
     worst = f"rank {rank} has {mean:g} an example on rows {_shown(rows)}"
     if len(every) > 1 and not any(math.isfinite(mean) for mean, _, _ in every):
@@ -102,7 +102,7 @@ def _whose_gradient(t: Training, step: int, forward_backward: Callable[[int, Mic
     finally:
         for hook in hooks:
             hook.remove()
-    every = _of_all_ranks(t, bad, slots)
+    every = _of_all_ranks(t, step, bad, slots)
     guilty = [(rank, rows) for is_bad, rank, rows in every if is_bad]
     if not guilty:
         return f"it comes from none of the {len(every)} micro-batches by itself"
@@ -110,10 +110,13 @@ def _whose_gradient(t: Training, step: int, forward_backward: Callable[[int, Mic
     return f"it comes from rank {rank}, rows {_shown(rows)}, {len(guilty)} of {len(every)} micro-batches"
 
 
-def _of_all_ranks(t: Training, values: list[Any], slots: list[np.ndarray]) -> list[tuple[Any, int, list[int]]]:
+def _of_all_ranks(
+    t: Training, step: int, values: list[Any], slots: list[np.ndarray]
+) -> list[tuple[Any, int, list[int]]]:
     """(value, rank, rows) of each micro-batch of the step that has examples."""
     rank = t.accelerator.process_index
-    mine = [(value, rank, t.train.ids[slot].tolist()) for value, slot in zip(values, slots, strict=True) if len(slot)]
+    ids = t.blocks.at(step).examples.ids
+    mine = [(value, rank, ids[slot].tolist()) for value, slot in zip(values, slots, strict=True) if len(slot)]
     return gather_object(mine)
 
 

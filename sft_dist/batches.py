@@ -72,6 +72,8 @@ class BatchPlan:
     global_batch: int
     batching: str
     shares: np.ndarray | None = None  # (examples,) of draws, for examples that are not all drawn equally often
+    first_step: int = 1  # of the first epoch, and that epoch's number: a block of a stream is one in a row of plans
+    first_epoch: int = 0
     _epoch: tuple[int, list[np.ndarray]] = field(default=(-1, []), repr=False)
 
     @property
@@ -80,10 +82,13 @@ class BatchPlan:
 
     def at(self, step: int) -> np.ndarray:
         """Indices of the examples of step `step`."""
-        epoch, index = divmod(step - 1, self.steps_per_epoch)
+        epoch, index = self.epoch_of(step), (step - self.first_step) % self.steps_per_epoch
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self._batches(epoch))
         return self._epoch[1][index]
+
+    def epoch_of(self, step: int) -> int:
+        return self.first_epoch + (step - self.first_step) // self.steps_per_epoch
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
         return epoch_batches(self.lengths, self.seed, epoch, self.global_batch, self.batching, self.shares)

@@ -80,9 +80,12 @@ def check(
     """What is found, and what it was found in. Raises UserError for what is wrong with the recipe and not with its data."""
     from sft_dist.quality import looks
     from sft_dist.quality.report import Report
-    from sft_dist.quality.source import read_source
+    from sft_dist.quality.source import beginning, read_source
     from sft_dist.tasks import task_of
 
+    if recipe.data.streaming is not None:
+        report, subject = check(beginning(recipe, say), say, runs, timed)
+        return _of_a_stream(report), subject
     task = task_of(recipe)
     with tempfile.TemporaryDirectory(prefix="sft-dist-check-") as scratch:
         source = read_source(recipe, task, Path(scratch), say)
@@ -91,6 +94,13 @@ def check(
         subject = looks.subject_of(recipe, task, source, say)
         found = [*source.findings, *looks.all_findings(subject, say)]
         return looks.report(subject, found, runs, timed, say), subject
+
+
+def _of_a_stream(report: Report) -> Report:
+    rows = report.rows.get("train", 0)
+    note = f"train is a stream: only its beginning was looked at, of which {rows:,} rows are left"
+    steps = report.estimate and replace(report.estimate, steps_per_epoch=None, tokens_per_epoch=None)
+    return replace(report, notes=(note, *report.notes), estimate=steps)
 
 
 def _write_page(file: Path, report: Report, subject: Subject | None, count: int) -> None:

@@ -44,7 +44,8 @@ class Judge:
         # The task in memory may come from another run of a matrix, which has the same data and another loss.
         task = task_of(recipe)
         task.labels = loaded.data.task.labels
-        loss: Loss = task.build_loss(loaded.data.examples["train"])
+        # A stream's training rows are not there, and its recipe gives the weights that would be counted on them.
+        loss: Loss = task.build_loss(loaded.data.examples.get("train", examples))
         batches = length_sorted_batches(examples.lengths, recipe.evaluate.micro_batch)
         parts = forward(
             model,

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from sft_dist.batches import BatchPlan, example_rng
-from sft_dist.data.rows import Examples
+from sft_dist.batches import example_rng
+from sft_dist.blocks import Blocks
 from sft_dist.failures import Failure
 from sft_dist.recipe.arithmetic import Batch
 from sft_dist.tasks.base import Task
@@ -36,15 +36,14 @@ class MicroBatches(Dataset[MicroBatch]):
 
     def __init__(
         self,
-        plan: BatchPlan,
+        blocks: Blocks,
         batch: Batch,
         rank: int,
         task: Task,
-        examples: Examples,
         processor: Any,
     ) -> None:
-        self.plan, self.batch, self.rank = plan, batch, rank
-        self.task, self.examples, self.processor = task, examples, processor
+        self.blocks, self.batch, self.rank = blocks, batch, rank
+        self.task, self.processor = task, processor
 
     def __getitem__(self, number: int) -> MicroBatch:
         step, turn = divmod(number, self.batch.accumulation)
@@ -52,18 +51,19 @@ class MicroBatches(Dataset[MicroBatch]):
 
     def at(self, step: int, turn: int) -> MicroBatch:
         """The micro-batch `turn` (from 0) of a step (from 1)."""
-        slots = self.plan.slots(step, self.batch.world_size * self.batch.accumulation)
+        block = self.blocks.at(step)
+        slots = block.plan.slots(step, self.batch.world_size * self.batch.accumulation)
         slot = slots[self.rank * self.batch.accumulation + turn]
         # A rank without examples still takes part, with one whose loss counts nothing.
         shown = slot if len(slot) else next(other for other in slots if len(other))[:1]
-        epoch = (step - 1) // self.plan.steps_per_epoch
-        rngs = [example_rng(self.plan.seed, epoch, example) for example in shown.tolist()]
-        return MicroBatch(*collate(self.task, self.examples, shown, self.processor, rngs), slot)
+        epoch = block.plan.epoch_of(step)
+        rngs = [example_rng(block.plan.seed, epoch, example) for example in shown.tolist()]
+        return MicroBatch(*collate(self.task, block.examples, shown, self.processor, rngs), slot)
 
     def indices(self, step: int) -> list[np.ndarray]:
         """Which examples are in each micro-batch of a step."""
         first = self.rank * self.batch.accumulation
-        slots = self.plan.slots(step, self.batch.world_size * self.batch.accumulation)
+        slots = self.blocks.at(step).plan.slots(step, self.batch.world_size * self.batch.accumulation)
         return slots[first : first + self.batch.accumulation]
 
 

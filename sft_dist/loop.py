@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from sft_dist import checkpoint as ckpt
 from sft_dist.bad_steps import check_predictions, check_weights, update
-from sft_dist.batches import BatchPlan, balanced_shares, slot_seed
+from sft_dist.batches import slot_seed
+from sft_dist.blocks import Block, Blocks
 from sft_dist.data.rows import Examples
 from sft_dist.engines.base import Engine
 from sft_dist.inference import (
@@ -57,6 +58,7 @@ class Progress:
     validations_without_gain: int = 0
     bad_steps_in_a_row: int = 0
     validated: dict[int, dict[str, Any]] = field(default_factory=dict)  # step -> scores
+    stream: dict[str, Any] | None = None  # of the block of a stream that training is in: place and digest
 
     @classmethod
     def read(cls, state: dict[str, Any]) -> Progress:
@@ -76,7 +78,7 @@ class Training:
     processor: Any
     schedule: torch.optim.lr_scheduler.LRScheduler
     loss: Loss
-    train: Examples
+    blocks: Blocks
     validation: Examples | None
     batch: Batch
     steps: Steps
@@ -96,13 +98,6 @@ class Training:
         return self.engine.model
 
     @cached_property
-    def plan(self) -> BatchPlan:
-        train = self.recipe.train
-        balanced = self.recipe.data.sampling == "balanced"
-        shares = balanced_shares(self.train.numbers("label")) if balanced else None
-        return BatchPlan(self.train.lengths, train.seed, self.batch.global_batch, train.batching, shares)
-
-    @cached_property
     def first_steps(self) -> dict[str, int]:
         """Weights that are not trained from the beginning."""
         return first_steps(self.engine.raw_model, self.recipe.tuning, self.steps.total, self.steps.steps_per_epoch)
@@ -111,12 +106,12 @@ class Training:
     def source(self) -> MicroBatches:
         """This rank's micro-batches."""
         rank = self.accelerator.process_index
-        return MicroBatches(self.plan, self.batch, rank, self.task, self.train, self.processor)
+        return MicroBatches(self.blocks, self.batch, rank, self.task, self.processor)
 
 
 def run(t: Training) -> tuple[str, str]:
     """Train from `progress.step` to the end. Returns (state, reason): finished or stopped."""
-    weights = weights_of(t.task, t.loss, t.train)
+    block: Block | None = None
     num_slots = t.batch.world_size * t.batch.accumulation
     validate_at, save_at = set(t.steps.eval_points), set(t.steps.save_points)
     batches = micro_batches(t.source, t.progress.step + 1, t.steps.total, t.recipe.data.workers)
@@ -130,7 +125,10 @@ def run(t: Training) -> tuple[str, str]:
         t.beat(step, "training")
         t.model.train()
         before_training(t.engine.optimizer)
-        slots = t.plan.slots(step, num_slots)
+        if block is not (now := t.blocks.at(step)):
+            block, weights = now, weights_of(t.task, t.loss, now.examples)
+            t.progress.stream = {"place": asdict(now.place), "digest": now.digest} if now.place else None
+        slots = block.plan.slots(step, num_slots)
         divisors = torch.from_numpy(divisors_of(weights[np.concatenate(slots)])).to(t.accelerator.device)
         forward_backward = partial(_forward_backward, t, step, divisors)
         totals = [forward_backward(turn, next(batches)) for turn in range(t.batch.accumulation)]

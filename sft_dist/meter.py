@@ -59,7 +59,7 @@ def record(t: Training, kind: str, values: dict[str, Any], step: int | None = No
             "attempt": t.attempt,
             "step": step,
             "total_steps": t.steps.total,
-            "epoch": round(step / t.steps.steps_per_epoch, 4),
+            "epoch": _epoch(t, step),
             "time": round(time.time(), 3),
             **{
                 name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -67,6 +67,13 @@ def record(t: Training, kind: str, values: dict[str, Any], step: int | None = No
             },
         }
         append_line(t.folder.metrics_file, json.dumps(line))
+
+
+def _epoch(t: Training, step: int) -> float | None:
+    """How many are behind it; of a stream, whose length is not known, the whole ones."""
+    if t.steps.steps_per_epoch is not None:
+        return round(step / t.steps.steps_per_epoch, 4)
+    return float(t.progress.stream["place"]["epoch"]) if t.progress.stream else None
 
 
 def _clock(seconds: float) -> str:

@@ -154,7 +154,8 @@ def _batch_in_hand(t: Training | None, phase: str) -> str:
         return ""
     rank = t.accelerator.process_index
     if phase == "training":
-        lengths, batches = t.train.lengths, t.source.indices(t.progress.step + 1)
+        step = t.progress.step + 1
+        lengths, batches = t.blocks.at(step).examples.lengths, t.source.indices(step)
     else:
         assert t.validation is not None
         lengths = t.validation.lengths

@@ -68,12 +68,10 @@ class Snapshot:
         return files
 
 
-def restore(checkpoint: Checkpoint, engine: Engine, schedule: Any) -> dict[str, Any]:
-    """Optimizer and schedule as they were; the weights are in the model already. Returns the saved progress."""
+def restore(checkpoint: Checkpoint, engine: Engine, schedule: Any) -> None:
+    """Optimizer and schedule as they were; the weights are in the model already."""
     with SavedState(checkpoint.state) as saved:
         engine.load(saved)
     state = checkpoint.trainer_state()
     load_schedule_state(schedule, state["schedule"])
     load_groups_state(engine.optimizer, state["groups"])
-    progress: dict[str, Any] = state["progress"]
-    return progress

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from sft_dist import checkpoint as ckpt
     from sft_dist import loop
+    from sft_dist.blocks import Blocks
     from sft_dist.data.prepare import Prepared
     from sft_dist.data.rows import Examples
     from sft_dist.engines.base import Engine
@@ -143,6 +144,8 @@ def train(folder: RunFolder) -> int:
         return 2 if isinstance(failure, UserError) else 1
     finally:
         heart.stop()
+        if t:
+            t.blocks.close()
         if lock is not None:
             os.close(lock)
 
@@ -181,6 +184,7 @@ def build(
 
     from sft_dist import loop
     from sft_dist.agreement import require_agreement
+    from sft_dist.blocks import one_block
     from sft_dist.data.prepare import prepare
     from sft_dist.data.splits import keep_splits
     from sft_dist.models import build_model, load_processor
@@ -188,6 +192,7 @@ def build(
     from sft_dist.recipe.arithmetic import batch_of, steps_of
     from sft_dist.saver import Saver
     from sft_dist.snapshot import restore
+    from sft_dist.stream import open_stream
     from sft_dist.switches import for_training
     from sft_dist.tasks import task_of
     from sft_dist.tuning import load_weights
@@ -204,25 +209,33 @@ def build(
     examples = data.examples
     if accelerator.is_main_process or folder.splits_file.exists():
         keep_splits(folder.splits_file, {split: rows.ids for split, rows in data.splits.items()})
-    steps = steps_of(recipe, len(examples["train"]))
+    steps = steps_of(recipe, None if recipe.data.streaming else len(examples["train"]))
 
     model = build_model(recipe, task, data.processor)
-    if task.counts_tokens:
-        longest = max(int(part.lengths.max()) for part in examples.values())
-        _check_positions(model, longest, virtual_tokens(recipe.tuning))
     checkpoint = _resume_point(folder, accelerator)
+    progress = loop.Progress()
     if checkpoint:
         load_weights(model, checkpoint.model)
-    require_agreement(recipe, data.splits, examples, model)
+        progress = loop.Progress.read(checkpoint.trainer_state()["progress"])
+    if recipe.data.streaming:
+        blocks: Blocks = open_stream(folder, recipe, accelerator, progress.stream)
+    else:
+        blocks = one_block(examples["train"], recipe)
+    first = blocks.at(progress.step + 1).examples
+    if task.counts_tokens:
+        longest = max(int(part.lengths.max()) for part in examples.values())
+        # What is still to come in a stream can be as long as it is allowed to be.
+        longest = max(longest, recipe.data.max_length) if recipe.data.streaming else longest
+        _check_positions(model, longest, virtual_tokens(recipe.tuning))
+    require_agreement(recipe, data.splits, {**examples, "train": first}, model)
     if accelerator.is_main_process:
-        _say_what_is_trained(recipe, data, model, batch)
+        _say_what_is_trained(recipe, data, first, model, batch)
         if checkpoint:
             log.info("going on from %s", checkpoint.path.name)
     engine.prepare(for_training(model, recipe), lambda model: build_optimizer(model, recipe.train))
     schedule = build_schedule(engine.optimizer, recipe.train.schedule, steps.warmup, steps.total)
-    progress = loop.Progress()
     if checkpoint:
-        progress = loop.Progress.read(restore(checkpoint, engine, schedule))
+        restore(checkpoint, engine, schedule)
     accelerator.init_trackers("tracking")
 
     metric, direction = chosen_metric(recipe)
@@ -237,8 +250,8 @@ def build(
         task=task,
         processor=data.processor,
         schedule=schedule,
-        loss=task.build_loss(examples["train"]),
-        train=examples["train"],
+        loss=task.build_loss(first),
+        blocks=blocks,
         validation=examples.get("validation"),
         batch=batch,
         steps=steps,
@@ -250,17 +263,18 @@ def build(
     )
 
 
-def _say_what_is_trained(recipe: Recipe, data: Prepared, model: nn.Module, batch: Batch) -> None:
-    train: Examples = data.examples["train"]
+def _say_what_is_trained(recipe: Recipe, data: Prepared, train: Examples, model: nn.Module, batch: Batch) -> None:
+    counts = [f"{len(part)} {split}" for split, part in data.examples.items()]
     log.info(
         "%s; dropped %s",
-        ", ".join(f"{len(part)} {split}" for split, part in data.examples.items()),
+        ", ".join(["a stream to train on", *counts] if recipe.data.streaming else counts),
         ", ".join(f"{count} {reason}" for reason, count in data.dropped.items() if count) or "nothing",
     )
     if train.num_truncated:
         log.info(
-            "%d training examples reach data.max_length %d and are cut there",
+            "%d of %d training examples reach data.max_length %d and are cut there",
             train.num_truncated,
+            len(train),
             recipe.data.max_length,
         )
     log.info(
@@ -284,7 +298,7 @@ def _check_positions(model: nn.Module, longest: int, virtual: int) -> None:
     positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(positions, int) and 0 < positions < longest + virtual:
         more = f" and {virtual} virtual ones before it" if virtual else ""
-        problem = f"the model has {positions} positions, and the longest text {longest} tokens{more}"
+        problem = f"the model has {positions} positions, and texts have up to {longest} tokens{more}"
         hint = (
             f"set data.max_length={positions - virtual}" if positions > virtual else "use fewer tuning.virtual_tokens"
         )

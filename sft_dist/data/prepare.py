@@ -45,6 +45,10 @@ MANY = 50_000  # rows from which on several processes are worth their start
 REASON, IDENTITY, _GROUP = "dropped for", ("identity, first half", "identity, second half"), "group"
 
 
+class NoRowsLeft(UserError):
+    """Every row was dropped."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What a recipe's data come to. Fixes the labels of `task`."""
@@ -75,10 +79,21 @@ def prepare(recipe: Recipe, task: Task, processor: Any = None) -> Prepared:
 def _build_rows(recipe: Recipe, task: Task, to: Path) -> None:
     data, dropped = recipe.data, Counter[str]()
     found = {split: _clean(source, split, recipe, task, dropped, to) for split, source in load_rows(data).items()}
+    if data.streaming is None:
+        found = _divided(found, data, task, dropped)
+    for split, table in found.items():
+        extra = [name for name in (_GROUP,) if name in table.column_names]
+        table.remove_columns(extra).save_to_disk(str(to / split))
+    order = [split for split in SPLITS if split in found]
+    write_json(to / "about.json", {"splits": order, "dropped": dict(dropped), "labels": task.labels})
+
+
+def _divided(found: dict[str, Dataset], data: Data, task: Task, dropped: Counter[str]) -> dict[str, Dataset]:
+    """With the splits that the source does not have, held out of its training rows, from which labels are learned."""
     kept = draw(len(found["train"]), data.limit, data.split.seed)
     if len(kept) < len(found["train"]):
         dropped["limit"] += len(found["train"]) - len(kept)
-        found["train"] = found["train"].select(kept)
+        found = {**found, "train": found["train"].select(kept)}
     shares = {}
     for split in ("test", "validation"):
         share = getattr(data.split, split)
@@ -88,19 +103,27 @@ def _build_rows(recipe: Recipe, task: Task, to: Path) -> None:
     groups = whole.column(_GROUP) if data.split.group else None
     strata = task.strata(whole) if data.split.stratify and groups is None else None
     parts = hold_out(len(whole), shares, data.split.seed, strata, groups)
-    found |= {split: found["train"].select(indices) for split, indices in parts.items()}
+    found = {**found, **{split: found["train"].select(indices) for split, indices in parts.items()}}
     task.learn_labels(Rows(found["train"]))
-    for split, table in found.items():
-        extra = [name for name in (_GROUP,) if name in table.column_names]
-        table.remove_columns(extra).save_to_disk(str(to / split))
-    order = [split for split in SPLITS if split in found]
-    write_json(to / "about.json", {"splits": order, "dropped": dict(dropped), "labels": task.labels})
+    return found
 
 
-def _clean(source: Dataset, split: str, recipe: Recipe, task: Task, dropped: Counter[str], to: Path) -> Dataset:
+def prepare_block(
+    source: Dataset, first: int, recipe: Recipe, task: Task, processor: Any, to: Path
+) -> tuple[Dataset, dict[str, int]]:
+    """Training rows of a stream, the first of which has this number -> encoded examples, and how many rows are dropped for
+    what reason. Duplicates are those within these rows. Raises NoRowsLeft, or UserError."""
+    dropped = Counter[str]()
+    rows = Rows(_clean(source, "train", recipe, task, dropped, to, first))
+    return task.arrange(_encode(rows, "train", task, processor, to), "train"), dict(dropped)
+
+
+def _clean(
+    source: Dataset, split: str, recipe: Recipe, task: Task, dropped: Counter[str], to: Path, first: int = 0
+) -> Dataset:
     """The rows as the task stores them, with their numbers; those that are dropped are counted."""
     data = recipe.data
-    read = read_rows(source, split, recipe, task, to)
+    read = read_rows(source, split, recipe, task, to, first)
     dropped["where"] += len(source) - len(read)
     reasons, names = Rows(read).codes(REASON)
     keep = reasons < 0
@@ -114,13 +137,13 @@ def _clean(source: Dataset, split: str, recipe: Recipe, task: Task, dropped: Cou
         keep = _without_near_duplicates(read, keep, task, data.clean.near_duplicates, dropped)
     if not keep.any():
         counted = str({reason: count for reason, count in dropped.items() if count})
-        raise UserError(Problem(f"no row of {split} is left after cleaning", path="data.clean", found=counted))
+        raise NoRowsLeft(Problem(f"no row of {split} is left after cleaning", path="data.clean", found=counted))
     return read.select(np.flatnonzero(keep)).remove_columns([REASON, *IDENTITY])
 
 
-def read_rows(source: Dataset, split: str, recipe: Recipe, task: Task, to: Path) -> Dataset:
-    """The rows that `data.where` keeps, as the task stores them, with ROW; those it drops are empty and have a REASON, the
-    others an IDENTITY. Written under `to`."""
+def read_rows(source: Dataset, split: str, recipe: Recipe, task: Task, to: Path, first: int = 0) -> Dataset:
+    """The rows that `data.where` keeps, as the task stores them, with ROW (counted from `first`); those it drops are empty
+    and have a REASON, the others an IDENTITY. Written under `to`."""
     data = recipe.data
     for role in data.columns:
         require_column(source, data.columns[role], role)
@@ -133,9 +156,9 @@ def read_rows(source: Dataset, split: str, recipe: Recipe, task: Task, to: Path)
     for name, feature in table.features.items():
         if isinstance(feature, (Image, Audio)):
             table = table.cast_column(name, type(feature)(decode=False))
-    table = table.add_column(ROW, np.arange(len(source))) if len(wanted) == len(source) else table.select(
-        wanted
-    ).add_column(ROW, wanted)  # fmt: skip
+    if len(wanted) < len(source):
+        table = table.select(wanted)
+    table = table.add_column(ROW, first + wanted)
     extra = {ROW: Value("int64"), REASON: Value("string"), _GROUP: Value("string")} | {
         half: Value("int64") for half in IDENTITY
     }
@@ -262,7 +285,7 @@ def _wanted(source: Dataset, split: str, data: Data) -> np.ndarray:
         keep &= np.array(hits, dtype=bool)
         if not keep.any():
             valid = tuple(text for text, _ in there.most_common(8))
-            raise UserError(Problem(f"no row of {split} is left", f"data.where.{name}", None, repr(wanted), valid))
+            raise NoRowsLeft(Problem(f"no row of {split} is left", f"data.where.{name}", None, repr(wanted), valid))
     return np.flatnonzero(keep)
 
 

@@ -7,8 +7,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 
+BATCH = 10_000  # rows of a column that are gathered at a time
 ROW = "row"  # column: the row's number in its source
 
 
@@ -20,19 +22,22 @@ class _Table:
         return len(self.table)
 
     def column(self, name: str) -> list[Any]:
-        return self.table.select_columns([name])[:][name]
+        return [value for batch in self.table.select_columns([name]).iter(BATCH) for value in batch[name]]
 
     def numbers(self, name: str) -> np.ndarray:
         """A column of numbers, (rows,)."""
-        arrow = self.table.select_columns([name]).with_format("arrow")[:]
-        return arrow.column(name).to_numpy()
+        return self._arrow(name).to_numpy()
 
     def codes(self, name: str) -> tuple[np.ndarray, list[str]]:
         """A column of few different texts -> (rows,) their numbers, -1 where there is none, and the texts."""
-        arrow = self.table.select_columns([name]).with_format("arrow")[:].column(name)
-        coded = arrow.combine_chunks().dictionary_encode()
-        coded = coded.chunk(0) if hasattr(coded, "chunk") else coded
+        coded = pa.concat_arrays(self._arrow(name).chunks).dictionary_encode()
         return coded.indices.fill_null(-1).to_numpy(zero_copy_only=False), coded.dictionary.to_pylist()
+
+    def _arrow(self, name: str) -> pa.ChunkedArray:
+        """A batch at a time: of rows that were selected, each has a table of its own until they are put together."""
+        one = self.table.select_columns([name]).with_format("arrow")
+        parts = [batch.column(name).combine_chunks() for batch in one.iter(BATCH)]
+        return pa.chunked_array(parts or [[]], self.table.features.arrow_schema.field(name).type)
 
     @cached_property
     def ids(self) -> np.ndarray:

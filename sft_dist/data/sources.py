@@ -18,6 +18,7 @@ import numpy as np
 from datasets import (
     Dataset,
     DatasetDict,
+    Features,
     IterableDataset,
     concatenate_datasets,
     interleave_datasets,
@@ -35,17 +36,18 @@ from sft_dist.data.formats.sql import read_sql
 from sft_dist.data.formats.tables import TABLES
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import SUFFIXES, Reference, classify, resolve, suffix_of
-from sft_dist.recipe.schema import SPLITS, Data, SplitSources
+from sft_dist.recipe.schema import SPLITS, Data, SplitSources, Streaming
 
-SHUFFLE_BUFFER = 10_000  # rows a stream is shuffled among
 STREAMED_URLS = (*TABLES, "conll")  # formats that are read from a URL as they come; the others are fetched first
 
 _Rows = TypeVar("_Rows", Dataset, IterableDataset)
 
 
 def load_rows(data: Data) -> dict[str, Dataset]:
-    """Split name -> rows as they are in the source; always has `train`. Raises UserError."""
+    """Split name -> rows as they are in the source; always has `train`, unless that is streamed. Raises UserError."""
     disable_progress_bar()
+    if data.streaming is not None:
+        return _beside_a_stream(data)
     if isinstance(data.source, SplitSources):
         named = {split: getattr(data.source, split) for split in SPLITS}
         return {split: _split_of(source, split, data, False) for split, source in named.items() if source is not None}
@@ -56,7 +58,7 @@ def load_rows(data: Data) -> dict[str, Dataset]:
 
 
 def stream_rows(data: Data, split: str = "train", epoch: int = 0, skip: int = 0) -> IterableDataset:
-    """The rows of a split one by one, the training rows shuffled among SHUFFLE_BUFFER at a time. Raises UserError.
+    """The rows of a split one by one, the training rows shuffled among `data.streaming.buffer`. Raises UserError.
 
     The order is a function of the source, `data.split.seed` and `epoch`. `skip` leaves out the first rows of that order:
     a run that goes on after `k` rows asks for `skip=k` and gets exactly those that are left. They are read to be skipped,
@@ -77,8 +79,34 @@ def stream_rows(data: Data, split: str = "train", epoch: int = 0, skip: int = 0)
             raise _lacks(split, found, "data.source")
         rows = found[split]
     if split == "train":
-        rows = rows.shuffle(seed=data.split.seed, buffer_size=SHUFFLE_BUFFER)
+        rows = rows.shuffle(seed=data.split.seed, buffer_size=_buffer(data))
     return rows.skip(skip) if skip else rows
+
+
+def _buffer(data: Data) -> int:
+    return (data.streaming or Streaming()).buffer
+
+
+def table_of(rows: Sequence[dict[str, Any]], features: Features | None) -> Dataset:
+    """Some rows of a stream. Readers that do not know the features beforehand may leave out a key in which a row has nothing."""
+    names = list(features or {name: None for row in rows for name in row})
+    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}, features=features)
+
+
+def _beside_a_stream(data: Data) -> dict[str, Dataset]:
+    """The other splits: whole, and read as streams too, since `datasets` would fetch all of a hub data set for one split."""
+    if isinstance(data.source, SplitSources):
+        there = {split for split in SPLITS if getattr(data.source, split) is not None}
+    else:
+        there = set(_load(data.source, "data.source", data, None, True))
+    if "validation" not in there:
+        raise _lacks("validation", dict.fromkeys(there), "data.source")
+    found = {}
+    for split in SPLITS[1:]:
+        if split in there:
+            rows = stream_rows(data, split)
+            found[split] = table_of(list(rows), rows.features)
+    return found
 
 
 def _of_epoch(data: Data, epoch: int) -> Data:
@@ -115,12 +143,15 @@ def _load(
         raise UserError(Problem("a list of sources cannot hold data sets with splits of their own", path=path))
     rows = [part["train"] for part in parts]
     try:
-        return {"train": concatenate_datasets(rows) if weights is None else _mixed(rows, weights, data.split.seed)}
+        joined = (
+            concatenate_datasets(rows) if weights is None else _mixed(rows, weights, data.split.seed, _buffer(data))
+        )
+        return {"train": joined}
     except ValueError as error:
         raise UserError(Problem(f"the sources cannot be joined: {error}", path=path)) from error
 
 
-def _mixed(rows: list[_Rows], weights: Sequence[float], seed: int) -> _Rows:
+def _mixed(rows: list[_Rows], weights: Sequence[float], seed: int, buffer: int) -> _Rows:
     """Rows drawn from each source with its share, without replacement, until the first source is used up.
 
     Each source is shuffled before, so that what is left over of it is no part of its own, such as one class.
@@ -129,8 +160,10 @@ def _mixed(rows: list[_Rows], weights: Sequence[float], seed: int) -> _Rows:
         what = f"expected one weight for each of the {len(rows)} sources"
         raise UserError(Problem(what, "data.weights", found=f"{len(weights)} weights"))
     shares = [weight / sum(weights) for weight in weights]
-    options = {"buffer_size": SHUFFLE_BUFFER} if isinstance(rows[0], IterableDataset) else {}
-    shuffled = [part.shuffle(seed=seed, **options) for part in rows]
+    shuffled = [
+        part.shuffle(seed=seed, buffer_size=buffer) if isinstance(part, IterableDataset) else part.shuffle(seed=seed)
+        for part in rows
+    ]
     return interleave_datasets(shuffled, probabilities=shares, seed=seed, stopping_strategy="first_exhausted")
 
 

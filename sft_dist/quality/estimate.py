@@ -21,7 +21,7 @@ UNKNOWN = "not known: no earlier run of this recipe; --time measures it"
 
 @dataclass(frozen=True)
 class Estimate:
-    steps_per_epoch: int
+    steps_per_epoch: int | None  # None: of a stream
     steps: int
     tokens_per_epoch: int | None  # padding left out; None: lengths are not in tokens
     padding: float | None  # share of a padded epoch that is padding, at the largest micro-batch one process would take
@@ -38,6 +38,7 @@ def estimate(
     """lengths: (examples,) tokens; `train_rows` where they are not known. rate: examples a second, and who says so."""
     rows = len(lengths) if lengths is not None else train_rows
     steps = steps_of(recipe, rows)
+    assert steps.steps_per_epoch is not None
     seconds = None
     if rate is not None:
         seconds = steps.total / steps.steps_per_epoch * rows / rate[0]

@@ -113,7 +113,8 @@ def to_text(report: Report, width: int = 100) -> str:
 
 def steps_text(found: Estimate) -> str:
     time = f"about {clock(found.seconds)} ({found.source})" if found.seconds is not None else f"time {found.source}"
-    return f"{found.steps:,} ({found.steps_per_epoch:,} an epoch), {time}"
+    epoch = f" ({found.steps_per_epoch:,} an epoch)" if found.steps_per_epoch is not None else ""
+    return f"{found.steps:,}{epoch}, {time}"
 
 
 def rows_line(one: Finding) -> str:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import csv
 import json
 import re
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from sft_dist.data.formats.faults import DELIMITERS, fields_of_any_size
 from sft_dist.data.prepare import IDENTITY, REASON, columns_of, read_rows
 from sft_dist.data.rows import ROW, Rows
-from sft_dist.data.sources import load_rows
+from sft_dist.data.sources import load_rows, stream_rows, table_of
 from sft_dist.quality.findings import Finding, Places, RowId, found, rows_text
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.references import classify, resolve, sources_of, suffix_of
+from sft_dist.recipe.references import classify, data_fingerprint, resolve, sources_of, suffix_of
+from sft_dist.recipe.run_folder import cache_root
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks.base import Task
 
@@ -57,6 +60,25 @@ class Source:
         return Places.joined(
             {split: np.asarray(table.with_format("numpy")[ROW][:]) for split, table in self.tables.items()}
         )
+
+
+def beginning(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
+    """The recipe with the first block of its stream for training rows, and the other splits as they are: from disk."""
+    data = recipe.data
+    assert data.streaming is not None
+    kept = cache_root() / "streams" / data_fingerprint(recipe)[:20]
+    if not kept.is_dir():
+        say(f"reading the first {data.streaming.buffer:,} rows of the stream")
+        rows = stream_rows(data)
+        splits = {"train": table_of(list(rows.take(data.streaming.buffer)), rows.features), **load_rows(data)}
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=kept.parent))
+        DatasetDict(splits).save_to_disk(str(aside))
+        with suppress(OSError):  # another process was faster
+            aside.replace(kept)
+    whole = data.split.model_copy(update={"validation": 0.0, "test": 0.0})
+    now = {"source": str(kept), "format": "auto", "weights": None, "streaming": None, "split": whole}
+    return recipe.model_copy(update={"data": data.model_copy(update=now)})
 
 
 def read_source(recipe: Recipe, task: Task, scratch: Path, say: Callable[[str], None]) -> Source:

@@ -31,7 +31,7 @@ class Batch:
 class Steps:
     """Optimizer steps of a run. `save_points` holds every validated step too; all end with the last step."""
 
-    steps_per_epoch: int
+    steps_per_epoch: int | None  # None: of a stream, whose length is not known
     total: int
     warmup: int
     save_points: tuple[int, ...]
@@ -70,11 +70,18 @@ def _misfit(wanted: int, unit: int, what: str, path: str) -> Problem:
     )
 
 
-def steps_of(recipe: Recipe, train_rows: int) -> Steps:
-    """Steps for a training split of `train_rows` examples; the last batch of an epoch may be smaller and is used."""
+def steps_of(recipe: Recipe, train_rows: int | None) -> Steps:
+    """Steps for a training split of `train_rows` examples; the last batch of an epoch may be smaller and is used.
+
+    None: a stream. Its recipe has `train.steps`, and nothing in epochs.
+    """
     train = recipe.train
-    per_epoch = math.ceil(train_rows / train.global_batch)
-    total = train.steps or max(1, math.ceil((train.epochs or 3.0) * per_epoch - 1e-9))
+    per_epoch = None if train_rows is None else math.ceil(train_rows / train.global_batch)
+    if train.steps is not None or per_epoch is None:
+        assert train.steps is not None
+        total = train.steps
+    else:
+        total = max(1, math.ceil((train.epochs or 3.0) * per_epoch - 1e-9))
     warmup = amount_in_steps(train.warmup, total, per_epoch) if train.warmup else 0
     eval_points = points_at(train.eval_every or train.save_every, total, per_epoch)
     keep_points = points_at(train.keep_every, total, per_epoch) if train.keep_every else []

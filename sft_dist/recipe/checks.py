@@ -11,6 +11,7 @@ from sft_dist.recipe.errors import Problem
 from sft_dist.recipe.optimizers import NAMED_OPTIMIZERS
 from sft_dist.recipe.references import classify, sources_of
 from sft_dist.recipe.schema import (
+    FreezeTuning,
     NamedOptimizer,
     Polynomial,
     PrefixTuning,
@@ -21,6 +22,7 @@ from sft_dist.recipe.schema import (
 from sft_dist.recipe.strategies import refusals
 from sft_dist.recipe.tasks import LOSSES, METRICS, ONE_CLASS, TASK_COLUMNS, TextToTextTask
 from sft_dist.recipe.tunings import has_adapter, merge_refusal
+from sft_dist.recipe.units import in_epochs
 from sft_dist.recipe.yaml_lines import similar_to
 
 
@@ -31,6 +33,7 @@ def cross_checks(recipe: Recipe) -> list[Problem]:
         *_columns(recipe),
         *_sources(recipe),
         *_splits(recipe),
+        *_streaming(recipe),
         *_labels(recipe),
         *_loss(recipe),
         *_examples(recipe),
@@ -120,6 +123,51 @@ def _splits(recipe: Recipe) -> Iterator[Problem]:
         what = f"has no effect with {_said(recipe)}" if kind not in ONE_CLASS else "groups are kept together instead"
         hint = "remove it: it works with one class an example, and without split.group"
         yield Problem(what, "data.split.stratify", None, "true", (), hint)
+
+
+def _streaming(recipe: Recipe) -> Iterator[Problem]:
+    """How long a stream is, and what comes in it, is not known before its end."""
+    data, train = recipe.data, recipe.train
+    if data.streaming is None:
+        return
+    if train.steps is None:
+        found = None if train.epochs is None else f"epochs: {train.epochs:g}"
+        yield Problem("with data.streaming the length of training is given in steps", "train.steps", None, found)
+    periods = {
+        "train.warmup": train.warmup,
+        "train.save_every": train.save_every,
+        "train.eval_every": train.eval_every,
+        "train.keep_every": train.keep_every,
+        "tuning.unfreeze_every": recipe.tuning.unfreeze_every if isinstance(recipe.tuning, FreezeTuning) else None,
+    }
+    for path, period in periods.items():
+        if period is not None and in_epochs(period):
+            yield Problem(
+                "the length of an epoch is not known with data.streaming", path, None, period, (), "such as `200 steps`"
+            )
+    if isinstance(data.source, SplitSources) and data.source.validation is None:
+        hint = "rows of a stream cannot be held out"
+        yield Problem(
+            "with data.streaming the validation split is named", "data.source.validation", None, None, (), hint
+        )
+    if data.labels is None and recipe.task.kind not in _NO_LABELS:
+        hint = "list them, in the order of the model's outputs"
+        yield Problem("the classes of a stream are not known before its end", "data.labels", None, None, (), hint)
+    if getattr(train.loss, "class_weights", None) == "balanced":
+        hint = "give the weights as label -> weight"
+        yield Problem("not with data.streaming", "train.loss.class_weights", None, "balanced", (), hint)
+    if "train" in recipe.evaluate.report_on:
+        yield Problem("not with data.streaming", "evaluate.report_on", None, "train", ("test",))
+    idle = {
+        "data.limit": (data.limit, "use train.steps"),
+        "data.split.validation": (data.split.validation, "name data.source.validation"),
+        "data.split.test": (data.split.test, "name data.source.test, or leave it out of evaluate.report_on"),
+        "data.split.group": (data.split.group, "remove it"),
+        "data.sampling": (data.sampling if data.sampling == "balanced" else None, "use train.loss.class_weights"),
+    }
+    for path, (value, hint) in idle.items():
+        if value is not None:
+            yield Problem("has no effect with data.streaming", path, None, str(value), (), hint)
 
 
 def _said(recipe: Recipe) -> str:
@@ -272,7 +320,11 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
         hint = "name the metric it is for"
         yield Problem("has no effect without evaluate.metric", "evaluate.direction", None, evaluate.direction, (), hint)
     named = isinstance(recipe.data.source, SplitSources) and recipe.data.source.test is not None
-    if "test" in evaluate.report_on and recipe.data.split.test == 0 and not named:
+    streamed = recipe.data.streaming is not None
+    if "test" in evaluate.report_on and not named and streamed and isinstance(recipe.data.source, SplitSources):
+        hint = "name data.source.test, or set evaluate.report_on: []"
+        yield Problem("there is no test split", "evaluate.report_on", None, "test", (), hint)
+    elif "test" in evaluate.report_on and recipe.data.split.test == 0 and not named:
         hint = "give data.split.test a share, or set evaluate.report_on: []"
         yield Problem("there is no test split: data.split.test is 0", "evaluate.report_on", None, "test", (), hint)
     if evaluate.export == "merged" and (reason := merge_refusal(recipe.tuning)):

@@ -162,6 +162,11 @@ class RunFolder:
         return self.path / "splits.json"
 
     @property
+    def stream(self) -> Path:
+        """Blocks of a stream, while a run trains on them."""
+        return self.path / "stream"
+
+    @property
     def lock_file(self) -> Path:
         return self.path / "lock"
 

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from sft_dist.recipe.augment import Augment
 from sft_dist.recipe.optimizers import NamedOptimizerName
-from sft_dist.recipe.section import Section, listing, mapping, shorthand
+from sft_dist.recipe.section import Section, listing, mapping, shorthand, switch
 from sft_dist.recipe.tasks import Task
 from sft_dist.recipe.units import check_amount, check_memory, check_period, check_time
 
@@ -89,6 +89,12 @@ class Clean(Section):
     )
 
 
+class Streaming(Section):
+    buffer: Positive = Field(
+        10_000, description="Rows that are read, shuffled and prepared at a time; two such blocks lie on disk ahead."
+    )
+
+
 class Data(Section):
     source: str | list[str] | SplitSources = Field(
         description="A file (csv, tsv, json, jsonl, parquet, arrow, text, CoNLL, COCO), a glob, a folder of pictures or "
@@ -117,6 +123,11 @@ class Data(Section):
         "audio-folder",
         "sql",
     ] = Field("auto", description="How the source is read. auto: by its suffix, or by what lies in the folder.")
+    streaming: Annotated[Streaming | None, switch()] = Field(
+        None,
+        description="Read the training rows while training goes on, instead of preparing all of them before: `true`, or "
+        "`{buffer: 2000}`. Needs train.steps and a validation split of its own.",
+    )
     subset: str | None = Field(None, description="Hub only: the configuration of the data set.")
     revision: str | None = Field(None, description="Hub only: branch, tag or commit.")
     columns: dict[str, str] = Field(

@@ -16,6 +16,11 @@ def shorthand(tag: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {tag: value} if isinstance(value, str) else value)
 
 
+def switch() -> BeforeValidator:
+    """`streaming: true` means `streaming: {}`, and `false` as much as leaving it out."""
+    return BeforeValidator(lambda value: ({} if value else None) if isinstance(value, bool) else value)
+
+
 def mapping() -> dict[str, Any]:  # `dict` itself has no signature, which pydantic spends milliseconds to find out
     return {}
 

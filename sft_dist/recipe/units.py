@@ -39,7 +39,11 @@ def check_period(text: str) -> str:
     return text
 
 
-def amount_in_steps(text: str, total_steps: int, steps_per_epoch: int) -> int:
+def in_epochs(text: str) -> bool:
+    return text.rstrip("s").endswith("epoch")
+
+
+def amount_in_steps(text: str, total_steps: int, steps_per_epoch: int | None) -> int:
     """`text` in optimizer steps, rounded up; never more than `total_steps`."""
     match = _AMOUNT.match(text)
     assert match, text
@@ -49,15 +53,19 @@ def amount_in_steps(text: str, total_steps: int, steps_per_epoch: int) -> int:
     elif unit.startswith("step"):
         steps = int(number)
     else:
+        assert steps_per_epoch, text
         steps = _ceil(float(number) * steps_per_epoch)
     return min(steps, total_steps)
 
 
-def points_at(text: str, total_steps: int, steps_per_epoch: int) -> list[int]:
+def points_at(text: str, total_steps: int, steps_per_epoch: int | None) -> list[int]:
     """Steps at which a period ends, always with `total_steps` as the last: `0.5 epochs` of 7 -> 4, 7, 11, 14 ..."""
     match = _AMOUNT.match(text)
     assert match, text
-    every = float(match[1]) * (steps_per_epoch if match[2].startswith("epoch") else 1)
+    every = float(match[1])
+    if in_epochs(text):
+        assert steps_per_epoch, text
+        every *= steps_per_epoch
     points: list[int] = []
     turn = 1
     while (step := _ceil(every * turn)) < total_steps:

@@ -46,7 +46,7 @@ def train_biases(model: nn.Module) -> None:
         )
 
 
-def first_steps(model: nn.Module, tuning: Tuning, total_steps: int, steps_per_epoch: int) -> dict[str, int]:
+def first_steps(model: nn.Module, tuning: Tuning, total_steps: int, steps_per_epoch: int | None) -> dict[str, int]:
     """Gradual unfreezing (Howard & Ruder 2018, arXiv 1801.06146): weight -> the first step that trains it, for those that
     have to wait. Depends on the step alone, so a resumed run goes on as it would have."""
     if not isinstance(tuning, FreezeTuning) or tuning.unfreeze_every is None:

@@ -175,7 +175,8 @@ def _train(
     schedule = build_schedule(engine.optimizer)
     progress = Progress()
     if newest:
-        progress = Progress.read(restore(newest, engine, schedule))
+        restore(newest, engine, schedule)
+        progress = Progress.read(newest.trainer_state()["progress"])
     t: Any = SimpleNamespace(
         engine=engine,
         accelerator=engine.accelerator,

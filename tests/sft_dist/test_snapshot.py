@@ -74,7 +74,8 @@ def test_what_is_written_is_the_step_it_was_taken_at_however_much_later(folder):
     # Going on from there comes to where the training is that went on.
     twin = training_of(BertForSequenceClassification(SMALL), folder.path)
     load_weights(twin.engine.raw_model, checkpoint.model)
-    twin.progress = Progress.read(restore(checkpoint, twin.engine, twin.schedule))
+    restore(checkpoint, twin.engine, twin.schedule)
+    twin.progress = Progress.read(checkpoint.trainer_state()["progress"])
     train(twin, 3)
     assert twin.progress.step == t.progress.step == 5
     assert twin.schedule.get_last_lr() == t.schedule.get_last_lr()

@@ -12,6 +12,20 @@ from sft_dist.recipe.load import load
 
 REGRESSION = "task={type: text-classification, problem: regression}"
 MULTI = "task={type: text-classification, problem: multi-label}"
+STREAM = {
+    "data.streaming": "true",
+    "data.source": "{train: a.csv, validation: b.csv, test: c.csv}",
+    "data.labels": "[a, b]",
+    "train.epochs": "null",
+    "train.steps": "100",
+    "train.save_every": "50 steps",
+}
+
+
+def stream(**changes: str) -> list[str]:
+    """Overrides of a recipe with a stream; a double underscore is a dot."""
+    settings = STREAM | {key.replace("__", "."): value for key, value in changes.items()}
+    return [f"{key}={value}" for key, value in settings.items()]
 
 
 @pytest.mark.parametrize(
@@ -49,6 +63,31 @@ MULTI = "task={type: text-classification, problem: multi-label}"
             "train.loss.class_weights.god",
             "did you mean `good`?",
         ),
+        (stream(train__steps="null"), "train.steps", "the length of training is given in steps"),
+        (stream(train__save_every="1 epoch"), "train.save_every", "not known with data.streaming"),
+        (stream(train__warmup="0.5 epochs"), "train.warmup", "such as `200 steps`"),
+        (
+            stream(tuning="{method: freeze, train_last_layers: 2, unfreeze_every: 1 epoch}"),
+            "tuning.unfreeze_every",
+            "not known with data.streaming",
+        ),
+        (stream(data__source="{train: a.csv, test: c.csv}"), "data.source.validation", "cannot be held out"),
+        (
+            stream(evaluate__report_on="[test]", data__source="{train: a.csv, validation: c.csv}"),
+            "evaluate.report_on",
+            "there is no test split",
+        ),
+        (stream(data__labels="null"), "data.labels", "not known before its end"),
+        (
+            stream(train__loss="{name: cross-entropy, class_weights: balanced}"),
+            "train.loss.class_weights",
+            "give the weights",
+        ),
+        (stream(evaluate__report_on="[train]"), "evaluate.report_on", "not with data.streaming"),
+        (stream(data__limit="10"), "data.limit", "use train.steps"),
+        (stream(data__sampling="balanced"), "data.sampling", "has no effect with data.streaming"),
+        (stream(data__split__group="speaker"), "data.split.group", "has no effect with data.streaming"),
+        (stream(data__streaming="{bufer: 10}"), "data.streaming.bufer", "did you mean `buffer`?"),
         (["train.micro_batch=64"], "train.micro_batch", "more than train.global_batch, which is 32"),
         (["train.keep_every=1 epoch"], "train.keep_every", "has no effect without train.keep_last"),
         (["evaluate.metric=accuracyy"], "evaluate.metric", "did you mean `accuracy`?"),
@@ -99,6 +138,10 @@ def test_a_contradiction_is_one_problem_with_its_place(
         ["train.optimizer=schedule_free_adamw", "train.schedule=constant_with_warmup"],
         ["tuning=lora", "train.gradient_checkpointing=true", "train.compile=true"],
         ["model.path=org/name", f"model.trust_remote_code={'a' * 40}"],
+        stream(),
+        stream(data__streaming="{buffer: 50}", train__eval_every="25 steps", train__warmup="6%"),
+        stream(data__source="org/name"),
+        ["data.streaming=false"],
     ],
 )
 def test_what_has_an_effect_is_accepted(overrides: list[str], tmp_path: Path) -> None:

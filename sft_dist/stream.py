@@ -1,0 +1,208 @@
+"""Training on a stream: a process of its own reads it and writes one block of examples after another, ahead of training.
+
+A block is what comes of the next `data.streaming.buffer` rows of an epoch, so it is a function of the recipe and of the
+place where it begins (`blocks.Place`), which every checkpoint holds: a resumed run has the block made again. Blocks lie in
+the run's folder, where the ranks of every node map them into memory; those that are done with are deleted.
+
+    python -m sft_dist.stream RUN '{"number": 0, "epoch": 0, "row": 0, "step": 0}'
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset, IterableDataset
+
+from sft_dist.agreement import table_digest
+from sft_dist.batches import BatchPlan
+from sft_dist.blocks import Block, Place
+from sft_dist.data.prepare import NoRowsLeft, prepare_block
+from sft_dist.data.rows import Examples
+from sft_dist.data.sources import stream_rows, table_of
+from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.run_folder import RunFolder, read_json, write_json
+from sft_dist.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from sft_dist.tasks.base import Task
+
+ON_DISK = 3  # blocks: the one before (another rank may just be leaving it), the current one, the next
+LOOK_EVERY_S = 0.1
+_PR_SET_PDEATHSIG = 1
+
+
+# ── the process that reads ──────────────────────────────────────────────────────────────────────────────────────────
+def main(run: str, place: str) -> int:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # it ends with the training, however that ends
+    for asked in (signal.SIGINT, signal.SIGTERM):  # which save and stop the training; the next step may need a block
+        signal.signal(asked, signal.SIG_IGN)
+    os.umask(0o077)
+    from sft_dist.models import load_processor
+    from sft_dist.quiet import quiet_libraries
+    from sft_dist.tasks import task_of
+
+    quiet_libraries()
+    folder = RunFolder(Path(run))
+    try:
+        recipe = folder.recipe()
+        task = task_of(recipe)
+        made = build_blocks(recipe, task, load_processor(recipe, task), Place(**json.loads(place)), folder.stream)
+        while next(made):
+            while len(list(folder.stream.glob("block-*"))) >= ON_DISK:
+                time.sleep(LOOK_EVERY_S)
+    except UserError as error:
+        write_json(folder.stream / "error.json", {"error": str(error)})
+        return 2
+    return 0
+
+
+def build_blocks(recipe: Recipe, task: Task, processor: Any, place: Place, folder: Path) -> Iterator[Path]:
+    """Makes a block whenever it is asked for the next; never ends. Raises UserError."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    size = recipe.data.streaming.buffer if recipe.data.streaming else 0
+    while True:
+        rows = stream_rows(recipe.data, "train", place.epoch, skip=place.row)
+        nothing: UserError | None = None if place.row else UserError(Problem("the stream has no rows", "data.source"))
+        for source in _tables(rows, size):
+            aside = folder / f".{place.number:06d}"
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            following = replace(place, row=place.row + len(source))
+            try:
+                examples, dropped = prepare_block(source, place.row, recipe, task, processor, aside)
+            except NoRowsLeft as error:
+                nothing = nothing and error
+                place = following
+                continue
+            nothing = None
+            examples.save_to_disk(str(aside / "examples"))
+            steps = math.ceil(len(examples) / recipe.train.global_batch)
+            following = replace(following, number=place.number + 1, step=place.step + steps)
+            about = {
+                "place": asdict(place),
+                "next": asdict(following),
+                "dropped": dropped,
+                "digest": table_digest(Examples(examples)),
+            }
+            write_json(aside / "about.json", about)
+            for scrap in (*aside.glob("*.reading*"), *aside.glob("*.encoding*")):
+                scrap.unlink()
+            finished = _path(folder, place.number)
+            os.replace(aside, finished)
+            place = following
+            yield finished
+        if nothing is not None:
+            raise nothing
+        place = replace(place, epoch=place.epoch + 1, row=0)
+
+
+def _tables(rows: IterableDataset, size: int) -> Iterator[Dataset]:
+    """Rows as they come, `size` at a time."""
+    each = iter(rows)
+    while some := list(islice(each, size)):
+        yield table_of(some, rows.features)
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"block-{number:06d}"
+
+
+# ── the processes that train ────────────────────────────────────────────────────────────────────────────────────────
+class Stream:
+    """The blocks of a run, in order, as a training process sees them."""
+
+    def __init__(self, folder: RunFolder, recipe: Recipe, place: Place, reader: subprocess.Popen[bytes] | None) -> None:
+        self.folder, self.recipe, self.place, self.reader = folder.stream, recipe, place, reader
+        self._owner = os.getpid()  # the workers of a loader are copies of it, and leave its reader and its files alone
+        self._block: Block | None = None
+        self._next = place
+
+    def at(self, step: int) -> Block:
+        """Waits for it when training is faster than the stream. Raises UserError or RuntimeError when no more comes."""
+        while self._block is None or step > self._next.step:
+            self._block = self._open(self._next)
+        return self._block
+
+    def _open(self, place: Place) -> Block:
+        path = _path(self.folder, place.number)
+        while not path.is_dir():
+            self._check_reader()
+            time.sleep(LOOK_EVERY_S)
+        about = read_json(path / "about.json") or {}
+        self._next = Place(**about["next"])
+        if self._is_owner:
+            for done in sorted(self.folder.glob("block-*")):
+                if done < _path(self.folder, place.number - 1):
+                    shutil.rmtree(done)
+        examples = Examples(Dataset.load_from_disk(str(path / "examples")), "train")
+        train = self.recipe.train
+        plan = BatchPlan(
+            examples.lengths,
+            train.seed,
+            train.global_batch,
+            train.batching,
+            first_step=place.step + 1,
+            first_epoch=place.number,
+        )
+        return Block(examples, plan, Place(**about["place"]), about["digest"])
+
+    def close(self) -> None:
+        if self._is_owner and self.reader is not None:
+            self.reader.kill()
+            self.reader.wait()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def _is_owner(self) -> bool:
+        return self.reader is not None and os.getpid() == self._owner
+
+    def _check_reader(self) -> None:
+        if problem := read_json(self.folder / "error.json"):
+            raise UserError(problem["error"])
+        if self._is_owner and self.reader is not None and (code := self.reader.poll()) is not None:
+            if problem := read_json(self.folder / "error.json"):  # written just now
+                raise UserError(problem["error"])
+            raise RuntimeError(f"the process that reads the stream ended with exit code {code}")
+
+
+def open_stream(folder: RunFolder, recipe: Recipe, accelerator: Accelerator, saved: dict[str, Any] | None) -> Stream:
+    """Every rank must call it. `saved`: of the block that a resumed run was in, its place and digest. Raises UserError when
+    that block is no longer what it was."""
+    place = Place(**saved["place"]) if saved else Place()
+    reader = _start_reader(folder, place) if accelerator.is_main_process else None
+    accelerator.wait_for_everyone()
+    stream = Stream(folder, recipe, place, reader)
+    if saved and stream.at(place.step + 1).digest != saved["digest"]:
+        where = f"row {place.row} of epoch {place.epoch}"
+        what = f"the stream is not the one this run began with: other rows come after {where}"
+        raise UserError(Problem(what, "data.source", hint="bring the data back as they were, or start a new run"))
+    return stream
+
+
+def _start_reader(folder: RunFolder, place: Place) -> subprocess.Popen[bytes]:
+    """What an earlier attempt left is removed."""
+    shutil.rmtree(folder.stream, ignore_errors=True)
+    folder.stream.mkdir(mode=0o700)
+    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    env = {name: value for name, value in os.environ.items() if name not in ranks}
+    command = [sys.executable, "-m", "sft_dist.stream", str(folder.path), json.dumps(asdict(place))]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**env, "CUDA_VISIBLE_DEVICES": ""})
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,114 @@
+"""Training on a stream: the same curve however often it is cut, with workers and without, on one rank and on two."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_reviews
+from tests.integration import harness
+
+pytestmark = pytest.mark.slow
+
+STEPS = 30  # 2 epochs of 4 blocks and a bit: 30 + 30 + 30 + 10 rows make 3 + 3 + 3 + 1 steps
+
+
+def write_recipe(folder: Path, tiny_model: Path, workers: int = 0) -> Path:
+    folder.mkdir(exist_ok=True)
+    write_reviews(folder / "train.csv", 100)
+    write_reviews(folder / "validation.csv", 20, seed=1)
+    recipe = {
+        "name": "streamed",
+        "task": "text-classification",
+        "model": {"path": str(tiny_model)},
+        "data": {
+            "source": {split: str(folder / f"{split}.csv") for split in ("train", "validation")},
+            "streaming": {"buffer": 30},
+            "labels": ["neg", "pos"],
+            "workers": workers,
+            "max_length": 48,
+            "augment": {"text": {"delete": 0.2}},
+        },
+        "tuning": "full",
+        "train": {
+            "steps": STEPS,
+            "global_batch": 12,
+            "micro_batch": 3,
+            "lr": 1e-2,
+            "save_every": "7 steps",
+            "log_every": 1,
+        },
+        "evaluate": {"report_on": []},
+    }
+    file = folder / "streamed.yaml"
+    file.write_text(json.dumps(recipe))
+    return file
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_model, tmp_path_factory):
+    @cache
+    def trained(workers: int, ranks: int) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp(f"{workers}-{ranks}")
+        recipe = write_recipe(folder, tiny_model, workers)
+        return recipe, harness.run(recipe, folder / "runs", ranks)
+
+    return trained
+
+
+def test_it_learns_and_leaves_nothing_behind(undisturbed):
+    _, folder = undisturbed(0, 1)
+    losses = harness.losses(folder)
+    assert sorted(losses) == list(range(1, STEPS + 1))
+    scores = harness.metrics(folder, "validation")
+    assert scores[STEPS]["loss"] < scores[7]["loss"] - 0.02
+    assert [harness.metrics(folder)[step]["epoch"] for step in (1, 10, 11, 21)] == [0, 0, 1, 2]
+    assert not (folder / "stream").exists()
+
+
+def test_workers_change_nothing(undisturbed):
+    assert harness.losses(undisturbed(2, 1)[1]) == harness.losses(undisturbed(0, 1)[1])
+
+
+def test_two_ranks_have_the_curve_of_one(undisturbed):
+    one, two = (harness.losses(undisturbed(0, ranks)[1]) for ranks in (1, 2))
+    assert two == pytest.approx(one, abs=2e-6)
+
+
+@pytest.mark.parametrize(("workers", "ranks", "cut"), [(0, 1, 2), (0, 1, 14), (0, 1, 23), (2, 1, 11), (0, 2, 16)])
+def test_killed_at_any_step(undisturbed, tmp_path, workers, ranks, cut):
+    recipe, expected = undisturbed(workers, ranks)
+    processes = harness.start(recipe, tmp_path, ranks)
+    harness.wait_for_step(tmp_path, cut, processes)
+    harness.kill(processes)
+    found = harness.run(recipe, tmp_path, ranks)
+    assert harness.losses(found) == harness.losses(expected)
+    assert harness.weights(found, STEPS) == harness.weights(expected, STEPS)
+
+
+def test_other_rows_than_those_it_began_with_are_refused(tiny_model, tmp_path):
+    recipe = write_recipe(tmp_path, tiny_model)
+    processes = harness.start(recipe, tmp_path / "runs")
+    harness.wait_for_step(tmp_path / "runs", 8, processes)
+    harness.kill(processes)
+    write_reviews(tmp_path / "train.csv", 100, seed=2)
+    harness.run(recipe, tmp_path / "runs", expect=2)
+    assert "the stream is not the one this run began with" in (tmp_path / "runs/output.log").read_text()
+
+
+def test_a_fault_in_the_middle_of_the_stream_is_the_users(tiny_model, tmp_path):
+    recipe = write_recipe(tmp_path, tiny_model)
+    lines = (tmp_path / "train.csv").read_text().splitlines()
+    lines[80] = "a strange one,maybe,0"
+    (tmp_path / "train.csv").write_text("\n".join(lines) + "\n")
+    for ranks in (1, 2):
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        harness.run(recipe, tmp_path / "runs", ranks, expect=2)
+        said = (tmp_path / "runs/output.log").read_text()
+        assert "not one of data.labels" in said
+        assert "found: maybe" in said
+        assert "Traceback" not in said
