@@ -225,6 +225,36 @@ def test_where_keeps_equal_values_and_members_of_a_list(tmp_path):
     assert found.dropped["where"] == 40 - len(wanted)
 
 
+def prepared_for(task: str, rows: list[dict[str, Any]], file: Path, **clean: Any) -> Prepared:
+    """All of it in the training split."""
+    recipe = Recipe.model_validate(
+        {
+            "name": "rows",
+            "task": task,
+            "model": {"path": "/nowhere"},
+            "data": {"source": str(write_jsonl(file, rows)), "split": {"test": 0, "validation": 0}, "clean": clean},
+            "tuning": "full",
+            "train": {"lr": 1e-3},
+        }
+    )
+    return prepare(recipe, task_of(recipe))
+
+
+def test_conversations_and_sentences_are_cleaned_as_texts_are(tmp_path):
+    def chat(question: str, answer: str) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+    chats = [chat("hi", "ho"), chat(" hi", "ho\n"), chat("hi", "h" * 50), chat("hi", " "), chat(" ", "ho")]
+    found = prepared_for("instruction-tuning", chats, tmp_path / "chats.jsonl", max_chars=40)
+    assert found.dropped == {"where": 0, "duplicate": 1, "too long": 1, "empty answer": 1, "empty text": 1}
+    with pytest.raises(UserError, match="row 3 of train: empty answer"):
+        prepared_for("instruction-tuning", chats, tmp_path / "chats.jsonl", drop_empty=False)
+
+    sentences = [{"tokens": words, "tags": ["O", "B-x"]} for words in (["a", "b"], ["a ", "b"], ["a", "b" * 50])]
+    found = prepared_for("token-classification", sentences, tmp_path / "sentences.jsonl", max_chars=40)
+    assert found.dropped == {"where": 0, "duplicate": 1, "too long": 1}
+
+
 def test_cleaning_can_be_switched_off(tmp_path):
     rows = [{"text": " same ", "label": n % 2} for n in range(20)]
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
