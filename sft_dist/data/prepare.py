@@ -27,7 +27,7 @@ import xxhash
 from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value
 
 import sft_dist
-from sft_dist.data.clean import clean_text
+from sft_dist.data.clean import clean_text, near_duplicates
 from sft_dist.data.rows import ROW, Examples, Rows
 from sft_dist.data.sources import load_rows
 from sft_dist.data.splits import draw, hold_out
@@ -159,14 +159,10 @@ def _without_near_duplicates(
     read: Dataset, keep: np.ndarray, task: Task, threshold: float, dropped: Counter[str]
 ) -> np.ndarray:
     """Of each group of rows that are nearly alike, the first stays."""
-    from sft_dist.data.clean import near_duplicates
-
     there = np.flatnonzero(keep)
-    rows = Rows(read.select(there))
-    roles = [role for role in task.text_roles if role in task.input_roles and role in rows.table.column_names]
-    if not roles:
+    texts = task.input_texts(Rows(read.select(there)))
+    if not texts:
         raise UserError(Problem("is for texts, and this task has none", path="data.clean.near_duplicates"))
-    texts = ["\n".join(parts) for parts in zip(*(rows.column(role) for role in roles), strict=True)]
     later = [member for group in near_duplicates(texts, threshold) for member in sorted(group)[1:]]
     dropped["near duplicate"] += len(later)
     keep = keep.copy()

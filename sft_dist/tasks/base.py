@@ -56,6 +56,9 @@ class Task(Protocol):
     def num_chars(self, row: dict[str, Any]) -> int:
         """Of all texts in a stored row; `data.clean.max_chars` is the most."""
 
+    def input_texts(self, rows: Rows) -> list[str]:
+        """Of each stored row the text by which near-duplicates are told; [] where the inputs are no texts."""
+
     def learn_labels(self, train: Rows) -> None:
         """Fix `labels` from the training rows, unless the recipe gives them. Raises UserError."""
 
@@ -114,6 +117,7 @@ class BaseTask:
     counts_tokens: ClassVar[bool] = False
     text_roles: ClassVar[tuple[str, ...]] = ()
     input_roles: ClassVar[tuple[str, ...]] = ()
+    row_features: Features
     encoded_features: Features | None = None
 
     def __init__(self, recipe: Recipe) -> None:
@@ -125,6 +129,10 @@ class BaseTask:
 
     def num_chars(self, row: dict[str, Any]) -> int:
         return sum(len(row.get(role) or "") for role in self.text_roles)
+
+    def input_texts(self, rows: Rows) -> list[str]:
+        roles = [role for role in self.text_roles if role in self.input_roles and role in self.row_features]
+        return ["\n".join(parts) for parts in zip(*(rows.column(role) for role in roles), strict=True)]
 
     def from_input(self, row: dict[str, Any]) -> dict[str, Any]:
         return row

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from sft_dist.data import chat
 from sft_dist.data.packing import best_fit_decreasing, leak, positions
-from sft_dist.data.rows import ROW, Examples
+from sft_dist.data.rows import ROW, Examples, Rows
 from sft_dist.losses import CrossEntropy
 from sft_dist.losses_text import CHUNK, IGNORED, TokenLoss, padded
 from sft_dist.recipe.errors import Problem, UserError
@@ -69,6 +69,11 @@ class InstructionTuning(BaseTask):
 
     def num_chars(self, row: dict[str, Any]) -> int:
         return sum(len(message["content"]) for message in json.loads(row["chat"]))
+
+    def input_texts(self, rows: Rows) -> list[str]:
+        """All that is said but the system messages: many rows share a long one, which would make them all alike."""
+        chats = map(json.loads, rows.column("chat"))
+        return ["\n".join(turn["content"] for turn in one if turn["role"] != "system") for one in chats]
 
     # ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────
     def load_processor(self, source: str, **options: Any) -> PreTrainedTokenizerBase:

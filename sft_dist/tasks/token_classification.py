@@ -58,6 +58,9 @@ class TokenClassification(BaseTask):
             raise UserError(Problem(f"row {number}: not one of data.labels", "data.labels", None, strange[0], valid))
         return {"tokens": tokens, "tags": tags}
 
+    def input_texts(self, rows: Rows) -> list[str]:
+        return [" ".join(tokens) for tokens in rows.column("tokens")]
+
     def num_chars(self, row: dict[str, Any]) -> int:
         return len(" ".join(row["tokens"]))
 
