@@ -58,7 +58,7 @@ def predict(model_folder: Path, files: list[str], as_json: bool) -> Iterator[str
     from datasets import Dataset
     from safetensors import SafetensorError
 
-    from sft_dist.data.prepare import clean_text
+    from sft_dist.data.clean import clean_text
     from sft_dist.data.rows import ROW, Examples
     from sft_dist.inference import assemble, autocast, forward, length_sorted_batches
     from sft_dist.models import build_model

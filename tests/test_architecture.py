@@ -42,6 +42,8 @@ def test_every_task_of_the_table_exists_and_keeps_the_protocol(target):
 def test_tables_agree_with_the_schema():
     assert set(TASKS) == set(tasks.TASK_COLUMNS)
     assert set(tasks.METRICS) == set(tasks.LOSSES)
+    assert {*tasks.ONE_CLASS, *tasks.NO_CLASSES} <= set(tasks.LOSSES)
+    assert set(tasks.AUGMENTED) <= set(tasks.TASK_COLUMNS)
     names = {schema.AdamW, schema.Adam, schema.Sgd, schema.Adafactor}
     assert set(OPTIMIZERS) == {one.model_fields["name"].annotation.__args__[0] for one in names}
     kinds = (schema.PlainStrategy, schema.ZeroStrategy, schema.Zero3Strategy, schema.Fsdp2Strategy)

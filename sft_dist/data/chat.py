@@ -16,7 +16,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from sft_dist.data.clean import clean_text
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.schema import Clean
 
 Message = dict[str, Any]  # "role" and "content", and what OpenAI's tool calls add: "tool_calls", "tool_call_id", "name"
 
@@ -74,6 +76,11 @@ def messages_of(row: Mapping[str, Any], number: int) -> list[Message]:
             value = present.get(role, [])
             turns += [_message(speaker, value)] if isinstance(value, str) else _turns(value, role, number)
     return with_system(turns, present.get("system"))
+
+
+def cleaned(messages: list[Message], clean: Clean) -> list[Message]:
+    """What is said, not the tools' arguments: those are data."""
+    return [{**message, "content": clean_text(message["content"], clean)} for message in messages]
 
 
 def with_system(messages: list[Message], system: str | None) -> list[Message]:
@@ -139,7 +146,10 @@ def why_unusable(messages: list[Message]) -> str:
     if not any(message["content"].strip() or message.get("tool_calls") for message in answers):
         return "empty answer"
     first = next(message["role"] for message in messages if message["role"] != "system")
-    return "begins with an answer" if first == "assistant" else ""
+    if first == "assistant":
+        return "begins with an answer"
+    asked = any(message["content"].strip() for message in messages if message["role"] != "assistant")
+    return "" if asked else "empty text"
 
 
 def until_last_answer(messages: list[Message]) -> list[Message]:

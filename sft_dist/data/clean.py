@@ -1,4 +1,5 @@
-"""Texts that are nearly the same, found by MinHash (Broder 1997) without comparing every pair.
+"""What `data.clean` does to texts: their normal form, and which are nearly the same, found by MinHash (Broder 1997)
+without comparing every pair.
 
 Texts are compared by the sets of their five-character shingles, which works for every language and for short texts too.
 A hundred minima a text are cut into bands; texts that agree in a whole band are compared exactly, so what is returned is
@@ -8,9 +9,13 @@ never a guess of the hashing. In memory stays one number a band and text (at mos
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+
+from sft_dist.recipe.schema import Clean
 
 SHINGLE = 5  # characters
 MINIMA = 100  # hash functions of a text
@@ -20,6 +25,13 @@ MOST_COMPARED = 50  # texts of one bucket that all others in it are compared wit
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _NOT_A_LETTER = re.compile(r"[\W_]+")
+
+
+def clean_text(value: Any, clean: Clean) -> str:
+    text = "" if value is None else str(value)
+    if clean.unicode != "none":
+        text = unicodedata.normalize(clean.unicode, text)
+    return text.strip() if clean.strip else text
 
 
 def near_duplicates(

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import tempfile
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,19 +27,21 @@ import xxhash
 from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value
 
 import sft_dist
+from sft_dist.data.clean import clean_text, near_duplicates
 from sft_dist.data.rows import ROW, Examples, Rows
 from sft_dist.data.sources import load_rows
 from sft_dist.data.splits import draw, hold_out
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import data_fingerprint
 from sft_dist.recipe.run_folder import cache_root, read_json, write_json
-from sft_dist.recipe.schema import SPLITS, Clean, Data, Recipe
+from sft_dist.recipe.schema import SPLITS, Data, Recipe
 from sft_dist.recipe.tasks import TASK_COLUMNS
 from sft_dist.tasks.base import Task
 from sft_dist.tasks.named import encode
 
 DEFAULT_SHARE = 0.1
 BATCH = 1000  # rows handled at a time
+EMPTY = ("no label", "empty text", "empty conversation", "no answer", "empty answer")  # what `drop_empty` drops
 MANY = 50_000  # rows from which on several processes are worth their start
 REASON, IDENTITY, _GROUP = "dropped for", ("identity, first half", "identity, second half"), "group"
 
@@ -181,14 +182,10 @@ def _without_near_duplicates(
     read: Dataset, keep: np.ndarray, task: Task, threshold: float, dropped: Counter[str]
 ) -> np.ndarray:
     """Of each group of rows that are nearly alike, the first stays."""
-    from sft_dist.data.clean import near_duplicates
-
     there = np.flatnonzero(keep)
-    rows = Rows(read.select(there))
-    roles = [role for role in task.text_roles if role in task.input_roles and role in rows.table.column_names]
-    if not roles:
+    texts = task.input_texts(Rows(read.select(there)))
+    if not texts:
         raise UserError(Problem("is for texts, and this task has none", path="data.clean.near_duplicates"))
-    texts = ["\n".join(parts) for parts in zip(*(rows.column(role) for role in roles), strict=True)]
     later = [member for group in near_duplicates(texts, threshold) for member in sorted(group)[1:]]
     dropped["near duplicate"] += len(later)
     keep = keep.copy()
@@ -241,10 +238,10 @@ class _Reader:
 
     def _too_long(self, row: dict[str, Any]) -> bool:
         most = self.data.clean.max_chars
-        return most is not None and sum(len(row.get(role) or "") for role in self.task.text_roles) > most
+        return most is not None and self.task.num_chars(row) > most
 
     def _check(self, reason: str, number: int) -> None:
-        if reason in ("no label", "empty text") and not self.data.clean.drop_empty:
+        if reason in EMPTY and not self.data.clean.drop_empty:
             where = f"row {number} of {self.split}: {reason}"
             raise UserError(Problem(where, path="data.clean.drop_empty", found="false"))
 
@@ -300,13 +297,6 @@ def naming_of(feature: Any) -> Callable[[Any], Any] | None:
         if changed:
             return lambda value: value and {**value, **{key: part(value[key]) for key, part in changed.items()}}
     return None
-
-
-def clean_text(value: Any, clean: Clean) -> str:
-    text = "" if value is None else str(value)
-    if clean.unicode != "none":
-        text = unicodedata.normalize(clean.unicode, text)
-    return text.strip() if clean.strip else text
 
 
 # ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────────

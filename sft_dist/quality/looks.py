@@ -91,10 +91,8 @@ class Subject:
 
     @property
     def input_texts(self) -> list[str]:
-        """What the model is given of each row; of a conversation everything."""
-        task_inputs = (*self.task.input_roles, "chat")
-        roles = [role for role in TEXTS if role in task_inputs and self.has(role)]
-        return ["\n".join(parts) for parts in zip(*(self.texts(role) for role in roles), strict=True)]
+        """Of all rows, split after split; [] where the inputs are no texts."""
+        return [text for rows in self.rows.values() for text in self.task.input_texts(rows)]
 
 
 def subject_of(recipe: Recipe, task: Task, source: Source, say: Say) -> Subject:

@@ -158,6 +158,9 @@ class _Forgiving:
     def identity(self, row: dict[str, Any]) -> str | bytes:
         return self.task.identity(row)
 
+    def num_chars(self, row: dict[str, Any]) -> int:
+        return self.task.num_chars(row)
+
 
 def _missing(split: str, error: UserError) -> Finding:
     problem: Problem = error.problems[0]

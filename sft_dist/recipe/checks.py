@@ -20,7 +20,7 @@ from sft_dist.recipe.schema import (
     SplitSources,
 )
 from sft_dist.recipe.strategies import refusals
-from sft_dist.recipe.tasks import LOSSES, METRICS, ONE_CLASS, TASK_COLUMNS, TextToTextTask
+from sft_dist.recipe.tasks import AUGMENTED, LOSSES, METRICS, NO_CLASSES, ONE_CLASS, TASK_COLUMNS, TextToTextTask
 from sft_dist.recipe.tunings import has_adapter, merge_refusal
 from sft_dist.recipe.units import in_epochs
 from sft_dist.recipe.yaml_lines import similar_to
@@ -176,13 +176,9 @@ def _said(recipe: Recipe) -> str:
     return f"problem: {problem}" if problem else f"task: {recipe.task.type}"
 
 
-# Kinds without classes.
-_NO_LABELS = ("regression", "translation", "summarization", "instruction-tuning", "speech-recognition")
-
-
 def _labels(recipe: Recipe) -> Iterator[Problem]:
     labels, kind = recipe.data.labels, recipe.task.kind
-    if kind in _NO_LABELS:
+    if kind in NO_CLASSES:
         if labels is not None:
             what = f"has no effect with {_said(recipe)}, which has no classes"
             yield Problem(what, "data.labels", hint="remove it")
@@ -209,7 +205,7 @@ def _loss(recipe: Recipe) -> Iterator[Problem]:
         return
     labels, weights = recipe.data.labels, getattr(loss, "class_weights", None)
     path = "train.loss.class_weights"
-    if weights is not None and kind in _NO_LABELS:
+    if weights is not None and kind in NO_CLASSES:
         yield Problem(f"has no effect with {_said(recipe)}, which has no classes", path, hint="remove it")
         return
     if labels is None or weights is None or weights == "balanced":
@@ -231,13 +227,9 @@ def _loss(recipe: Recipe) -> Iterator[Problem]:
 def _examples(recipe: Recipe) -> Iterator[Problem]:
     """Augmentation and sampling."""
     data, task = recipe.data, recipe.task
-    modality = {"text-classification": "text", "token-classification": ""}.get(task.type)
-    if modality is None:
-        roles = TASK_COLUMNS[task.type]
-        modality = next((one for one in ("image", "audio") if one in roles), "")
-    for kind in ("text", "image", "audio"):
-        if getattr(data.augment, kind) is not None and kind != modality:
-            yield Problem(f"has no effect with task: {task.type}", f"data.augment.{kind}", hint="remove it")
+    for key, settings in data.augment:
+        if settings is not None and key != AUGMENTED.get(task.type):
+            yield Problem(f"has no effect with task: {task.type}", f"data.augment.{key}", hint="remove it")
     if data.sampling == "balanced" and task.kind not in ONE_CLASS:
         what = f"has no effect with {_said(recipe)}: an example has no one class"
         yield Problem(what, "data.sampling", None, "balanced", ("natural",))

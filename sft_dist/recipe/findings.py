@@ -45,7 +45,7 @@ KINDS: dict[str, Kind] = {
     "zero-label": Kind("error", "nothing of these examples is learnt: raise data.max_length, or look at the chat template"),
     # copies
     "duplicate": Kind("warning", "data.clean.drop_duplicates keeps the first"),
-    "near-duplicate": Kind("warning", "data.clean.near_duplicates: 0.8 drops them where inputs are texts"),
+    "near-duplicate": Kind("warning", "data.clean.near_duplicates: 0.8 drops them"),
     "leak": Kind("error", "take the rows out of the other splits, or divide with data.split.group"),
     "near-leak": Kind("warning", "take the rows out of the other splits, or divide with data.split.group"),
     # pictures

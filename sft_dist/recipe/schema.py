@@ -75,15 +75,19 @@ class Split(Section):
 
 
 class Clean(Section):
-    strip: bool = Field(True, description="Cut white space off both ends of every text.")
+    strip: bool = Field(True, description="Cut white space off both ends of every text, message and word.")
     unicode: Literal["NFC", "NFKC", "none"] = Field("none", description="Unicode normal form to bring texts into.")
-    drop_empty: bool = Field(True, description="Drop rows with an empty text or no label.")
+    drop_empty: bool = Field(
+        True, description="Drop rows with an empty text, no label or no answer; false: they are an error."
+    )
     drop_duplicates: bool = Field(True, description="Drop rows whose text was seen before (the first one stays).")
     near_duplicates: Annotated[float, Field(ge=0.5, le=1)] | None = Field(
         None,
         description="Drop rows whose text is this alike to one before (Jaccard similarity of its five-character pieces, by MinHash): 0.8.",
     )
-    max_chars: Positive | None = Field(None, description="Drop rows with a longer text than this many characters.")
+    max_chars: Positive | None = Field(
+        None, description="Drop rows whose texts, or messages, have more characters than this together."
+    )
     map_labels: dict[str, str] = Field(
         default_factory=mapping, description="Label in the data -> label to use: `{pos: positive, neg: negative}`."
     )

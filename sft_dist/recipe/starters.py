@@ -4,16 +4,17 @@ recipe's own schema, so that neither can fall behind it."""
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.explain import bare, members_of, sections, tag_name, tags_of, type_of, written
 from sft_dist.recipe.schema import Recipe
-from sft_dist.recipe.tasks import LOSSES, TASK_COLUMNS
+from sft_dist.recipe.tasks import AUGMENTED, LOSSES, NO_CLASSES, ONE_CLASS, TASK_COLUMNS, Task
 from sft_dist.recipe.yaml_lines import KeyPath, parse_scalar, similar_to
 
 WIDTH = 110
@@ -127,7 +128,6 @@ SAMPLES: dict[KeyPath, str] = {
     ("data", "clean", "near_duplicates"): "0.8",
     ("data", "clean", "max_chars"): "10000",
     ("data", "clean", "map_labels"): "{pos: positive}",
-    ("data", "augment"): "{}",
     ("tuning", "modules_to_save"): "[embeddings]",
     ("train", "steps"): "1000",
     ("train", "optimizer"): "{name: adamw, weight_decay: 0.01}",
@@ -143,9 +143,19 @@ SAMPLES: dict[KeyPath, str] = {
     ("resources", "memory"): "32GB",
     ("matrix",): "{train.lr: [1e-4, 5e-4], train.seed: [0, 1]}",
 }
-
-
-_AUGMENT = {"text": "{delete: 0.1, swap: 0.1}", "image": "{flip: 0.5, crop: 0.7}", "audio": "{gain_db: 6}"}
+_AUGMENT: dict[str | None, str] = {
+    "text": "{text: {delete: 0.1, swap: 0.1}}",
+    "image": "{image: {flip: 0.5, crop: 0.7}}",
+    "audio": "{audio: {gain_db: 6}}",
+    None: "",
+}
+# Settings that are for some kinds of problem only.
+_KINDS: dict[KeyPath, Collection[str]] = {
+    ("data", "split", "stratify"): ONE_CLASS,
+    ("data", "sampling"): ONE_CLASS,
+    ("data", "labels"): LOSSES.keys() - NO_CLASSES,
+    ("data", "clean", "map_labels"): LOSSES.keys() - NO_CLASSES,
+}
 
 
 def starter(task: str) -> str:
@@ -161,34 +171,24 @@ def starter(task: str) -> str:
     return "\n".join([*head, *_section((), Recipe, CHOSEN[task])]) + "\n"
 
 
-def _sample(path: KeyPath, chosen: dict[KeyPath, str]) -> str | None:
-    """What a setting's comment shows instead of its default; "" when the setting is not for the task."""
-    task = chosen["task", "type"]
-    kind = "single-label" if task == "text-classification" else task
-    roles = TASK_COLUMNS[task]
-    if path == ("train", "loss"):
-        return LOSSES.get(kind, LOSSES["single-label"])[0]
-    if path in (("data", "split", "stratify"), ("data", "sampling")) and "label" not in roles:
-        return ""
-    if path in (("data", "labels"), ("data", "clean", "map_labels")) and not {"label", "tags", "objects", "mask"} & set(
-        roles
-    ):
-        return ""
-    if path == ("data", "augment"):
-        changed = next((one for one in ("image", "audio") if one in roles), "text" * (task == "text-classification"))
-        return f"{{{changed}: {_AUGMENT[changed]}}}" if changed else ""
-    return SAMPLES.get(path)
+@cache
+def _samples(task: str) -> dict[KeyPath, str]:
+    """What comments show instead of defaults; "" for a setting that is not for the task."""
+    kind = TypeAdapter(Task).validate_python({"type": task}).kind
+    others = {path: "" for path, kinds in _KINDS.items() if kind not in kinds}
+    return {**SAMPLES, ("train", "loss"): LOSSES[kind][0], ("data", "augment"): _AUGMENT[AUGMENTED.get(task)], **others}
 
 
 def _section(path: KeyPath, section: type[BaseModel], chosen: dict[KeyPath, str]) -> Iterator[str]:
+    samples = _samples(chosen["task", "type"])
     for key, field in section.model_fields.items():
         here = (*path, key)
         classes = sections().get(here, ())
-        if here not in chosen and _sample(here, chosen) == "":
+        if here not in chosen and samples.get(here) == "":
             continue
         if len(here) == 1:
             yield ""
-        if classes and _sample(here, chosen) is None and here not in chosen:
+        if classes and here not in samples and here not in chosen:
             yield from _nested(here, classes, field, chosen)
         else:
             yield from _setting(here, field, chosen)
@@ -210,7 +210,7 @@ def _setting(path: KeyPath, field: FieldInfo, chosen: dict[KeyPath, str]) -> Ite
     indent = "  " * (len(path) - 1)
     choices = _choices(path, field)
     yield from _comment((field.description or "") + (f" Choices: {', '.join(choices)}." if choices else ""), indent)
-    value = chosen.get(path) or _sample(path, chosen) or _default(field)
+    value = chosen.get(path) or _samples(chosen["task", "type"]).get(path) or _default(field)
     yield f"{indent}{'' if path in chosen else '# '}{path[-1]}: {value}"
 
 

@@ -113,8 +113,19 @@ LOSSES: dict[str, tuple[str, ...]] = {
 }
 
 
-# Kinds where every example has one class, whose shares can be kept equal in all splits.
+# Kinds where every example has one class, whose shares can be kept equal in all splits; and those without classes.
 ONE_CLASS = ("single-label", "image-single-label", "audio-classification")
+NO_CLASSES = ("regression", "translation", "summarization", "instruction-tuning", "speech-recognition")
+
+# The key of `data.augment` that changes a task's examples; other tasks have none.
+AUGMENTED: dict[str, Literal["text", "image", "audio"]] = {
+    "text-classification": "text",
+    "image-classification": "image",
+    "object-detection": "image",
+    "semantic-segmentation": "image",
+    "speech-recognition": "audio",
+    "audio-classification": "audio",
+}
 
 
 class _Task(Section):

@@ -40,18 +40,24 @@ class Task(Protocol):
     ]  # PEFT's name for the kind of head, which tells it what to train beside the adapters
     counts_tokens: ClassVar[bool]  # an example's `length` is in tokens that take up positions of the model
     input_roles: ClassVar[tuple[str, ...]]  # what `predict` is given
-    text_roles: ClassVar[tuple[str, ...]]  # roles that `data.clean` treats as texts
+    text_roles: ClassVar[tuple[str, ...]]  # roles whose values are texts, cleaned before `read`
     labels: list[str]  # class names in the order of the outputs; empty where there are none
     row_features: Features  # of stored rows, without their number
     encoded_features: Features | None  # of those encoded columns whose type cannot be seen from any few examples
 
     # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
-        """A row of the source, role -> value, with texts cleaned and media as {"path", "bytes"} -> the row as it is
-        stored, or why it is dropped ("no label", "empty text"). Raises UserError naming the row."""
+        """A row of the source, role -> value, with the texts of `text_roles` cleaned and media as {"path", "bytes"} -> the
+        row as it is stored, or why it is dropped ("no label", "empty text"). Raises UserError naming the row."""
 
     def identity(self, row: dict[str, Any]) -> str | bytes:
         """Of a stored row: equal for duplicates."""
+
+    def num_chars(self, row: dict[str, Any]) -> int:
+        """Of all texts in a stored row; `data.clean.max_chars` is the most."""
+
+    def input_texts(self, rows: Rows) -> list[str]:
+        """Of each stored row the text by which near-duplicates are told; [] where the inputs are no texts."""
 
     def learn_labels(self, train: Rows) -> None:
         """Fix `labels` from the training rows, unless the recipe gives them. Raises UserError."""
@@ -111,6 +117,7 @@ class BaseTask:
     counts_tokens: ClassVar[bool] = False
     text_roles: ClassVar[tuple[str, ...]] = ()
     input_roles: ClassVar[tuple[str, ...]] = ()
+    row_features: Features
     encoded_features: Features | None = None
 
     def __init__(self, recipe: Recipe) -> None:
@@ -119,6 +126,13 @@ class BaseTask:
 
     def identity(self, row: dict[str, Any]) -> str | bytes:
         return "\0".join(str(row.get(role) or "") for role in self.input_roles)
+
+    def num_chars(self, row: dict[str, Any]) -> int:
+        return sum(len(row.get(role) or "") for role in self.text_roles)
+
+    def input_texts(self, rows: Rows) -> list[str]:
+        roles = [role for role in self.text_roles if role in self.input_roles and role in self.row_features]
+        return ["\n".join(parts) for parts in zip(*(rows.column(role) for role in roles), strict=True)]
 
     def from_input(self, row: dict[str, Any]) -> dict[str, Any]:
         return row

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from sft_dist.data import chat
 from sft_dist.data.packing import best_fit_decreasing, leak, positions
-from sft_dist.data.rows import ROW, Examples
+from sft_dist.data.rows import ROW, Examples, Rows
 from sft_dist.losses import CrossEntropy
 from sft_dist.losses_text import CHUNK, IGNORED, TokenLoss, padded
 from sft_dist.recipe.errors import Problem, UserError
@@ -40,7 +40,7 @@ class InstructionTuning(BaseTask):
     peft_task = "CAUSAL_LM"
     counts_tokens = True
     input_roles = ("prompt",)
-    text_roles = ("instruction", "input", "output", "system")
+    text_roles = ("instruction", "input", "output", "system")  # joined or left out when empty, before they are messages
     row_features = Features({"chat": Value("large_string")})  # messages as JSON: tools' arguments have no common type
     encoded_features = Features({"input_ids": List(Value("int32")), "answer": List(Value("bool"))})
 
@@ -58,7 +58,7 @@ class InstructionTuning(BaseTask):
 
     # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
-        messages = chat.messages_of(row, number)
+        messages = chat.cleaned(chat.messages_of(row, number), self.recipe.data.clean)
         if reason := chat.why_unusable(messages):
             return reason
         messages = chat.with_system(chat.until_last_answer(messages), self.settings.system)
@@ -66,6 +66,14 @@ class InstructionTuning(BaseTask):
 
     def identity(self, row: dict[str, Any]) -> str | bytes:
         return row["chat"]
+
+    def num_chars(self, row: dict[str, Any]) -> int:
+        return sum(len(message["content"]) for message in json.loads(row["chat"]))
+
+    def input_texts(self, rows: Rows) -> list[str]:
+        """All that is said but the system messages: many rows share a long one, which would make them all alike."""
+        chats = map(json.loads, rows.column("chat"))
+        return ["\n".join(turn["content"] for turn in one if turn["role"] != "system") for one in chats]
 
     # ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────
     def load_processor(self, source: str, **options: Any) -> PreTrainedTokenizerBase:
@@ -158,6 +166,7 @@ class InstructionTuning(BaseTask):
         said = row["prompt"]
         role = "messages" if said.startswith("[{") and said.endswith("}]") else "prompt"
         messages = chat.messages_of({role: said}, 0) or [{"role": "user", "content": said}]
+        messages = chat.cleaned(messages, self.recipe.data.clean)
         return {"asked": json.dumps(chat.with_system(messages, self.settings.system), ensure_ascii=False)}
 
     def collate(

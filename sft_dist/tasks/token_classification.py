@@ -9,6 +9,7 @@ from datasets import Features, List, Value
 from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from sft_dist.data.clean import clean_text
 from sft_dist.data.rows import Examples, Rows
 from sft_dist.losses import CrossEntropy, Focal, build_loss
 from sft_dist.losses_text import IGNORED, TokenLoss, padded
@@ -42,7 +43,8 @@ class TokenClassification(BaseTask):
 
     # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
-        tokens, tags = _list(row["tokens"]), _list(row["tags"])
+        tokens = [clean_text(token, self.recipe.data.clean) for token in _list(row["tokens"])]
+        tags = _list(row["tags"])
         if not any(token.strip() for token in tokens):
             return "empty text"
         if not tags or "" in tags:
@@ -55,6 +57,12 @@ class TokenClassification(BaseTask):
             valid = tuple(self.labels[:20])
             raise UserError(Problem(f"row {number}: not one of data.labels", "data.labels", None, strange[0], valid))
         return {"tokens": tokens, "tags": tags}
+
+    def input_texts(self, rows: Rows) -> list[str]:
+        return [" ".join(tokens) for tokens in rows.column("tokens")]
+
+    def num_chars(self, row: dict[str, Any]) -> int:
+        return len(" ".join(row["tokens"]))
 
     def from_input(self, row: dict[str, Any]) -> dict[str, Any]:
         return {"tokens": row["tokens"].split() or [""]}

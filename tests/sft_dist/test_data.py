@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from sft_dist.data.prepare import Prepared, naming_of, prepare
 from sft_dist.data.sources import load_rows
@@ -223,6 +225,68 @@ def test_where_keeps_equal_values_and_members_of_a_list(tmp_path):
     wanted = [n for n, row in enumerate(rows) if row["year"] < 2002 and row["kept"]]
     assert found.splits["train"].ids.tolist() == wanted
     assert found.dropped["where"] == 40 - len(wanted)
+
+
+def prepared_for(task: str, rows: list[dict[str, Any]], file: Path, **clean: Any) -> Prepared:
+    """All of it in the training split."""
+    recipe = Recipe.model_validate(
+        {
+            "name": "rows",
+            "task": task,
+            "model": {"path": "/nowhere"},
+            "data": {"source": str(write_jsonl(file, rows)), "split": {"test": 0, "validation": 0}, "clean": clean},
+            "tuning": "full",
+            "train": {"lr": 1e-3},
+        }
+    )
+    return prepare(recipe, task_of(recipe))
+
+
+def test_conversations_and_sentences_are_cleaned_as_texts_are(tmp_path):
+    def chat(question: str, answer: str) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+    chats = [chat("hi", "ho"), chat(" hi", "ho\n"), chat("hi", "h" * 50), chat("hi", " "), chat(" ", "ho")]
+    found = prepared_for("instruction-tuning", chats, tmp_path / "chats.jsonl", max_chars=40)
+    assert found.dropped == {"where": 0, "duplicate": 1, "too long": 1, "empty answer": 1, "empty text": 1}
+    with pytest.raises(UserError, match="row 3 of train: empty answer"):
+        prepared_for("instruction-tuning", chats, tmp_path / "chats.jsonl", drop_empty=False)
+
+    sentences = [{"tokens": words, "tags": ["O", "B-x"]} for words in (["a", "b"], ["a ", "b"], ["a", "b" * 50])]
+    found = prepared_for("token-classification", sentences, tmp_path / "sentences.jsonl", max_chars=40)
+    assert found.dropped == {"where": 0, "duplicate": 1, "too long": 1}
+
+
+@pytest.mark.parametrize("task", ["text-classification", "translation", "token-classification", "instruction-tuning"])
+def test_of_rows_nearly_alike_the_first_stays(task, tmp_path):
+    long = "the committee met in the old town hall on Tuesday and talked about the bridge until midnight"
+    texts = [
+        long,
+        f"{long}!",
+        "nobody came to the second meeting, so the bridge stays closed",
+        long.replace("old", "new"),
+    ]
+    made: dict[str, Callable[[str], dict[str, Any]]] = {
+        "text-classification": lambda text: {"text": text, "label": str(len(text))},
+        "translation": lambda text: {"source": text, "target": "-"},
+        "token-classification": lambda text: {"tokens": text.split(), "tags": ["B-x", *"O" * text.count(" ")]},
+        # A system message that is longer than all the rest makes no two rows alike.
+        "instruction-tuning": lambda text: {
+            "system": " ".join(map(str, range(500))),
+            "prompt": "?",
+            "completion": text,
+        },
+    }
+    found = prepared_for(task, list(map(made[task], texts)), tmp_path / "rows.jsonl", near_duplicates=0.8)
+    assert found.splits["train"].ids.tolist() == [0, 2]
+    assert found.dropped["near duplicate"] == 2
+
+
+def test_pictures_are_not_nearly_alike(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    rows = [{"image": str(tmp_path / "a.png"), "label": "x"}]
+    with pytest.raises(UserError, match="is for texts, and this task has none"):
+        prepared_for("image-classification", rows, tmp_path / "rows.jsonl", near_duplicates=0.8)
 
 
 def test_cleaning_can_be_switched_off(tmp_path):

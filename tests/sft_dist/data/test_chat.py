@@ -6,8 +6,17 @@ import json
 
 import pytest
 
-from sft_dist.data.chat import PLAIN_TEMPLATE, messages_of, tokenize_chats, until_last_answer, why_unusable, with_system
+from sft_dist.data.chat import (
+    PLAIN_TEMPLATE,
+    cleaned,
+    messages_of,
+    tokenize_chats,
+    until_last_answer,
+    why_unusable,
+    with_system,
+)
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.schema import Clean
 from tests.tiny_text import CHATML, byte_tokenizer
 
 HELLO = [{"role": "user", "content": "how many legs?"}, {"role": "assistant", "content": "eight"}]
@@ -113,11 +122,23 @@ def test_a_broken_row_is_named(row, said):
         ({"messages": [HELLO[0], {"role": "assistant", "content": " \n"}]}, "empty answer"),
         ({"messages": HELLO[::-1]}, "begins with an answer"),
         ({"messages": [{"role": "system", "content": "s"}, HELLO[1]]}, "begins with an answer"),
+        ({"messages": HELLO[1:]}, "begins with an answer"),
+        ({"prompt": " ", "completion": "x"}, "empty text"),
         ({"messages": HELLO}, ""),
     ],
 )
 def test_what_cannot_be_trained_on_is_told(row, reason):
     assert why_unusable(messages_of(row, 0)) == reason
+
+
+def test_messages_are_cleaned_and_tool_calls_are_not():
+    call = {"function": {"name": "find", "arguments": {"text": " \ufb01lm "}}}
+    said = [{"role": "user", "content": " \ufb01lm\n"}, {"role": "assistant", "content": " ", "tool_calls": [call]}]
+    assert cleaned(said, Clean(unicode="NFKC")) == [
+        {"role": "user", "content": "film"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+    assert cleaned(said, Clean(strip=False)) == said
 
 
 def test_turns_nobody_answers_are_left_out_and_a_system_message_is_added_once():

@@ -9,6 +9,8 @@ from recipe_texts import GOOD, write
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import load
+from sft_dist.recipe.starters import starter
+from sft_dist.recipe.tasks import TASK_COLUMNS
 
 REGRESSION = "task={type: text-classification, problem: regression}"
 MULTI = "task={type: text-classification, problem: multi-label}"
@@ -146,6 +148,18 @@ def test_a_contradiction_is_one_problem_with_its_place(
 )
 def test_what_has_an_effect_is_accepted(overrides: list[str], tmp_path: Path) -> None:
     assert load(write(tmp_path), overrides)
+
+
+@pytest.mark.parametrize("task", TASK_COLUMNS)
+def test_augmentation_is_of_what_the_task_reads(task: str, tmp_path: Path) -> None:
+    file = write(tmp_path, starter(task))
+    texts = {"text"} if task == "text-classification" else set()
+    for key in ("text", "image", "audio"):
+        if key in texts | {"image", "audio"} & set(TASK_COLUMNS[task]):
+            assert load(file, [f"data.augment.{key}={{}}"])
+        else:
+            with pytest.raises(UserError, match=f"data.augment.{key}: has no effect with task: {task}"):
+                load(file, [f"data.augment.{key}={{}}"])
 
 
 def test_all_contradictions_are_reported_at_once_with_lines(tmp_path: Path) -> None:

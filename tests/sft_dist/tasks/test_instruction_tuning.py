@@ -41,8 +41,9 @@ def tokenizer():
     return byte_tokenizer()
 
 
-def task(max_length: int = 64, tuning: str | dict = "full", **settings):
-    tree = recipe_of({"type": TASK, **settings}, max_length=max_length).model_dump(mode="json", exclude_unset=True)
+def task(max_length: int = 64, tuning: str | dict = "full", clean: dict | None = None, **settings):
+    data = {"max_length": max_length, "clean": clean or {}}
+    tree = recipe_of({"type": TASK, **settings}, **data).model_dump(mode="json", exclude_unset=True)
     return task_of(Recipe.model_validate({**tree, "tuning": tuning}))
 
 
@@ -58,6 +59,29 @@ def test_a_row_is_kept_as_messages_up_to_the_last_answer():
     stored = task(system="Be kind.").read(row, 3)
     assert [m["content"] for m in json.loads(stored["chat"])] == ["Be kind.", "a", "b"]
     assert task().read({"prompt": "a", "completion": ""}, 3) == "no answer"
+
+
+SHAPES = [  # of one conversation
+    {"messages": [{"role": "user", "content": " \ufb01lm? "}, {"role": "assistant", "content": "yes\n"}]},
+    {"conversations": [{"from": "human", "value": "\n\ufb01lm?"}, {"from": "gpt", "value": " yes"}]},
+    {"messages": '[{"role": "user", "content": "\\ufb01lm? "}, {"role": "assistant", "content": " yes "}]'},
+    {"instruction": "\ufb01lm?", "output": "yes "},
+    {"prompt": "\ufb01lm? ", "completion": " yes"},
+]
+
+
+@pytest.mark.parametrize("row", SHAPES)
+def test_texts_are_cleaned_in_conversations_of_every_shape(row):
+    one = task(clean={"unicode": "NFKC"})
+    stored = one.read(row, 0)
+    assert [m["content"] for m in json.loads(stored["chat"])] == ["film?", "yes"]
+    assert one.num_chars(stored) == 8
+
+
+def test_what_predict_is_asked_is_cleaned_like_what_was_trained_on():
+    asked = json.dumps([{"role": "user", "content": " hi "}])
+    one = task(system="Be kind.")
+    assert [m["content"] for m in json.loads(one.from_input({"prompt": asked})["asked"])] == ["Be kind.", "hi"]
 
 
 def test_it_travels_to_other_processes():

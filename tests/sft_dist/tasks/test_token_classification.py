@@ -64,6 +64,7 @@ def model(tokenizer):
         (["Ada", "ran"], ["B-per", "O"], {"tokens": ["Ada", "ran"], "tags": ["B-per", "O"]}),
         ("Ada ran", "B-per O", {"tokens": ["Ada", "ran"], "tags": ["B-per", "O"]}),
         (["Ada", None], [3, 0], {"tokens": ["Ada", ""], "tags": ["3", "0"]}),
+        (["Ada ", "\n"], ["B-per", "O"], {"tokens": ["Ada", ""], "tags": ["B-per", "O"]}),
         ([], [], "empty text"),
         (None, ["O"], "empty text"),
         (["Ada"], None, "no label"),
