@@ -150,7 +150,7 @@ def _streaming(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "with data.streaming the validation split is named", "data.source.validation", None, None, (), hint
         )
-    if data.labels is None and recipe.task.kind not in _NO_LABELS:
+    if data.labels is None and recipe.task.kind not in NO_CLASSES:
         hint = "list them, in the order of the model's outputs"
         yield Problem("the classes of a stream are not known before its end", "data.labels", None, None, (), hint)
     if getattr(train.loss, "class_weights", None) == "balanced":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from functools import cache
 from pathlib import Path
 
@@ -60,26 +59,20 @@ def undisturbed(tiny_model, tmp_path_factory):
     return trained
 
 
-def test_it_learns_and_leaves_nothing_behind(undisturbed):
+def test_it_goes_through_epochs_and_leaves_nothing_behind(undisturbed):
     _, folder = undisturbed(0, 1)
-    losses = harness.losses(folder)
-    assert sorted(losses) == list(range(1, STEPS + 1))
-    scores = harness.metrics(folder, "validation")
-    assert scores[STEPS]["loss"] < scores[7]["loss"] - 0.02
+    assert sorted(harness.losses(folder)) == list(range(1, STEPS + 1))
+    assert sorted(harness.metrics(folder, "validation")) == [7, 14, 21, 28, STEPS]
     assert [harness.metrics(folder)[step]["epoch"] for step in (1, 10, 11, 21)] == [0, 0, 1, 2]
     assert not (folder / "stream").exists()
 
 
-def test_workers_change_nothing(undisturbed):
-    assert harness.losses(undisturbed(2, 1)[1]) == harness.losses(undisturbed(0, 1)[1])
-
-
-def test_two_ranks_have_the_curve_of_one(undisturbed):
-    one, two = (harness.losses(undisturbed(0, ranks)[1]) for ranks in (1, 2))
+def test_workers_and_ranks_change_nothing(undisturbed):
+    one, two = harness.losses(undisturbed(0, 1)[1]), harness.losses(undisturbed(2, 2)[1])
     assert two == pytest.approx(one, abs=2e-6)
 
 
-@pytest.mark.parametrize(("workers", "ranks", "cut"), [(0, 1, 2), (0, 1, 14), (0, 1, 23), (2, 1, 11), (0, 2, 16)])
+@pytest.mark.parametrize(("workers", "ranks", "cut"), [(0, 1, 13), (2, 2, 22)])
 def test_killed_at_any_step(undisturbed, tmp_path, workers, ranks, cut):
     recipe, expected = undisturbed(workers, ranks)
     processes = harness.start(recipe, tmp_path, ranks)
@@ -105,10 +98,8 @@ def test_a_fault_in_the_middle_of_the_stream_is_the_users(tiny_model, tmp_path):
     lines = (tmp_path / "train.csv").read_text().splitlines()
     lines[80] = "a strange one,maybe,0"
     (tmp_path / "train.csv").write_text("\n".join(lines) + "\n")
-    for ranks in (1, 2):
-        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
-        harness.run(recipe, tmp_path / "runs", ranks, expect=2)
-        said = (tmp_path / "runs/output.log").read_text()
-        assert "not one of data.labels" in said
-        assert "found: maybe" in said
-        assert "Traceback" not in said
+    harness.run(recipe, tmp_path / "runs", 2, expect=2)
+    said = (tmp_path / "runs/output.log").read_text()
+    assert "not one of data.labels" in said
+    assert "found: maybe" in said
+    assert "Traceback" not in said
