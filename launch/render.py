@@ -109,7 +109,8 @@ def _steps(plan: Plan) -> list[str]:
 def _rows(plan: Plan) -> str:
     if not plan.rows.splits:
         return "not counted"
-    text = ", ".join(f"{count:,} {split}" for split, count in plan.rows.splits.items())
+    streamed = ["a stream to train on"] if plan.rows.train is None else []
+    text = ", ".join([*streamed, *(f"{count:,} {split}" for split, count in plan.rows.splits.items())])
     dropped = ", ".join(f"{count:,} {why}" for why, count in plan.rows.dropped.items() if count)
     labels = f"; {len(plan.rows.labels)} labels" if plan.rows.labels else ""
     return text + (f" (dropped: {dropped})" if dropped else "") + labels
