@@ -18,6 +18,7 @@ from sft_dist.batches import example_rng
 from sft_dist.blocks import Blocks
 from sft_dist.failures import Failure
 from sft_dist.recipe.arithmetic import Batch
+from sft_dist.recipe.errors import UserError
 from sft_dist.tasks.base import Task
 from sft_dist.tasks.named import collate
 
@@ -84,21 +85,21 @@ def micro_batches(source: MicroBatches, first_step: int, last_step: int, workers
     return (_given(item) for item in made)
 
 
-class _Told(Dataset[MicroBatch | Failure]):
+class _Told(Dataset[MicroBatch | Failure | UserError]):
     """A failure comes as it is: raised in a worker, it would arrive wrapped in the worker's traceback."""
 
     def __init__(self, source: MicroBatches) -> None:
         self.source = source
 
-    def __getitem__(self, number: int) -> MicroBatch | Failure:
+    def __getitem__(self, number: int) -> MicroBatch | Failure | UserError:
         try:
             return self.source[number]
-        except Failure as failure:
+        except (Failure, UserError) as failure:
             return failure
 
 
-def _given(item: MicroBatch | Failure) -> MicroBatch:
-    if isinstance(item, Failure):
+def _given(item: MicroBatch | Failure | UserError) -> MicroBatch:
+    if isinstance(item, Failure | UserError):
         raise item
     return item
 

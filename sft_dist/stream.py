@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 ON_DISK = 3  # blocks: the one before (another rank may just be leaving it), the current one, the next
 LOOK_EVERY_S = 0.1
+ERROR = "error.json"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -65,9 +66,13 @@ def main(run: str, place: str) -> int:
         while next(made):
             while len(list(folder.stream.glob("block-*"))) >= ON_DISK:
                 time.sleep(LOOK_EVERY_S)
-    except UserError as error:
-        write_json(folder.stream / "error.json", {"error": str(error)})
-        return 2
+    except Exception as error:  # for the ranks to raise
+        is_users = isinstance(error, UserError)
+        said = str(error) if is_users else f"{type(error).__name__}: {error}"
+        write_json(folder.stream / ERROR, {"error": said, "is_users": is_users})
+        if is_users:
+            return 2
+        raise
     return 0
 
 
@@ -172,11 +177,12 @@ class Stream:
         return self.reader is not None and os.getpid() == self._owner
 
     def _check_reader(self) -> None:
-        if problem := read_json(self.folder / "error.json"):
-            raise UserError(problem["error"])
-        if self._is_owner and self.reader is not None and (code := self.reader.poll()) is not None:
-            if problem := read_json(self.folder / "error.json"):  # written just now
+        code = self.reader.poll() if self._is_owner and self.reader is not None else None
+        if problem := read_json(self.folder / ERROR):  # looked for after the reader: it writes this before it ends
+            if problem["is_users"]:
                 raise UserError(problem["error"])
+            raise RuntimeError(f"the stream could not be read on: {problem['error']}")
+        if code is not None:
             raise RuntimeError(f"the process that reads the stream ended with exit code {code}")
 
 

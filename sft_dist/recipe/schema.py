@@ -93,6 +93,10 @@ class Clean(Section):
     )
 
 
+def _or_boolean(schema: dict[str, Any]) -> None:
+    schema["anyOf"].append({"type": "boolean"})
+
+
 class Streaming(Section):
     buffer: Positive = Field(
         10_000, description="Rows that are read, shuffled and prepared at a time; two such blocks lie on disk ahead."
@@ -131,6 +135,7 @@ class Data(Section):
         None,
         description="Read the training rows while training goes on, instead of preparing all of them before: `true`, or "
         "`{buffer: 2000}`. Needs train.steps and a validation split of its own.",
+        json_schema_extra=_or_boolean,
     )
     subset: str | None = Field(None, description="Hub only: the configuration of the data set.")
     revision: str | None = Field(None, description="Hub only: branch, tag or commit.")

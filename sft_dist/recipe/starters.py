@@ -116,6 +116,7 @@ SAMPLES: dict[KeyPath, str] = {
     ("model", "revision"): "main",
     ("model", "tokenizer"): "./my-tokenizer",
     ("model", "config"): "{hidden_dropout_prob: 0.0}",
+    ("data", "streaming"): "{buffer: 10000}",
     ("data", "subset"): "en",
     ("data", "revision"): "main",
     ("data", "labels"): "[negative, positive]",

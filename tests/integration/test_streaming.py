@@ -94,7 +94,7 @@ def test_other_rows_than_those_it_began_with_are_refused(tiny_model, tmp_path):
 
 
 def test_a_fault_in_the_middle_of_the_stream_is_the_users(tiny_model, tmp_path):
-    recipe = write_recipe(tmp_path, tiny_model)
+    recipe = write_recipe(tmp_path, tiny_model, workers=2)  # which meet it first
     lines = (tmp_path / "train.csv").read_text().splitlines()
     lines[80] = "a strange one,maybe,0"
     (tmp_path / "train.csv").write_text("\n".join(lines) + "\n")

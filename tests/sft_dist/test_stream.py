@@ -147,10 +147,11 @@ def test_the_end_of_the_reader_is_told(recipe, tmp_path):
 
     with pytest.raises(RuntimeError, match="exit code -9"):
         Stream(RunFolder(tmp_path / "run"), recipe, Place(), Dead()).at(1)
-    (folder / "error.json").write_text(json.dumps({"error": "data.source: broken"}))
-    for reader in (Dead(), None):
-        with pytest.raises(UserError, match="broken"):
-            Stream(RunFolder(tmp_path / "run"), recipe, Place(), reader).at(1)
+    for is_users, error in ((True, UserError), (False, RuntimeError)):
+        (folder / "error.json").write_text(json.dumps({"error": "data.source: broken", "is_users": is_users}))
+        for reader in (Dead(), None):
+            with pytest.raises(error, match="broken"):
+                Stream(RunFolder(tmp_path / "run"), recipe, Place(), reader).at(1)
 
 
 def test_a_place_is_plain_json():

@@ -19,7 +19,6 @@ import soundfile
 from datasets import Audio, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as Pictures
 
-from sft_dist.data import sources
 from sft_dist.data.sources import load_rows, stream_rows
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.run_folder import cache_root
@@ -197,20 +196,18 @@ def test_media_in_parquet_are_never_decoded(tmp_path, streaming):
 
 # ── streams ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.fixture
-def small_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "SHUFFLE_BUFFER", 16)
-
-
-@pytest.fixture
 def shards(tmp_path: Path) -> list[str]:
     return [write(tmp_path / f"{name}.jsonl", numbered(name, 40)) for name in ("a", "b", "c")]
+
+
+def small(**settings: Any) -> Data:
+    return Data(streaming={"buffer": 16}, **settings)
 
 
 def streamed(data: Data, split: str = "train", **options: Any) -> list[str]:
     return [row["text"] for row in stream_rows(data, split, **options)]
 
 
-@pytest.mark.usefixtures("small_buffer")
 @pytest.mark.parametrize("kind", ["list", "glob", "mix", "folder", "saved", "url", "sql"])
 def test_the_order_is_the_same_again_and_after_going_on(tmp_path, shards, kind):
     data = data_of(kind, tmp_path, shards)
@@ -224,35 +221,34 @@ def test_the_order_is_the_same_again_and_after_going_on(tmp_path, shards, kind):
 
 def data_of(kind: str, tmp_path: Path, shards: list[str]) -> Data:
     if kind == "mix":
-        return Data(source=shards, weights=[2.0, 1.0, 1.0])
+        return small(source=shards, weights=[2.0, 1.0, 1.0])
     if kind == "glob":
-        return Data(source=str(tmp_path / "*.jsonl"))
+        return small(source=str(tmp_path / "*.jsonl"))
     if kind == "folder":
-        return Data(source=str(tmp_path))
+        return small(source=str(tmp_path))
     if kind == "saved":
         Dataset.from_list([{"text": text} for text in numbered("x", 100)]).save_to_disk(str(tmp_path / "saved"))
-        return Data(source=str(tmp_path / "saved"))
+        return small(source=str(tmp_path / "saved"))
     if kind == "url":
-        return Data(source=put("memory://stream/a.csv", "text\n" + "\n".join(numbered("u", 100))))
+        return small(source=put("memory://stream/a.csv", "text\n" + "\n".join(numbered("u", 100))))
     if kind == "sql":
         import sqlite3
 
         with sqlite3.connect(tmp_path / "a.db") as connection:
             connection.execute("create table t (text text)")
             connection.executemany("insert into t values (?)", [(text,) for text in numbered("q", 100)])
-        return Data(source=f"sqlite:///{tmp_path}/a.db#t")
-    return Data(source=shards)
+        return small(source=f"sqlite:///{tmp_path}/a.db#t")
+    return small(source=shards)
 
 
-@pytest.mark.usefixtures("small_buffer")
 def test_training_rows_are_shuffled_anew_in_every_epoch_and_none_is_lost(shards):
-    data = Data(source=shards)
+    data = small(source=shards)
     in_order = [text for name in "abc" for text in numbered(name, 40)]
     first, second = streamed(data), streamed(data, epoch=1)
     assert sorted(first) == sorted(second) == sorted(in_order)
     assert len({tuple(in_order), tuple(first), tuple(second)}) == 3
     assert streamed(data, epoch=1, skip=60) == second[60:]
-    assert streamed(Data(source=shards, split={"seed": 3})) != first
+    assert streamed(small(source=shards, split={"seed": 3})) != first
 
 
 def test_other_splits_come_in_their_own_order(tmp_path, shards):

@@ -22,6 +22,7 @@ ELSEWHERE = {
     "task.label_separator",
     "task.source_language",
     "task.target_language",
+    "data.streaming",
     "data.subset",
     "data.revision",
     "data.weights",
@@ -86,6 +87,7 @@ def test_the_json_schema_is_json_and_knows_base_and_bare_names() -> None:
         "enum": ["full", "freeze", "bitfit", "lora", "qlora", "ia3", "prefix", "prompt"]
     }
     assert "sgd" in schema["$defs"]["Train"]["properties"]["optimizer"]["anyOf"][0]["enum"]
+    assert {"type": "boolean"} in schema["$defs"]["Data"]["properties"]["streaming"]["anyOf"]
     assert schema["else"]["required"] == ["task", "model", "data", "tuning", "train"]
     assert schema["else"]["properties"]["train"] == {"required": ["lr"]}
 
