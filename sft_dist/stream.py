@@ -20,18 +20,17 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 
 from sft_dist.agreement import table_digest
 from sft_dist.batches import BatchPlan
 from sft_dist.blocks import Block, Place
 from sft_dist.data.prepare import NoRowsLeft, prepare_block
 from sft_dist.data.rows import Examples
-from sft_dist.data.sources import stream_rows, table_of
+from sft_dist.data.sources import stream_tables
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.run_folder import RunFolder, read_json, write_json
 from sft_dist.recipe.schema import Recipe
@@ -79,11 +78,9 @@ def main(run: str, place: str) -> int:
 def build_blocks(recipe: Recipe, task: Task, processor: Any, place: Place, folder: Path) -> Iterator[Path]:
     """Makes a block whenever it is asked for the next; never ends. Raises UserError."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    size = recipe.data.streaming.buffer if recipe.data.streaming else 0
     while True:
-        rows = stream_rows(recipe.data, "train", place.epoch, skip=place.row)
         nothing: UserError | None = None if place.row else UserError(Problem("the stream has no rows", "data.source"))
-        for source in _tables(rows, size):
+        for source in stream_tables(recipe.data, place.epoch, skip=place.row):
             aside = folder / f".{place.number:06d}"
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
@@ -94,6 +91,11 @@ def build_blocks(recipe: Recipe, task: Task, processor: Any, place: Place, folde
                 nothing = nothing and error
                 place = following
                 continue
+            except UserError as error:
+                hint = f"rows are numbered as the stream shuffles them in epoch {place.epoch}"
+                raise UserError(
+                    [replace(one, hint="; ".join(filter(None, (one.hint, hint)))) for one in error.problems]
+                ) from error
             nothing = None
             examples.save_to_disk(str(aside / "examples"))
             steps = math.ceil(len(examples) / recipe.train.global_batch)
@@ -114,13 +116,6 @@ def build_blocks(recipe: Recipe, task: Task, processor: Any, place: Place, folde
         if nothing is not None:
             raise nothing
         place = replace(place, epoch=place.epoch + 1, row=0)
-
-
-def _tables(rows: IterableDataset, size: int) -> Iterator[Dataset]:
-    """Rows as they come, `size` at a time."""
-    each = iter(rows)
-    while some := list(islice(each, size)):
-        yield table_of(some, rows.features)
 
 
 def _path(folder: Path, number: int) -> Path:
@@ -170,7 +165,10 @@ class Stream:
         if self._is_owner and self.reader is not None:
             self.reader.kill()
             self.reader.wait()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            for blocks in (*self.folder.glob("block-*"), *self.folder.glob(".*")):
+                shutil.rmtree(blocks, ignore_errors=True)
+            if not (self.folder / ERROR).exists():  # which other ranks may still have to read
+                shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def _is_owner(self) -> bool:
@@ -178,12 +176,16 @@ class Stream:
 
     def _check_reader(self) -> None:
         code = self.reader.poll() if self._is_owner and self.reader is not None else None
-        if problem := read_json(self.folder / ERROR):  # looked for after the reader: it writes this before it ends
+        if code is not None and not (self.folder / ERROR).exists():  # for the other ranks
+            ended = f"its process ended with exit code {code}"
+            write_json(self.folder / ERROR, {"error": ended, "is_users": False})
+        if problem := read_json(self.folder / ERROR):
+            self.close()
             if problem["is_users"]:
                 raise UserError(problem["error"])
             raise RuntimeError(f"the stream could not be read on: {problem['error']}")
-        if code is not None:
-            raise RuntimeError(f"the process that reads the stream ended with exit code {code}")
+        if not self.folder.is_dir():
+            raise RuntimeError("rank 0 has ended the stream")
 
 
 def open_stream(folder: RunFolder, recipe: Recipe, accelerator: Accelerator, saved: dict[str, Any] | None) -> Stream:

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -111,9 +112,10 @@ def train(folder: RunFolder) -> int:
     rank = accelerator.process_index
     at.start_logging(attempt, rank)
     heart = Heart(attempt, rank, seconds_of(recipe.resources.hang_timeout))
+    cleanup = ExitStack()
     t = None
     try:
-        t = build(recipe, folder, attempt.number, engine, stop_requested, heart.beat)
+        t = build(recipe, folder, attempt.number, engine, stop_requested, heart.beat, cleanup)
         if accelerator.is_main_process:
             at.start_record(
                 attempt,
@@ -144,8 +146,7 @@ def train(folder: RunFolder) -> int:
         return 2 if isinstance(failure, UserError) else 1
     finally:
         heart.stop()
-        if t:
-            t.blocks.close()
+        cleanup.close()
         if lock is not None:
             os.close(lock)
 
@@ -178,6 +179,7 @@ def build(
     engine: Engine,
     stop_requested: list[str],
     beat: Callable[[int, str], None],
+    cleanup: ExitStack,
 ) -> loop.Training:
     """Data, model, optimizer, and the newest good checkpoint in them. Raises UserError."""
     import torch
@@ -221,6 +223,7 @@ def build(
         blocks: Blocks = open_stream(folder, recipe, accelerator, progress.stream)
     else:
         blocks = one_block(examples["train"], recipe)
+    cleanup.callback(blocks.close)
     first = blocks.at(progress.step + 1).examples
     if task.counts_tokens:
         longest = max(int(part.lengths.max()) for part in examples.values())

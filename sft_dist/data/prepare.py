@@ -16,7 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -206,7 +206,7 @@ class _Reader:
         made: dict[str, list[Any]] = {name: [] for name in (*self.stored, ROW, REASON, *IDENTITY)}
         values = {role: self._values(role, batch[name], self.names[name]) for role, name in self.columns.items()}
         for place, number in enumerate(batch[ROW]):
-            row = self.task.read({role: column[place] for role, column in values.items()}, number)
+            row = self._read({role: column[place] for role, column in values.items()}, number)
             if not isinstance(row, str) and self._too_long(row):
                 row = "too long"
             if isinstance(row, str):
@@ -226,6 +226,12 @@ class _Reader:
         if self.data.split.group:
             made[_GROUP] = [str(value) for value in batch[self.data.split.group]]
         return made
+
+    def _read(self, values: dict[str, Any], number: int) -> dict[str, Any] | str:
+        try:
+            return self.task.read(values, number)
+        except UserError as error:  # names the row
+            raise UserError([replace(one, message=f"{self.split} {one.message}") for one in error.problems]) from None
 
     def _values(self, role: str, values: list[Any], named: Callable[[Any], Any] | None) -> list[Any]:
         if named is not None:

@@ -1,7 +1,7 @@
 """Reading rows: files, folders, databases, URLs and hub data sets, whatever their format (`sft_dist.data.formats`).
 
     load_rows    every split, memory-mapped
-    stream_rows  one split, row by row, in an order that is the same every time
+    stream_rows  one split, row by row, in an order that is the same every time; stream_tables: many at a time
 
 Several sources of one split are put one after the other, or mixed by `data.weights`: each row is drawn from a source with
 that probability, no row twice, until the first source is used up. What is left of the others then is not used.
@@ -9,8 +9,9 @@ that probability, no row twice, until the first source is used up. What is left 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,12 +31,13 @@ from datasets.utils.logging import disable_progress_bar
 
 from sft_dist.data.formats import FORMATS
 from sft_dist.data.formats.cache import fetched, tables_folder
+from sft_dist.data.formats.faults import fault_in
 from sft_dist.data.formats.layout import SPLIT_NAMES, guessed, is_coco, split_files, split_folders
 from sft_dist.data.formats.media import undecoded
 from sft_dist.data.formats.sql import read_sql
 from sft_dist.data.formats.tables import TABLES
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.references import SUFFIXES, Reference, classify, resolve, suffix_of
+from sft_dist.recipe.references import SUFFIXES, Reference, classify, resolve, sources_of, suffix_of
 from sft_dist.recipe.schema import SPLITS, Data, SplitSources, Streaming
 
 STREAMED_URLS = (*TABLES, "conll")  # formats that are read from a URL as they come; the others are fetched first
@@ -83,11 +85,46 @@ def stream_rows(data: Data, split: str = "train", epoch: int = 0, skip: int = 0)
     return rows.skip(skip) if skip else rows
 
 
+def stream_tables(data: Data, epoch: int = 0, skip: int = 0) -> Iterator[Dataset]:
+    """The training rows as they come, `data.streaming.buffer` at a time. Raises UserError with the place of a fault in a
+    file; what else a reader raises, such as of the network, as it is."""
+    rows = stream_rows(data, "train", epoch, skip)
+    each = iter(rows)
+    while True:
+        try:
+            some = list(islice(each, _buffer(data)))
+        except ValueError as error:
+            path, fault = _fault_of(data) or ("data.source", _said(error))
+            raise UserError(Problem(f"could not be read: {fault}", path)) from error
+        if not some:
+            return
+        yield _table_of(some, rows.features)
+
+
 def _buffer(data: Data) -> int:
     return (data.streaming or Streaming()).buffer
 
 
-def table_of(rows: Sequence[dict[str, Any]], features: Features | None) -> Dataset:
+def _fault_of(data: Data) -> tuple[str, str] | None:
+    """(key path, fault) of the first training file that has one."""
+    for path, text in sources_of(data):
+        reference = classify(text, Path.cwd())
+        if path.startswith(("data.source.validation", "data.source.test")) or reference.kind in ("hub", "sql"):
+            continue
+        where = [text] if reference.kind == "url" else resolve(reference)
+        places = where if isinstance(where, list) else [where]
+        for file in (str(file) for place in places for file in _files_in(place)):
+            name = SUFFIXES.get(suffix_of(file)) if data.format == "auto" else data.format
+            if name in TABLES and (fault := fault_in(str(name), [file])):
+                return path, fault
+    return None
+
+
+def _files_in(place: str | Path) -> list[str] | list[Path]:
+    return sorted(place.rglob("*")) if isinstance(place, Path) and place.is_dir() else [str(place)]
+
+
+def _table_of(rows: Sequence[dict[str, Any]], features: Features | None) -> Dataset:
     """Some rows of a stream. Readers that do not know the features beforehand may leave out a key in which a row has nothing."""
     names = list(features or {name: None for row in rows for name in row})
     return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}, features=features)
@@ -105,7 +142,7 @@ def _beside_a_stream(data: Data) -> dict[str, Dataset]:
     for split in SPLITS[1:]:
         if split in there:
             rows = stream_rows(data, split)
-            found[split] = table_of(list(rows), rows.features)
+            found[split] = _table_of(list(rows), rows.features)
     return found
 
 

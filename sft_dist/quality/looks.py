@@ -163,7 +163,8 @@ def _unknown_classes(subject: Subject) -> bool:
 # ── the looks ───────────────────────────────────────────────────────────────────────────────────────────────────────
 def all_findings(subject: Subject, say: Say) -> list[Finding]:
     findings = list(subject.findings)
-    for look in (_at_media, _at_texts, _at_copies, _at_labels, _at_tags, _at_boxes, _at_masks, _at_examples):
+    looks = (_at_media, _at_texts, _at_copies, _at_labels, _at_tags, _at_boxes, _at_masks, _at_examples)
+    for look in looks if len(subject.places) else ():
         findings += look(subject, say)
     if subject.failure:
         if any(one.severity == "error" for one in (*findings, *subject.source.findings)):

@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetDict
 from sft_dist.data.formats.faults import DELIMITERS, fields_of_any_size
 from sft_dist.data.prepare import IDENTITY, REASON, columns_of, read_rows
 from sft_dist.data.rows import ROW, Rows
-from sft_dist.data.sources import load_rows, stream_rows, table_of
+from sft_dist.data.sources import load_rows, stream_tables
 from sft_dist.quality.findings import Finding, Places, RowId, found, rows_text
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import classify, data_fingerprint, resolve, sources_of, suffix_of
@@ -69,8 +69,10 @@ def beginning(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
     kept = cache_root() / "streams" / data_fingerprint(recipe)[:20]
     if not kept.is_dir():
         say(f"reading the first {data.streaming.buffer:,} rows of the stream")
-        rows = stream_rows(data)
-        splits = {"train": table_of(list(rows.take(data.streaming.buffer)), rows.features), **load_rows(data)}
+        train = next(stream_tables(data), None)
+        if train is None:
+            raise UserError(Problem("the stream has no rows", "data.source"))
+        splits = {"train": train, **load_rows(data)}
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=kept.parent))
         DatasetDict(splits).save_to_disk(str(aside))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from sft_dist.blocks import Place
+from sft_dist.check import check
 from sft_dist.models import load_processor
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.run_folder import RunFolder, read_json
@@ -119,6 +121,25 @@ def test_an_empty_stream_is_a_mistake(recipe, tmp_path):
         made(recipe, tmp_path / "run", 1)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("one,pos,1,9", r"data\.source\.train: could not be read: .*train\.csv, line 97: expected 3 fields, found 4"),
+        (
+            "one,maybe,1",
+            r"data\.labels: train row \d+: not one of data\.labels(.|\n)*found: maybe(.|\n)*shuffles them in epoch 0",
+        ),
+    ],
+)
+def test_a_fault_far_into_the_stream_has_its_place(recipe, tmp_path, line, said):
+    lines = (tmp_path / "train.csv").read_text().splitlines()
+    lines[96] = line
+    (tmp_path / "train.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError) as caught:
+        made(recipe, tmp_path / "run", 4)
+    assert re.search(said, str(caught.value)), str(caught.value)
+
+
 def test_the_owner_deletes_what_is_behind_and_others_do_not(recipe, tmp_path):
     folder = tmp_path / "run/stream"
     made(recipe, folder, 5)
@@ -145,8 +166,14 @@ def test_the_end_of_the_reader_is_told(recipe, tmp_path):
         def poll(self) -> int:
             return -9
 
+        def kill(self) -> None: ...
+
+        def wait(self) -> None: ...
+
     with pytest.raises(RuntimeError, match="exit code -9"):
         Stream(RunFolder(tmp_path / "run"), recipe, Place(), Dead()).at(1)
+    with pytest.raises(RuntimeError, match="exit code -9"):  # and on the other ranks
+        Stream(RunFolder(tmp_path / "run"), recipe, Place(), None).at(1)
     for is_users, error in ((True, UserError), (False, RuntimeError)):
         (folder / "error.json").write_text(json.dumps({"error": "data.source: broken", "is_users": is_users}))
         for reader in (Dead(), None):
@@ -156,3 +183,29 @@ def test_the_end_of_the_reader_is_told(recipe, tmp_path):
 
 def test_a_place_is_plain_json():
     assert Place(**json.loads(json.dumps(asdict(Place(1, 2, 3, 4))))) == Place(1, 2, 3, 4)
+
+
+# ── the gate ────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_the_gate_looks_at_the_beginning(recipe, tmp_path):
+    lines = (tmp_path / "validation.csv").read_text().splitlines()
+    (tmp_path / "validation.csv").write_text("\n".join([*lines, "new words here,,0"]) + "\n")
+    report, subject = check(recipe)
+    assert report.rows == {"train": 30, "validation": 10}
+    assert [(one.kind, one.rows) for one in report.errors] == [("empty-label", (("validation", 10),))]
+    assert "only its beginning was looked at, of which 30 rows" in report.notes[0]
+    assert (report.estimate.steps, report.estimate.steps_per_epoch) == (40, None)
+    assert subject is not None
+    (tmp_path / "train.csv").write_text("text,label\n")
+    with pytest.raises(UserError, match=r"data\.source: the stream has no rows"):
+        check(recipe)
+
+
+@pytest.mark.parametrize("streaming", [None, {"buffer": 30}])
+def test_the_gate_says_that_cleaning_leaves_nothing(recipe, streaming):
+    clean = recipe.data.clean.model_copy(update={"max_chars": 3})
+    settings = recipe.data.streaming if streaming else None
+    report, _ = check(changed(recipe, clean=clean, streaming=settings))
+    (one,) = report.errors
+    assert one.kind == "not-prepared"
+    assert "no row of" in one.message
+    assert "too long" in one.message
