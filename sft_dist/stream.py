@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import math
 import os
 import shutil
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
     from sft_dist.tasks.base import Task
 
+log = logging.getLogger("sft_dist")
+
 ON_DISK = 3  # blocks: the one before (another rank may just be leaving it), the current one, the next
 LOOK_EVERY_S = 0.1
 ERROR = "error.json"
@@ -68,7 +71,7 @@ def main(run: str, place: str) -> int:
     except Exception as error:  # for the ranks to raise
         is_users = isinstance(error, UserError)
         said = str(error) if is_users else f"{type(error).__name__}: {error}"
-        write_json(folder.stream / ERROR, {"error": said, "is_users": is_users})
+        _tell(folder.stream, said, is_users)
         if is_users:
             return 2
         raise
@@ -118,6 +121,11 @@ def build_blocks(recipe: Recipe, task: Task, processor: Any, place: Place, folde
         place = replace(place, epoch=place.epoch + 1, row=0)
 
 
+def _tell(folder: Path, error: str, is_users: bool) -> None:
+    """All ranks, who raise it when they want a block that is not there."""
+    write_json(folder / ERROR, {"error": error, "is_users": is_users})
+
+
 def _path(folder: Path, number: int) -> Path:
     return folder / f"block-{number:06d}"
 
@@ -150,6 +158,10 @@ class Stream:
                 if done < _path(self.folder, place.number - 1):
                     shutil.rmtree(done)
         examples = Examples(Dataset.load_from_disk(str(path / "examples")), "train")
+        if self._is_owner:
+            dropped = ", ".join(f"{count} {reason}" for reason, count in about["dropped"].items() if count)
+            rows = f"rows {about['place']['row']} to {self._next.row} of epoch {self._next.epoch}"
+            log.info("%s of the stream: %d examples; dropped %s", rows, len(examples), dropped or "nothing")
         train = self.recipe.train
         plan = BatchPlan(
             examples.lengths,
@@ -177,8 +189,7 @@ class Stream:
     def _check_reader(self) -> None:
         code = self.reader.poll() if self._is_owner and self.reader is not None else None
         if code is not None and not (self.folder / ERROR).exists():  # for the other ranks
-            ended = f"its process ended with exit code {code}"
-            write_json(self.folder / ERROR, {"error": ended, "is_users": False})
+            _tell(self.folder, f"its process ended with exit code {code}", is_users=False)
         if problem := read_json(self.folder / ERROR):
             self.close()
             if problem["is_users"]:
@@ -198,7 +209,11 @@ def open_stream(folder: RunFolder, recipe: Recipe, accelerator: Accelerator, sav
     if saved and stream.at(place.step + 1).digest != saved["digest"]:
         where = f"row {place.row} of epoch {place.epoch}"
         what = f"the stream is not the one this run began with: other rows come after {where}"
-        raise UserError(Problem(what, "data.source", hint="bring the data back as they were, or start a new run"))
+        error = UserError(Problem(what, "data.source", hint="bring the data back as they were, or start a new run"))
+        if reader is not None:
+            _tell(folder.stream, str(error), is_users=True)
+            stream.close()
+        raise error
     return stream
 
 

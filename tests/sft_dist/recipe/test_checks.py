@@ -89,7 +89,7 @@ def stream(**changes: str) -> list[str]:
         (stream(data__limit="10"), "data.limit", "use train.steps"),
         (stream(data__sampling="balanced"), "data.sampling", "has no effect with data.streaming"),
         (stream(data__split__group="speaker"), "data.split.group", "has no effect with data.streaming"),
-        (stream(data__streaming="{bufer: 10}"), "data.streaming.bufer", "did you mean `buffer`?"),
+        (stream(data__streaming="{buffers: 10}"), "data.streaming.buffers", "did you mean `buffer`?"),
         (["train.micro_batch=64"], "train.micro_batch", "more than train.global_batch, which is 32"),
         (["train.keep_every=1 epoch"], "train.keep_every", "has no effect without train.keep_last"),
         (["evaluate.metric=accuracyy"], "evaluate.metric", "did you mean `accuracy`?"),
