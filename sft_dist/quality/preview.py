@@ -96,7 +96,8 @@ def _panels(
                 from sft_dist.data.augment.text import augment_text
 
                 before, after = _difference(text, augment_text(text, augment, rng))
-                yield Panel(f"{role} before", before, spaced=True), Panel("after augmentation", after, spaced=True)
+                said = "after augmentation" + (", by chance as before" if before == after else "")
+                yield Panel(f"{role} before", before, spaced=True), Panel(said, after, spaced=True)
             elif role == "chat" and (encoded := _encoded(subject, index)):
                 yield tuple(encoded)
             elif role in ("target", "text_pair"):
