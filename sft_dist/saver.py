@@ -112,8 +112,7 @@ class Saver:
             try:
                 write_json(_note(aside, self.rank), {"files": ckpt.describe(aside, write(aside))})
             except Exception as error:
-                with contextlib.suppress(OSError):  # rank 0 learns it at the latest when it loses the connection
-                    write_json(_note(aside, self.rank), {"error": str(error)})
+                _tell(aside, self.rank, error)
                 raise
             return
         try:
@@ -134,6 +133,8 @@ class Saver:
     def _wait_for(self, aside: Path, rank: int) -> dict[str, Any]:
         """What another rank has to say, once it has."""
         while (note := read_json(_note(aside, rank))) is None:
+            if _bare_note(aside, rank).exists():
+                return {"error": "could not write its part, and not why; most likely: No space left on device"}
             if time.monotonic() > self._give_up_at:
                 return {"error": "has not finished its part"}
             time.sleep(LOOK_EVERY_S)
@@ -143,6 +144,19 @@ class Saver:
 
 def _note(aside: Path, rank: int) -> Path:
     return aside / f".rank-{rank}.json"
+
+
+def _bare_note(aside: Path, rank: int) -> Path:
+    return aside / f".rank-{rank}.failed"
+
+
+def _tell(aside: Path, rank: int, error: Exception) -> None:
+    """Rank 0, which waits for a note. Where the disk is full, for an empty file there is mostly room."""
+    try:
+        write_json(_note(aside, rank), {"error": str(error)})
+    except OSError:
+        with contextlib.suppress(OSError):  # then rank 0 learns it when it loses the connection
+            _bare_note(aside, rank).touch()
 
 
 def _failure(step: int, error: Exception) -> SaveError:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sft_dist import checkpoint as ckpt
+from sft_dist import saver as saver_module
 from sft_dist.attempt import record_error
 from sft_dist.recipe.causes import Facts, classify
 from sft_dist.recipe.run_folder import AttemptFolder, RunFolder
@@ -213,6 +214,28 @@ def test_a_disk_without_room_for_even_a_folder_says_so(small_disk, monkeypatch):
     monkeypatch.setattr("pathlib.Path.mkdir", mkdir)
     with pytest.raises(SaveError, match=r"step 10 could not be saved.*No space left on device"):
         saver.save(10, writer(0, 10))
+
+
+def test_a_rank_that_cannot_even_say_why_does_not_keep_rank_0_waiting(folder, monkeypatch):
+    ranks = ranks_of(folder, 2)
+
+    def full(*arguments, **named):
+        raise OSError(28, "No space left on device")
+
+    def write(saver):
+        return writer(saver.rank, 20, before=full if saver.rank else lambda: None)
+
+    whole = saver_module.write_json
+    monkeypatch.setattr(
+        saver_module, "write_json", lambda path, value: full() if "rank-1" in path.name else whole(path, value)
+    )
+    ranks.each(lambda saver: saver.save(20, write(saver)))
+    started = time.monotonic()
+    results = ranks.each(finish)
+    assert time.monotonic() - started < 5
+    assert "rank 1: could not write its part" in str(results[0])
+    assert "No space left on device" in str(results[1])
+    assert os.listdir(folder.checkpoints) == []
 
 
 def test_a_disk_that_is_full_when_only_the_manifest_is_missing(small_disk):
