@@ -116,6 +116,7 @@ def test_sbatch_hears_nothing_of_a_job_around_this_one(
     assert os.environ["SBATCH_PARTITION"] == "inherited"
 
 
+@pytest.mark.slow
 def test_a_call_finds_its_function_and_tells_a_users_mistake_without_a_traceback(tmp_path: Path) -> None:
     call = (
         f"from sft_dist.recipe.calls import Call; Call('sft_dist.evaluate:judge_runs', {str(tmp_path / 'order')!r})()"

@@ -209,6 +209,7 @@ def test_what_is_written_in_files_never_becomes_shell(bench: Path, hostile: list
 
 @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(key=values, value=values)
+@pytest.mark.slow
 def test_further_options_of_sbatch_are_single_words_or_refused(bench: Path, key: str, value: str) -> None:
     import yaml
 

@@ -7,9 +7,13 @@ import os
 import signal
 import subprocess
 
+import pytest
+
 from launch.ledger import is_running, state_of
 from sft_dist.recipe.run_folder import RunFolder
 from tests.launch.conftest import Workplace, wait_for
+
+pytestmark = pytest.mark.slow
 
 
 def steps_done(folder: RunFolder) -> int:

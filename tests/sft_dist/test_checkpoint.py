@@ -75,6 +75,7 @@ def test_damage_is_named_and_the_older_checkpoint_is_used(folder, damage, name):
     assert name in damaged[0] or (name, damage) == ("manifest.json", swap_for_link)  # the added twin is named
 
 
+@pytest.mark.slow
 def test_no_single_bit_can_change_unnoticed(folder):
     checkpoint = publish(folder, 10)
     for path in (checkpoint.path / "manifest.json", checkpoint.path / "trainer.json"):

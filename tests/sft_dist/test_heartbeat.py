@@ -92,6 +92,7 @@ heart.stop()
 
 
 @pytest.mark.parametrize("phase", ["training", "saving"])
+@pytest.mark.slow
 def test_a_rank_without_progress_says_where_it_stands_even_with_the_interpreter_locked(attempt, phase):
     subprocess.run([sys.executable, "-c", STUCK, str(attempt.path), phase], check=True, timeout=60)
     stack = attempt.stack_file(0).read_text()

@@ -147,6 +147,7 @@ print(type(built(recipe_of("org/odd", trust_remote_code=sys.argv[1]))).__name__)
 """
 
 
+@pytest.mark.slow
 def test_only_the_code_of_the_named_commit_runs(tiny_model, tmp_path):
     """A hub cache with two commits of one model; `main` is the other one."""
     good, bad = "a" * 40, "b" * 40

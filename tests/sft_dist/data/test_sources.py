@@ -181,6 +181,7 @@ def test_a_mix_of_different_columns_is_a_mistake(tmp_path):
 
 # ── pictures and sound in tables ────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.slow
 def test_media_in_parquet_are_never_decoded(tmp_path, streaming):
     Pictures.new("RGB", (3, 3)).save(tmp_path / "a.png")
     soundfile.write(tmp_path / "a.wav", np.zeros(8), 8_000)

@@ -151,6 +151,7 @@ def test_the_main_thread_is_the_last_that_faulthandler_lists():
     assert innermost("") == ""
 
 
+@pytest.mark.slow
 def test_the_launch_is_ended_and_the_reason_left_for_the_verdict(attempt):
     deaf = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"

@@ -214,6 +214,7 @@ def test_it_learns_where_coloured_shapes_are(folders):
 
 
 @pytest.mark.parametrize("name", ["detr", "yolos", "conditional_detr"])
+@pytest.mark.slow
 def test_the_loss_falls(folders, name):
     task, model, examples, processor, loss = ready(folders[name], [scene(i, 1) for i in range(8)])
     losses = train(task, model, loss, examples, processor, 25, lr=2e-3)
@@ -270,6 +271,7 @@ def test_a_model_whose_loss_is_not_a_sum_is_refused():
     ],
 )
 @pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.slow
 def test_what_is_tuned_comes_back_with_its_head(folders, name, head, method, tmp_path):
     task, _, examples, processor, _ = ready(folders[name], [scene(i, 1) for i in range(4)])
     trained = tuned_and_back(task, folders[name], method, examples, processor, tmp_path)

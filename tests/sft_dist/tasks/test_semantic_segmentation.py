@@ -82,6 +82,7 @@ def folders(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 def test_segformer_learns_shapes(folders):
     """Pictures it has not seen. All ground would be a mean IoU of about 0.25."""
     task, model, examples, processor, loss = ready(folders["segformer"], [scene(i) for i in range(24)])
@@ -105,6 +106,7 @@ def test_segformer_learns_shapes(folders):
 
 
 @pytest.mark.parametrize("name", ["upernet", "mask2former"])
+@pytest.mark.slow
 def test_others_learn_too(folders, name):
     task, model, examples, processor, loss = ready(folders[name], [scene(i) for i in range(8)])
     losses = train(task, model, loss, examples, processor, 40, lr=3e-3)
@@ -258,6 +260,7 @@ def test_models_whose_loss_is_not_known_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["segformer", "mask2former"])
 @pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.slow
 def test_what_is_tuned_comes_back_with_its_head(folders, name, method, tmp_path):
     task, _, examples, processor, _ = ready(folders[name], [scene(i) for i in range(4)])
     trained = tuned_and_back(task, folders[name], method, examples, processor, tmp_path)

@@ -89,6 +89,7 @@ def test_every_weight_gets_a_gradient_in_every_step(folder, rows):
     assert not [name for name, one in model.named_parameters() if one.requires_grad and one.grad is None]
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_tones_say(folder, rows, tmp_path):
     rows = rows[:2]
     task, processor, model, examples = made(folder, rows)

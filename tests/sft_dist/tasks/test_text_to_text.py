@@ -125,6 +125,7 @@ def test_loss_and_gradient_do_not_depend_on_micro_batches(kind, loss):
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_texts_are_learned_written_and_scored(kind):
     """Untrained: BLEU below 5. After 100 steps on four pairs: 100, and the same texts from `predict`."""
     one, tokenizer, model = kind
