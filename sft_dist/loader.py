@@ -107,6 +107,11 @@ def _given(item: MicroBatch | Failure | UserError) -> MicroBatch:
 def _leave_alone(worker: int) -> None:
     """The training process alone answers the requests to save and stop; a terminal's Ctrl-C goes to every process. And a
     worker goes at once when that process is killed: it would hold on to the run's lock, which a fork inherits."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def die_with_parent() -> None:
+    """Killed when the process that started this one is gone, whatever has ended that."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -9,7 +9,6 @@ the run's folder, where the ranks of every node map them into memory; those that
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import math
@@ -32,6 +31,7 @@ from sft_dist.blocks import Block, Place
 from sft_dist.data.prepare import NoRowsLeft, prepare_block
 from sft_dist.data.rows import Examples
 from sft_dist.data.sources import stream_tables
+from sft_dist.loader import die_with_parent
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.run_folder import RunFolder, read_json, write_json
 from sft_dist.recipe.schema import Recipe
@@ -46,12 +46,11 @@ log = logging.getLogger("sft_dist")
 ON_DISK = 3  # blocks: the one before (another rank may just be leaving it), the current one, the next
 LOOK_EVERY_S = 0.1
 ERROR = "error.json"
-_PR_SET_PDEATHSIG = 1
 
 
 # ── the process that reads ──────────────────────────────────────────────────────────────────────────────────────────
 def main(run: str, place: str) -> int:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # it ends with the training, however that ends
+    die_with_parent()  # it ends with the training, however that ends
     for asked in (signal.SIGINT, signal.SIGTERM):  # which save and stop the training; the next step may need a block
         signal.signal(asked, signal.SIG_IGN)
     os.umask(0o077)
@@ -100,18 +99,15 @@ def build_blocks(recipe: Recipe, task: Task, processor: Any, place: Place, folde
                     [replace(one, hint="; ".join(filter(None, (one.hint, hint)))) for one in error.problems]
                 ) from error
             nothing = None
-            examples.save_to_disk(str(aside / "examples"))
             steps = math.ceil(len(examples) / recipe.train.global_batch)
             following = replace(following, number=place.number + 1, step=place.step + steps)
             about = {
                 "place": asdict(place),
                 "next": asdict(following),
                 "dropped": dropped,
-                "digest": table_digest(Examples(examples)),
+                "digest": table_digest(examples),
             }
             write_json(aside / "about.json", about)
-            for scrap in (*aside.glob("*.reading*"), *aside.glob("*.encoding*")):
-                scrap.unlink()
             finished = _path(folder, place.number)
             os.replace(aside, finished)
             place = following

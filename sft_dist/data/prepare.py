@@ -69,7 +69,7 @@ class Prepared:
 def prepare(recipe: Recipe, task: Task, processor: Any = None) -> Prepared:
     """Read, filter, clean, divide; encode when `examples` is asked for, which needs the processor. Raises UserError."""
     folder = cache_root() / "prepared" / _key(data_fingerprint(recipe), _code())
-    with _built(folder / "rows", lambda to: _build_rows(recipe, task, to)) as rows:
+    with built(folder / "rows", lambda to: _build_rows(recipe, task, to)) as rows:
         about = read_json(rows / "about.json") or {}
         splits = {split: Rows(Dataset.load_from_disk(str(rows / split))) for split in about["splits"]}
     task.labels = about["labels"]
@@ -111,12 +111,15 @@ def _divided(found: dict[str, Dataset], data: Data, task: Task, dropped: Counter
 
 def prepare_block(
     source: Dataset, first: int, recipe: Recipe, task: Task, processor: Any, to: Path
-) -> tuple[Dataset, dict[str, int]]:
-    """Training rows of a stream, the first of which has this number -> encoded examples, and how many rows are dropped for
-    what reason. Duplicates are those within these rows. Raises NoRowsLeft, or UserError."""
+) -> tuple[Examples, dict[str, int]]:
+    """Training rows of a stream, the first of which has this number -> encoded examples, saved as `examples` under `to`, and
+    how many rows are dropped for what reason. Duplicates are those within these rows. Raises NoRowsLeft, or UserError."""
     dropped = Counter[str]()
     rows = Rows(_clean(source, "train", recipe, task, dropped, to, first))
-    return task.arrange(_encode(rows, "train", task, processor, to), "train"), dict(dropped)
+    examples = task.arrange(_encode(rows, "train", task, processor, to), "train")
+    examples.save_to_disk(str(to / "examples"))
+    _clear(to)
+    return Examples(examples, "train"), dict(dropped)
 
 
 def _clean(
@@ -316,7 +319,7 @@ def _examples(prepared: Prepared) -> dict[str, Examples]:
             encoded = _encode(rows, split, prepared.task, prepared.processor, to)
             prepared.task.arrange(encoded, split).save_to_disk(str(to / split))
 
-    with _built(folder, build) as made:
+    with built(folder, build) as made:
         return {split: Examples(Dataset.load_from_disk(str(made / split)), split) for split in prepared.splits}
 
 
@@ -348,7 +351,7 @@ class _Encoder:
 
 # ── the cache ───────────────────────────────────────────────────────────────────────────────────────────────────────
 @contextmanager
-def _built(folder: Path, build: Callable[[Path], None]) -> Iterator[Path]:
+def built(folder: Path, build: Callable[[Path], None]) -> Iterator[Path]:
     """The folder, made by `build` unless it is there; others that want it too wait. It appears whole or not at all."""
     if not folder.is_dir():
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -357,13 +360,17 @@ def _built(folder: Path, build: Callable[[Path], None]) -> Iterator[Path]:
                 aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
                 try:
                     build(aside)
-                    for scrap in aside.glob("*.reading*"), aside.glob("*.encoding*"):
-                        for file in scrap:
-                            file.unlink()
+                    _clear(aside)
                     os.replace(aside, folder)
                 finally:
                     shutil.rmtree(aside, ignore_errors=True)
     yield folder
+
+
+def _clear(folder: Path) -> None:
+    """Of what `map` has written on the way."""
+    for scrap in (*folder.glob("*.reading*"), *folder.glob("*.encoding*")):
+        scrap.unlink()
 
 
 @contextmanager

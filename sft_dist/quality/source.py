@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from sft_dist.data.formats.faults import DELIMITERS, fields_of_any_size
-from sft_dist.data.prepare import IDENTITY, REASON, columns_of, read_rows
+from sft_dist.data.prepare import IDENTITY, REASON, built, columns_of, read_rows
 from sft_dist.data.rows import ROW, Rows
 from sft_dist.data.sources import load_rows, stream_tables
 from sft_dist.quality.findings import Finding, Places, RowId, found, rows_text
@@ -67,17 +65,16 @@ def beginning(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
     data = recipe.data
     assert data.streaming is not None
     kept = cache_root() / "streams" / data_fingerprint(recipe)[:20]
-    if not kept.is_dir():
-        say(f"reading the first {data.streaming.buffer:,} rows of the stream")
+    say(f"reading the first {data.streaming.buffer:,} rows of the stream")
+
+    def build(to: Path) -> None:
         train = next(stream_tables(data), None)
         if train is None:
             raise UserError(Problem("the stream has no rows", "data.source"))
-        splits = {"train": train, **load_rows(data)}
-        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=kept.parent))
-        DatasetDict(splits).save_to_disk(str(aside))
-        with suppress(OSError):  # another process was faster
-            aside.replace(kept)
+        DatasetDict({"train": train, **load_rows(data)}).save_to_disk(str(to))
+
+    with built(kept, build):
+        pass
     whole = data.split.model_copy(update={"validation": 0.0, "test": 0.0})
     now = {"source": str(kept), "format": "auto", "weights": None, "streaming": None, "split": whole}
     return recipe.model_copy(update={"data": data.model_copy(update=now)})
