@@ -101,6 +101,22 @@ def wait_for_step(runs: Path, step: int, processes: list[BaseProcess], timeout: 
         time.sleep(0.002)
 
 
+def signal_at(step: int, whom: int, number: int, rank: int) -> None:
+    """`arrange=partial(signal_at, 7, 0, SIGTERM)`: rank 0 gets it after step 7, however quick the training and busy the machine."""
+    from sft_dist.meter import Meter
+
+    if rank != whom:
+        return
+    undisturbed = Meter.step
+
+    def then_signal(meter: Meter, *values: Any) -> None:
+        undisturbed(meter, *values)
+        if meter.t.progress.step == step:
+            os.kill(os.getpid(), number)
+
+    Meter.step = then_signal  # type: ignore[assignment,method-assign]
+
+
 def kill(processes: list[BaseProcess]) -> None:
     for process in processes:
         process.kill()

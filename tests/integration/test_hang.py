@@ -3,9 +3,9 @@ run goes on from its checkpoint to the same end."""
 
 from __future__ import annotations
 
-import os
 import signal
 import time
+from functools import partial
 
 import pytest
 
@@ -26,9 +26,8 @@ def test_a_stopped_rank_is_named_and_the_run_goes_on_exactly(tiny_model, reviews
     recipe.write_text(text[:-1] + f', "resources": {{"hang_timeout": "{TIMEOUT_S}s"}}}}')
     expected = harness.run(recipe, tmp_path / "expected", world_size=2)
 
-    processes = harness.start(recipe, tmp_path / "runs", world_size=2)
+    processes = harness.start(recipe, tmp_path / "runs", 2, partial(harness.signal_at, 7, 1, signal.SIGSTOP))
     harness.wait_for_step(tmp_path / "runs", 7, processes)
-    os.kill(processes[1].pid, signal.SIGSTOP)
     stopped = time.monotonic()
     folder = RunFolder(harness.the_run(tmp_path / "runs"))
     (attempt,) = folder.all_attempts()
@@ -51,9 +50,7 @@ def test_a_stopped_rank_is_named_and_the_run_goes_on_exactly(tiny_model, reviews
 def test_a_killed_rank_is_named_though_only_the_others_can_say_something(tiny_model, reviews, tmp_path):
     recipe = write_recipe(tmp_path / "cut.yaml", tiny_model, reviews)
     recipe.write_text(recipe.read_text()[:-1] + ', "resources": {"hang_timeout": "4s"}}')
-    processes = harness.start(recipe, tmp_path / "runs", world_size=4)
-    harness.wait_for_step(tmp_path / "runs", 3, processes)
-    processes[2].kill()
+    processes = harness.start(recipe, tmp_path / "runs", 4, partial(harness.signal_at, 3, 2, signal.SIGKILL))
     for process in processes:
         process.join(60)
     folder = RunFolder(harness.the_run(tmp_path / "runs"))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
@@ -108,15 +107,11 @@ def test_killed_three_times_in_one_run(undisturbed, tmp_path):
 
 def test_asked_to_stop_saves_at_once_and_goes_on_exactly(undisturbed, tmp_path):
     recipe, expected = undisturbed
-    processes = harness.start(recipe, tmp_path)
-    harness.wait_for_step(tmp_path, 1, processes)
-    os.kill(processes[0].pid, signal.SIGTERM)
-    harness.finish(processes, tmp_path)
-    folder = harness.the_run(tmp_path)
+    folder = harness.run(recipe, tmp_path, arrange=partial(harness.signal_at, 3, 0, signal.SIGTERM))
     outcome = json.loads((folder / "attempts/001/outcome.json").read_text())
     assert outcome["state"] == "stopped"
     assert outcome["reason"] == "received SIGTERM"
-    assert 0 < outcome["last_step"] < STEPS
+    assert outcome["last_step"] == 4  # the one it was about to do
     assert (folder / f"checkpoints/step-{outcome['last_step']:08d}/manifest.json").exists()
     assert_same(harness.run(recipe, tmp_path), expected)
 
@@ -159,11 +154,7 @@ def test_a_run_goes_on_with_other_ranks_and_another_strategy(trained, tmp_path, 
             target.write_text(json.dumps(text))
         elif folders := list(tmp_path.glob("*/*/recipe.json")):
             target = folders[0].parent
-        processes = harness.start(target, tmp_path, ranks)
-        if last < STEPS:
-            harness.wait_for_step(tmp_path, last, processes)
-            os.kill(processes[0].pid, signal.SIGTERM)
-        harness.finish(processes, tmp_path)
+        harness.run(target, tmp_path, ranks, arrange=partial(harness.signal_at, last, 0, signal.SIGTERM))
     folder = harness.the_run(tmp_path)
     assert [
         json.loads((one / "start.json").read_text())["world_size"] for one in sorted((folder / "attempts").iterdir())

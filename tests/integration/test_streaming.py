@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from functools import cache
+import signal
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -85,9 +86,7 @@ def test_killed_at_any_step(undisturbed, tmp_path, workers, ranks, cut):
 
 def test_other_rows_than_those_it_began_with_are_refused(tiny_model, tmp_path):
     recipe = write_recipe(tmp_path, tiny_model)
-    processes = harness.start(recipe, tmp_path / "runs")
-    harness.wait_for_step(tmp_path / "runs", 8, processes)
-    harness.kill(processes)
+    harness.run(recipe, tmp_path / "runs", arrange=partial(harness.signal_at, 8, 0, signal.SIGTERM))
     write_reviews(tmp_path / "train.csv", 100, seed=2)
     harness.run(recipe, tmp_path / "runs", expect=2)
     assert "the stream is not the one this run began with" in (tmp_path / "runs/output.log").read_text()
