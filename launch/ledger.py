@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.run_folder import AttemptFolder, RunFolder, read_json
+from sft_dist.recipe.run_folder import NO_LOCKS, AttemptFolder, RunFolder, read_json
 
 TAIL_BYTES = 64 * 1024  # of metrics.jsonl; the newest train and validation lines are in it
 
@@ -111,6 +111,9 @@ def _is_locked(file: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
     finally:
         os.close(descriptor)
     return False

@@ -153,7 +153,7 @@ def states(found: Sequence[RunState]) -> str:
     unused = {name for name in ("best score", "job") if not any(row[name] for row in rows)}
     head = [name for name in rows[0] if name not in unused]
     text = table(head, [[row[name] for name in head] for row in rows])
-    told = ("failed", "killed", "pending", "ending")
+    told = ("failed", "killed", "stopped", "pending", "ending", "sealed")
     causes = [f"{run.name}/{run.id}: {run.cause}" for run in found if run.cause and run.state in told]
     return "\n".join([text, *([""] if causes else []), *causes])
 

@@ -17,8 +17,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.run_folder import AttemptFolder, RunFolder, write_json
+from sft_dist.recipe.errors import InUse, UserError
+from sft_dist.recipe.run_folder import NO_LOCKS, AttemptFolder, RunFolder, write_json
 from sft_dist.recipe.verdict import slurm_job
 
 log = logging.getLogger("sft_dist")
@@ -29,7 +29,10 @@ def now() -> str:
 
 
 def take_lock(folder: RunFolder) -> int:
-    """Hold the run for this process; the kernel lets go when the process ends, however it ends. Raises UserError."""
+    """Hold the run for this process; the kernel lets go when the process ends, however it ends. Raises InUse.
+
+    Nothing is held where the file system knows no locks.
+    """
     descriptor = os.open(folder.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
     # A killed trainer's other processes may need a moment to go.
     for _ in range(50):
@@ -38,12 +41,15 @@ def take_lock(folder: RunFolder) -> int:
         except BlockingIOError:
             time.sleep(0.1)
             continue
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode())
         return descriptor
     holder = os.read(descriptor, 200).decode(errors="replace").strip()
     os.close(descriptor)
-    raise UserError(f"{folder.path}: another process is training this run ({holder}); see `sft-dist status`")
+    raise InUse(f"{folder.path}: another process is training this run ({holder}); see `sft-dist status`")
 
 
 def open_attempt(folder: RunFolder) -> AttemptFolder:

@@ -28,7 +28,7 @@ from launch.slurm.job import job_script
 from launch.slurm.jobs import JobRecord, jobs_of, record_job
 from launch.slurm.request import Request, request
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.run_folder import RunFolder, read_json, write_json, write_text
+from sft_dist.recipe.run_folder import NO_LOCKS, RunFolder, read_json, write_json, write_text
 from sft_dist.recipe.schema import Resources
 from sft_dist.recipe.units import seconds_of
 
@@ -89,10 +89,21 @@ def submit(
         if divided.missing:
             seal_all([(one.plan, one.run.recipe, script_of(one, cluster)) for one in divided.missing])
         sender = _Sender(prepared, cluster, parts, parallel)
-        for part in parts:
-            sender.send(part, live)
+        try:
+            for part in parts:
+                sender.send(part, live)
+        except UserError as error:
+            sender.close()
+            if not sender.jobs:
+                raise
+            raise UserError([*error.problems, Problem(_sent_before(sender.jobs))]) from None
         sender.close()
         return Submission(divided, sender.jobs)
+
+
+def _sent_before(jobs: Sequence[tuple[str, Part]]) -> str:
+    sent = ", ".join(f"job {job} ({part.kind} of {len(part.runs):,} runs)" for job, part in jobs)
+    return f"sent before that, and in the queue: {sent}; `sft-dist submit` again sends the rest"
 
 
 def script_of(one: Prepared, cluster: Cluster) -> str:
@@ -215,15 +226,18 @@ class _Sender:
         return [job for job, part in self.jobs if part.kind == kind]
 
     def _train(self, part: Part, number: int, comment: str) -> str:
+        # A cap is one for the whole sweep, and a job array knows only its own: the next begins when one has ended.
+        before = self._sent("train")[-1:] if self._parallel else []
+        options = [f"--comment={comment}", *(f"--dependency=afterany:{job}" for job in before)]
         if not part.is_array:
             run = RunFolder(part.runs[0].plan.folder)
-            return sbatch([f"--chdir={run.path}", "--output=slurm-%j.out", f"--comment={comment}"], run.job_script)
+            return sbatch([f"--chdir={run.path}", "--output=slurm-%j.out", *options], run.job_script)
         names = self._folder / f"train-{number}.txt"
         write_text(names, "".join(f"{one.plan.folder}\n" for one in part.runs))
         script = self._folder / f"train-{number}.sbatch"
         name = part.runs[0].plan.name
         write_text(script, array_script(part.asked, self._cluster, name, names, len(part.runs), self._parallel))
-        return sbatch([f"--chdir={self._folder}", "--output=slurm-%A_%a.out", f"--comment={comment}"], script)
+        return sbatch([f"--chdir={self._folder}", "--output=slurm-%A_%a.out", *options], script)
 
     def _score(self, part: Part, comment: str, after: Sequence[str]) -> str:
         """An array that scores checkpoints, one task a run."""
@@ -294,7 +308,11 @@ def _alone(parent: Path) -> Iterator[None]:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         yield
     finally:
         os.close(descriptor)

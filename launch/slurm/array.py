@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.slurm.job import header
+from launch.slurm.job import again, header
 
 if TYPE_CHECKING:
     from launch.clusters import Cluster
@@ -22,7 +22,10 @@ def array_script(asked: Request, cluster: Cluster, name: str, folders: Path, cou
             f"#SBATCH --array={tasks}",
             *header(asked, cluster, name),
             f"# {count} runs of {name}: task N trains the one on line N+1 of the list.",
+            "",
+            again(cluster),
             f"LIST={shlex.quote(str(folders))}",
+            '[[ -r $LIST ]] || elsewhere "read $LIST"',
             'RUN=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" "$LIST")',
             '[[ $RUN == /* ]] || { echo "no line $((SLURM_ARRAY_TASK_ID + 1)) in $LIST" >&2; exit 1; }',
             'exec bash "$RUN/job.sbatch"',

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from launch.ledger import all_runs, states_of
 from launch.slurm.jobs import jobs_of
-from launch.slurm.queue import SQUEUE, Runner, call, parse_squeue
-from sft_dist.recipe.errors import UserError
+from launch.slurm.client import ask as call
+from launch.slurm.queue import SQUEUE, Runner, parse_squeue
+from sft_dist.recipe.errors import Problem, UserError, collected
 from sft_dist.recipe.run_folder import RunFolder, write_text
 from sft_dist.recipe.verdict import cancelled_jobs
 
@@ -56,16 +57,22 @@ def to_cancel(targets: Sequence[str], root: Path, run: Runner = call) -> Cancell
 
 
 def cancel(plan: Cancellation, at_once: bool, run: Runner = call) -> None:
-    """Waiting jobs go. Running ones are asked to save first; `at_once` ends them without."""
+    """Waiting jobs go. Running ones are asked to save first; `at_once` ends them without. Raises UserError with what
+    Slurm refused, after everything has been tried."""
     for folder, names in plan.folders.items():  # or they would put themselves in the queue again
         known = cancelled_jobs(RunFolder(folder))
         write_text(RunFolder(folder).cancel_file, "".join(f"{name}\n" for name in [*known, *names]))
     doomed = [*plan.waiting, *plan.judges, *(plan.running if at_once else ())]
-    for start in range(0, len(doomed), AT_ONCE):
-        run(["scancel", *doomed[start : start + AT_ONCE]])
-    if plan.running and not at_once:
-        for start in range(0, len(plan.running), AT_ONCE):
-            run(["scancel", "--batch", "--signal=USR1", *plan.running[start : start + AT_ONCE]])
+    calls = [["scancel", *doomed[start : start + AT_ONCE]] for start in range(0, len(doomed), AT_ONCE)]
+    if not at_once:
+        warn = ["scancel", "--batch", "--signal=USR1"]
+        calls += [[*warn, *plan.running[start : start + AT_ONCE]] for start in range(0, len(plan.running), AT_ONCE)]
+    refused: list[Problem] = []
+    for argv in calls:  # all of them: one id that Slurm refuses must not save the others
+        with collected(refused):
+            run(argv)
+    if refused:
+        raise UserError(refused)
 
 
 def _folders(targets: Sequence[str], root: Path) -> list[Path]:

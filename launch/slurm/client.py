@@ -12,9 +12,9 @@ from pathlib import Path
 from sft_dist.recipe.errors import UserError
 
 PATIENCE_S = 120  # for one call of sbatch or squeue
-# What a job around this one, or a shell's habits, would tell sbatch and srun behind the cluster file's back.
+# What a job around this one, or a shell's habits, would tell Slurm's commands behind the cluster file's back.
 _FOREIGN = re.compile(
-    r"(SLURM|SBATCH|SRUN|SLURMD|PMIX?|PMI2|SUBMITIT|SFT_DIST_(ATTEMPT|TOKEN)|MASTER)_.*|SFT_DIST_ATTEMPT|SFT_DIST_TOKEN"
+    r"(SLURM|SBATCH|SRUN|SLURMD|SQUEUE|SACCT|SCANCEL|SINFO|PMIX?|PMI2|SUBMITIT|MASTER)_.*|SFT_DIST_ATTEMPT|SFT_DIST_TOKEN"
     r"|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|PYTHONPATH"
 )
 

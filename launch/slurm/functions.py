@@ -109,7 +109,7 @@ def _setup(work: Work, cluster: Cluster) -> list[str]:
         f"export RUN={shlex.quote(str(work.source.parent))}",
         f"export PYTHONPATH={shlex.quote(str(work.source))}",
         "umask 077",
-        *software(cluster),
+        *software(cluster, "exit 1"),
         f"cd {shlex.quote(str(work.source))} || exit 1  # `python -m` looks here first",
         "[[ ${SLURM_CPUS_PER_TASK-} ]] && export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
     ]

@@ -40,12 +40,14 @@ def job_script(plan: Plan, cluster: Cluster, hang_timeout_s: int, tools_python: 
             f"# {lead} s before the end, and when others go first, Slurm signals this shell (not torchrun, which would die of",
             "# it); then all ranks save at the same step, and the job puts itself in the queue again.",
             "",
+            again(cluster),
             *_settings(plan, cluster, tools_python),
             "",
             NODE.format(launch=_launch(plan, folder)),
             f"{CLEAN}  # left by a job around this one",
             "",
-            *software(cluster),
+            TRAPS,
+            *software(cluster, 'elsewhere "software"'),
             BATCH.format(
                 nodes=plan.nodes,
                 srun=srun_options(cluster),
@@ -106,7 +108,7 @@ def _settings(plan: Plan, cluster: Cluster, tools_python: str | None) -> list[st
         f"export SFT_DIST_SIGNAL_LEAD={cluster.signal_lead_s}",
         'export PYTHONPATH="$RUN/source${PYTHONPATH:+:$PYTHONPATH}"  # the sealed source before all else',
         "umask 077",
-        'cd "$RUN" || exit 1  # `python -m` looks here first, and must not find another sft_dist than the sealed one',
+        'cd "$RUN" || elsewhere "cd $RUN"  # `python -m` looks here first, and must not find another sft_dist than the sealed one',
     ]
 
 
@@ -117,17 +119,23 @@ def exports(cluster: Cluster, env: Mapping[str, str]) -> list[str]:
     return [f"export {key}={shlex.quote(value)}" for key, value in sorted(given.items())]
 
 
-def software(cluster: Cluster) -> list[str]:
-    """Modules and environments, once, before srun hands the environment on. They do not bear `set -u`."""
+def software(cluster: Cluster, otherwise: str) -> list[str]:
+    """Modules and environments, once, before srun hands the environment on. They do not bear `set -u`. `otherwise`: what
+    the script does when one of them fails."""
     lines = []
     if cluster.modules:
-        lines.append(f"module load {' '.join(shlex.quote(name) for name in cluster.modules)} || exit 1")
+        lines.append(f"module load {' '.join(shlex.quote(name) for name in cluster.modules)} || {otherwise}")
     if cluster.venv:
-        lines.append(f"source {shlex.quote(f'{cluster.venv}/bin/activate')} || exit 1")
+        lines.append(f"source {shlex.quote(f'{cluster.venv}/bin/activate')} || {otherwise}")
     if cluster.conda:
-        lines.append('source "$(conda info --base)/etc/profile.d/conda.sh" || exit 1')
-        lines.append(f"conda activate {shlex.quote(cluster.conda)} || exit 1")
+        lines.append(f'source "$(conda info --base)/etc/profile.d/conda.sh" || {otherwise}')
+        lines.append(f"conda activate {shlex.quote(cluster.conda)} || {otherwise}")
     return ["# ---- on the first node: software", *lines, ""] if lines else []
+
+
+def again(cluster: Cluster) -> str:
+    """Shell functions that put the job in the queue again; they need nothing but Slurm."""
+    return AGAIN.format(requeue="true" if cluster.preemption.requeue else "false")
 
 
 def _launch(plan: Plan, folder: str) -> str:
@@ -167,6 +175,49 @@ def _escaped(text: str) -> str:
 # What a job around this one leaves in the environment: it would pin every rank to a few cores, for one.
 CLEAN = "unset ${!SLURM_CPU_BIND@} ${!SRUN_@} ${!MASTER_@} SLURM_EXPORT_ENV RANK WORLD_SIZE LOCAL_RANK"
 
+AGAIN = """\
+job=$SLURM_JOB_ID
+[[ ${{SLURM_ARRAY_JOB_ID-}} ]] && job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID  # the plain id may mean the whole array
+
+left_out() {{ scontrol show job -o "$job" | sed -n 's/.* ExcNodeList=\\([^ ]*\\).*/\\1/p' | grep -v null; }}
+
+# Puts the job in the queue again, without the nodes named; then Slurm ends this shell.
+again() {{
+  local tries others
+  for tries in 1 2 3 4 5 6 7 8 9 10; do  # slurmctld may be restarting
+    scontrol requeue "$job" && break
+    ((tries < 10)) || {{ echo "$(date +%T) Slurm does not put the job in the queue again: submit it again"; return 1; }}
+    sleep 10
+  done
+  # Only a job that waits can be told which nodes to leave out; this shell has some seconds before it is killed.
+  if [[ $1 =~ ^[A-Za-z0-9_.,-]+$ ]]; then
+    others=$(left_out)
+    for tries in 1 2 3 4 5 6 7 8 9 10; do
+      scontrol update JobId="$job" ExcNodeList="${{others:+$others,}}$1" && break
+      sleep 0.5
+    done
+  fi
+  sleep 60
+}}
+
+# On this node not even the beginning works: another node may do, until some are left out.
+elsewhere() {{
+  echo "$(date +%FT%T) ${{SLURMD_NODENAME-}}: $1: failed" >&2
+  [[ ${{SLURM_STEP_ID-}} || ! ${{SLURMD_NODENAME-}} ]] && exit 1  # in a step there is no putting back
+  local commas; commas=$(left_out | tr -dc ,)
+  {requeue} && ((${{#commas}} < 2 && ${{SLURM_RESTART_COUNT:-0}} < 50)) && again "$SLURMD_NODENAME" >&2
+  exit 1
+}}
+"""
+
+TRAPS = """\
+# ---- on the first node: Slurm's warnings, from the beginning
+rm -f "$RUN/stop"
+signal=
+trap 'signal=USR1; echo "$(date +%T) USR1: all ranks are asked to save"; touch "$RUN/stop"' USR1
+trap 'signal=${signal:-TERM}; echo "$(date +%T) TERM: all ranks are asked to save"; touch "$RUN/stop"' TERM
+"""
+
 NODE = """\
 # ---- on every node: one task, which starts the node's processes
 if [[ ${{1-}} == node ]]; then
@@ -176,13 +227,11 @@ fi
 
 BATCH = """\
 # ---- on the first node: a new attempt
-job=$SLURM_JOB_ID
-[[ ${{SLURM_ARRAY_JOB_ID-}} ]] && job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID  # the plain id may mean the whole array
-mkdir -p "$RUN/attempts" || exit 1
+mkdir -p "$RUN/attempts" || elsewhere "mkdir $RUN/attempts"
 number=1
 until mkdir "$RUN/attempts/$(printf %03d "$number")" 2>/dev/null; do
   number=$((number + 1))
-  ((number < 1000)) || {{ echo "cannot make a folder in $RUN/attempts" >&2; exit 1; }}
+  ((number < 1000)) || elsewhere "mkdir in $RUN/attempts"
 done
 attempt=$RUN/attempts/$(printf %03d "$number")
 export SFT_DIST_ATTEMPT=$number
@@ -190,13 +239,8 @@ echo "attempt $number, output in $attempt/launcher.log"
 exec >>"$attempt/launcher.log" 2>&1
 echo "$(date +%FT%T) job $job, start ${{SLURM_RESTART_COUNT:-0}}, on $SLURM_JOB_NODELIST"
 
-rm -f "$RUN/stop"
-signal=
-trap 'signal=USR1; echo "$(date +%T) USR1: all ranks are asked to save"; touch "$RUN/stop"' USR1
-trap 'signal=${{signal:-TERM}}; echo "$(date +%T) TERM: all ranks are asked to save"; touch "$RUN/stop"' TERM
-
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-[[ $HEAD ]] || {{ echo "scontrol does not name the first node of $SLURM_JOB_NODELIST"; exit 1; }}
+[[ $HEAD ]] || elsewhere "scontrol does not name the first node of $SLURM_JOB_NODELIST"
 [[ ${{SLURM_CPUS_PER_TASK-}} ]] && export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take it from sbatch
 export HEAD PORT
 
@@ -216,7 +260,7 @@ sys.exit(1)' $((10000 + (SLURM_JOB_ID * 7 + ${{SLURM_RESTART_COUNT:-0}} * 1009 +
 }}
 
 for try in 1 2 3; do
-  PORT=$(free_port "$try") || exit 1
+  PORT=$(free_port "$try") || {{ code=1; echo "no free port"; break; }}
   echo "$(date +%T) {nodes} node(s), meeting at $HEAD:$PORT"
   srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --kill-on-bad-exit=1 --export=ALL {srun}\\
     {task} &
@@ -246,15 +290,7 @@ done < <("$TOOLS" -m sft_dist.recipe.verdict "$RUN" "$number" --exit-code "$code
 echo "$(date +%T) srun ended with $code: $action${{exclude:+, without $exclude}}"
 [[ $exit =~ ^[0-9]{{1,3}}$ ]] || exit=$code
 if [[ $action == requeue ]] && {requeue}; then
-  scontrol requeue "$job" || exit "$exit"
-  # Only a job that waits can be told which nodes to leave out; this shell has some seconds before it is killed.
-  if [[ $exclude =~ ^[A-Za-z0-9_.,-]+$ ]]; then
-    for _ in 1 2 3 4 5 6 7 8 9 10; do
-      scontrol update JobId="$job" ExcNodeList="$exclude" && break
-      sleep 0.5
-    done
-  fi
-  sleep 60  # until Slurm ends this shell
+  again "$exclude" || exit $((exit ? exit : 1))
 fi
 exit "$exit"
 """

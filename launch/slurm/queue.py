@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -18,13 +17,14 @@ from datetime import datetime
 from pathlib import Path
 
 from launch.ledger import RunState, state_of, states_of
+from launch.slurm.client import ask as call
 from launch.slurm.jobs import JobRecord, jobs_of
 from sft_dist.recipe.causes import OF_SLURM
 from sft_dist.recipe.errors import UserError
 
 SQUEUE = ("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N|%L|%E")
 SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,ExitCode,End", "--jobs")
-PATIENCE_S = 60
+FINAL = {*OF_SLURM, "COMPLETED", "FAILED"} - {"REQUEUED"}
 LAG_S = 60  # a shared file system may show a node's last files this much later
 
 # Why a job waits, in words that say what to do. Others are shown as Slurm writes them.
@@ -41,6 +41,7 @@ REASONS = {
     "PartitionTimeLimit": "will never start: it asks for more time than the partition allows",
     "PartitionNodeLimit": "will never start: it asks for more nodes than the partition has",
     "ReqNodeNotAvail": "waits for nodes that are down, drained or reserved",
+    "BadConstraints": "will never start: no nodes have what it asks for, or too many were left out",
     "AssocGrpGRES": "the account's limit of GPUs is reached",
     "QOSMaxJobsPerUserLimit": "your limit of jobs is reached",
     "QOSMaxGRESPerUser": "your limit of GPUs is reached",
@@ -78,6 +79,7 @@ class Answer:
     past: dict[str, Past] = field(default_factory=dict)
     calls: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    answered: bool = True  # squeue did
 
     def summary(self) -> str:
         counted = [f"{self.calls.count(name)} {name}" for name in dict.fromkeys(self.calls)]
@@ -85,20 +87,6 @@ class Answer:
 
 
 Runner = Callable[[Sequence[str]], str]
-
-
-def call(argv: Sequence[str]) -> str:
-    """The output of one Slurm command. Raises UserError with what it said."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_", "SLURM_TIME_"))}
-    try:
-        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-    except FileNotFoundError:
-        raise UserError(f"{argv[0]} is not on this machine") from None
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{argv[0]} did not answer in {PATIENCE_S} s") from None
-    if done.returncode:
-        raise UserError(f"{argv[0]}: {(done.stderr.strip() or f'exit code {done.returncode}').splitlines()[0]}")
-    return done.stdout
 
 
 # ── asking ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -109,7 +97,8 @@ def ask(wanted: Sequence[str], accounting: bool = True, run: Runner = call) -> A
     try:
         jobs = parse_squeue(run([*SQUEUE, f"--user={os.getuid()}"]))
     except UserError as error:
-        return Answer(calls=("squeue",), notes=(f"{error}; shown is what the run folders say",))
+        note = f"{error}; shown is what the run folders say"
+        return Answer(calls=("squeue",), notes=(note,), answered=False)
     gone = sorted({one.split("_")[0] for one in wanted if one not in jobs}, key=int)
     if not gone or not accounting:
         return Answer(jobs, calls=("squeue",))
@@ -168,14 +157,24 @@ def merged(state: RunState, record: JobRecord, answer: Answer, now: float) -> Ru
             return state if state.state in ("failed", "stopped") else replace(state, state="ending", cause="")
         return replace(state, state="running", cause=f"on {job.nodes}, {job.left} left" if job.nodes else "")
     past = answer.past.get(record.id)
+    if past is None and state.state == "sealed" and answer.answered:
+        cause = f"job {record.id} has left the queue before it began, and nothing says why (scancel?); submit it again"
+        return replace(state, cause=cause)
     if past is None or state.state in ("running", "stopped") or (state.state == "failed" and past.state != "CANCELLED"):
         return state
+    if past.state not in FINAL:
+        return replace(state, state="ending", cause=f"its job has left the queue; accounting still says {past.state}")
     if past.end is not None and now - past.end < LAG_S and state.state in ("sealed", "killed"):
         return replace(state, state="ending", cause=f"job ended ({past.state}); its last files may be on their way")
     said = OF_SLURM.get(past.state, f"exit code {past.exit}")
-    where = f"attempts/{state.attempts:03d}/launcher.log" if state.attempts else "slurm-*.out, before any attempt"
+    where = f"attempts/{state.attempts:03d}/launcher.log" if state.attempts else output_of(record)
     ended = "killed" if past.state in OF_SLURM else "failed"
     return replace(state, state=ended, cause=f"{said} (Slurm: {past.state}); see {where}")
+
+
+def output_of(record: JobRecord) -> str:
+    """What a job prints before its first attempt has begun; beside the run, or for an array beside its submission."""
+    return f"slurm-{record.id}.out" if record.task is None else f"../.submissions/*/slurm-{record.id}.out"
 
 
 def reason(job: Job) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sft_dist.recipe.errors import InUse
 from sft_dist.recipe.run_folder import AttemptFolder, RunFolder, read_json
 
 LOG_BYTES = 256 * 1024
@@ -40,6 +41,8 @@ PATTERNS = (
     ),
     ("data", r"^(DataError|ArrowInvalid|DatasetGenerationError|UnicodeDecodeError)"),
 )
+# What the kernel's limit of a job's memory leaves in the output of srun.
+OOM_KILL = re.compile(r"oom[_-]kill event|Out Of Memory")
 # Frames of a traceback that belong to reading examples.
 DATA_FRAMES = re.compile(r"/sft_dist/data/|/datasets/|/sft_dist/tasks/[^\n]*in (collate|encode)")
 
@@ -62,6 +65,7 @@ class Facts:
     beats: tuple[dict[str, Any], ...] = ()  # the last sign of life of each rank
     hang: dict[str, Any] = field(default_factory=dict)
     agents: tuple[dict[str, Any], ...] = ()  # what torchrun's agents say of ranks killed by a signal
+    oom_kill: bool = False  # Slurm says that the kernel ended a process which used too much memory
     job_id: str = ""  # the Slurm job it belonged to
     slurm_state: str = ""
     batch_signal: str = ""  # the signal the batch shell was sent: USR1, TERM
@@ -92,6 +96,7 @@ def facts_of(attempt: AttemptFolder, **told: Any) -> Facts:
     told = {**{key: before[key] for key in TOLD if key in before}, **told}
     outcome = _mapping(attempt.outcome_file)
     errors = _each(attempt, "rank-*.error.json")
+    said = _tail(attempt.launcher_log) if errors or not outcome else ""
     return Facts(
         number=attempt.number,
         start=_mapping(attempt.start_file),
@@ -100,7 +105,8 @@ def facts_of(attempt: AttemptFolder, **told: Any) -> Facts:
         errors=errors,
         beats=_each(attempt, "rank-*.beat.json"),
         hang=_mapping(attempt.hang_file),
-        agents=agents_of(_tail(attempt.launcher_log)) if errors or not outcome else (),
+        agents=agents_of(said),
+        oom_kill=bool(OOM_KILL.search(said)),
         **told,
     )
 
@@ -158,18 +164,21 @@ def _of_errors(facts: Facts) -> Verdict:
     first = min(own or echoes, key=lambda error: (float(error.get("time") or 0), int(error.get("rank") or 0)))
     cause = cause_of(first)
     message = str(first.get("message", "")).strip()
-    if cause == "user error":
+    if cause in ("user error", "in use"):
         return Verdict("failed", cause, message, _rank(first), str(first.get("host")), user_error=True)
     log = _log(facts, f"rank-{first.get('rank')}.log")
     what = f"{first.get('type')}: {(message.splitlines() or [''])[0]}"
     known = what if cause == "error" else f"{cause} ({what})"
     line = f"rank {first.get('rank')} on {first.get('host')}: {known}; see {log}"
     host = str(first.get("host") or "")
-    return Verdict("failed", cause, line, _rank(first), host, log, False, (host,), _number(first.get("step")))
+    blamed = (host,) if own else ()  # of echoes, the first to be heard is a victim like the others
+    return Verdict("failed", cause, line, _rank(first), host, log, False, blamed, _number(first.get("step")))
 
 
 def cause_of(error: dict[str, Any]) -> str:
     """One word or two for one rank's error; `error` when nothing fits."""
+    if error.get("type") == InUse.__name__:
+        return "in use"
     if error.get("user_error"):
         return "user error"
     text = f"{error.get('type')}: {error.get('message')}"
@@ -193,9 +202,10 @@ def _died_silently(facts: Facts) -> Verdict | None:
     beat = next((one for one in silent if _rank(one) == rank), last or {})
     host = str(beat.get("host") or (agent or {}).get("host") or "unknown")
     log = _log(facts, "launcher.log" if agent else f"rank-{rank}.log")
-    how = _signal(agent["code"]) if agent else "died without a word"
+    how = "ended for using more memory than the job may" if facts.oom_kill else ""
+    how = how or (_signal(agent["code"]) if agent else "died without a word")
     step = _number(beat.get("step"))
-    cause = _from_outside(facts, "killed")
+    cause = _from_outside(facts, "out of memory" if facts.oom_kill else "killed")
     at = f" at step {step}" if step is not None else ""
     line = f"rank {rank} on {host}: {how}{at}, the other ranks lost their connection to it; see {log}"
     return Verdict("failed", cause, line, rank, host, log, False, (host,), step)

@@ -64,6 +64,10 @@ class UserError(Exception):
         return json.dumps({"problems": rows}, ensure_ascii=False, indent=2)
 
 
+class InUse(UserError):
+    """Another process is training the run. On a cluster it may be one on a node that is lost, and will be gone."""
+
+
 @contextmanager
 def collected(problems: list[Problem]) -> Iterator[None]:
     """Notes the mistakes that are raised in the block instead of raising them, so that others are told with them."""

@@ -22,6 +22,7 @@ runs/<recipe name>/<run id>/
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -31,6 +32,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sft_dist.recipe.schema import Recipe
+
+
+# What `flock` says on file systems without locks: Lustre mounted without them, NFS without its lock service.
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def run_id(recipe: Recipe) -> str:

@@ -1,6 +1,6 @@
 """What a job does after an attempt has ended: again, without which nodes, or not. Torch-free; the batch script asks it.
 
-python -m sft_dist.recipe.verdict RUN ATTEMPT [--slurm-state NODE_FAIL] [--batch-signal USR1]
+python -m sft_dist.recipe.verdict RUN ATTEMPT [--batch-signal USR1]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -21,11 +21,12 @@ from sft_dist.recipe.causes import Facts, Verdict, classify, facts_of, job_of, v
 from sft_dist.recipe.run_folder import AttemptFolder, RunFolder, write_json
 from sft_dist.recipe.units import seconds_of
 
+LATE_S = 10.0  # a shared file system may show what ranks on other nodes wrote this much later
 MOST_BARREN = 5  # attempts in a row that infrastructure ended before anything new was saved
 TWICE = 2
 
 # Not the run's own fault, so worth another start even without progress.
-INFRASTRUCTURE = frozenset({"network", "gpu", "node lost", "time limit", "preempted", "requeued", "hang"})
+INFRASTRUCTURE = frozenset({"network", "gpu", "node lost", "time limit", "preempted", "requeued", "hang", "in use"})
 # The same again next time: the data, the settings and the random numbers do not change.
 FINAL = frozenset({"user error", "not a number", "disk full", "cancelled", "asked to stop", "finished"})
 # What counts against the machine it happened on.
@@ -126,7 +127,6 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("attempt", type=int, help="its number")
-    parser.add_argument("--slurm-state", default="", help="the job's state, where it is known")
     parser.add_argument("--batch-signal", default="", choices=["", "USR1", "TERM"], help="signal the batch shell got")
     parser.add_argument("--exit-code", type=int, help="of srun")
     options = parser.parse_args(arguments)
@@ -134,13 +134,20 @@ def main(arguments: list[str] | None = None) -> int:
     attempt = AttemptFolder(folder.attempts / f"{options.attempt:03d}")
     if options.exit_code is not None and not attempt.exit_file.exists():
         write_json(attempt.exit_file, {"returncode": options.exit_code, "time": _now(), "killed": False})
+    if not options.batch_signal:  # then there is no time to lose, and the ranks have been asked to end
+        _wait_for_files(attempt)
+    job = slurm_job(os.environ)
+    said = _of_job(job) if job else {}
     told = {
-        "job_id": slurm_job(os.environ),
-        "slurm_state": options.slurm_state,
+        "job_id": job,
+        # Without a signal to this shell (preempt_send_user_signal is off) a grace time is for the ranks alone.
+        "slurm_state": "PREEMPTED" if said.get("PreemptTime", "None") != "None" else "",
         "batch_signal": options.batch_signal,
-        "limit_near": _limit_is_near(),
-        "cancelled": slurm_job(os.environ) in cancelled_jobs(folder),
+        "limit_near": _limit_is_near(said),
+        "cancelled": job in cancelled_jobs(folder),
     }
+    if job:
+        _fill_in(folder, options.attempt, job)
     history = history_of(folder, options.attempt, facts_of(attempt, **told))
     verdict, decision = history[-1].verdict, decide(history)
     write_json(attempt.verdict_file, {**asdict(verdict), **asdict(decision), **told, "time": _now()})
@@ -159,25 +166,70 @@ def _now() -> float:
     return round(time.time(), 3)
 
 
-def _limit_is_near() -> bool:
+def _wait_for_files(attempt: AttemptFolder) -> None:
+    """Ranks on other nodes may have said why they ended in files that are not to be seen here yet."""
+    deadline = time.monotonic() + LATE_S
+    while time.monotonic() < deadline and _unheard(facts_of(attempt)):
+        time.sleep(0.5)
+
+
+def _unheard(facts: Facts) -> bool:
+    """Is there a rank on another host than the first that neither ended nor said why, and that no one saw die?"""
+    if facts.outcome.get("state") == "finished" or facts.hang:
+        return False
+    heard = {error.get("rank") for error in facts.errors} | {agent["rank"] for agent in facts.agents}
+    first = next((beat.get("host") for beat in facts.beats if beat.get("rank") == 0), None)
+    return any(
+        beat.get("phase") != "ended" and beat.get("rank") not in heard and beat.get("host") != first
+        for beat in facts.beats
+    )
+
+
+def _of_job(job: str) -> dict[str, str]:
+    """What Slurm says of a job that runs; {} without an answer."""
+    fields = (word.partition("=") for word in _output("scontrol", "show", "job", "-o", job).split())
+    return {key: value for key, _, value in fields}
+
+
+def _fill_in(folder: RunFolder, upto: int, job: str) -> None:
+    """Write down what Slurm's accounting says of starts of this job whose shell was killed before it could ask: a
+    preemption without grace, a lost node, too much memory. Without accounting, "requeued" is all that is known."""
+    unjudged = [
+        (one, facts)
+        for one in folder.all_attempts()
+        if one.number < upto and not one.verdict_file.exists() and job_of(facts := facts_of(one)) == job
+    ]
+    if not unjudged:
+        return
+    states = _output("sacct", "-nXDP", "-j", job, "-o", "State").splitlines()  # one for each start, oldest first
+    for attempt, facts in unjudged:
+        start = int(facts.start.get("restart_count") or 0)
+        if start < len(states):
+            known = {"job_id": job, "slurm_state": states[start], "time": _now()}
+            found = classify(replace(facts, slurm_state=states[start], started_again=True))
+            write_json(attempt.verdict_file, {**asdict(found), **known})
+
+
+def _output(*argv: str) -> str:
+    """Of one of Slurm's commands; empty without an answer."""
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _limit_is_near(job: Mapping[str, str]) -> bool:
     """Within the lead of Slurm's warning (5 minutes at most), and the minute by which it may come early.
 
     Start and limit, because a preemption moves the job's end. Without an answer the commoner of the two.
     """
+    if job.get("TimeLimit") == "UNLIMITED":
+        return False
     try:
-        argv = ["squeue", "--noheader", f"--jobs={os.environ['SLURM_JOB_ID']}", "--format=%S %l"]
-        start, limit = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=True).stdout.split()[:2]
-        end = datetime.fromisoformat(start).timestamp() + seconds_of(_clock(limit))
-    except (KeyError, OSError, ValueError, subprocess.SubprocessError):
+        end = datetime.fromisoformat(job["StartTime"]).timestamp() + seconds_of(job["TimeLimit"])
+    except (KeyError, ValueError):
         return True
     return end - time.time() <= float(os.environ.get("SFT_DIST_SIGNAL_LEAD") or 300) + 90
-
-
-def _clock(limit: str) -> str:
-    """`30:00` and `1:00` as squeue shows them, `1-02:03:04` and `2:03:04`."""
-    days, _, rest = limit.rpartition("-")
-    parts = rest.split(":")
-    return f"{days or 0}-{':'.join(['0'] * (3 - len(parts)) + parts)}"
 
 
 if __name__ == "__main__":

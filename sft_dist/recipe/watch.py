@@ -24,11 +24,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sft_dist.recipe.run_folder import AttemptFolder, RunFolder, read_json, write_json
+from sft_dist.recipe.verdict import slurm_job
 
 UNHURRIED = 10  # times the time-out, for phases in which a rank rightly makes no steps: validating, saving
 START_S = 1800.0  # from the first sign of life to the first step; loading and tokenizing can take long
 SILENT, DOUBTFUL = 0.5, 0.3  # of the time-out; signs of life come 20 times as often
 GRACE_S = 10.0  # between SIGTERM and SIGKILL: nothing is saved any more, a collective cannot be finished
+SUSPENDED_S = 5.0  # a sleep that is this much too long: Slurm has suspended the job and let it go on
 STACKS_S = 1.0  # ranks write their stacks when their own time is up, perhaps a moment after the watcher
 
 # Innermost functions of a rank that waits for the others.
@@ -87,6 +89,11 @@ class Watch:
         if not silent and any(rank.silent_s > DOUBTFUL * self.timeout_s for rank in ranks):
             return None
         return name(ranks, silent, late, self._stack)
+
+    def start_over(self) -> None:
+        """Whatever was seen before does not count: all processes, this one too, have been suspended for a while."""
+        self._life.clear()
+        self._progress.clear()
 
     def ranks(self) -> list[Rank]:
         """Ranks that are on their way."""
@@ -187,7 +194,10 @@ def follow(watch: Watch, pid: int, poll_s: float) -> Hang | None:
         if hang := found(watch):
             end(pid)
             return hang
+        since = time.monotonic()
         time.sleep(poll_s)
+        if time.monotonic() - since > poll_s + SUSPENDED_S:
+            watch.start_over()
     return None
 
 
@@ -207,9 +217,9 @@ def end(pid: int) -> None:
     deadline = time.monotonic() + GRACE_S
     while _is_alive(pid) and time.monotonic() < deadline:
         time.sleep(0.1)
-    if _is_alive(pid) and (job := os.environ.get("SLURM_JOB_ID", "")).isdigit():
+    if _is_alive(pid) and (job := slurm_job(os.environ)):
         with contextlib.suppress(OSError):
-            subprocess.run(["scancel", "--signal=KILL", job], check=False)  # the steps only, not the batch shell
+            subprocess.run(["scancel", "--signal=KILL", job], check=False)  # its steps only, not the batch shell
         deadline = time.monotonic() + GRACE_S
         while _is_alive(pid) and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -36,6 +36,20 @@ def test_running_jobs_are_asked_to_save_and_waiting_ones_go(sweep):
     assert RunFolder(sweep / "demo/1000000000").cancel_file.read_text() == "14_1\n"
 
 
+def test_what_slurm_refuses_does_not_save_the_others(sweep):
+    slurm = Slurm()
+
+    def refuses(argv):
+        slurm(argv)
+        if "--batch" not in argv:
+            raise UserError("scancel: error: Invalid job id 14_2")
+        return ""
+
+    with pytest.raises(UserError, match="Invalid job id"):
+        cancel(to_cancel(["demo/*"], sweep, slurm), at_once=False, run=refuses)
+    assert [argv[:2] for argv in slurm.calls[1:]] == [["scancel", "14_2"], ["scancel", "--batch"]]
+
+
 def test_at_once_means_all_of_them(sweep):
     slurm = Slurm()
     cancel(to_cancel(["demo/*"], sweep, slurm), at_once=True, run=slurm)

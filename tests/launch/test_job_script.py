@@ -215,11 +215,12 @@ def test_slurms_warning_asks_all_ranks_to_save_and_waits_for_them(bench: Bench, 
 
 
 def test_a_run_that_should_go_on_is_put_in_the_queue_again_without_the_bad_nodes(bench: Bench) -> None:
-    process = bench.start(bench.render(), STUB_VERDICT="action=requeue\nexclude=node2,node4")
+    answer = "action=requeue\nexclude=node2,node4"
+    process = bench.start(bench.render(), STUB_VERDICT=answer, STUB_LEFT_OUT="node9")
     wait_for(lambda: len(bench.calls("scontrol")) == 2)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert bench.calls("scontrol") == [["requeue", "77"], ["update", "JobId=77", "ExcNodeList=node2,node4"]]
+    assert bench.calls("scontrol") == [["requeue", "77"], ["update", "JobId=77", "ExcNodeList=node9,node2,node4"]]
 
 
 def test_a_task_of_an_array_requeues_itself_and_not_the_array(bench: Bench) -> None:
@@ -283,9 +284,50 @@ def test_a_port_that_was_snatched_away_is_replaced(bench: Bench) -> None:
 
 
 def test_a_batch_host_that_cannot_name_the_first_node_ends_the_job(bench: Bench) -> None:
-    assert run(bench, bench.render(), STUB_NODES=" ") == 1
+    assert run(bench, bench.render(preemption={"requeue": False}), STUB_NODES=" ", SLURMD_NODENAME="node1") == 1
     assert not bench.calls("srun")
+    assert not bench.calls("scontrol")
     assert "scontrol does not name" in bench.launcher_log()
+
+
+@pytest.mark.parametrize(("left_out", "told"), [("(null)", "node1"), ("node7,gpu[2-4]", "node7,gpu[2-4],node1")])
+def test_a_node_without_the_software_is_left_out_and_the_job_tried_elsewhere(
+    bench: Bench, left_out: str, told: str
+) -> None:
+    process = bench.start(bench.render(venv="/not/there"), SLURMD_NODENAME="node1", STUB_LEFT_OUT=left_out)
+    wait_for(lambda: len(bench.calls("scontrol")) == 2)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert "node1: software: failed" in process.communicate()[0]
+    assert bench.calls("scontrol") == [["requeue", "77"], ["update", "JobId=77", f"ExcNodeList={told}"]]
+    assert not bench.calls("srun")
+
+
+def test_what_no_node_has_is_not_looked_for_on_all_of_them(bench: Bench) -> None:
+    script = bench.render(venv="/not/there")
+    assert run(bench, script, SLURMD_NODENAME="node3", STUB_LEFT_OUT="node7,node1,node2") == 1
+    assert not bench.calls("scontrol")
+
+
+def test_a_controller_that_is_away_is_asked_again_and_a_lost_run_is_no_success(bench: Bench) -> None:
+    answer = "action=requeue\nexit=0"
+    assert run(bench, bench.render(nodes=1), STUB_VERDICT=answer, STUB_SCONTROL="fail") == 1
+    assert bench.calls("scontrol") == [["requeue", "77"]] * 10
+    assert "submit it again" in bench.launcher_log()
+
+
+def test_a_warning_before_training_has_begun_is_not_lost(bench: Bench) -> None:
+    (bench.path / "bin").mkdir()
+    here = bench.path
+    (here / "bin/activate").write_text(f"touch {here}/loading; until [[ -e {here}/go ]]; do sleep 0.05; done\n")
+    script = bench.render(nodes=1, venv=str(here))
+    process = bench.start(script, STUB_TRAIN=f"[[ -e stop ]] && touch {here}/saved")
+    wait_for((here / "loading").exists)
+    os.kill(process.pid, signal.SIGUSR1)
+    (here / "go").touch()
+    process.communicate(timeout=20)
+    assert (here / "saved").exists()
+    (words,) = bench.calls("verdict")
+    assert words[-2:] == ["--batch-signal", "USR1"]
 
 
 def test_an_array_task_runs_the_capsule_on_its_line(bench: Bench) -> None:

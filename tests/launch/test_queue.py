@@ -183,6 +183,17 @@ def test_files_that_may_be_late_are_not_taken_for_failure():
         assert merge(replace(STATE, state="killed", attempts=1), "5", answer).state == "ending"
 
 
+@pytest.mark.parametrize("past", ["RUNNING", "PENDING"])
+def test_accounting_that_is_behind_is_not_taken_for_failure(past):
+    found = merge(replace(STATE, state="killed", attempts=1), "5", Answer(past={"5": Past("5", past, "0:0", None)}))
+    assert found.state == "ending"
+
+
+def test_a_job_that_went_before_it_began_without_a_trace_is_told():
+    assert "job 5 has left the queue" in merge(STATE, "5", Answer()).cause
+    assert merge(STATE, "5", Answer(answered=False)).cause == ""
+
+
 def test_a_job_that_is_ending_is_neither_running_nor_dead():
     answer = Answer({"9": Job("9", "COMPLETING", "None", "node1", "1:00", "(null)")})
     assert merge(replace(STATE, state="killed"), "9", answer).state == "ending"

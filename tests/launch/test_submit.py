@@ -19,7 +19,7 @@ from launch.expand import Run
 from launch.judge import board_of
 from launch.plan import Machine, plan_run
 from launch.prepare import Prepared
-from launch.slurm.client import Live, clean_environment
+from launch.slurm.client import Live, clean_environment, live_jobs
 from launch.slurm.jobs import JobRecord, jobs_of, record_job
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.run_folder import RunFolder, read_json, run_id, write_json
@@ -90,6 +90,13 @@ def test_arrays_are_no_longer_than_the_cluster_allows(tmp_path: Path, slurm: Slu
     submit(prepared(tmp_path / "runs", 20), small, evaluate=False)
     arrays = [re.search(r"--array=(\S+)", Path(words[-1]).read_text()) for words in slurm.calls("sbatch")]
     assert [array[1] for array in arrays if array] == ["0-7", "0-7", "0-3"]
+
+
+def test_a_cap_is_one_for_all_arrays_of_a_sweep(tmp_path: Path, slurm: Slurm) -> None:
+    small = CLUSTER.model_copy(update={"max_array_size": 8})
+    submit(prepared(tmp_path / "runs", 20), small, parallel=4, evaluate=False)
+    waits = [[word for word in words if "dependency" in word] for words in slurm.calls("sbatch")]
+    assert waits == [[], ["--dependency=afterany:101"], ["--dependency=afterany:102"]]
 
 
 def test_a_thousand_runs_are_one_call_of_sbatch(tmp_path: Path, slurm: Slurm) -> None:
@@ -275,6 +282,18 @@ def test_a_refusal_is_passed_on_and_the_runs_stay_missing(
     with pytest.raises(UserError, match=said):
         submit(runs, CLUSTER)
     assert divide(runs, []).missing == runs
+
+
+def test_what_was_sent_before_a_refusal_is_told_and_not_sent_again(
+    tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = CLUSTER.model_copy(update={"max_array_size": 8})
+    runs = prepared(tmp_path / "runs", 12)
+    monkeypatch.setenv("STUB_SBATCH", "once")
+    with pytest.raises(UserError, match=r"(?s)QOSMaxSubmit.*sent before that.*job 101 \(train of 8 runs\)"):
+        submit(runs, small, evaluate=False)
+    slurm.show(*(f"101_{task}|PENDING|x" for task in range(8)))
+    assert divide(runs, live_jobs()).missing == runs[8:]
 
 
 def test_nothing_is_sent_while_the_queue_is_unknown(

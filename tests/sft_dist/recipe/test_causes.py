@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from sft_dist.recipe.causes import Facts, agents_of, cause_of, classify, verdict_of
+from sft_dist.recipe.causes import Facts, agents_of, cause_of, classify, facts_of, verdict_of
 from sft_dist.recipe.run_folder import RunFolder, write_json
+from sft_dist.recipe.verdict import Ended, decide, failing_nodes
 
 PEER = "[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.213.77.12]:5312"
 
@@ -117,6 +118,29 @@ def test_only_lost_connections_and_no_silent_rank_is_the_network():
     facts = Facts(errors=(error(0, PEER, time=11.0), error(4, "NCCL timeout", time=10.0)), beats=(beat(0), beat(4)))
     found = classify(facts)
     assert (found.cause, found.rank, found.host) == ("network", 4, "node2")
+    assert found.hosts == ()  # whoever complains first need not be to blame
+
+
+def test_a_run_that_another_process_still_trains_is_tried_again():
+    """A node is cut off, and its rank 0 lives on for a while."""
+    found = classify(Facts(errors=(error(0, "another process is training this run", type="InUse", user_error=True),)))
+    assert (found.cause, found.user_error) == ("in use", True)
+    assert decide([Ended(found, False)]).action == "requeue"
+
+
+def test_a_rank_that_used_too_much_memory_is_not_the_fault_of_its_node(tmp_path):
+    attempt = RunFolder(tmp_path).new_attempt()
+    attempt.launcher_log.write_text(
+        f"{AGENT}slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have been OOM Killed.\n"
+    )
+    for rank in range(8):
+        write_json(attempt.path / f"rank-{rank}.beat.json", beat(rank))
+        if rank != 5:
+            write_json(attempt.error_file(rank), error(rank, PEER))
+    found = classify(facts_of(attempt))
+    assert (found.cause, found.rank) == ("out of memory", 5)
+    assert "more memory than the job may" in found.line
+    assert failing_nodes([found, found]) == ()
 
 
 def test_ranks_that_lose_each_other_while_slurm_ends_them_do_not_accuse_the_network():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,7 @@ import pytest
 from sft_dist.recipe.causes import Facts, Verdict, verdict_of
 from sft_dist.recipe.run_folder import AttemptFolder, RunFolder, write_json
 from sft_dist.recipe.verdict import MOST_BARREN, Ended, decide, failing_nodes, history_of
-
-
-def error(rank: int, message: str, type: str = "RuntimeError", time: float = 10.0, **more: Any) -> dict[str, Any]:
-    return {
-        "rank": rank,
-        "host": f"node{rank // 4 + 1}",
-        "time": time,
-        "type": type,
-        "message": message,
-        "step": 7,
-        **more,
-    }
+from tests.sft_dist.recipe.test_causes import PEER, beat, error
 
 
 # ── what next ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -188,19 +179,85 @@ def test_cancelled_jobs_do_not_requeue_themselves_and_later_ones_do(run: RunFold
     assert call(run, 1, "--batch-signal", "USR1")[0]["action"] == "stop"
 
 
+SaySlurm = Callable[..., None]
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SaySlurm:
+    """Inside job 8: what scontrol shows of it, and the states that sacct has of its starts."""
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    monkeypatch.setenv("PATH", str(commands), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+
+    def say(job: str = "", *states: str) -> None:
+        for name, text in (("scontrol", job), ("sacct", "\n".join(states))):
+            (commands / name).write_text(f"#!/bin/sh\ncat <<'E'\n{text}\nE\n")
+            (commands / name).chmod(0o700)
+
+    return say
+
+
+def test_a_preemption_that_only_the_ranks_were_told_of_is_one(run: RunFolder, slurm: SaySlurm):
+    """Slurm's default: the batch shell is sent nothing in a grace time, the ranks SIGTERM."""
+    made = attempt(run, 0, "8")
+    write_json(made.outcome_file, {"state": "stopped", "reason": "received SIGTERM"})
+    start = datetime.fromtimestamp(time.time() - 60).isoformat(timespec="seconds")
+    slurm(f"JobId=8 StartTime={start} TimeLimit=01:00:00 PreemptTime={start}")
+    answer, said = call(run, 1)
+    assert answer["action"] == "requeue"
+    assert "saved and stopped: preempted" in said
+    slurm(f"JobId=8 StartTime={start} TimeLimit=01:00:00 PreemptTime=None")
+    assert call(run, 1)[0]["action"] == "stop"
+
+
+def test_what_ended_earlier_starts_is_asked_of_the_accounting(run: RunFolder, slurm: SaySlurm):
+    for number, first_step in enumerate((0, 7, 7)):
+        made = run.new_attempt()
+        write_json(made.start_file, {"first_step": first_step, "job_id": "8", "restart_count": number})
+    slurm("JobId=8", "PREEMPTED", "NODE_FAIL", "RUNNING")
+    call(run, 3)
+    found = [verdict_of(run, one).cause for one in run.all_attempts()[:2]]
+    assert found == ["preempted", "node lost"]
+
+
+def test_without_accounting_a_start_that_slurm_ended_was_requeued(run: RunFolder, slurm: SaySlurm):
+    attempt(run, 0, "8")
+    attempt(run, 7, "8")
+    slurm("JobId=8")
+    call(run, 2)
+    assert verdict_of(run, run.all_attempts()[0]).cause == "requeued"
+
+
+def test_what_ranks_on_other_nodes_say_may_come_late(run: RunFolder):
+    """Or a mistake in the recipe would be taken for a lost node."""
+    made = attempt(run, 0, "8")
+    for rank in range(8):
+        write_json(made.path / f"rank-{rank}.beat.json", beat(rank))
+    for rank in range(4):
+        write_json(made.error_file(rank), error(rank, PEER))
+    late = threading.Timer(
+        1.5, lambda: [write_json(made.error_file(rank), error(rank, "boom")) for rank in range(4, 8)]
+    )
+    late.start()
+    _, said = call(run, 1, "--exit-code", "1")
+    late.join()
+    assert "rank 4 on node2: RuntimeError: boom" in said
+
+
 @pytest.mark.parametrize(
     ("start_s_ago", "limit", "cause"),
-    [(60, "1-00:00:00", "preempted"), (3500, "1:00:00", "time limit"), (60, "1:00", "time limit")],
+    [
+        (60, "1-00:00:00", "preempted"),
+        (3500, "01:00:00", "time limit"),
+        (60, "00:01:00", "time limit"),
+        (60, "UNLIMITED", "preempted"),
+    ],
 )
-def test_a_warning_near_the_time_limit_is_the_time_limits(
-    run: RunFolder, tmp_path, monkeypatch, start_s_ago, limit, cause
-):
+def test_a_warning_near_the_time_limit_is_the_time_limits(run: RunFolder, slurm: SaySlurm, start_s_ago, limit, cause):
     made = attempt(run, 0)
     write_json(made.outcome_file, {"state": "stopped", "reason": "asked to stop"})
     start = datetime.fromtimestamp(time.time() - start_s_ago).isoformat(timespec="seconds")
-    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho {start} {limit}\n")
-    (tmp_path / "squeue").chmod(0o700)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    slurm(f"JobId=8 JobState=RUNNING PreemptTime=None StartTime={start} TimeLimit={limit} Comment=a=b")
     _, said = call(run, 1, "--batch-signal", "USR1")
     assert f"saved and stopped: {cause}" in said

@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from sft_dist.recipe import watch as watching
 from sft_dist.recipe.causes import facts_of
 from sft_dist.recipe.run_folder import AttemptFolder
 from sft_dist.recipe.watch import UNHURRIED, Watch, innermost
@@ -151,6 +151,35 @@ def test_the_main_thread_is_the_last_that_faulthandler_lists():
     assert innermost("") == ""
 
 
+def test_a_job_that_was_suspended_does_not_hang(attempt, monkeypatch):
+    """Slurm stops all its processes, this one too; afterwards every sign of life is old."""
+    sign = {"rank": 0, "host": "node1", "pid": 1, "step": 4, "phase": "training", "time": 1.0}
+    attempt.beat_file(0).write_text(json.dumps(sign))
+    clock, sleeps = [0.0], iter((1.0, 1000.0, 1.0, 1.0))
+    looks = iter((True, True, True, True, False))
+
+    def sleep(_: float) -> None:
+        clock[0] += next(sleeps)
+
+    monkeypatch.setattr(watching.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(watching.time, "sleep", sleep)
+    monkeypatch.setattr(watching, "_is_alive", lambda pid: next(looks))
+    assert watching.follow(Watch(attempt, 60, clock=lambda: clock[0]), 1, 1.0) is None
+    assert not attempt.hang_file.exists()
+
+
+def test_of_an_array_only_the_task_that_hangs_is_killed(monkeypatch):
+    calls: list[list[str]] = []
+    monkeypatch.setattr(watching, "GRACE_S", 0.0)
+    monkeypatch.setattr(watching, "_is_alive", lambda pid: True)
+    monkeypatch.setattr(watching, "_signal", lambda pid, number: None)
+    monkeypatch.setattr(watching.subprocess, "run", lambda argv, check: calls.append(argv))
+    for name, value in (("SLURM_JOB_ID", "70"), ("SLURM_ARRAY_JOB_ID", "70"), ("SLURM_ARRAY_TASK_ID", "3")):
+        monkeypatch.setenv(name, value)
+    watching.end(1)
+    assert calls == [["scancel", "--signal=KILL", "70_3"]]
+
+
 @pytest.mark.slow
 def test_the_launch_is_ended_and_the_reason_left_for_the_verdict(attempt):
     deaf = (
@@ -165,7 +194,7 @@ def test_the_launch_is_ended_and_the_reason_left_for_the_verdict(attempt):
     env = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
     watcher = subprocess.Popen([*argv, "--pid", str(launch.pid)], env=env, stderr=subprocess.PIPE, text=True)
     assert launch.wait(60) == -signal.SIGKILL
-    assert watcher.wait(20) == 0
+    assert watcher.wait(60) == 0
     assert watcher.stderr is not None
     assert "rank 0 on node1" in watcher.stderr.read()
     assert facts_of(attempt).hang["rank"] == 0
@@ -175,8 +204,6 @@ def test_the_watcher_leaves_when_the_launch_has_ended(attempt):
     launch = subprocess.Popen(["sleep", "0.5"])
     argv = [sys.executable, "-m", "sft_dist.recipe.watch", str(attempt.path.parent.parent), "1", "--timeout", "1"]
     watcher = subprocess.Popen([*argv, "--pid", str(launch.pid)])
-    started = time.monotonic()
-    assert watcher.wait(20) == 0  # though nobody has waited for the launch: it is a zombie
-    assert time.monotonic() - started < 15
+    assert watcher.wait(60) == 0  # though nobody has waited for the launch: it is a zombie
     launch.wait()
     assert not attempt.hang_file.exists()
