@@ -54,7 +54,7 @@ class Heart:
         self._write("ended")
 
     def _live(self) -> None:
-        seen = self.reached
+        seen = (0, "starting")
         while not self._over.wait(interval_of(self._timeout_s)):
             if self.reached != seen:
                 seen = self.reached

@@ -4,7 +4,7 @@ A block is what comes of the next `data.streaming.buffer` rows of an epoch, so i
 place where it begins (`blocks.Place`), which every checkpoint holds: a resumed run has the block made again. Blocks lie in
 the run's folder, where the ranks of every node map them into memory; those that are done with are deleted.
 
-    python -m sft_dist.stream RUN '{"number": 0, "epoch": 0, "row": 0, "step": 0}'
+    python -m sft_dist.stream RUN '{"number": 0, "epoch": 0, "row": 0, "step": 0}' PID_OF_RANK_0
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ ERROR = "error.json"
 
 
 # ── the process that reads ──────────────────────────────────────────────────────────────────────────────────────────
-def main(run: str, place: str) -> int:
+def main(run: str, place: str, parent: str) -> int:
     die_with_parent()  # it ends with the training, however that ends
+    if os.getppid() != int(parent):  # it has ended already, and the next attempt may write here
+        return 1
     for asked in (signal.SIGINT, signal.SIGTERM):  # which save and stop the training; the next step may need a block
         signal.signal(asked, signal.SIG_IGN)
     os.umask(0o077)
@@ -219,7 +221,7 @@ def _start_reader(folder: RunFolder, place: Place) -> subprocess.Popen[bytes]:
     folder.stream.mkdir(mode=0o700)
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     env = {name: value for name, value in os.environ.items() if name not in ranks}
-    command = [sys.executable, "-m", "sft_dist.stream", str(folder.path), json.dumps(asdict(place))]
+    command = [sys.executable, "-m", "sft_dist.stream", str(folder.path), json.dumps(asdict(place)), str(os.getpid())]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**env, "CUDA_VISIBLE_DEVICES": ""})
 
 

@@ -6,11 +6,17 @@ import csv
 import os
 import random
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from samples.fetch import samples_root
+
+# The same examples each time, and no clock: a busy machine stands still for longer than any deadline of milliseconds.
+settings.register_profile("repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("repeatable")
 
 # A shell starts what it puts in the background deaf to Ctrl-C, and every process inherits that: tests of Ctrl-C would hang.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -29,6 +35,15 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "samples").symlink_to(samples, target_is_directory=True)
     os.environ["SFT_DIST_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """Programs set it for themselves; called as functions, for whatever comes after them too."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture(scope="session")

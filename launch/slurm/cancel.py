@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.ledger import all_runs, states_of
-from launch.slurm.jobs import jobs_of
 from launch.slurm.client import ask as call
+from launch.slurm.jobs import jobs_of
 from launch.slurm.queue import SQUEUE, Runner, parse_squeue
 from sft_dist.recipe.errors import Problem, UserError, collected
 from sft_dist.recipe.run_folder import RunFolder, write_text

@@ -13,7 +13,7 @@ from sft_dist.recipe.causes import verdict_of
 from sft_dist.recipe.run_folder import RunFolder
 from sft_dist.recipe.watch import Watch, found
 from tests.integration import harness
-from tests.integration.test_resume import STEPS, assert_same, write_recipe
+from tests.integration.test_resume import assert_same, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -38,8 +38,10 @@ def test_a_stopped_rank_is_named_and_the_run_goes_on_exactly(tiny_model, reviews
             hang = found(watch)
             time.sleep(0.1)
         assert (hang.kind, hang.ranks) == ("silent", (1,))
-        assert 6 <= hang.step < STEPS  # rank 0 had done step 7; the other's last sign of life may be older
-        assert 'loop.py", line' in attempt.stack_file(0).read_text()  # where the others wait
+        assert 0 < hang.step <= 7  # its last sign of life may be older than the step it stopped after
+        while 'loop.py", line' not in attempt.stack_file(0).read_text():  # where the others wait
+            assert time.monotonic() - stopped < 60
+            time.sleep(0.1)
     finally:
         harness.kill(processes)
     assert verdict_of(folder, attempt).cause == "hang"

@@ -32,9 +32,10 @@ def test_a_waiting_rank_goes_on_living_without_progress(attempt):
     heart = Heart(attempt, 0, timeout_s=1)
     heart.beat(5, "training")
     time.sleep(3 * FASTEST_S)
-    first = beat_of(attempt)
-    time.sleep(3 * FASTEST_S)
-    later = beat_of(attempt)
+    first = later = beat_of(attempt)
+    deadline = time.monotonic() + 30
+    while later["time"] == first["time"] and time.monotonic() < deadline:
+        later = beat_of(attempt)
     heart.stop()
     assert (first["step"], first["phase"]) == (later["step"], later["phase"]) == (5, "training")
     assert later["time"] > first["time"]
@@ -55,10 +56,10 @@ def test_signs_of_life_are_as_rare_as_the_timeout_allows():
 
 def test_a_beat_costs_nothing_and_writes_nothing_by_itself(attempt):
     heart = Heart(attempt, 0, timeout_s=1800)
-    started = time.perf_counter()
+    started = time.thread_time()
     for step in range(100_000):
         heart.beat(step, "training")
-    assert time.perf_counter() - started < 1
+    assert time.thread_time() - started < 1
     assert not attempt.beat_file(0).exists()
     heart.stop()
 
@@ -77,16 +78,23 @@ import sys, time
 from pathlib import Path
 from sft_dist.heartbeat import Heart
 from sft_dist.recipe.run_folder import AttemptFolder
-heart = Heart(AttemptFolder(Path(sys.argv[1])), 0, timeout_s=0.5)
-heart.beat(1, "training")
-time.sleep(0.5)
+attempt = AttemptFolder(Path(sys.argv[1]))
+heart = Heart(attempt, 0, timeout_s=0.5)
+def beat_and_wait(step, phase):
+    heart.beat(step, phase)
+    while f'"step": {step}' not in (attempt.beat_file(0).read_text() if attempt.beat_file(0).exists() else ""):
+        time.sleep(0.01)
+beat_and_wait(1, "training")
 def spin_with_the_lock_held():
     import re
     re.match("(a+)+b", "a" * 26)  # seconds in C code, without letting any other thread run
 def slow_but_well():
     time.sleep(1.5)
-heart.beat(2, sys.argv[2])
-{"training": spin_with_the_lock_held, "saving": slow_but_well}[sys.argv[2]]()
+if sys.argv[2] == "training":
+    spin_with_the_lock_held()
+else:
+    beat_and_wait(2, "saving")
+    slow_but_well()
 heart.stop()
 """
 

@@ -105,7 +105,7 @@ def test_a_node_that_fails_twice_is_left_out_the_third_time(workplace: Workplace
 def test_logs_are_followed_from_one_attempt_to_the_next_until_the_run_has_finished(
     workplace: Workplace,
 ) -> None:
-    workplace.env["STUB"] = json.dumps({"steps": 30, "step_s": 0.2})
+    workplace.env["STUB"] = json.dumps({"steps": 45, "step_s": 0.2})
     (run,) = workplace.submit()
     with following(workplace, "logs", str(run.path), "-f") as (process, out):
         workplace.cluster.wait_until(lambda: "rank 0 of" in out.read_text(), 60, "the first attempt's output")
