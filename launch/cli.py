@@ -265,6 +265,9 @@ def run(
 @click.option(
     "--eval/--no-eval", "evaluate", default=True, help="Judge the checkpoints afterwards, as a job of its own."
 )
+@click.option(
+    "--fresh", is_flag=True, help="Start over in new folders beside the old ones, with the source as it is now."
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be sent.")
 @click.option(
     "--check/--no-check", "checked", default=True, help="Look at the data first; errors in them keep it here."
@@ -278,6 +281,7 @@ def submit(
     cluster: str | None,
     max_parallel: int | None,
     evaluate: bool,
+    fresh: bool,
     dry_run: bool,
     checked: bool,
     allow: tuple[str, ...],
@@ -298,7 +302,7 @@ def submit(
 
         raise click.UsageError(f"--cluster NAME is missing; known: local, {', '.join(known_clusters())}")
     where = _cluster(cluster)
-    prepared = prepare(recipe, overrides, runs_root(runs), processes, cluster=where)
+    prepared = prepare(recipe, overrides, runs_root(runs), processes, fresh, cluster=where)
     if checked and not dry_run:
         from launch.check import gate
 

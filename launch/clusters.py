@@ -33,6 +33,7 @@ _VARIABLE = re.compile(
     r"(?!(?:BASH|BASHOPTS|SHELLOPTS|ENV|IFS|UID|EUID|PPID|PYTHONPATH|RANK|WORLD_SIZE|LOCAL_RANK)$)"
     r"[A-Za-z_][A-Za-z0-9_]{0,127}"
 )
+_SECRET = re.compile(r"(?i)(token|secret|password|passwd|credentials|api_?key|access_key)$")
 _OPTION_VALUE = re.compile(r"[A-Za-z0-9/@_.+][A-Za-z0-9/@_.,:;=+&|*()\[\]~^!-]{0,511}")
 
 # Options that `sbatch:` of a cluster file may set; a cluster's own peculiarities. Names from sbatch's manual page.
@@ -131,7 +132,9 @@ class Cluster(Section):
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)] = Field(description="Left out: the file's name.")
     description: str = Field("", description="For people.")
-    partition: Word | None = Field(None, description="Partition; the cluster's default when left out.")
+    partition: Word | None = Field(
+        None, description="Partition, or several: `gpu,gpu-long`; the cluster's default when left out."
+    )
     account: Word | None = Field(None, description="Account to charge.")
     qos: Word | None = Field(None, description="Quality of service.")
     constraint: Annotated[str, _matching(_CONSTRAINT, "node features such as `h100&nvlink`")] | None = Field(
@@ -183,6 +186,9 @@ class Cluster(Section):
             raise ValueError("`gpu_type` needs gpus_per_node")
         if self.gpu_memory and not self.gpus_per_node:
             raise ValueError("`gpu_memory` needs gpus_per_node")
+        for key in self.environment:
+            if _SECRET.search(key):  # it would stand in every job's script
+                raise ValueError(f"{key} looks like a secret; export it in the shell that submits, and jobs inherit it")
         for key in self.nccl:
             if not key.startswith(("NCCL_", "TORCH_NCCL_", "FI_", "UCX_")):
                 raise ValueError(f"`nccl` takes NCCL_*, TORCH_NCCL_*, FI_* and UCX_*; {key} belongs to environment")

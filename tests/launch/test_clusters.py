@@ -114,6 +114,8 @@ def test_further_sbatch_options_are_real_ones_and_not_those_this_program_writes(
         ({"gpus_per_node": 0, "gpu_type": "h100"}, "needs gpus_per_node"),
         ({"gpus_per_node": 0, "gpu_type": None, "gpu_memory": "80GB"}, "`gpu_memory` needs gpus_per_node"),
         ({"nccl": {"PATH": "x"}}, "belongs to environment"),
+        ({"environment": {"HF_TOKEN": "x"}}, "HF_TOKEN looks like a secret"),
+        ({"environment": {"WANDB_API_KEY": "x"}}, "jobs inherit it"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(

@@ -6,12 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import launch
+from launch.clusters import read_cluster
 from launch.slurm.jobs import jobs_of
 from sft_dist.recipe.references import data_fingerprint
 from sft_dist.recipe.run_folder import RunFolder, read_json, write_json
@@ -189,6 +191,42 @@ def test_a_job_that_requeues_itself_leaves_out_the_node_it_names(workplace: Work
     assert f"requeue, without {bad}" in first
     assert "start 1, on " in second
     assert f"on {bad}\n" not in second
+
+
+def test_a_node_on_which_the_software_does_not_load_is_left_out(workplace: Workplace) -> None:
+    """One bad node would else drain a sweep: it is free again at once, and takes the next run."""
+    bad = workplace.cluster.nodes[0]
+    (workplace.path / "venv/bin/activate").write_text(f"[[ $SLURMD_NODENAME != {bad} ]]\n")
+    (run,) = workplace.submit()
+    job = int(jobs_of(run.path)[0].job)
+    assert workplace.cluster.wait_for_job(job, 90)[-1] == "COMPLETED"
+    assert outcome(run) == "finished"
+    (attempt,) = run.all_attempts()
+    assert f"on {bad}\n" not in attempt.launcher_log.read_text()
+    assert f"{bad}: software: failed" in (run.path / f"slurm-{job}.out").read_text()
+
+
+def test_a_thousand_runs_are_sent_at_once(workplace: Workplace) -> None:
+    """One array. The time it takes is printed (`pytest -s`), not judged: benchmarks/submit.py measures it."""
+    with (workplace.path / "here.yaml").open("a") as file:
+        file.write("sbatch: {hold: true}\n")
+    sweep = f'matrix={{"train.seed": {list(range(1000))}}}'
+    started = time.monotonic()
+    said = workplace.sft_dist("submit", "demo.yaml", "--cluster", "./here.yaml", "--no-eval", "--no-check", sweep)
+    print(f"\n1,000 runs submitted in {time.monotonic() - started:.1f} s: {said.splitlines()[0]}")
+    records = [jobs_of(path)[0] for path in (workplace.path / "runs/demo").iterdir() if path.name[0] != "."]
+    (job,) = {record.job for record in records}
+    assert sorted(record.task for record in records) == list(range(1000))
+    queued = workplace.cluster.run("squeue", "-h", "-r", "-j", job, "-o", "%T").split()
+    assert queued == ["PENDING"] * 1000
+    workplace.cluster.run("scancel", job)
+
+
+def test_a_probed_cluster_can_be_submitted_to(workplace: Workplace) -> None:
+    (workplace.path / "here.yaml").write_text(workplace.sft_dist("cluster", "probe"))
+    workplace.sft_dist("submit", "demo.yaml", "--cluster", "./here.yaml", "--dry-run")
+    cluster = read_cluster(workplace.path / "here.yaml")
+    assert (cluster.partition, cluster.max_nodes, cluster.max_array_size) == ("gpu", 4, 1001)
 
 
 def test_the_jobs_environment_has_the_token_and_no_file_does(workplace: Workplace) -> None:

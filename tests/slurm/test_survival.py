@@ -127,6 +127,9 @@ class Job:
     def go_on(self) -> None:
         self.signal_ranks(signal.SIGCONT)
 
+    def is_being_preempted(self) -> bool:
+        return "PreemptTime=None" not in self.cluster.run("scontrol", "show", "job", "-o", str(self.id))
+
     def wait_for_warning(self, timeout_s: float = 60) -> None:
         """Until the batch script was sent a signal, and asks the ranks to save."""
         self.cluster.wait_until(self.folder.stop_file.exists, timeout_s, "the warning")
@@ -221,7 +224,7 @@ def first_step(job: Job, attempt: int) -> int:
 
 def test_one_thing_after_the_other_is_survived_and_named(submit: Submit, undisturbed: Path):
     """A preemption without grace, a requeue, a killed rank, a killed slurmd: one start of torch for each, not two."""
-    job = submit(cluster="qos: low\n")
+    job = submit("resources.hang_timeout=30min", cluster="qos: low\n")
     job.pause_at(8)
     job.cluster.run_sbatch("sleep 1", "--qos=high", "--nodes=4", "--exclusive")
     job.wait_for_attempt(2)
@@ -231,13 +234,13 @@ def test_one_thing_after_the_other_is_survived_and_named(submit: Submit, undistu
     job.cluster.run("scontrol", "requeue", str(job.id))
     job.wait_for_attempt(3)
     job.pause_at(16)
-    assert job.verdict(2).cause == "requeued"
     killed = job.ranks()[1]
     os.kill(killed.pid, signal.SIGKILL)
     job.go_on()
     job.wait_for_attempt(4)
     found = job.verdict(3)
     assert (found.cause, found.rank, found.host) == ("killed", 1, killed.host)
+    assert [job.verdict(number).cause for number in (1, 2)] == ["preempted", "requeued"]
     job.pause_at(20)
     job.cluster.devcluster("node-kill", number_of(job.ranks()[1].host))  # the job lives on
     job.go_on()
@@ -246,13 +249,18 @@ def test_one_thing_after_the_other_is_survived_and_named(submit: Submit, undistu
     assert_same(job, undisturbed)
 
 
-def test_a_preemption_with_grace_is_used_to_save(submit: Submit, undisturbed: Path):
-    job = submit(cluster="qos: grace\n")
-    job.cluster.devcluster("preempt-signal", "on")
+@pytest.mark.parametrize("told", ["the shell", "only the ranks"])
+def test_a_preemption_with_grace_is_used_to_save(submit: Submit, undisturbed: Path, told: str):
+    """Whether Slurm signals the batch shell, too, is its setting (preempt_send_user_signal)."""
+    job = submit("resources.hang_timeout=30min", cluster="qos: grace\n")
+    job.cluster.devcluster("preempt-signal", "on" if told == "the shell" else "off")
     try:
         job.pause_at(10)
         job.cluster.run_sbatch("sleep 1", "--qos=high", "--nodes=4", "--exclusive")
-        job.wait_for_warning()
+        if told == "the shell":
+            job.wait_for_warning()
+        else:
+            job.cluster.wait_until(job.is_being_preempted, 60, "the end of the grace time in sight")
         job.go_on()
         job.end()
     finally:
@@ -275,9 +283,8 @@ def test_a_time_limit_is_met_with_a_checkpoint_and_another_start(submit: Submit,
     assert_same(job, undisturbed)
 
 
-@pytest.mark.parametrize("hang_timeout", ["6s", "30min"], ids=["noticed by the watcher", "noticed by Slurm"])
-def test_a_lost_node_is_survived_and_named(submit: Submit, undisturbed: Path, hang_timeout: str):
-    job = submit(f"resources.hang_timeout={hang_timeout}")
+def test_a_lost_node_is_survived_and_named(submit: Submit, undisturbed: Path):
+    job = submit("resources.hang_timeout=6s")
     job.pause_at(10)
     lost = job.ranks()[1].host
     job.cluster.devcluster("node-cut", number_of(lost))
@@ -286,8 +293,25 @@ def test_a_lost_node_is_survived_and_named(submit: Submit, undisturbed: Path, ha
     job.end()
     second = read_json(job.folder.all_attempts()[-1].start_file) or {}
     assert lost not in job.cluster.run("scontrol", "show", "hostnames", str(second["nodes"])).split()
-    assert job.verdict(1).cause in ("node lost", "requeued", "network", "hang")
+    found = job.verdict(1)
+    assert found.cause in ("node lost", "network", "hang")
+    assert lost in found.line
     job.cluster.devcluster("node-heal", number_of(lost))  # until then nobody can end what still runs there
+    assert_same(job, undisturbed)
+
+
+def test_the_first_node_is_lost_with_the_batch_script_on_it(submit: Submit, undisturbed: Path):
+    """Slurm starts the job elsewhere, while the old rank 0 lives on where nobody can end it, and has the run locked."""
+    job = submit("resources.hang_timeout=30min")
+    job.pause_at(10)
+    lost = job.ranks()[0].host
+    job.cluster.devcluster("node-cut", number_of(lost))
+    job.wait_for_attempt(2)
+    job.cluster.wait_until(job.folder.all_attempts()[1].verdict_file.exists, 180, "the second attempt's end")
+    assert job.verdict(2).cause == "in use"
+    job.cluster.devcluster("node-heal", number_of(lost))
+    job.end()
+    assert job.verdict(1).cause == "node lost"
     assert_same(job, undisturbed)
 
 
