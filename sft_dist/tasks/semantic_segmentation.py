@@ -21,7 +21,7 @@ from transformers import (
 
 from sft_dist.data.augment.image import augment
 from sft_dist.data.media import MediaError, load_image, load_mask
-from sft_dist.losses import build_loss
+from sft_dist.losses import build_loss, weights_of_counts
 from sft_dist.losses_segmentation import PixelLoss, QueryLoss
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import DiceLoss, Recipe
@@ -176,11 +176,11 @@ class SemanticSegmentation(BaseTask):
         return PixelLoss(build_loss(loss, "single-label", self.labels, _none), self.ignore_index)  # type: ignore[arg-type]
 
     def _balanced(self, train: Examples) -> list[float]:
-        """Pixels / (classes x pixels of the class)."""
+        """As for other losses, counted in pixels."""
         counts = np.zeros(len(self.labels))
         for pixels in train.column("pixels"):
             counts[: len(pixels)] += pixels
-        return (counts.sum() / (len(counts) * np.maximum(counts, 1))).tolist()
+        return weights_of_counts(counts).tolist()
 
     def weights(self, loss: PixelLoss | QueryLoss, examples: Examples) -> np.ndarray:
         return loss.weights(np.array([np.count_nonzero(pixels) for pixels in examples.column("pixels")]))

@@ -173,6 +173,22 @@ def test_each_picture_counts_one_by_its_labelled_pixels():
         torch.testing.assert_close(PixelLoss(terms, 255).total(Outputs(logits), targets), expected)
 
 
+def test_a_class_without_pixels_weighs_nothing_when_balanced(folders):
+    task, _, examples, _, _ = ready(folders["segformer"], [scene(i) for i in range(2)])
+    seen = np.sum([np.pad(one, (0, 3 - len(one))) for one in examples.column("pixels")], axis=0)
+    task.labels = [*task.labels, "absent"]
+    expected = [seen.sum() / (np.count_nonzero(seen) * one) if one else 0 for one in seen]
+    assert task._balanced(examples) == pytest.approx([*expected, 0])
+
+
+def test_a_picture_of_classes_that_weigh_nothing_adds_nothing():
+    logits, targets = torch.randn(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
+    targets[1] = 2
+    loss = PixelLoss(CrossEntropy(torch.tensor([1.0, 1.0, 0.0]), 0.1), 255)
+    both, first = loss.total(Outputs(logits), targets), loss.total(Outputs(logits[:1]), targets[:1])
+    torch.testing.assert_close(both, first)
+
+
 def test_dice_by_hand():
     """Two pixels, two classes: 2 sum(p g) / (sum(p^2) + sum(g^2))."""
     probabilities = torch.tensor([[0.9, 0.1], [0.4, 0.6]])
