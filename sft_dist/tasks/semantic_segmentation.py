@@ -142,14 +142,14 @@ class SemanticSegmentation(BaseTask):
     def build_model(
         self, folder: str, revision: str | None, config: dict[str, Any], processor: Any, **options: Any
     ) -> PreTrainedModel:
-        """A pretrained head for another number of classes is replaced by a new one. Raises UserError."""
+        """Raises UserError for a model whose loss is not known here."""
         code = {key: options[key] for key in ("trust_remote_code", "code_revision") if key in options}
         kind = AutoConfig.from_pretrained(folder, revision=revision, **code).model_type
         if kind in OTHER_QUERIES:
             what = "its loss cannot be written as a sum over pictures, which training on any number of processes needs"
             raise UserError(Problem(what, "model.path", None, kind, ("segformer", "upernet", *QUERIES)))
         auto = AutoModelForUniversalSegmentation if kind in QUERIES else AutoModelForSemanticSegmentation
-        options, settings = {"ignore_mismatched_sizes": True, **options}, {"use_auxiliary_head": False}
+        settings = {"use_auxiliary_head": False}
         model = load_pretrained(auto, folder, revision, config, self.labels, settings, **options)
         if kind in QUERIES:
             model.config.output_auxiliary_logits = (

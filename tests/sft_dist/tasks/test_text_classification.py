@@ -60,6 +60,21 @@ def test_the_table_of_tasks_builds_each():
     assert isinstance(task(), TextClassification)
 
 
+def test_a_head_for_other_classes_is_replaced(tmp_path, tokenizer):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        num_labels=5,
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    model = task(labels=["a", "b", "c"]).build_model(str(tmp_path), None, {}, tokenizer)
+    assert model.classifier.weight.shape == (3, 32)
+    assert set(model.new_weights) == {"classifier.bias", "classifier.weight"}
+    regression = task("regression").build_model(str(tmp_path), None, {}, tokenizer)
+    assert regression.classifier.weight.shape == (1, 32)
+
+
 # ── labels ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize(
     ("raw", "name"),

@@ -238,6 +238,46 @@ def test_tags_without_entities_are_scored_word_by_word(tokenizer):
     assert scores["per_type"]["VERB"]["recall"] == 0
 
 
+def saved_head(folder, names):
+    """A tagger of the names, as it is saved after training."""
+    torch.manual_seed(1)
+    labels = dict(enumerate(names))
+    config = BertConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, id2label=labels,
+        label2id={name: number for number, name in labels.items()},
+    )  # fmt: skip
+    model = BertForTokenClassification(config)
+    model.save_pretrained(folder)
+    return model
+
+
+def test_a_head_of_other_tags_is_replaced(tmp_path, tokenizer, caplog):
+    saved_head(tmp_path, ["O", "NAME"])
+    with caplog.at_level("INFO", "sft_dist"):
+        model = task().build_model(str(tmp_path), None, {}, tokenizer)
+    assert model.classifier.weight.shape == (5, 32)
+    assert set(model.new_weights) == {"classifier.bias", "classifier.weight"}
+    assert "new weights" in caplog.text
+    train_on(task(), model, examples_of(task(), ROWS, tokenizer), tokenizer, 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "warned"),
+    [
+        (["B-loc", "B-per", "I-loc", "I-per", "O"], False),
+        (["b-LOC", "B-per", "I-loc", "I-per", "O"], False),
+        ([f"LABEL_{i}" for i in range(5)], False),
+        (["O", "B-per", "I-loc", "I-per", "B-loc"], True),
+        (["B-org", "B-drug", "I-org", "I-drug", "O"], True),
+    ],
+)
+def test_a_kept_head_whose_outputs_meant_something_else_is_told(tmp_path, tokenizer, caplog, names, warned):
+    theirs = saved_head(tmp_path, names)
+    model = task().build_model(str(tmp_path), None, {}, tokenizer)
+    torch.testing.assert_close(model.classifier.weight, theirs.classifier.weight)
+    assert ("get other names" in caplog.text) is warned
+
+
 def test_labels_are_in_the_models_config(tmp_path, tokenizer, model):
     model.bert.save_pretrained(tmp_path)
     built = task().build_model(str(tmp_path), None, {}, tokenizer)
