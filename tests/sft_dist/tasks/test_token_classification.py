@@ -89,6 +89,13 @@ def test_both_tags_of_every_type_are_classes_though_one_is_rare():
     assert one.labels == ["O", "NOUN"]
 
 
+def test_tags_with_ends_get_no_classes_of_no_use():
+    one = task(labels=None)
+    one.labels = []
+    one.learn_labels(Rows(Dataset.from_dict({"tokens": [["a"] * 5], "tags": ["B-per E-per O S-loc S-time".split()]})))
+    assert one.labels == ["B-per", "E-per", "I-per", "O", "S-loc", "S-per", "S-time"]
+
+
 # ── words and pieces ────────────────────────────────────────────────────────────────────────────────────────────────
 def test_the_first_piece_of_a_word_has_its_tag(tokenizer):
     one = task()
