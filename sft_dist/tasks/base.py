@@ -82,7 +82,7 @@ class Task(Protocol):
     def collate(self, rows: list[dict[str, Any]], processor: Any, rngs: Rngs | None) -> tuple[dict[str, Any], Any]:
         """Encoded examples -> padded model inputs, and targets (None when there are none).
 
-        `rngs`: on the training split one for each example, a pure function of seed, epoch and example; augmentation
+        `rngs`: on the training split one for each example, a pure function of seed, epoch, example and draw; augmentation
         draws from these alone. None: no augmentation.
         """
 
