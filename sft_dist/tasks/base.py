@@ -41,6 +41,7 @@ class Task(Protocol):
     counts_tokens: ClassVar[bool]  # an example's `length` is in tokens that take up positions of the model
     input_roles: ClassVar[tuple[str, ...]]  # what `predict` is given
     text_roles: ClassVar[tuple[str, ...]]  # roles whose values are texts, cleaned before `read`
+    recipe: Recipe
     labels: list[str]  # class names in the order of the outputs; empty where there are none
     row_features: Features  # of stored rows, without their number
     encoded_features: Features | None  # of those encoded columns whose type cannot be seen from any few examples
