@@ -52,7 +52,7 @@ class Task(Protocol):
         row as it is stored, or why it is dropped ("no label", "empty text"). Raises UserError naming the row."""
 
     def identity(self, row: dict[str, Any]) -> str | bytes:
-        """Of a stored row: equal for duplicates."""
+        """Of a stored row: equal for the same input, whatever is to be learned from it."""
 
     def num_chars(self, row: dict[str, Any]) -> int:
         """Of all texts in a stored row; `data.clean.max_chars` is the most."""
