@@ -325,8 +325,11 @@ class HuberLoss(Section):
     delta: Annotated[float, Field(gt=0)] = Field(1.0, description="Where one becomes the other.")
 
 
-class DiceLoss(Section):
-    name: Literal["dice"] = Field(description="One minus the overlap of predicted and true areas (arXiv 1606.04797).")
+class OverlapLoss(Section):
+    name: Literal["dice", "iou"] = Field(
+        description="One minus the overlap of predicted and true areas, as Dice's coefficient (arXiv 1606.04797) or as "
+        "intersection over union (arXiv 1911.01685)."
+    )
     cross_entropy: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="Share of cross-entropy in the sum.")
 
 
@@ -338,7 +341,7 @@ class OwnLoss(Section):
 
 Loss = Annotated[
     Annotated[
-        CrossEntropyLoss | FocalLoss | BinaryCrossEntropyLoss | MseLoss | HuberLoss | DiceLoss | OwnLoss,
+        CrossEntropyLoss | FocalLoss | BinaryCrossEntropyLoss | MseLoss | HuberLoss | OverlapLoss | OwnLoss,
         Field(discriminator="name"),
     ],
     shorthand("name"),

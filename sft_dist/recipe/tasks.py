@@ -108,7 +108,7 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "instruction-tuning": ("cross-entropy",),
     "image-single-label": ("cross-entropy", "focal"),
     "object-detection": ("detection",),
-    "semantic-segmentation": ("cross-entropy", "focal", "dice"),
+    "semantic-segmentation": ("cross-entropy", "focal", "dice", "iou"),
     "speech-recognition": ("model",),
     "audio-classification": ("cross-entropy", "focal"),
 }

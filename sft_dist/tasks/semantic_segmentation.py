@@ -21,10 +21,10 @@ from transformers import (
 
 from sft_dist.data.augment.image import augment
 from sft_dist.data.media import MediaError, load_image, load_mask
-from sft_dist.losses import build_loss, weights_of_counts
-from sft_dist.losses_segmentation import PixelLoss, QueryLoss
+from sft_dist.losses import CrossEntropy, build_loss, weights_of_counts
+from sft_dist.losses_segmentation import OVERLAPS, PixelLoss, QueryLoss
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.schema import DiceLoss, Recipe
+from sft_dist.recipe.schema import OverlapLoss, Recipe
 from sft_dist.recipe.tasks import SemanticSegmentationTask
 from sft_dist.scores_vision import confusion, mask_scores
 from sft_dist.tasks.base import BaseTask, Rngs
@@ -169,8 +169,8 @@ class SemanticSegmentation(BaseTask):
                 what = "this model has a matching loss of its own"
                 raise UserError(Problem(what, "train.loss", None, loss.name, (), "leave it out"))
             return QueryLoss(config, self.ignore_index)
-        if isinstance(loss, DiceLoss):
-            return PixelLoss(build_loss(None, "single-label", self.labels, _none), self.ignore_index, 1 - loss.cross_entropy)  # type: ignore[arg-type] # fmt: skip
+        if isinstance(loss, OverlapLoss):
+            return PixelLoss(CrossEntropy(), self.ignore_index, 1 - loss.cross_entropy, OVERLAPS[loss.name])
         if getattr(loss, "class_weights", None) == "balanced":
             loss = loss.model_copy(update={"class_weights": self._balanced(train)})  # type: ignore[union-attr]
         return PixelLoss(build_loss(loss, "single-label", self.labels, _none), self.ignore_index)  # type: ignore[arg-type]
