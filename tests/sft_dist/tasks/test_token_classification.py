@@ -10,8 +10,10 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, BertConfig, BertForTokenClassification
 
+from samples.fetch import need
 from sft_dist.data.rows import Rows
 from sft_dist.losses_text import IGNORED
+from sft_dist.models import build_model, load_processor
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks import task_of
@@ -290,3 +292,30 @@ def test_labels_are_in_the_models_config(tmp_path, tokenizer, model):
     built = task().build_model(str(tmp_path), None, {}, tokenizer)
     assert built.config.id2label == dict(enumerate(task().labels))
     assert built.num_labels == 5
+
+
+# ── architectures ───────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-roberta", "tiny-modernbert", "tiny-deberta-v2", "tiny-gpt2", "tiny-llama"])
+def test_every_architecture_tags_the_words_themselves(name):
+    """Tokenizers of four kinds: a word's first piece is found in all, and what is learned there is told of that word."""
+    labels = ["B-loc", "B-per", "I-loc", "I-per", "O"]
+    tree = recipe_of({"type": TASK}, max_length=64, labels=labels).model_dump(mode="json", exclude_unset=True)
+    recipe = Recipe.model_validate({**tree, "model": {"path": str(need(name))}})
+    one = task_of(recipe)
+    tokenizer = load_processor(recipe, one)
+    examples = examples_of(one, ROWS, tokenizer)
+    for words, row in zip(ROWS["tokens"], examples.at(range(4)), strict=True):
+        ends = [*row["first"][1:], len(row["input_ids"])]
+        pieces = [row["input_ids"][start:end] for start, end in zip(row["first"], ends, strict=True)]
+        told = [tokenizer.decode(some, skip_special_tokens=True).strip() for some in pieces]
+        assert [word.lower() for word in told] == [word.lower() for word in words]
+        assert [one.labels[row["targets"][place]] for place in row["first"]] == [labels[tag] for tag in row["tags"]]
+    model = build_model(recipe, one, tokenizer)
+    train_on(one, model, examples, tokenizer, 30, lr=3e-3)
+    said = predictions_of(one, model, examples, tokenizer)
+    assert [one["tags"] for one in said] == ROWS["tags"]
+    first = one.collate(examples.at([1]), tokenizer, None)[0]
+    with torch.no_grad():
+        alone = one.predict(model, first, one.forward(model, first), tokenizer)
+    assert alone[0]["tags"] == ROWS["tags"][1]
