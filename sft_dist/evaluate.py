@@ -251,9 +251,9 @@ def render(board: dict[str, Any]) -> str:
             lines += ["", f"## The winner on {split}, scored once", ""]
             lines += _table([["score", "value"], *([name, _cell(value)] for name, value in scores.items())])
             lines += _confusion(winner[split].get("confusion_matrix"), board["labels"])
-    if reasons := [(row, row["validation"]["undefined"]["why"]) for row in board["rows"] if "undefined" in row["validation"]]:
+    if undefined := [row for row in board["rows"] if "undefined" in row["validation"]]:
         lines += ["", "## Without scores, ranked last", ""]
-        lines += [f"- {row['run']} step {row['step']}: {why}" for row, why in reasons]
+        lines += [f"- {row['run']} step {row['step']}: {row['validation']['undefined']['why']}" for row in undefined]
     if board["damaged"]:
         lines += ["", "## Damaged checkpoints, left out", "", *(f"- {line}" for line in board["damaged"])]
     if board["export"]:

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from datasets import Dataset
 
 from sft_dist.batches import (

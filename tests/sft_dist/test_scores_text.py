@@ -37,7 +37,12 @@ def test_entities_may_have_marked_ends_and_be_single_words():
     predictions = [["S-LOC", "O", "B-PER", "E-PER"], ["O", "O", "E-MISC"]]
     scores = entity_scores(targets, predictions)
     assert (scores["precision"], scores["recall"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
-    assert {name: one["support"] for name, one in scores["per_type"].items()} == {"LOC": 1, "MISC": 0, "ORG": 1, "PER": 1}
+    assert {name: one["support"] for name, one in scores["per_type"].items()} == {
+        "LOC": 1,
+        "MISC": 0,
+        "ORG": 1,
+        "PER": 1,
+    }
     assert scores["per_type"]["LOC"]["f1"] == 1.0
 
 

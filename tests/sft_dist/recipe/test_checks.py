@@ -52,7 +52,11 @@ def stream(**changes: str) -> list[str]:
         ([MULTI, "data.split.stratify=true"], "data.split.stratify", "has no effect with problem: multi-label"),
         ([REGRESSION, "data.labels=[a, b]"], "data.labels", "has no effect with problem: regression"),
         ([MIXUP, "train.micro_batch=1"], "task.mixup", "has no effect on micro-batches of one picture"),
-        ([MIXUP.replace("mixup", "cutmix"), "train.global_batch=1", "train.micro_batch=auto"], "task.cutmix", "no effect"),
+        (
+            [MIXUP.replace("mixup", "cutmix"), "train.global_batch=1", "train.micro_batch=auto"],
+            "task.cutmix",
+            "no effect",
+        ),
         (["data.labels=[a, b, a]"], "data.labels.2", "the same label twice"),
         (["data.labels=[a]"], "data.labels", "at least two classes"),
         (["train.loss=mse"], "train.loss", "it belongs to problem: regression"),

@@ -118,7 +118,9 @@ def test_others_learn_too(folders, name):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("loss", [None, {"name": "dice"}, {"name": "iou"}, {"name": "focal", "class_weights": "balanced"}], ids=str)
+@pytest.mark.parametrize(
+    "loss", [None, {"name": "dice"}, {"name": "iou"}, {"name": "focal", "class_weights": "balanced"}], ids=str
+)
 def test_the_loss_of_a_global_batch_does_not_depend_on_micro_batches(folders, name, loss):
     """Though pictures have different numbers of labelled pixels."""
     if name == "mask2former" and loss:
@@ -221,7 +223,7 @@ def test_iou_by_hand():
 
 
 def test_a_recipe_chooses_the_overlap_and_its_share(folders):
-    task, _, _, _, loss = ready(folders["segformer"], [scene(0)], train={"loss": {"name": "iou", "cross_entropy": 0.2}})
+    *_, loss = ready(folders["segformer"], [scene(0)], train={"loss": {"name": "iou", "cross_entropy": 0.2}})
     assert (loss.overlap, loss.share) == (iou, pytest.approx(0.8))
     logits, targets = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 4, 4))
     flat, wanted = logits[0].flatten(1).T, targets.flatten()

@@ -333,7 +333,9 @@ SAID = ["a great film", "what a dull and boring film it was", "great", "boring f
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny-bert", "tiny-roberta", "tiny-modernbert", "tiny-deberta-v2", "tiny-gpt2", "tiny-llama"])
+@pytest.mark.parametrize(
+    "name", ["tiny-bert", "tiny-roberta", "tiny-modernbert", "tiny-deberta-v2", "tiny-gpt2", "tiny-llama"]
+)
 def test_every_architecture_learns_and_does_not_see_padding(name):
     """Whatever a model makes its one answer of: the first token, all, or the last that is no padding."""
     tree = recipe_of(labels=["bad", "good"], max_length=32).model_dump(mode="json", exclude_unset=True)

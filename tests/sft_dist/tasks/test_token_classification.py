@@ -93,8 +93,10 @@ def test_both_tags_of_every_type_are_classes_though_one_is_rare():
 
 def test_tags_with_ends_get_no_classes_of_no_use():
     one = task(labels=None)
-    one.labels = []
-    one.learn_labels(Rows(Dataset.from_dict({"tokens": [["a"] * 5], "tags": ["B-per E-per O S-loc S-time".split()]})))
+    one.labels = []  # of other rows
+    one.learn_labels(
+        Rows(Dataset.from_dict({"tokens": [["a"] * 5], "tags": [["B-per", "E-per", "O", "S-loc", "S-time"]]}))
+    )
     assert one.labels == ["B-per", "E-per", "I-per", "O", "S-loc", "S-per", "S-time"]
 
 
@@ -296,7 +298,9 @@ def test_labels_are_in_the_models_config(tmp_path, tokenizer, model):
 
 # ── architectures ───────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny-bert", "tiny-roberta", "tiny-modernbert", "tiny-deberta-v2", "tiny-gpt2", "tiny-llama"])
+@pytest.mark.parametrize(
+    "name", ["tiny-bert", "tiny-roberta", "tiny-modernbert", "tiny-deberta-v2", "tiny-gpt2", "tiny-llama"]
+)
 def test_every_architecture_tags_the_words_themselves(name):
     """Tokenizers of four kinds: a word's first piece is found in all, and what is learned there is told of that word."""
     labels = ["B-loc", "B-per", "I-loc", "I-per", "O"]
