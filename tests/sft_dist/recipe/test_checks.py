@@ -143,7 +143,6 @@ def test_a_contradiction_is_one_problem_with_its_place(
         [REGRESSION],
         ["evaluate.export=adapter"],
         ["train.micro_batch=32"],
-        [MIXUP, "train.micro_batch=2"],
         ["train.optimizer={name: adagrad, options: {lr_decay: 0.1}}"],
         ["train.optimizer=schedule_free_adamw", "train.schedule=constant_with_warmup"],
         ["tuning=lora", "train.gradient_checkpointing=true", "train.compile=true"],
@@ -152,6 +151,7 @@ def test_a_contradiction_is_one_problem_with_its_place(
         stream(data__streaming="{buffer: 50}", train__eval_every="25 steps", train__warmup="6%"),
         stream(data__source="org/name"),
         ["data.streaming=false"],
+        [MIXUP, "train.micro_batch=2"],
     ],
 )
 def test_what_has_an_effect_is_accepted(overrides: list[str], tmp_path: Path) -> None:
