@@ -298,7 +298,7 @@ class CrossEntropyLoss(Section):
     label_smoothing: Fraction = Field(0.0, description="Share of the target spread over all classes.")
     class_weights: ClassWeights | None = Field(
         None,
-        description="`balanced` (rows / (classes x rows of the class)), a list in label order, or label -> weight.",
+        description="`balanced` (rows / (classes that occur x rows of the class)), a list in label order, or label -> weight.",
     )
 
 
