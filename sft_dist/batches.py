@@ -40,9 +40,13 @@ def slots_of(batch: np.ndarray, lengths: np.ndarray, num_slots: int) -> list[np.
 
     Dealt from the longest example to the shortest, there and back again, so no slot gets all the long ones.
     """
-    order = batch[np.argsort(-lengths[batch], kind="stable")]
-    position = np.arange(len(order))
-    turn, seat = np.divmod(position, num_slots)
+    return [batch[places] for places in _dealt(batch, lengths, num_slots)]
+
+
+def _dealt(batch: np.ndarray, lengths: np.ndarray, num_slots: int) -> list[np.ndarray]:
+    """Of each slot the places of its examples in the batch."""
+    order = np.argsort(-lengths[batch], kind="stable")
+    turn, seat = np.divmod(np.arange(len(order)), num_slots)
     slot = np.where(turn % 2 == 0, seat, num_slots - 1 - seat)
     return [order[slot == i] for i in range(num_slots)]
 
@@ -58,9 +62,20 @@ def slot_seed(seed: int, step: int, slot: int) -> int:
     return int(np.random.SeedSequence([seed, step, slot]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def example_rng(seed: int, epoch: int, example: int) -> np.random.Generator:
-    """Random numbers for the augmentation of one example: new in every epoch, the same on whatever rank."""
-    return np.random.default_rng([seed, epoch, example])
+def times_before(batches: list[np.ndarray]) -> list[np.ndarray]:
+    """Of each draw of an epoch how often the same example was drawn before it: 0 everywhere where each is drawn once."""
+    drawn = np.concatenate(batches)
+    order = np.argsort(drawn, kind="stable")
+    first = np.searchsorted(drawn[order], drawn[order])  # of each example's draws
+    before = np.empty_like(order)
+    before[order] = np.arange(len(drawn)) - first
+    return np.split(before, np.cumsum([len(batch) for batch in batches])[:-1])
+
+
+def example_rng(seed: int, epoch: int, example: int, before: int = 0) -> np.random.Generator:
+    """Random numbers for the augmentation of one example: new in every epoch and, with `before` draws of the same example
+    earlier in the epoch, at every draw; the same on whatever rank."""
+    return np.random.default_rng([seed, epoch, example, *([before] if before else [])])
 
 
 @dataclass
@@ -74,7 +89,7 @@ class BatchPlan:
     shares: np.ndarray | None = None  # (examples,) of draws, for examples that are not all drawn equally often
     first_step: int = 1  # of the first epoch, and that epoch's number: a block of a stream is one in a row of plans
     first_epoch: int = 0
-    _epoch: tuple[int, list[np.ndarray]] = field(default=(-1, []), repr=False)
+    _epoch: tuple[int, list[np.ndarray], list[np.ndarray]] = field(default=(-1, [], []), repr=False)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -82,10 +97,16 @@ class BatchPlan:
 
     def at(self, step: int) -> np.ndarray:
         """Indices of the examples of step `step`."""
+        return self._drawn(step)[0]
+
+    def _drawn(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """The step's examples, and how often each was drawn before in its epoch."""
         epoch, index = self.epoch_of(step), (step - self.first_step) % self.steps_per_epoch
         if self._epoch[0] != epoch:
-            self._epoch = (epoch, self._batches(epoch))
-        return self._epoch[1][index]
+            batches = self._batches(epoch)
+            self._epoch = (epoch, batches, times_before(batches) if self.shares is not None else [])
+        _, batches, before = self._epoch
+        return batches[index], before[index] if before else np.zeros(len(batches[index]), dtype=np.int64)
 
     def epoch_of(self, step: int) -> int:
         return self.first_epoch + (step - self.first_step) // self.steps_per_epoch
@@ -95,6 +116,11 @@ class BatchPlan:
 
     def slots(self, step: int, num_slots: int) -> list[np.ndarray]:
         return slots_of(self.at(step), self.lengths, num_slots)
+
+    def times_before(self, step: int, num_slots: int) -> list[np.ndarray]:
+        """Of each example in `slots` how often it was drawn before in its epoch."""
+        batch, before = self._drawn(step)
+        return [before[places] for places in _dealt(batch, self.lengths, num_slots)]
 
 
 def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -194,9 +195,13 @@ def _common_metric(recipes: list[Recipe]) -> tuple[str, str]:
 
 def _rank_key(one: Scored, metric: str, direction: str) -> tuple[float, float, int]:
     """Best score first, then the lower loss, then the earlier step; an undefined score comes last."""
-    score = one.scores.get(metric)
     sign = -1.0 if direction == "max" else 1.0
-    return (float("inf") if score is None else sign * score, one.scores["loss"], one.step)
+    return (_place(one.scores.get(metric), sign), _place(one.scores.get("loss")), one.step)
+
+
+def _place(score: float | None, sign: float = 1.0) -> float:
+    """NaN, which an older record may hold, has no place in an order either."""
+    return sign * score if score is not None and math.isfinite(score) else math.inf
 
 
 def _differences(recipes: dict[RunFolder, Recipe]) -> dict[str, dict[str, Any]]:
@@ -246,6 +251,9 @@ def render(board: dict[str, Any]) -> str:
             lines += ["", f"## The winner on {split}, scored once", ""]
             lines += _table([["score", "value"], *([name, _cell(value)] for name, value in scores.items())])
             lines += _confusion(winner[split].get("confusion_matrix"), board["labels"])
+    if undefined := [row for row in board["rows"] if "undefined" in row["validation"]]:
+        lines += ["", "## Without scores, ranked last", ""]
+        lines += [f"- {row['run']} step {row['step']}: {row['validation']['undefined']['why']}" for row in undefined]
     if board["damaged"]:
         lines += ["", "## Damaged checkpoints, left out", "", *(f"- {line}" for line in board["damaged"])]
     if board["export"]:

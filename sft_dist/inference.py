@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from sft_dist.data.rows import Examples
+from sft_dist.recipe.tasks import METRICS
 from sft_dist.tasks.base import Loss, Task
 from sft_dist.tasks.named import collate
 
@@ -80,9 +82,25 @@ def assemble(parts: Iterable[Judged], num_examples: int) -> tuple[list[Any], np.
 def scores_of(
     task: Task, loss: Loss, predictions: list[Any], totals: np.ndarray, examples: Examples, processor: Any
 ) -> dict[str, Any]:
-    """The task's scores, and the mean loss over the split (weighted as in training)."""
-    divisors = divisors_of(weights_of(task, loss, examples))
-    return {"loss": float((totals / divisors).sum()), **task.score(predictions, examples, processor)}
+    """The task's scores, and the mean loss over the split (weighted as in training), None where it is infinite.
+
+    Of a model that answers with what is no number every score is None, and `undefined` says why: scikit-learn would refuse
+    such predictions, COCO would take them for the surest. A NaN loss tells of those that are class numbers or texts by now.
+    """
+    mean = float((totals / divisors_of(weights_of(task, loss, examples))).sum())
+    bad = sum(map(_is_no_number, predictions))
+    if bad or math.isnan(mean):
+        what = f"{bad} of {len(predictions)} predictions are no numbers" if bad else "the loss is no number"
+        return {"loss": None, **dict.fromkeys(METRICS[task.recipe.task.kind]), "undefined": {"why": what}}
+    return {"loss": mean if math.isfinite(mean) else None, **task.score(predictions, examples, processor)}
+
+
+def _is_no_number(prediction: Any) -> bool:
+    if isinstance(prediction, dict):
+        return any(map(_is_no_number, prediction.values()))
+    if isinstance(prediction, np.ndarray) and prediction.dtype.kind == "f":
+        return not np.isfinite(prediction).all()
+    return isinstance(prediction, float) and not math.isfinite(prediction)
 
 
 def weights_of(task: Task, loss: Loss, examples: Examples) -> np.ndarray:

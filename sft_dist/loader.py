@@ -53,13 +53,17 @@ class MicroBatches(Dataset[MicroBatch]):
     def at(self, step: int, turn: int) -> MicroBatch:
         """The micro-batch `turn` (from 0) of a step (from 1)."""
         block = self.blocks.at(step)
-        slots = block.plan.slots(step, self.batch.world_size * self.batch.accumulation)
-        slot = slots[self.rank * self.batch.accumulation + turn]
-        # A rank without examples still takes part, with one whose loss counts nothing.
-        shown = slot if len(slot) else next(other for other in slots if len(other))[:1]
+        num_slots = self.batch.world_size * self.batch.accumulation
+        slots, before = block.plan.slots(step, num_slots), block.plan.times_before(step, num_slots)
+        number = self.rank * self.batch.accumulation + turn
+        shown, drawn = slots[number], before[number]
+        if not len(shown):  # A rank without examples still takes part, with one whose loss counts nothing.
+            other = next(place for place, some in enumerate(slots) if len(some))
+            shown, drawn = slots[other][:1], before[other][:1]
         epoch = block.plan.epoch_of(step)
-        rngs = [example_rng(block.plan.seed, epoch, example) for example in shown.tolist()]
-        return MicroBatch(*collate(self.task, block.examples, shown, self.processor, rngs), slot)
+        pairs = zip(shown.tolist(), drawn.tolist(), strict=True)
+        rngs = [example_rng(block.plan.seed, epoch, example, times) for example, times in pairs]
+        return MicroBatch(*collate(self.task, block.examples, shown, self.processor, rngs), slots[number])
 
     def indices(self, step: int) -> list[np.ndarray]:
         """Which examples are in each micro-batch of a step."""

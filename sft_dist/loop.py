@@ -223,7 +223,12 @@ def _validate(t: Training) -> None:
     if t.accelerator.is_main_process:
         best = " (best)" if progress.best_step == progress.step else f" (best at step {progress.best_step})"
         log.info(
-            "step %d: validation loss %.4f, %s %s%s", progress.step, scores["loss"], t.metric, _number(score), best
+            "step %d: validation loss %s, %s %s%s",
+            progress.step,
+            _number(scores["loss"]),
+            t.metric,
+            _number(score),
+            best,
         )
 
 

@@ -144,12 +144,19 @@ def build_loss(
 
 
 def balanced_weights(targets: np.ndarray, num_classes: int) -> np.ndarray:
-    """Classes that are rare count more: rows / (classes x rows of the class); of zeros and ones, negatives / positives."""
+    """Classes that are rare count more: `weights_of_counts` of class numbers; of zeros and ones, negatives / positives, and 1
+    for a class without positives."""
     if targets.ndim == 2:
-        positives = np.maximum(targets.sum(axis=0), 1)
-        return np.maximum(len(targets) - positives, 1) / positives
-    counts = np.bincount(targets, minlength=num_classes)
-    return len(targets) / (num_classes * np.maximum(counts, 1))
+        positives = targets.sum(axis=0)
+        return np.where(positives > 0, np.maximum(len(targets) - positives, 1) / np.maximum(positives, 1), 1.0)
+    return weights_of_counts(np.bincount(targets, minlength=num_classes))
+
+
+def weights_of_counts(counts: np.ndarray) -> np.ndarray:  # (classes,) rows or pixels of each -> (classes,) weights
+    """All / (classes that occur x those of the class). A class that does not occur weighs nothing: label smoothing pulls
+    towards every class by its weight, and nothing else would ever pull away from it."""
+    occurring = np.count_nonzero(counts)
+    return np.where(counts > 0, counts.sum() / (max(occurring, 1) * np.maximum(counts, 1)), 0.0)
 
 
 def _class_weights(setting: object, labels: list[str], targets: Callable[[], np.ndarray]) -> Tensor | None:

@@ -3,6 +3,7 @@ divisor of a step is known before it, whatever augmentation cuts off (why sums: 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,39 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 from sft_dist.losses import CrossEntropy, Focal
 
 
+def dice(logits: Tensor, targets: Tensor) -> Tensor:  # (pixels, classes), (pixels,) -> ()
+    """Dice coefficient 2 sum(p g) / (sum(p^2) + sum(g^2)) of each class that occurs, averaged (Milletari et al. 2016,
+    arXiv 1606.04797)."""
+    found, true = _areas(logits, targets)
+    each = 2 * (found * true).sum(dim=0) / ((found**2).sum(dim=0) + true.sum(dim=0))
+    return each[true.any(dim=0)].mean()
+
+
+def iou(logits: Tensor, targets: Tensor) -> Tensor:  # (pixels, classes), (pixels,) -> ()
+    """Intersection over union, the soft Jaccard index sum(p g) / (sum(p) + sum(g) - sum(p g)), of each class that occurs,
+    averaged (Rahman & Wang 2016, Optimizing Intersection-Over-Union; Bertels et al. 2019, arXiv 1911.01685)."""
+    found, true = _areas(logits, targets)
+    both = (found * true).sum(dim=0)
+    each = both / (found.sum(dim=0) + true.sum(dim=0) - both)
+    return each[true.any(dim=0)].mean()
+
+
+def _areas(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:  # both (pixels, classes): probabilities, 0 or 1
+    found = logits.softmax(dim=-1)
+    return found, F.one_hot(targets, logits.shape[-1]).to(found)
+
+
+OVERLAPS = {"dice": dice, "iou": iou}
+
+
 @dataclass(frozen=True)
 class PixelLoss:
     """The mean over a picture's labelled pixels, and a share of one minus the overlap of its classes' areas."""
 
     pixels: CrossEntropy | Focal
     ignore_index: int
-    dice: float = 0.0  # share of the overlap in the sum
+    share: float = 0.0  # of the overlap in the sum
+    overlap: Callable[[Tensor, Tensor], Tensor] = dice
 
     def total(self, outputs: Any, targets: Tensor) -> Tensor:  # logits (batch, classes, h, w), (batch, H, W) -> ()
         """Logits are stretched to the size of the targets. A picture without labelled pixels adds nothing."""
@@ -35,24 +62,17 @@ class PixelLoss:
         return total
 
     def _of_one(self, logits: Tensor, targets: Tensor) -> Tensor:  # (pixels, classes), (pixels,) -> ()
-        if self.dice == 1.0:
-            return 1 - overlap(logits, targets)
+        if self.share == 1.0:
+            return 1 - self.overlap(logits, targets)
         weights = self.pixels.class_weights
         divisor = len(targets) if weights is None else weights.to(logits)[targets].sum()
+        if not divisor:  # classes that weigh nothing alone: those without a training pixel, in another split
+            return logits.sum() * 0.0
         mean = self.pixels.total(logits, targets) / divisor
-        return mean if not self.dice else (1 - self.dice) * mean + self.dice * (1 - overlap(logits, targets))
+        return mean if not self.share else (1 - self.share) * mean + self.share * (1 - self.overlap(logits, targets))
 
     def weights(self, classes: np.ndarray) -> np.ndarray:  # (pictures,) number of classes in each -> (pictures,)
         return np.ones(len(classes))
-
-
-def overlap(logits: Tensor, targets: Tensor) -> Tensor:  # (pixels, classes), (pixels,) -> ()
-    """Dice coefficient 2 sum(p g) / (sum(p^2) + sum(g^2)) of each class that occurs, averaged (Milletari et al. 2016,
-    arXiv 1606.04797)."""
-    found = logits.softmax(dim=-1)
-    true = F.one_hot(targets, logits.shape[-1]).to(found)
-    each = 2 * (found * true).sum(dim=0) / ((found**2).sum(dim=0) + true.sum(dim=0))
-    return each[true.any(dim=0)].mean()
 
 
 @dataclass(frozen=True)

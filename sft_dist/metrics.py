@@ -1,4 +1,8 @@
-"""Scores of predictions against targets, by scikit-learn. A score that is not defined on the data is None, never a guess."""
+"""Scores of predictions against targets, by scikit-learn. A score that is not defined on the data is None, never a guess.
+
+`macro` is the mean over the classes that occur, in the targets or in the predictions, as it is in scikit-learn when no labels
+are given: a class that the data lack says nothing about the model, and 0 for it would be a guess.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +18,16 @@ def single_label_scores(
     from sklearn import metrics as sk
 
     predicted = logits.argmax(axis=1)
-    classes = np.arange(logits.shape[1])
+    occurring = np.union1d(targets, predicted)
     scores: dict[str, Any] = {"accuracy": sk.accuracy_score(targets, predicted)}
     for average in ("macro", "weighted"):
         precision, recall, f1, _ = sk.precision_recall_fscore_support(
-            targets, predicted, labels=classes, average=average, zero_division=0.0
+            targets, predicted, labels=occurring, average=average, zero_division=0.0
         )
         scores |= {f"precision_{average}": precision, f"recall_{average}": recall, f"f1_{average}": f1}
     scores["mcc"] = sk.matthews_corrcoef(targets, predicted)
     scores["roc_auc"] = _roc_auc(softmax(logits), targets)
+    classes = np.arange(logits.shape[1])
     return _plain(scores) | {"confusion_matrix": sk.confusion_matrix(targets, predicted, labels=classes).tolist()}
 
 
@@ -36,10 +41,13 @@ def multi_label_scores(
     probabilities = sigmoid(logits)
     predicted = (probabilities >= threshold).astype(int)
     scores: dict[str, Any] = {"exact_match": sk.accuracy_score(targets, predicted)}
+    occurring = np.flatnonzero((targets | predicted).any(axis=0))
     for average in ("macro", "micro", "weighted"):
-        precision, recall, f1, _ = sk.precision_recall_fscore_support(
-            targets, predicted, average=average, zero_division=0.0
-        )
+        precision = recall = f1 = None
+        if len(occurring):
+            precision, recall, f1, _ = sk.precision_recall_fscore_support(
+                targets, predicted, labels=occurring, average=average, zero_division=0.0
+            )
         scores |= {f"precision_{average}": precision, f"recall_{average}": recall, f"f1_{average}": f1}
     both = [c for c in range(targets.shape[1]) if 0 < targets[:, c].sum() < len(targets)]
     scores["roc_auc"] = sk.roc_auc_score(targets[:, both], probabilities[:, both], average="macro") if both else None

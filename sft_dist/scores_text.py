@@ -11,19 +11,19 @@ _ROUGE_TOKEN = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿가-힯]|[^\W_぀-ヿ�
 
 
 def entity_scores(
-    targets: Sequence[Sequence[str]],  # a tag for every word: B-PER, I-PER, O (IOB2; I- without B- opens an entity)
+    targets: Sequence[Sequence[str]],  # a tag for every word: B-PER, I-PER, O (I- without B- opens an entity), or IOBES
     predictions: Sequence[Sequence[str]],  # as many
 ) -> dict[str, Any]:
     """Precision, recall and F1 of whole entities (type and both ends right; Tjong Kim Sang & De Meulder 2003), micro-averaged,
     accuracy of tags, and by type under `per_type`. Without a true or a predicted entity, what has no divisor is None."""
     from seqeval.metrics import accuracy_score
-    from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
+    from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
 
     true, said = [list(one) for one in targets], [list(one) for one in predictions]
     scores: dict[str, Any] = {"f1": None, "precision": None, "recall": None, "accuracy": None, "per_type": {}}
     if any(true):
         scores["accuracy"] = float(accuracy_score(true, said))
-    types = sorted({tag[2:] for tags in (*true, *said) for tag in tags if tag[:2] in ("B-", "I-")})
+    types = sorted({kind for kind, _, _ in (*get_entities(true), *get_entities(said))})  # as seqeval itself orders them
     if not types:
         return scores
     precision, recall, f1, support = precision_recall_fscore_support(true, said, average=None, zero_division=0)

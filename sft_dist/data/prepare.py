@@ -310,7 +310,7 @@ def naming_of(feature: Any) -> Callable[[Any], Any] | None:
 
 # ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def _examples(prepared: Prepared) -> dict[str, Examples]:
-    data = prepared.task.recipe.data  # type: ignore[attr-defined]
+    data = prepared.task.recipe.data
     settings = json.dumps([data.max_length, data.augment.text is not None])
     folder = prepared.folder / _key(processor_digest(prepared.processor), settings, _libraries())
 

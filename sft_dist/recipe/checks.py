@@ -242,6 +242,11 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
     micro, whole = recipe.train.micro_batch, recipe.train.global_batch
     if micro != "auto" and micro > whole:
         yield Problem(f"more than train.global_batch, which is {whole}", "train.micro_batch", found=str(micro))
+    for key in ("mixup", "cutmix"):
+        if (amount := getattr(recipe.task, key, 0)) and 1 in (micro, whole):
+            hint = f"raise train.micro_batch to 2 or more, or leave task.{key} out"
+            what = "has no effect on micro-batches of one picture: it is mixed with the others of its micro-batch"
+            yield Problem(what, f"task.{key}", None, f"{amount:g}", (), hint)
 
 
 def _saving(recipe: Recipe) -> Iterator[Problem]:

@@ -298,7 +298,7 @@ class CrossEntropyLoss(Section):
     label_smoothing: Fraction = Field(0.0, description="Share of the target spread over all classes.")
     class_weights: ClassWeights | None = Field(
         None,
-        description="`balanced` (rows / (classes x rows of the class)), a list in label order, or label -> weight.",
+        description="`balanced` (rows / (classes that occur x rows of the class)), a list in label order, or label -> weight.",
     )
 
 
@@ -325,8 +325,11 @@ class HuberLoss(Section):
     delta: Annotated[float, Field(gt=0)] = Field(1.0, description="Where one becomes the other.")
 
 
-class DiceLoss(Section):
-    name: Literal["dice"] = Field(description="One minus the overlap of predicted and true areas (arXiv 1606.04797).")
+class OverlapLoss(Section):
+    name: Literal["dice", "iou"] = Field(
+        description="One minus the overlap of predicted and true areas, as Dice's coefficient (arXiv 1606.04797) or as "
+        "intersection over union (arXiv 1911.01685)."
+    )
     cross_entropy: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="Share of cross-entropy in the sum.")
 
 
@@ -338,7 +341,7 @@ class OwnLoss(Section):
 
 Loss = Annotated[
     Annotated[
-        CrossEntropyLoss | FocalLoss | BinaryCrossEntropyLoss | MseLoss | HuberLoss | DiceLoss | OwnLoss,
+        CrossEntropyLoss | FocalLoss | BinaryCrossEntropyLoss | MseLoss | HuberLoss | OverlapLoss | OwnLoss,
         Field(discriminator="name"),
     ],
     shorthand("name"),

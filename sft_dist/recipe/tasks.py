@@ -66,7 +66,8 @@ _MANY_CLASSES: Scores = {
     "loss": "min",
 }
 
-# Scores `sft-dist eval` computes, and which way is better, by kind of problem. The first is the default to choose by.
+# Scores `sft-dist eval` computes, and which way is better, by kind of problem. The first is the default to choose by. Macro
+# averages are over the classes that occur in the split or in the predictions.
 METRICS: dict[str, Scores] = {
     "single-label": _ONE_CLASS_SCORES,
     "multi-label": _MANY_CLASSES,
@@ -107,7 +108,7 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "instruction-tuning": ("cross-entropy",),
     "image-single-label": ("cross-entropy", "focal"),
     "object-detection": ("detection",),
-    "semantic-segmentation": ("cross-entropy", "focal", "dice"),
+    "semantic-segmentation": ("cross-entropy", "focal", "dice", "iou"),
     "speech-recognition": ("model",),
     "audio-classification": ("cross-entropy", "focal"),
 }

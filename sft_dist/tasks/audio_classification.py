@@ -85,8 +85,7 @@ class AudioClassification(audio.KnowsConfig, ClassTask):
         self, folder: str, revision: str | None, config: dict[str, Any], processor: Any, **options: Any
     ) -> PreTrainedModel:
         settings = {**self.model_settings, **audio.model_settings(self.config, self.recipe)}
-        # A model that knows other classes gets a new head, too.
-        auto, options = AutoModelForAudioClassification, {"ignore_mismatched_sizes": True, **options}
+        auto = AutoModelForAudioClassification
         model = load_pretrained(auto, folder, revision, config, self.model_labels, settings, **options)
         return audio.shorten_window(model, processor)
 

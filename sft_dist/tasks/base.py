@@ -41,6 +41,7 @@ class Task(Protocol):
     counts_tokens: ClassVar[bool]  # an example's `length` is in tokens that take up positions of the model
     input_roles: ClassVar[tuple[str, ...]]  # what `predict` is given
     text_roles: ClassVar[tuple[str, ...]]  # roles whose values are texts, cleaned before `read`
+    recipe: Recipe
     labels: list[str]  # class names in the order of the outputs; empty where there are none
     row_features: Features  # of stored rows, without their number
     encoded_features: Features | None  # of those encoded columns whose type cannot be seen from any few examples
@@ -51,7 +52,7 @@ class Task(Protocol):
         row as it is stored, or why it is dropped ("no label", "empty text"). Raises UserError naming the row."""
 
     def identity(self, row: dict[str, Any]) -> str | bytes:
-        """Of a stored row: equal for duplicates."""
+        """Of a stored row: equal for the same input, whatever is to be learned from it."""
 
     def num_chars(self, row: dict[str, Any]) -> int:
         """Of all texts in a stored row; `data.clean.max_chars` is the most."""
@@ -82,7 +83,7 @@ class Task(Protocol):
     def collate(self, rows: list[dict[str, Any]], processor: Any, rngs: Rngs | None) -> tuple[dict[str, Any], Any]:
         """Encoded examples -> padded model inputs, and targets (None when there are none).
 
-        `rngs`: on the training split one for each example, a pure function of seed, epoch and example; augmentation
+        `rngs`: on the training split one for each example, a pure function of seed, epoch, example and draw; augmentation
         draws from these alone. None: no augmentation.
         """
 

@@ -79,8 +79,7 @@ class ImageClassification(ClassTask):
     def build_model(
         self, folder: str, revision: str | None, config: dict[str, Any], processor: Any, **options: Any
     ) -> PreTrainedModel:
-        """A pretrained head for another number of classes is replaced by a new one."""
-        auto, options = AutoModelForImageClassification, {"ignore_mismatched_sizes": True, **options}
+        auto = AutoModelForImageClassification
         model = load_pretrained(auto, folder, revision, config, self.model_labels, self.model_settings, **options)
         warn_of_batch_statistics(model)
         return model

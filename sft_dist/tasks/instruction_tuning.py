@@ -64,8 +64,10 @@ class InstructionTuning(BaseTask):
         messages = chat.with_system(chat.until_last_answer(messages), self.settings.system)
         return {"chat": json.dumps(messages, ensure_ascii=False)}
 
-    def identity(self, row: dict[str, Any]) -> str | bytes:
-        return row["chat"]
+    def identity(self, row: dict[str, Any]) -> str:
+        """What comes before the last answer: the same question with another answer is the same question. System messages are
+        part of it, as they may hold the text that is asked about."""
+        return json.dumps(json.loads(row["chat"])[:-1], ensure_ascii=False)
 
     def num_chars(self, row: dict[str, Any]) -> int:
         return sum(len(message["content"]) for message in json.loads(row["chat"]))

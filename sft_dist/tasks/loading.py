@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from sft_dist.recipe.errors import Problem, UserError
 
 log = logging.getLogger("sft_dist")
+
+_GENERIC = re.compile(r"LABEL_\d+")  # transformers' names for outputs that were given none
 
 
 def load_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
@@ -31,11 +34,16 @@ def load_pretrained(
     **options: Any,
 ) -> PreTrainedModel:
     """A model of `auto_class`. `config`: the user's values, checked; `settings`: the task's own; `labels`: names of the
-    outputs. Raises UserError for a value that the model's config does not have."""
-    options = {"trust_remote_code": False, "use_safetensors": True, "weights_only": True, **options}
+    outputs. A pretrained head for another number of outputs is replaced by a new one. Raises UserError for a value that the
+    model's config does not have."""
+    # Only a task whose outputs have names expects other shapes than the checkpoint's.
+    safe = {"trust_remote_code": False, "use_safetensors": True, "weights_only": True}
+    options = {**safe, "ignore_mismatched_sizes": labels is not None, **options}
     code = {key: value for key, value in options.items() if key in ("trust_remote_code", "code_revision")}
     names: dict[str, Any] = {}
+    theirs: dict[Any, str] = {}
     if labels is not None:
+        theirs = AutoConfig.from_pretrained(folder, revision=revision, **code).id2label or {}
         numbered = dict(enumerate(labels))
         names = {
             "id2label": numbered,
@@ -58,7 +66,18 @@ def load_pretrained(
     if new:
         log.info("new weights, not in %s: %s", folder, _some(new))
     model.new_weights = new  # adapters alone would leave them as they are
+    body = f"{model.base_model_prefix}."
+    if labels is not None and all(name.startswith(body) for name in new):
+        _warn_of_other_names([theirs[number] for number in sorted(theirs)], labels, folder)
     return model
+
+
+def _warn_of_other_names(theirs: list[str], labels: list[str], folder: str) -> None:
+    """A kept head of as many outputs, which stand for other classes or for the same in another order."""
+    if len(theirs) != len(labels) or len(labels) < 2 or any(map(_GENERIC.fullmatch, (*theirs, *labels))):
+        return
+    if [name.casefold() for name in theirs] != [name.casefold() for name in labels]:
+        log.warning("the head of %s is kept, and its outputs get other names: %s become %s", folder, _some(theirs), _some(labels))  # fmt: skip
 
 
 def _some(names: list[str], most: int = 8) -> str:

@@ -31,12 +31,11 @@ def collate(
     task: Task, examples: Examples, indices: np.ndarray, processor: Any, rngs: Rngs | None = None
 ) -> tuple[dict[str, Any], Any]:
     """`task.collate` of some examples. Raises DataError naming the row."""
-    drawn = dict(zip(indices.tolist(), rngs, strict=True)) if rngs is not None else None
 
-    def some(chosen: np.ndarray) -> tuple[dict[str, Any], Any]:
-        return task.collate(examples.at(chosen), processor, [drawn[i] for i in chosen.tolist()] if drawn else None)
+    def some(places: np.ndarray) -> tuple[dict[str, Any], Any]:  # an example may be there twice
+        return task.collate(examples.at(indices[places]), processor, rngs and [rngs[i] for i in places.tolist()])
 
-    return _named(some, indices, examples.ids, examples.split)
+    return _named(some, np.arange(len(indices)), examples.ids[indices], examples.split)
 
 
 def _named(call: Callable[[np.ndarray], Any], indices: np.ndarray, ids: np.ndarray, split: str) -> Any:

@@ -122,8 +122,7 @@ class ObjectDetection(BaseTask):
     def build_model(
         self, folder: str, revision: str | None, config: dict[str, Any], processor: Any, **options: Any
     ) -> PreTrainedModel:
-        """A pretrained head for another number of classes is replaced by a new one."""
-        auto, options = AutoModelForObjectDetection, {"ignore_mismatched_sizes": True, **options}
+        auto = AutoModelForObjectDetection
         model = load_pretrained(auto, folder, revision, config, self.labels, **options)
         capture(model)
         self.model_config = model.config

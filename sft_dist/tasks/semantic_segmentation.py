@@ -21,10 +21,10 @@ from transformers import (
 
 from sft_dist.data.augment.image import augment
 from sft_dist.data.media import MediaError, load_image, load_mask
-from sft_dist.losses import build_loss
-from sft_dist.losses_segmentation import PixelLoss, QueryLoss
+from sft_dist.losses import CrossEntropy, build_loss, weights_of_counts
+from sft_dist.losses_segmentation import OVERLAPS, PixelLoss, QueryLoss
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.schema import DiceLoss, Recipe
+from sft_dist.recipe.schema import OverlapLoss, Recipe
 from sft_dist.recipe.tasks import SemanticSegmentationTask
 from sft_dist.scores_vision import confusion, mask_scores
 from sft_dist.tasks.base import BaseTask, Rngs
@@ -142,14 +142,14 @@ class SemanticSegmentation(BaseTask):
     def build_model(
         self, folder: str, revision: str | None, config: dict[str, Any], processor: Any, **options: Any
     ) -> PreTrainedModel:
-        """A pretrained head for another number of classes is replaced by a new one. Raises UserError."""
+        """Raises UserError for a model whose loss is not known here."""
         code = {key: options[key] for key in ("trust_remote_code", "code_revision") if key in options}
         kind = AutoConfig.from_pretrained(folder, revision=revision, **code).model_type
         if kind in OTHER_QUERIES:
             what = "its loss cannot be written as a sum over pictures, which training on any number of processes needs"
             raise UserError(Problem(what, "model.path", None, kind, ("segformer", "upernet", *QUERIES)))
         auto = AutoModelForUniversalSegmentation if kind in QUERIES else AutoModelForSemanticSegmentation
-        options, settings = {"ignore_mismatched_sizes": True, **options}, {"use_auxiliary_head": False}
+        settings = {"use_auxiliary_head": False}
         model = load_pretrained(auto, folder, revision, config, self.labels, settings, **options)
         if kind in QUERIES:
             model.config.output_auxiliary_logits = (
@@ -169,18 +169,18 @@ class SemanticSegmentation(BaseTask):
                 what = "this model has a matching loss of its own"
                 raise UserError(Problem(what, "train.loss", None, loss.name, (), "leave it out"))
             return QueryLoss(config, self.ignore_index)
-        if isinstance(loss, DiceLoss):
-            return PixelLoss(build_loss(None, "single-label", self.labels, _none), self.ignore_index, 1 - loss.cross_entropy)  # type: ignore[arg-type] # fmt: skip
+        if isinstance(loss, OverlapLoss):
+            return PixelLoss(CrossEntropy(), self.ignore_index, 1 - loss.cross_entropy, OVERLAPS[loss.name])
         if getattr(loss, "class_weights", None) == "balanced":
             loss = loss.model_copy(update={"class_weights": self._balanced(train)})  # type: ignore[union-attr]
         return PixelLoss(build_loss(loss, "single-label", self.labels, _none), self.ignore_index)  # type: ignore[arg-type]
 
     def _balanced(self, train: Examples) -> list[float]:
-        """Pixels / (classes x pixels of the class)."""
+        """As for other losses, counted in pixels."""
         counts = np.zeros(len(self.labels))
         for pixels in train.column("pixels"):
             counts[: len(pixels)] += pixels
-        return (counts.sum() / (len(counts) * np.maximum(counts, 1))).tolist()
+        return weights_of_counts(counts).tolist()
 
     def weights(self, loss: PixelLoss | QueryLoss, examples: Examples) -> np.ndarray:
         return loss.weights(np.array([np.count_nonzero(pixels) for pixels in examples.column("pixels")]))

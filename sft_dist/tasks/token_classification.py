@@ -68,15 +68,17 @@ class TokenClassification(BaseTask):
         return {"tokens": row["tokens"].split() or [""]}
 
     def learn_labels(self, train: Rows) -> None:
-        """All tags of the training rows; where they are BIO, B- and I- of every type, as one of them may be rare."""
+        """All tags of the training rows; where they mark entities, every place in an entity of each type, as one of them may be
+        rare: B- and I-, and where E- or S- occur those too, but for types that are never longer than a word."""
         if self.labels:
             return
         names = {tag for tags in train.column("tags") for tag in tags}
         if len(names) < 2:
             raise UserError(Problem("at least two tags are needed", "data.columns.tags", None, str(sorted(names))))
         if is_bio(names):
-            types = {name[2:] for name in names if name != OUTSIDE}
-            names |= {OUTSIDE, *(f"{place}-{kind}" for kind in types for place in "BI")}
+            places = SCHEME if any(name[:2] in ("E-", "S-") for name in names) else ("B-", "I-")
+            types = {name[2:] for name in names if name != OUTSIDE and name[:2] != "S-"}
+            names |= {OUTSIDE, *(place + kind for kind in types for place in places)}
         self.labels = sorted_labels(names)
 
     # ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────

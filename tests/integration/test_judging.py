@@ -377,6 +377,25 @@ def test_a_damaged_checkpoint_is_left_out_and_named(copied, boards):
     assert line in (folder.path / "leaderboard.md").read_text()
 
 
+def test_a_model_that_answers_with_no_numbers_ranks_last_and_the_sweep_goes_on(copied, boards, monkeypatch):
+    from sft_dist import judge as judge_module
+
+    folder, best = copied("full"), boards["full"]["winner"]["step"]
+    load_weights = judge_module.load_weights
+
+    def spoiled(model, path):
+        load_weights(model, path)
+        if path.parent.name == f"step-{best:08d}":
+            with torch.no_grad():
+                model.classifier.bias.fill_(math.nan)
+
+    monkeypatch.setattr(judge_module, "load_weights", spoiled)
+    board = evaluate.sweep([folder], force=True)
+    last = board["rows"][-1]
+    assert (last["step"], last["validation"]["accuracy"], last["validation"]["loss"]) == (best, None, None)
+    assert f"step {best}: 13 of 13 predictions are no numbers" in (folder.path / "leaderboard.md").read_text()
+
+
 def test_when_all_are_damaged_there_is_nothing_to_judge(copied):
     folder = copied("full")
     for step in SAVED["full"]:

@@ -210,13 +210,21 @@ def test_a_multilingual_model_reads_verses(tmp_path):
 
 
 def test_summaries_of_documentation(tmp_path):
-    """One line about a function, by a small BART from random weights: a loss of 8.3 falls below 6.5."""
+    """One line about a function, by a small BART from random weights: a loss of 8.3 falls below 6.5, and ROUGE rises from 0, as it
+    writes words that are common there (2.6 was measured)."""
     need("tiny-bart"), need("summaries")
-    train = {"epochs": 1, "lr": 3e-3, "micro_batch": 32, "save_every": "1 epoch"}
-    file = written(tmp_path, "summarization/quickstart.yaml", model={"path": "sample:tiny-bart"}, train=train)
+    data = {"max_length": 64}
+    train = {"epochs": 3, "lr": 3e-3, "micro_batch": 32, "save_every": "3 epochs"}
+    file = written(
+        tmp_path, "summarization/quickstart.yaml", model={"path": "sample:tiny-bart"}, data=data, train=train
+    )
     before = untrained(file)
     run = trained(tmp_path, file)
     after = judged(tmp_path, run)
     assert after["loss"] < 6.5 < before["loss"] - 1, (before, after)
-    assert after["rougeL"] >= before["rougeL"]
+    assert after["rougeL"] > before["rougeL"], (before, after)
     assert set(after) >= {"rouge1", "rouge2", "rougeL", "loss"}
+    text = "Return the sum of the elements of an array over the given axis."
+    (line,) = command(tmp_path, "sft_dist.predict", "--json", str(run), stdin=f"{text}\n").splitlines()
+    assert json.loads(line)["source"] == text
+    assert json.loads(line)["text"].split(), line

@@ -7,7 +7,7 @@ from torch import nn
 
 from sft_dist.losses import build_loss
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.schema import BinaryCrossEntropyLoss, CrossEntropyLoss
+from sft_dist.recipe.schema import BinaryCrossEntropyLoss, CrossEntropyLoss, FocalLoss
 
 torch.manual_seed(0)
 LOGITS = torch.randn(12, 3)
@@ -36,6 +36,33 @@ def test_cross_entropy_equals_torch(smoothing, weights):
     reference = nn.CrossEntropyLoss(weight=expected_weights, label_smoothing=smoothing)
     found = cut_and_summed(build_loss(setting, "single-label", LABELS, lambda: CLASSES), LOGITS, CLASSES)
     torch.testing.assert_close(found, reference(LOGITS, torch.from_numpy(CLASSES)))
+
+
+@pytest.mark.parametrize("name", ["cross-entropy", "focal"])
+def test_a_class_without_rows_weighs_nothing_when_balanced(name):
+    """It weighed as much as all others together, and label smoothing pulled every example towards it."""
+    setting = {"cross-entropy": CrossEntropyLoss, "focal": FocalLoss}[name](name=name, class_weights="balanced")
+    loss = build_loss(setting, "single-label", ["absent", *LABELS], lambda: CLASSES + 1)
+    assert loss.class_weights.tolist() == pytest.approx([0, 12 / (3 * 2), 12 / (3 * 3), 12 / (3 * 7)])
+    assert loss.weights(CLASSES + 1).sum() == pytest.approx(12)
+
+
+def test_label_smoothing_does_not_pull_towards_a_class_without_rows():
+    setting = CrossEntropyLoss(name="cross-entropy", label_smoothing=0.1, class_weights="balanced")
+    loss = build_loss(setting, "single-label", ["absent", *LABELS], lambda: CLASSES + 1)
+    logits = torch.zeros(12, 4, requires_grad=True)
+    targets = torch.from_numpy(CLASSES + 1)
+    for _ in range(200):
+        gradient = torch.autograd.grad(loss.total(logits, targets), logits)[0]
+        logits = (logits - gradient).detach().requires_grad_()
+    assert torch.equal(logits.argmax(1), targets)
+    assert logits.softmax(1)[:, 0].max() < 0.02
+
+
+def test_a_class_without_positives_keeps_its_weight_when_balanced():
+    hot = np.array([[1, 0], [0, 0], [0, 0], [1, 0]], dtype=np.float32)
+    loss = build_loss(BinaryCrossEntropyLoss(name="binary-cross-entropy", class_weights="balanced"), "multi-label", ["a", "b"], lambda: hot)  # fmt: skip
+    assert loss.class_weights.tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5], "balanced"])

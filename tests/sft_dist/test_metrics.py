@@ -26,7 +26,23 @@ def test_a_class_that_never_occurs_leaves_the_area_defined_over_the_others():
     logits = np.eye(3)[[0, 1, 0, 1]]
     scores = single_label_scores(logits, np.array([0, 1, 0, 1]))
     assert scores["roc_auc"] == pytest.approx(1.0)
-    assert scores["recall_macro"] == pytest.approx(2 / 3)
+    assert scores["recall_macro"] == pytest.approx(1.0)
+
+
+def test_macro_averages_are_over_the_classes_that_occur():
+    perfect = single_label_scores(np.eye(3)[[1, 1]], np.array([1, 1]))
+    assert (perfect["f1_macro"], perfect["precision_macro"], perfect["recall_macro"]) == (1.0, 1.0, 1.0)
+    assert perfect["confusion_matrix"] == [[0, 0, 0], [0, 2, 0], [0, 0, 0]]
+    # 2 is predicted and never true: it counts, with nothing right.
+    assert single_label_scores(np.eye(4)[[1, 2]], np.array([1, 1]))["f1_macro"] == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_macro_averages_of_many_labels_are_over_the_classes_that_occur():
+    logits, targets = np.array([[3.0, -3, -3], [3, -3, -3]]), np.array([[1, 0, 0], [1, 0, 0]])
+    scores = multi_label_scores(logits, targets, threshold=0.5)
+    assert (scores["f1_macro"], scores["f1_micro"], scores["f1_weighted"]) == (1.0, 1.0, 1.0)
+    nothing = multi_label_scores(-np.abs(logits), 0 * targets, threshold=0.5)
+    assert (nothing["f1_macro"], nothing["f1_micro"], nothing["exact_match"]) == (None, None, 1.0)
 
 
 def test_area_of_a_single_class_is_undefined():

@@ -18,6 +18,10 @@ from sft_dist.scores_audio import comparable, transcript_scores, unweighted_aver
         ("20 % of $3.50", "20 of 3 50"),
         ("Ça va? 你好。", "ça va 你好"),
         ("...", ""),
+        ("می\u200cروم", "میروم"),  # Persian: "I go", one word
+        ("ക്\u200dഷ हिन्\u200dदी", "ക്ഷ हिन्दी"),
+        ("\ufeffco\u00adoperate\u200e", "cooperate"),
+        ("ភាសា\u200bខ្មែរ", "ភាសា ខ្មែរ"),
     ],
 )
 def test_comparable_takes_away_case_and_punctuation_and_nothing_else(text, expected):
@@ -30,6 +34,11 @@ def test_error_rates_are_edits_over_what_was_said():
     scores = transcript_scores(found, spoken)
     assert scores["wer"] == pytest.approx(2 / 7)
     assert scores["cer"] == pytest.approx((4 + 1) / (len("the cat sat") + len("on the mat now")))
+
+
+def test_a_persian_word_with_and_without_its_joiner_is_the_same_word():
+    assert transcript_scores(["میروم"], ["می\u200cروم"]) == {"wer": 0.0, "cer": 0.0}
+    assert transcript_scores(["خانه"], ["می\u200cروم خانه"])["wer"] == 0.5
 
 
 def test_more_can_be_wrong_than_was_said():

@@ -31,6 +31,21 @@ def test_scores_without_any_entity_are_undefined_and_not_nought():
     assert entity_scores([["B-PER"]], [["O"]])["f1"] == 0.0
 
 
+def test_entities_may_have_marked_ends_and_be_single_words():
+    """IOBES: types that only ever occur as S- or E- count as well."""
+    targets = [["S-LOC", "O", "B-PER", "E-PER"], ["B-ORG", "I-ORG", "E-ORG"]]
+    predictions = [["S-LOC", "O", "B-PER", "E-PER"], ["O", "O", "E-MISC"]]
+    scores = entity_scores(targets, predictions)
+    assert (scores["precision"], scores["recall"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    assert {name: one["support"] for name, one in scores["per_type"].items()} == {
+        "LOC": 1,
+        "MISC": 0,
+        "ORG": 1,
+        "PER": 1,
+    }
+    assert scores["per_type"]["LOC"]["f1"] == 1.0
+
+
 def test_entities_are_told_with_their_words():
     words, tags = ["Ada", "Lovelace", "lived", "in", "London", "."], ["B-PER", "I-PER", "O", "O", "B-LOC", "O"]
     assert entities_of(words, tags) == [

@@ -14,6 +14,7 @@ from sft_dist.recipe.tasks import TASK_COLUMNS
 
 REGRESSION = "task={type: text-classification, problem: regression}"
 MULTI = "task={type: text-classification, problem: multi-label}"
+MIXUP = "task={type: image-classification, mixup: 0.2}"
 STREAM = {
     "data.streaming": "true",
     "data.source": "{train: a.csv, validation: b.csv, test: c.csv}",
@@ -50,6 +51,12 @@ def stream(**changes: str) -> list[str]:
         (["data.split={validation: 0.5, test: 0.5}"], "data.split", "nothing is left to train on"),
         ([MULTI, "data.split.stratify=true"], "data.split.stratify", "has no effect with problem: multi-label"),
         ([REGRESSION, "data.labels=[a, b]"], "data.labels", "has no effect with problem: regression"),
+        ([MIXUP, "train.micro_batch=1"], "task.mixup", "has no effect on micro-batches of one picture"),
+        (
+            [MIXUP.replace("mixup", "cutmix"), "train.global_batch=1", "train.micro_batch=auto"],
+            "task.cutmix",
+            "no effect",
+        ),
         (["data.labels=[a, b, a]"], "data.labels.2", "the same label twice"),
         (["data.labels=[a]"], "data.labels", "at least two classes"),
         (["train.loss=mse"], "train.loss", "it belongs to problem: regression"),
@@ -144,6 +151,7 @@ def test_a_contradiction_is_one_problem_with_its_place(
         stream(data__streaming="{buffer: 50}", train__eval_every="25 steps", train__warmup="6%"),
         stream(data__source="org/name"),
         ["data.streaming=false"],
+        [MIXUP, "train.micro_batch=2"],
     ],
 )
 def test_what_has_an_effect_is_accepted(overrides: list[str], tmp_path: Path) -> None:

@@ -61,6 +61,20 @@ def test_a_row_is_kept_as_messages_up_to_the_last_answer():
     assert task().read({"prompt": "a", "completion": ""}, 3) == "no answer"
 
 
+def test_the_same_question_with_another_answer_is_the_same_input():
+    """So that it is a leak when one is trained on and the other tested on."""
+    one = task()
+
+    def identity(*turns):
+        return one.identity(one.read({"messages": [{"role": role, "content": text} for role, text in turns]}, 0))
+
+    asked, other = ("user", "how many legs?"), ("assistant", "six")
+    assert identity(asked, ("assistant", "eight")) == identity(asked, other)
+    assert identity(asked, other) != identity(("user", "how many eyes?"), other)
+    assert identity(("system", "of a spider"), asked, other) != identity(("system", "of a dog"), asked, other)
+    assert identity(asked, other, ("user", "sure?"), other) != identity(asked, other)
+
+
 SHAPES = [  # of one conversation
     {"messages": [{"role": "user", "content": " \ufb01lm? "}, {"role": "assistant", "content": "yes\n"}]},
     {"conversations": [{"from": "human", "value": "\n\ufb01lm?"}, {"from": "gpt", "value": " yes"}]},

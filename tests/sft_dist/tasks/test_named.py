@@ -52,6 +52,16 @@ def test_an_example_that_cannot_be_collated_is_named():
     assert isinstance(caught.value.__cause__, ValueError)
 
 
+def test_an_example_that_is_drawn_twice_has_two_generators():
+    class Keeping(Task):
+        def collate(self, rows, tokenizer, rngs):
+            return {"numbers": [rng.random() for rng in rngs]}, None
+
+    given = [np.random.default_rng(seed) for seed in range(3)]
+    found, _ = collate(Keeping(), examples(9), np.array([4, 2, 4]), None, given)
+    assert found["numbers"] == [np.random.default_rng(seed).random() for seed in range(3)]
+
+
 def test_one_of_a_million_is_found_in_few_calls():
     task = Task(7_654_320)
     with pytest.raises(DataError, match="^row 7654320 "):

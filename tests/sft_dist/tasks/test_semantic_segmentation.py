@@ -20,7 +20,7 @@ from tiny_vision import (
 )
 
 from sft_dist.losses import CrossEntropy
-from sft_dist.losses_segmentation import PixelLoss, overlap
+from sft_dist.losses_segmentation import PixelLoss, dice, iou
 from sft_dist.recipe.errors import UserError
 from sft_dist.tasks.semantic_segmentation import SemanticSegmentation, squeeze_whole_pictures
 
@@ -118,7 +118,9 @@ def test_others_learn_too(folders, name):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("loss", [None, {"name": "dice"}, {"name": "focal", "class_weights": "balanced"}], ids=str)
+@pytest.mark.parametrize(
+    "loss", [None, {"name": "dice"}, {"name": "iou"}, {"name": "focal", "class_weights": "balanced"}], ids=str
+)
 def test_the_loss_of_a_global_batch_does_not_depend_on_micro_batches(folders, name, loss):
     """Though pictures have different numbers of labelled pixels."""
     if name == "mask2former" and loss:
@@ -173,23 +175,60 @@ def test_each_picture_counts_one_by_its_labelled_pixels():
         torch.testing.assert_close(PixelLoss(terms, 255).total(Outputs(logits), targets), expected)
 
 
+def test_a_class_without_pixels_weighs_nothing_when_balanced(folders):
+    task, _, examples, _, _ = ready(folders["segformer"], [scene(i) for i in range(2)])
+    seen = np.sum([np.pad(one, (0, 3 - len(one))) for one in examples.column("pixels")], axis=0)
+    task.labels = [*task.labels, "absent"]
+    expected = [seen.sum() / (np.count_nonzero(seen) * one) if one else 0 for one in seen]
+    assert task._balanced(examples) == pytest.approx([*expected, 0])
+
+
+def test_a_picture_of_classes_that_weigh_nothing_adds_nothing():
+    logits, targets = torch.randn(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
+    targets[1] = 2
+    loss = PixelLoss(CrossEntropy(torch.tensor([1.0, 1.0, 0.0]), 0.1), 255)
+    both, first = loss.total(Outputs(logits), targets), loss.total(Outputs(logits[:1]), targets[:1])
+    torch.testing.assert_close(both, first)
+
+
 def test_dice_by_hand():
     """Two pixels, two classes: 2 sum(p g) / (sum(p^2) + sum(g^2))."""
     probabilities = torch.tensor([[0.9, 0.1], [0.4, 0.6]])
     targets = torch.tensor([0, 1])
     first, second = 2 * 0.9 / (0.81 + 0.16 + 1), 2 * 0.6 / (0.01 + 0.36 + 1)
-    assert overlap(probabilities.log(), targets).item() == pytest.approx((first + second) / 2, abs=1e-6)
+    assert dice(probabilities.log(), targets).item() == pytest.approx((first + second) / 2, abs=1e-6)
     only = 2 * 1.3 / (0.81 + 0.16 + 2)  # a class that does not occur does not count
-    assert overlap(probabilities.log(), torch.tensor([0, 0])).item() == pytest.approx(only, abs=1e-6)
+    assert dice(probabilities.log(), torch.tensor([0, 0])).item() == pytest.approx(only, abs=1e-6)
     perfect = torch.tensor([[50.0, -50.0], [-50.0, 50.0]])
-    assert overlap(perfect, targets).item() == pytest.approx(1.0)
+    assert dice(perfect, targets).item() == pytest.approx(1.0)
     logits = probabilities.log().T.reshape(1, 2, 1, 2)
     cross_entropy = F.cross_entropy(probabilities.log(), targets)
     for share in (0.3, 1.0):
         found = PixelLoss(CrossEntropy(), 255, share).total(Outputs(logits), targets.reshape(1, 1, 2))
         torch.testing.assert_close(
-            found, (1 - share) * cross_entropy + share * (1 - overlap(probabilities.log(), targets))
+            found, (1 - share) * cross_entropy + share * (1 - dice(probabilities.log(), targets))
         )
+
+
+def test_iou_by_hand():
+    """Two pixels, two classes: sum(p g) / (sum(p) + sum(g) - sum(p g))."""
+    probabilities = torch.tensor([[0.9, 0.1], [0.4, 0.6]])
+    targets = torch.tensor([0, 1])
+    first, second = 0.9 / (1.3 + 1 - 0.9), 0.6 / (0.7 + 1 - 0.6)
+    assert iou(probabilities.log(), targets).item() == pytest.approx((first + second) / 2, abs=1e-6)
+    only = 1.3 / (1.3 + 2 - 1.3)  # a class that does not occur does not count
+    assert iou(probabilities.log(), torch.tensor([0, 0])).item() == pytest.approx(only, abs=1e-6)
+    perfect = torch.tensor([[50.0, -50.0], [-50.0, 50.0]])
+    assert iou(perfect, targets).item() == pytest.approx(1.0)
+
+
+def test_a_recipe_chooses_the_overlap_and_its_share(folders):
+    *_, loss = ready(folders["segformer"], [scene(0)], train={"loss": {"name": "iou", "cross_entropy": 0.2}})
+    assert (loss.overlap, loss.share) == (iou, pytest.approx(0.8))
+    logits, targets = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 4, 4))
+    flat, wanted = logits[0].flatten(1).T, targets.flatten()
+    expected = 0.2 * F.cross_entropy(flat, wanted) + 0.8 * (1 - iou(flat, wanted))
+    torch.testing.assert_close(loss.total(Outputs(logits), targets), expected)
 
 
 def test_a_batch_without_labelled_pixels_has_a_gradient_of_nothing():

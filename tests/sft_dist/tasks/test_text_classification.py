@@ -10,12 +10,15 @@ import torch
 from datasets import Dataset, Features
 from transformers import AutoTokenizer
 
+from samples.fetch import need
 from sft_dist.data.rows import ROW, Examples, Rows
+from sft_dist.models import build_model, load_processor
 from sft_dist.recipe.augment import Augment, TextAugment
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks import TASKS, task_of
 from sft_dist.tasks.text_classification import TextClassification
+from tests.tiny_text import predictions_of, train_on
 
 
 def recipe_of(problem: str = "single-label", labels: list[str] | None = None, max_length: int = 256, **task: Any):
@@ -58,6 +61,21 @@ def tokenizer(tiny_model):
 def test_the_table_of_tasks_builds_each():
     assert next(iter(TASKS)) == "text-classification"
     assert isinstance(task(), TextClassification)
+
+
+def test_a_head_for_other_classes_is_replaced(tmp_path, tokenizer):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        num_labels=5,
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    model = task(labels=["a", "b", "c"]).build_model(str(tmp_path), None, {}, tokenizer)
+    assert model.classifier.weight.shape == (3, 32)
+    assert set(model.new_weights) == {"classifier.bias", "classifier.weight"}
+    regression = task("regression").build_model(str(tmp_path), None, {}, tokenizer)
+    assert regression.classifier.weight.shape == (1, 32)
 
 
 # ── labels ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -308,3 +326,29 @@ def test_changed_texts_are_encoded_anew_and_only_in_training(tokenizer):
     plain, _ = found.collate(examples.at([0]), tokenizer, None)
     assert shown["input_ids"].shape[1] < plain["input_ids"].shape[1] == 8
     assert targets.tolist() == [1]
+
+
+# ── architectures ───────────────────────────────────────────────────────────────────────────────────────────────────
+SAID = ["a great film", "what a dull and boring film it was", "great", "boring from its beginning to the end"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["tiny-bert", "tiny-roberta", "tiny-modernbert", "tiny-deberta-v2", "tiny-gpt2", "tiny-llama"]
+)
+def test_every_architecture_learns_and_does_not_see_padding(name):
+    """Whatever a model makes its one answer of: the first token, all, or the last that is no padding."""
+    tree = recipe_of(labels=["bad", "good"], max_length=32).model_dump(mode="json", exclude_unset=True)
+    recipe = Recipe.model_validate({**tree, "model": {"path": str(need(name))}})
+    one = task_of(recipe)
+    tokenizer = load_processor(recipe, one)
+    model = build_model(recipe, one, tokenizer)
+    examples = encoded(one, tokenizer, SAID, ["good", "bad"] * 4)
+    train_on(one, model, examples, tokenizer, 15, lr=2e-3)
+    together = np.stack(predictions_of(one, model, examples, tokenizer))
+    alone = [one.collate(examples.at([i]), tokenizer, None)[0] for i in range(4)]
+    with torch.no_grad():
+        by_itself = torch.cat([one.forward(model, inputs) for inputs in alone]).numpy()
+    np.testing.assert_allclose(together[:4], by_itself, atol=2e-5)
+    scores = one.score(list(together), examples, tokenizer)
+    assert (scores["accuracy"], scores["f1_macro"]) == (1.0, 1.0)

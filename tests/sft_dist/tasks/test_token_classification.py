@@ -10,8 +10,10 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, BertConfig, BertForTokenClassification
 
+from samples.fetch import need
 from sft_dist.data.rows import Rows
 from sft_dist.losses_text import IGNORED
+from sft_dist.models import build_model, load_processor
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks import task_of
@@ -87,6 +89,15 @@ def test_both_tags_of_every_type_are_classes_though_one_is_rare():
     one = task(labels=["O", "NOUN"])
     one.learn_labels(Rows(Dataset.from_dict(ROWS)))
     assert one.labels == ["O", "NOUN"]
+
+
+def test_tags_with_ends_get_no_classes_of_no_use():
+    one = task(labels=None)
+    one.labels = []  # of other rows
+    one.learn_labels(
+        Rows(Dataset.from_dict({"tokens": [["a"] * 5], "tags": [["B-per", "E-per", "O", "S-loc", "S-time"]]}))
+    )
+    assert one.labels == ["B-per", "E-per", "I-per", "O", "S-loc", "S-per", "S-time"]
 
 
 # ── words and pieces ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -238,8 +249,77 @@ def test_tags_without_entities_are_scored_word_by_word(tokenizer):
     assert scores["per_type"]["VERB"]["recall"] == 0
 
 
+def saved_head(folder, names):
+    """A tagger of the names, as it is saved after training."""
+    torch.manual_seed(1)
+    labels = dict(enumerate(names))
+    config = BertConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, id2label=labels,
+        label2id={name: number for number, name in labels.items()},
+    )  # fmt: skip
+    model = BertForTokenClassification(config)
+    model.save_pretrained(folder)
+    return model
+
+
+def test_a_head_of_other_tags_is_replaced(tmp_path, tokenizer, caplog):
+    saved_head(tmp_path, ["O", "NAME"])
+    with caplog.at_level("INFO", "sft_dist"):
+        model = task().build_model(str(tmp_path), None, {}, tokenizer)
+    assert model.classifier.weight.shape == (5, 32)
+    assert set(model.new_weights) == {"classifier.bias", "classifier.weight"}
+    assert "new weights" in caplog.text
+    train_on(task(), model, examples_of(task(), ROWS, tokenizer), tokenizer, 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "warned"),
+    [
+        (["B-loc", "B-per", "I-loc", "I-per", "O"], False),
+        (["b-LOC", "B-per", "I-loc", "I-per", "O"], False),
+        ([f"LABEL_{i}" for i in range(5)], False),
+        (["O", "B-per", "I-loc", "I-per", "B-loc"], True),
+        (["B-org", "B-drug", "I-org", "I-drug", "O"], True),
+    ],
+)
+def test_a_kept_head_whose_outputs_meant_something_else_is_told(tmp_path, tokenizer, caplog, names, warned):
+    theirs = saved_head(tmp_path, names)
+    model = task().build_model(str(tmp_path), None, {}, tokenizer)
+    torch.testing.assert_close(model.classifier.weight, theirs.classifier.weight)
+    assert ("get other names" in caplog.text) is warned
+
+
 def test_labels_are_in_the_models_config(tmp_path, tokenizer, model):
     model.bert.save_pretrained(tmp_path)
     built = task().build_model(str(tmp_path), None, {}, tokenizer)
     assert built.config.id2label == dict(enumerate(task().labels))
     assert built.num_labels == 5
+
+
+# ── architectures ───────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["tiny-bert", "tiny-roberta", "tiny-modernbert", "tiny-deberta-v2", "tiny-gpt2", "tiny-llama"]
+)
+def test_every_architecture_tags_the_words_themselves(name):
+    """Tokenizers of four kinds: a word's first piece is found in all, and what is learned there is told of that word."""
+    labels = ["B-loc", "B-per", "I-loc", "I-per", "O"]
+    tree = recipe_of({"type": TASK}, max_length=64, labels=labels).model_dump(mode="json", exclude_unset=True)
+    recipe = Recipe.model_validate({**tree, "model": {"path": str(need(name))}})
+    one = task_of(recipe)
+    tokenizer = load_processor(recipe, one)
+    examples = examples_of(one, ROWS, tokenizer)
+    for words, row in zip(ROWS["tokens"], examples.at(range(4)), strict=True):
+        ends = [*row["first"][1:], len(row["input_ids"])]
+        pieces = [row["input_ids"][start:end] for start, end in zip(row["first"], ends, strict=True)]
+        told = [tokenizer.decode(some, skip_special_tokens=True).strip() for some in pieces]
+        assert [word.lower() for word in told] == [word.lower() for word in words]
+        assert [one.labels[row["targets"][place]] for place in row["first"]] == [labels[tag] for tag in row["tags"]]
+    model = build_model(recipe, one, tokenizer)
+    train_on(one, model, examples, tokenizer, 30, lr=3e-3)
+    said = predictions_of(one, model, examples, tokenizer)
+    assert [one["tags"] for one in said] == ROWS["tags"]
+    first = one.collate(examples.at([1]), tokenizer, None)[0]
+    with torch.no_grad():
+        alone = one.predict(model, first, one.forward(model, first), tokenizer)
+    assert alone[0]["tags"] == ROWS["tags"][1]

@@ -1,0 +1,41 @@
+"""The order of checkpoints, and what the leaderboard says of those without scores."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from sft_dist.evaluate import Scored, _rank_key, render
+
+
+def ranked(direction, *scores):
+    found = [Scored(None, step, "", one) for step, one in enumerate(scores, 1)]
+    return [one.step for one in sorted(found, key=lambda one: _rank_key(one, "f1", direction))]
+
+
+@pytest.mark.parametrize("direction", ["max", "min"])
+def test_a_checkpoint_without_scores_ranks_last(direction):
+    undefined = {"f1": None, "loss": None}
+    old = {"f1": math.nan, "loss": math.nan}  # as an older version recorded it
+    best, other = {"f1": 0.5, "loss": 2.0}, {"f1": 0.5, "loss": math.nan}
+    assert ranked(direction, undefined, other, old, best) == [4, 2, 1, 3]
+    assert ranked(direction, best, old, other, undefined) == [1, 3, 2, 4]
+
+
+def test_the_leaderboard_says_why_there_are_no_scores():
+    def row(step, scores):
+        return {"run": "r", "step": step, "validation": {"examples": 4, **scores}}
+
+    rows = [
+        row(2, {"loss": 0.5, "f1": 0.7}),
+        row(1, {"loss": None, "f1": None, "undefined": {"why": "3 of 4 predictions are no numbers"}}),
+    ]
+    winner = {**rows[0], "checkpoint": "/c"}
+    board = {
+        "metric": "f1", "direction": "max", "winner": winner, "rows": rows, "differences": {}, "labels": [], "damaged": [],
+        "export": None,
+    }  # fmt: skip
+    text = render(board)
+    assert "- r step 1: 3 of 4 predictions are no numbers" in text
+    assert "Without scores" not in render({**board, "rows": rows[:1]})
