@@ -51,22 +51,29 @@ def hold_out(
 
 
 def _hold_out_groups(shares: dict[str, float], seed: int, groups: Sequence[Hashable]) -> dict[str, np.ndarray]:
-    """Whole groups, in random order, each to the split that lacks the most rows of its share."""
+    """Whole groups, the largest first and else in random order: each to the split that lacks most of its share among those
+    that it fits into; training takes what fits nowhere else. A split that no group fits into gets the smallest."""
     members: dict[Hashable, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
     names = sorted(members, key=str)
-    wanted = {split: share * len(groups) for split, share in shares.items() if share > 0}
-    wanted["train"] = len(groups) - sum(wanted.values())
-    rows: dict[str, list[int]] = {split: [] for split in wanted}
+    wanted = {split: round(share * len(groups)) for split, share in shares.items() if share > 0}
+    wanted = {"train": len(groups) - sum(wanted.values()), **wanted}
+    taken: dict[str, list[list[int]]] = {split: [] for split in wanted}
+    num_taken = Counter[str]()
     order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
-    for name in sorted(order, key=lambda name: -len(members[name])):  # large ones first, while they fit
-        split = max(wanted, key=lambda split: (wanted[split] - len(rows[split])) / wanted[split])
-        rows[split] += members[name]
-    if empty := [split for split in wanted if not rows[split]]:
+    for rows in sorted((members[name] for name in order), key=len, reverse=True):
+        fits = [split for split in wanted if split == "train" or num_taken[split] + len(rows) <= wanted[split]]
+        split = min(fits, key=lambda split: num_taken[split] / max(wanted[split], 1))
+        taken[split].append(rows)
+        num_taken[split] += len(rows)
+    for split, parts in taken.items():
+        if not parts and len(taken["train"]) > 1:
+            parts.append(taken["train"].pop())
+    if empty := [split for split in wanted if not taken[split]]:
         what = f"{len(names)} groups are too few: {empty[0]} would be empty"
         raise UserError(Problem(what, path="data.split.group", found=str(len(names))))
-    return {split: np.sort(np.array(numbers)) for split, numbers in rows.items()}
+    return {split: np.sort(np.concatenate(parts)) for split, parts in taken.items()}
 
 
 def keep_splits(file: Path, ids: dict[str, np.ndarray]) -> None:

@@ -380,6 +380,41 @@ def test_holding_out_divides_rows_or_says_why_not(num_rows, validation, test, se
         assert len(parts.get(name, ())) == (round(share * num_rows) if share else 0)
 
 
+@given(
+    sizes=st.lists(st.integers(1, 300), min_size=3, max_size=40),
+    validation=st.sampled_from([0.0, 0.05, 0.1, 0.3]),
+    test=st.sampled_from([0.05, 0.1, 0.3]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=200, deadline=None)
+def test_groups_stay_whole_the_largest_is_trained_on_and_no_share_is_exceeded(sizes, validation, test, seed):
+    groups = [number for number, size in enumerate(sizes) for _ in range(size)]
+    shares = {split: share for split, share in (("test", test), ("validation", validation)) if share}
+    try:
+        parts = hold_out(len(groups), shares, seed, None, groups)
+    except UserError as error:
+        assert "groups are too few" in str(error)
+        assert len(sizes) < 5 or max(sizes) > 0.3 * sum(sizes)
+        return
+    assert np.array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(len(groups)))
+    held = {split: {groups[row] for row in rows} for split, rows in parts.items()}
+    assert sum(map(len, held.values())) == len(sizes), "a group is in two splits"
+    assert max(sizes[group] for group in held["train"]) == max(sizes)
+    for split, share in shares.items():
+        assert len(parts[split]) <= round(share * len(groups)) or len(held[split]) == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_skewed_groups_the_smallest_are_held_out(seed):
+    sizes = [500, 250, 120, *[5] * 40]
+    groups = [number for number, size in enumerate(sizes) for _ in range(size)]
+    parts = hold_out(len(groups), {"test": 0.05, "validation": 0.05}, seed, None, groups)
+    assert {name: {groups[row] for row in rows} & {0, 1, 2} for name, rows in parts.items()} == {
+        "train": {0, 1, 2}, "test": set(), "validation": set()
+    }  # fmt: skip
+    assert [len(parts[split]) for split in ("test", "validation")] == [50, 50]
+
+
 @given(num_rows=st.integers(1, 300), limit=st.integers(1, 400), seed=st.integers(0, 2**32 - 1))
 @settings(deadline=None)
 def test_a_draw_is_sorted_without_repeats_and_of_the_size_asked_for(num_rows, limit, seed):
