@@ -76,11 +76,17 @@ def _hold_out_groups(shares: dict[str, float], seed: int, groups: Sequence[Hasha
     return {split: np.sort(np.concatenate(parts)) for split, parts in taken.items()}
 
 
-def keep_splits(file: Path, ids: dict[str, np.ndarray]) -> None:
-    """Notes which rows (split -> row numbers in the source) a run has, and that they have not changed since. Raises
-    UserError when they have: a row that was trained on could then be tested on."""
+def keep_splits(file: Path, ids: dict[str, np.ndarray], contents: dict[str, str]) -> None:
+    """Notes which rows a run has: split -> row numbers in the source, and a digest of what they hold. Raises UserError when
+    they are not those it began with: a row that was trained on could then be tested on. Runs that noted no contents are
+    asked for the numbers alone."""
     now = {
-        split: {"rows": len(rows), "digest": hashlib.sha256(rows.tobytes()).hexdigest()} for split, rows in ids.items()
+        split: {
+            "rows": len(rows),
+            "digest": hashlib.sha256(rows.tobytes()).hexdigest(),
+            "contents": contents[split],
+        }
+        for split, rows in ids.items()
     }
     kept = read_json(file)
     if kept is None:
@@ -90,9 +96,11 @@ def keep_splits(file: Path, ids: dict[str, np.ndarray]) -> None:
         return
     for split in {**kept, **now}:
         was, found = kept.get(split, {}), now.get(split, {})
-        if was.get("digest") != found.get("digest"):
+        same_content = "contents" not in was or was["contents"] == found.get("contents")
+        if was.get("digest") != found.get("digest") or not same_content:
             rows = f"it had {was.get('rows', 0)} rows, and has {found.get('rows', 0)}"
-            what = f"the {split} split is not the one this run began with: {rows}"
+            changed = rows if same_content else f"{rows}; they hold something else, or are in another order"
+            what = f"the {split} split is not the one this run began with: {changed}"
             hint = "bring the data back as they were, or start a new run"
             raise UserError(Problem(what, path="data.source", hint=hint))
 

@@ -14,7 +14,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from sft_dist.data.formats.faults import DELIMITERS, fields_of_any_size
-from sft_dist.data.prepare import IDENTITY, REASON, built, columns_of, read_rows
+from sft_dist.data.prepare import IDENTITY, REASON, TARGET, built, columns_of, read_rows
 from sft_dist.data.rows import ROW, Rows
 from sft_dist.data.sources import load_rows, stream_tables
 from sft_dist.quality.findings import Finding, Places, RowId, found, rows_text
@@ -111,7 +111,7 @@ def read_source(recipe: Recipe, task: Task, scratch: Path, say: Callable[[str], 
                 wrong.setdefault(known[0], []).append(((split, int(number)), known[1]))
         good = read.select([index for index, reason in enumerate(reasons) if reason is None])
         inputs[split] = Rows(good).numbers(IDENTITY[0]).view(np.uint64) if len(good) else np.array([], dtype=np.uint64)
-        tables[split] = good.remove_columns([REASON, *IDENTITY])
+        tables[split] = good.remove_columns([REASON, *IDENTITY, TARGET])
     for kind, rows in wrong.items():
         said = next((text for _, text in rows if text), "")
         message = rows_text(len(rows)) + (f", such as {said}" if said else "")
@@ -140,6 +140,7 @@ class _Forgiving:
 
     def __post_init__(self) -> None:
         self.text_roles, self.row_features = self.task.text_roles, self.task.row_features
+        self.input_roles = self.task.input_roles
 
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
         try:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from sft_dist.data.prepare import Prepared, naming_of, prepare
 from sft_dist.data.sources import load_rows
-from sft_dist.data.splits import draw, hold_out
+from sft_dist.data.splits import draw, hold_out, keep_splits
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Data, Recipe
 from sft_dist.tasks import task_of
@@ -422,6 +422,38 @@ def test_a_draw_is_sorted_without_repeats_and_of_the_size_asked_for(num_rows, li
     assert drawn == sorted(set(drawn))
     assert len(drawn) == min(limit, num_rows)
     assert set(drawn) <= set(range(num_rows))
+
+
+def noted(file: Path, found: Prepared) -> None:
+    keep_splits(file, {split: rows.ids for split, rows in found.splits.items()}, found.contents)
+
+
+def test_a_run_keeps_its_rows_though_their_numbers_stay_the_same(tmp_path):
+    """Shuffled, a source file has as many rows as before, but others of them are tested on."""
+    file, kept = tmp_path / "rows.jsonl", tmp_path / "splits.json"
+    begun = prepared(write_jsonl(file, ROWS))
+    noted(kept, begun)
+    noted(kept, prepared(file))
+    shuffled = prepared(write_jsonl(file, [*ROWS[6:], *ROWS[:6]]))  # classes alternate: the same numbers are held out
+    assert ids_of(shuffled) == ids_of(begun)
+    with pytest.raises(UserError, match="the train split is not the one this run began with.*hold something else"):
+        noted(kept, shuffled)
+    relabelled = [{**row, "label": "pos" if n in (3, 8) else row["label"]} for n, row in enumerate(ROWS)]
+    noted(tmp_path / "other.json", named := prepared(write_jsonl(file, ROWS), split={"stratify": False}))
+    changed = prepared(write_jsonl(file, relabelled), split={"stratify": False})
+    assert ids_of(changed) == ids_of(named)
+    with pytest.raises(UserError, match="is not the one this run began with"):
+        noted(tmp_path / "other.json", changed)
+
+
+def test_a_run_that_noted_numbers_alone_goes_on_with_them(tmp_path):
+    kept = tmp_path / "splits.json"
+    noted(kept, found := prepared(write_jsonl(tmp_path / "rows.jsonl", ROWS)))
+    before = json.loads(kept.read_text())
+    kept.write_text(json.dumps({split: {k: v for k, v in one.items() if k != "contents"} for split, one in before.items()}))
+    noted(kept, found)
+    with pytest.raises(UserError, match=r"the train split is not the one this run began with: it had 24 rows, and has 23"):
+        noted(kept, prepared(write_jsonl(tmp_path / "fewer.jsonl", ROWS[:-1])))
 
 
 # ── mistakes ────────────────────────────────────────────────────────────────────────────────────────────────────────
