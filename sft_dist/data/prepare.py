@@ -119,10 +119,22 @@ def _divided(found: dict[str, Dataset], data: Data, task: Task, dropped: Counter
     whole = Rows(found["train"])
     groups = whole.column(_GROUP) if data.split.group else None
     strata = task.strata(whole) if data.split.stratify and groups is None else None
-    parts = hold_out(len(whole), shares, data.split.seed, strata, groups)
+    if data.clean.drop_duplicates and groups is None:
+        first, inputs = _inputs(whole)
+        divided = hold_out(len(first), shares, data.split.seed, strata and [strata[i] for i in first])
+        parts = {split: np.flatnonzero(np.isin(inputs, numbers)) for split, numbers in divided.items()}
+    else:
+        parts = hold_out(len(whole), shares, data.split.seed, strata, groups)
     found = {**found, **{split: found["train"].select(indices) for split, indices in parts.items()}}
     task.learn_labels(Rows(found["train"]))
     return found
+
+
+def _inputs(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Rows with an input that was not there before, sorted, and for each row the number of its input among these. Several
+    references of one source, or labels of one text, are divided as one row: else what is trained on is also tested on."""
+    codes, _ = pd.factorize(pd.MultiIndex.from_arrays([rows.numbers(half) for half in IDENTITY]))
+    return np.flatnonzero(~pd.Series(codes).duplicated().to_numpy()), codes
 
 
 def prepare_block(
@@ -149,8 +161,8 @@ def _clean(
     keep = reasons < 0
     dropped.update({name: int((reasons == code).sum()) for code, name in enumerate(names)})
     if data.clean.drop_duplicates and keep.any():
-        identities = pd.DataFrame({half: Rows(read).numbers(half) for half in IDENTITY})
-        again = identities[keep].duplicated()
+        digests = pd.DataFrame({name: Rows(read).numbers(name) for name in (*IDENTITY, TARGET)})
+        again = digests[keep].duplicated()
         dropped["duplicate"] += int(again.sum())
         keep[again.index[again]] = False
     if data.clean.near_duplicates is not None and keep.any():

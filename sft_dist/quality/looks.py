@@ -228,10 +228,9 @@ def _at_texts(subject: Subject, say: Say) -> list[Finding]:
 def _at_copies(subject: Subject, say: Say) -> list[Finding]:
     """Duplicates and conflicts as the source has them; leaks as training would see them."""
     source = subject.source
-    inputs = np.concatenate([*source.inputs.values()])
-    known = _label_digests(source.tables)
-    places = source.places()
-    findings = duplicates.look_for_repeats(places, inputs, known)
+    inputs, targets = (np.concatenate([*some.values()]) for some in (source.inputs, source.targets))
+    one_each = any(role in subject.task.row_features for role in ONE_INPUT_ONE_LABEL)
+    findings = duplicates.look_for_repeats(source.places(), inputs, targets, one_each)
     trained = subject.places
     here = np.concatenate([_digests_of(subject, split, rows.ids) for split, rows in subject.rows.items()])
     findings += duplicates.look_for_leaks(trained, here)
@@ -260,14 +259,6 @@ def _digests_of(subject: Subject, split: str, ids: np.ndarray) -> np.ndarray:
     source = split if split in subject.source.tables else "train"
     there = np.asarray(subject.source.tables[source].with_format("numpy")[ROW][:])  # ascending
     return subject.source.inputs[source][np.searchsorted(there, ids)]
-
-
-def _label_digests(tables: Mapping[str, Dataset]) -> np.ndarray | None:
-    for role in ONE_INPUT_ONE_LABEL:
-        if all(role in table.column_names for table in tables.values()):
-            values = (value for table in tables.values() for value in table.select_columns([role])[role])
-            return np.array([duplicates.digest(str(value)) for value in values], dtype=np.uint64)
-    return None
 
 
 def _counts(subject: Subject) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, list[RowId]]], str]:

@@ -50,7 +50,8 @@ _NOT_UTF8 = "not UTF-8"
 @dataclass(frozen=True)
 class Source:
     tables: dict[str, Dataset] = field(default_factory=dict)  # split -> rows that can be read, as the task stores them
-    inputs: dict[str, np.ndarray] = field(default_factory=dict)  # split -> digests of what makes rows duplicates
+    inputs: dict[str, np.ndarray] = field(default_factory=dict)  # split -> (rows,) digests of the inputs
+    targets: dict[str, np.ndarray] = field(default_factory=dict)  # split -> (rows,) digests of what is learned from them
     findings: tuple[Finding, ...] = ()
     raw: dict[str, Dataset] = field(default_factory=dict)  # split -> everything, as it is
 
@@ -94,7 +95,7 @@ def read_source(recipe: Recipe, task: Task, scratch: Path, say: Callable[[str], 
     )  # a finding instead of an error at the first one
     lenient = recipe.model_copy(update={"data": recipe.data.model_copy(update={"clean": keeping})})
     forgiving: Any = _Forgiving(task)
-    tables, inputs, findings = {}, {}, list[Finding]()
+    tables, inputs, targets, findings = {}, {}, {}, list[Finding]()
     wrong: dict[str, list[tuple[RowId, str]]] = {}
     for split, source in raw.items():
         try:
@@ -110,13 +111,16 @@ def read_source(recipe: Recipe, task: Task, scratch: Path, say: Callable[[str], 
             if reason is not None and (known := _kind_of(reason, task)):
                 wrong.setdefault(known[0], []).append(((split, int(number)), known[1]))
         good = read.select([index for index, reason in enumerate(reasons) if reason is None])
-        inputs[split] = Rows(good).numbers(IDENTITY[0]).view(np.uint64) if len(good) else np.array([], dtype=np.uint64)
+        inputs[split], targets[split] = (
+            Rows(good).numbers(name).view(np.uint64) if len(good) else np.array([], dtype=np.uint64)
+            for name in (IDENTITY[0], TARGET)
+        )
         tables[split] = good.remove_columns([REASON, *IDENTITY, TARGET])
     for kind, rows in wrong.items():
         said = next((text for _, text in rows if text), "")
         message = rows_text(len(rows)) + (f", such as {said}" if said else "")
         findings.append(found(kind, message, [row for row, _ in rows]))
-    return Source(tables, inputs, tuple(findings), raw)
+    return Source(tables, inputs, targets, tuple(findings), raw)
 
 
 def _kind_of(reason: str, task: Task) -> tuple[str, str] | None:

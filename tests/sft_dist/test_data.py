@@ -198,7 +198,7 @@ def test_columns_are_found_by_their_role(tmp_path):
 def test_every_dropped_row_is_counted_by_its_reason(tmp_path):
     rows = [
         *ROWS,
-        {"text": "text 1", "label": "neg", "lang": "en"},  # seen before
+        {"text": "text 1", "label": "pos", "lang": "en"},  # seen before
         {"text": " text 2 ", "label": "neg", "lang": "en"},  # seen before once stripped
         {"text": "", "label": "neg", "lang": "en"},
         {"text": "unlabelled", "label": None, "lang": "en"},
@@ -297,7 +297,7 @@ def test_cleaning_can_be_switched_off(tmp_path):
 
 
 def test_unicode_forms_make_equal_texts_equal(tmp_path):
-    rows = [{"text": text, "label": text[0]} for text in ("caf\u00e9", "cafe\u0301", "\ufb01lm", "film")]
+    rows = [{"text": text, "label": "cf"[n // 2]} for n, text in enumerate(["caf\u00e9", "cafe\u0301", "\ufb01lm", "film"])]
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     nothing_held_out = {"validation": 0.0, "test": 0.0}
     assert len(prepared(file, split=nothing_held_out).splits["train"]) == 4
@@ -305,8 +305,27 @@ def test_unicode_forms_make_equal_texts_equal(tmp_path):
     assert len(prepared(file, split=nothing_held_out, clean={"unicode": "NFKC"}).splits["train"]) == 2
 
 
+def test_of_equal_inputs_only_those_with_equal_targets_are_duplicates(tmp_path):
+    pairs = [("hello", "hallo"), ("hello", "guten Tag"), ("hello ", "hallo"), ("bye", "hallo")]
+    found = prepared_for("translation", [{"source": a, "target": b} for a, b in pairs], tmp_path / "pairs.jsonl")
+    assert found.splits["train"].ids.tolist() == [0, 1, 3]
+    assert found.dropped["duplicate"] == 1
+    rows = [{"text": "same", "label": label} for label in ("a", "b", "a")]
+    found = prepared_for("text-classification", rows, tmp_path / "rows.jsonl")
+    assert found.splits["train"].ids.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("stratify", [True, False])
+def test_rows_with_the_same_input_are_never_divided(tmp_path, stratify):
+    rows = [{"text": f"text {n % 60}", "label": ["neg", "pos", "neither"][n // 60]} for n in range(180)]
+    found = prepared(write_jsonl(tmp_path / "rows.jsonl", rows), split={"stratify": stratify})
+    texts = {split: set(some.column("text")) for split, some in found.splits.items()}
+    assert sum(map(len, texts.values())) == 60
+    assert {split: len(some) for split, some in found.splits.items()} == {"train": 144, "test": 18, "validation": 18}
+
+
 def test_pairs_are_duplicates_only_when_both_texts_are(tmp_path):
-    rows = [{"text": "same", "text_pair": f"p{n % 15}", "label": n % 2} for n in range(20)]
+    rows = [{"text": "same", "text_pair": f"p{n % 15}", "label": n % 15 % 2} for n in range(20)]
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     found = prepared(file, columns={"text_pair": "text_pair"}, split={"stratify": False})
     assert sum(map(len, found.splits.values())) == 15

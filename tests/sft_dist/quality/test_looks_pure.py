@@ -51,10 +51,13 @@ def test_places_name_rows_of_their_source():
 def test_repeats_conflicts_and_leaks_are_told_apart():
     inputs = np.array([1, 1, 2, 2, 1, 7], dtype=np.uint64)
     assert [group.tolist() for group in equal_groups(inputs)] == [[0, 1, 4], [2, 3]]
-    found = {one.kind: one for one in look_for_repeats(PLACES, inputs, np.array([0, 0, 0, 1, 0, 0], dtype=np.uint64))}
+    targets = np.array([0, 0, 0, 1, 0, 0], dtype=np.uint64)
+    found = {one.kind: one for one in look_for_repeats(PLACES, inputs, targets, one_each=True)}
     assert found["duplicate"].rows == (("train", 5),)
     assert found["duplicate"].details["repeats"] == [["train", 3]]
     assert found["conflicting-labels"].rows == (("train", 8), ("train", 9))
+    (alone,) = look_for_repeats(PLACES, inputs, targets, one_each=False)
+    assert (alone.kind, alone.rows) == ("duplicate", (("train", 5),))
     (leak,) = look_for_leaks(PLACES, inputs)
     assert set(leak.rows) == {("train", 3), ("train", 5), ("test", 0)}
 
