@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from sft_dist.data.formats.faults import DELIMITERS, fields_of_any_size
+from sft_dist.data.formats.faults import DELIMITERS, fields_of_any_size, is_plain
 from sft_dist.data.prepare import IDENTITY, REASON, TARGET, built, columns_of, read_rows
 from sft_dist.data.rows import ROW, Rows
 from sft_dist.data.sources import load_rows, stream_tables
@@ -195,8 +195,10 @@ def bad_rows(file: Path) -> tuple[list[int], int]:
     """Rows of a table or file of lines that hold bytes which are not UTF-8, and how many rows there are."""
     suffix = suffix_of(file)
     with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines, fields_of_any_size():
-        if suffix.removeprefix(".") in DELIMITERS:
-            rows: Iterator[str] = ("\0".join(row) for row in csv.reader(lines, delimiter=DELIMITERS[suffix[1:]]) if row)
+        if (name := suffix.removeprefix(".")) in DELIMITERS:
+            quoting = csv.QUOTE_NONE if is_plain(name, str(file)) else csv.QUOTE_MINIMAL
+            fields = csv.reader(lines, delimiter=DELIMITERS[name], quoting=quoting)
+            rows: Iterator[str] = ("\0".join(row) for row in fields if row)
             next(rows, None)  # the header
         else:
             rows = (line for line in lines if line.strip())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import glob
 from typing import Any
 
+import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset, load_dataset
 
 from sft_dist.data.formats.cache import tables_folder
-from sft_dist.data.formats.faults import DELIMITERS, fault_in, no_rows, ragged, unreadable
+from sft_dist.data.formats.faults import DELIMITERS, fault_in, is_plain, misquoted, no_rows, ragged, unreadable
 
 # data.format -> (reader of `datasets`, its options). Empty cells are missing; the text "NA" is a text.
 _CSV = {"keep_default_na": False, "na_values": [""]}
@@ -24,8 +26,10 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def read_table(name: str, files: list[str], streaming: bool) -> Dataset | IterableDataset:
     """Rows of all files, in order. Raises UserError with the place of the fault where it can be found, else whatever the
-    reader raises."""
+    reader raises. What is streamed from a URL is not gone through beforehand: its quotation marks always enclose fields."""
     reader, options = TABLES[name]
+    if not any("://" in file for file in files) and any(is_plain(name, file) for file in files):
+        options = {**options, "quoting": csv.QUOTE_NONE}
     exact = [file if "://" in file else glob.escape(file) for file in files]
     try:
         rows = load_dataset(
@@ -39,6 +43,7 @@ def read_table(name: str, files: list[str], streaming: bool) -> Dataset | Iterab
         raise
     if not streaming and name in DELIMITERS:
         _refuse_ragged(rows, files, DELIMITERS[name])
+        _refuse_swallowed(rows, files, DELIMITERS[name])
     return rows
 
 
@@ -62,3 +67,20 @@ def _refuse_ragged(rows: Dataset, files: list[str], delimiter: str) -> None:
         for file in files:
             if fault := ragged(file, delimiter):
                 raise unreadable(fault)
+
+
+def _refuse_swallowed(rows: Dataset, files: list[str], delimiter: str) -> None:
+    """A text that begins with a quotation mark, and is none, swallows the rows up to the next mark. Nothing is swallowed
+    where no field has more than one line."""
+    if any(_has_lines(rows, name) for name in rows.column_names):
+        for file in files:
+            if fault := misquoted(file, delimiter):
+                hint = 'write "" for a mark that is part of a text and put the whole field in marks, as writers of csv do'
+                raise unreadable(fault, hint=hint)
+
+
+def _has_lines(rows: Dataset, name: str) -> bool:
+    column = rows.data.column(name)
+    return rows.features[name].dtype in ("string", "large_string") and bool(
+        pc.any(pc.match_substring_regex(column, "[\r\n]")).as_py()
+    )
