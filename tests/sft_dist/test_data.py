@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sft_dist.data.prepare import Prepared, naming_of, prepare
-from sft_dist.data.sources import load_rows
+from sft_dist.data.sources import load_rows, stream_rows
 from sft_dist.data.splits import draw, hold_out, keep_splits
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Data, Recipe
@@ -192,6 +192,44 @@ def test_columns_are_found_by_their_role(tmp_path):
     )
     train = found.splits["train"]
     assert [text.replace("r", "a") for text in train.column("text")] == train.column("text_pair")
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet"])
+def test_pictures_that_a_table_names_lie_beside_it_else_where_the_program_was_called(tmp_path, monkeypatch, name):
+    """Training runs in the run's folder, and must find what the gate found."""
+    beside, here, run = tmp_path / "data", tmp_path / "here", tmp_path / "run"
+    for folder, names in ((beside, ("pictures/a.png", "both.png")), (here, ("b.png", "both.png")), (run, ())):
+        for number, one in enumerate(names):
+            (folder / one).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number, len(folder.name), 0)).save(folder / one)
+        folder.mkdir(exist_ok=True)
+    images = ["pictures/a.png", "both.png", "b.png", str(here / "both.png"), "https://x.org/c.png", "gone.png"]
+    rows = [{"picture": image, "label": "xy"[n % 2]} for n, image in enumerate(images)]
+    if name.endswith("csv"):
+        write_csv(beside / name, rows)
+    elif name.endswith("jsonl"):
+        write_jsonl(beside / name, rows)
+    else:
+        Dataset.from_list(rows).to_parquet(beside / name)
+    monkeypatch.chdir(here)
+    wanted = [str(beside / images[0]), str(beside / images[1]), str(here / "b.png"), *images[3:]]
+    data = Data(source=str(beside / name), columns={"image": "picture"})
+    found = load_rows(data)["train"]
+    assert found["picture"][:] == wanted
+    assert found.column_names == ["picture", "label"]
+    streamed = Data(source={"train": str(beside / name)}, columns={"image": "picture"}, streaming={"buffer": 2})
+    assert sorted(row["picture"] for row in stream_rows(streamed)) == sorted(wanted)
+    monkeypatch.chdir(run)
+    assert load_rows(data)["train"]["picture"][:2] == wanted[:2]
+
+
+def test_each_table_of_several_folders_has_its_own_pictures(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "0.png")
+        write_csv(tmp_path / folder / "rows.csv", [{"image": "0.png", "label": folder}])
+    found = load_rows(Data(source=str(tmp_path / "*" / "rows.csv")))["train"]
+    assert found["image"][:] == [str(tmp_path / folder / "0.png") for folder in ("a", "b")]
 
 
 # ── cleaning ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -40,6 +40,29 @@ def media_rows(columns: dict[str, list[Any]], features: dict[str, Any], streamin
     return rows.to_iterable_dataset() if streaming else rows
 
 
+def beside(rows: Any, columns: list[str], folder: str) -> Any:
+    """The rows of a table with the relative paths in these columns made absolute: of files in the table's folder, else of
+    files in the working directory. Runs read elsewhere than where they were planned. What is neither stays as it is."""
+
+    def placed(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {name: [_placed(value, folder) for value in batch[name]] for name in columns if name in batch}
+
+    if isinstance(rows, IterableDataset):
+        return rows.map(placed, batched=True, features=rows.features)
+    for name in columns:
+        if rows.features[name].dtype in ("string", "large_string"):
+            made = placed({name: rows[name][:]})[name]
+            feature, order = rows.features[name], rows.column_names
+            rows = rows.remove_columns([name]).add_column(name, made, feature=feature).select_columns(order)
+    return rows
+
+
+def _placed(value: Any, folder: str) -> Any:
+    if not isinstance(value, str) or not value or os.path.isabs(value):
+        return value
+    return next((path for base in (folder, os.getcwd()) if os.path.isfile(path := os.path.join(base, value))), value)
+
+
 def read_images(folders: list[str], streaming: bool) -> Dataset | IterableDataset:
     """Columns `image`, and `label` (the subfolder) or those of `metadata`.
 
