@@ -34,7 +34,7 @@ from sft_dist.data.formats import FORMATS
 from sft_dist.data.formats.cache import fetched, tables_folder
 from sft_dist.data.formats.faults import fault_in
 from sft_dist.data.formats.layout import SPLIT_NAMES, guessed, is_coco, split_files, split_folders
-from sft_dist.data.formats.media import beside, undecoded
+from sft_dist.data.formats.media import beside, holds_names, undecoded
 from sft_dist.data.formats.sql import read_sql
 from sft_dist.data.formats.tables import TABLES
 from sft_dist.recipe.errors import Problem, UserError
@@ -262,8 +262,7 @@ def _rows_in(name: str, files: list[str], data: Data, streaming: bool) -> Any:
     rows = FORMATS[name].read(files, streaming)
     if name not in TABLES:
         return rows
-    there = rows.features or next(iter(rows), {})  # only a stream does not know its features
-    named = [column for role in MEDIA if (column := data.columns.get(role, role)) in there]
+    named = [column for role in MEDIA if holds_names(rows, column := data.columns.get(role, role))]
     folders = list(dict.fromkeys(os.path.dirname(os.path.abspath(file)) for file in files))
     if not named:
         return rows

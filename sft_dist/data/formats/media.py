@@ -40,20 +40,29 @@ def media_rows(columns: dict[str, list[Any]], features: dict[str, Any], streamin
     return rows.to_iterable_dataset() if streaming else rows
 
 
+def holds_names(rows: Any, column: str) -> bool:
+    """Whether a column is there and holds texts. A stream that does not know its columns has its first row looked at."""
+    if rows.features is None:
+        try:
+            return isinstance(next(iter(rows), {}).get(column), str)
+        except Exception:  # every reader has its own; said with its place when the stream comes to it
+            return False
+    return getattr(rows.features.get(column), "dtype", "") in ("string", "large_string")
+
+
 def beside(rows: Any, columns: list[str], folder: str) -> Any:
     """The rows of a table with the relative paths in these columns made absolute: of files in the table's folder, else of
     files in the working directory. Runs read elsewhere than where they were planned. What is neither stays as it is."""
 
     def placed(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return {name: [_placed(value, folder) for value in batch[name]] for name in columns if name in batch}
+        return {name: [_placed(value, folder) for value in batch[name]] for name in columns}
 
     if isinstance(rows, IterableDataset):
         return rows.map(placed, batched=True, features=rows.features)
     for name in columns:
-        if rows.features[name].dtype in ("string", "large_string"):
-            made = placed({name: rows[name][:]})[name]
-            feature, order = rows.features[name], rows.column_names
-            rows = rows.remove_columns([name]).add_column(name, made, feature=feature).select_columns(order)
+        made = placed({name: rows[name][:]})[name]
+        feature, order = rows.features[name], rows.column_names
+        rows = rows.remove_columns([name]).add_column(name, made, feature=feature).select_columns(order)
     return rows
 
 
