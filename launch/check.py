@@ -116,7 +116,7 @@ def _child(recipe: Recipe, options: Sequence[str | Path]) -> subprocess.Complete
 
 def _kept(recipe: Recipe) -> Path:
     """Where the answer about these data, as this model takes them, is kept."""
-    asked = [data_fingerprint(recipe), recipe.data.max_length, recipe.model.model_dump(mode="json")]
+    asked = [data_fingerprint(recipe, anew=True), recipe.data.max_length, recipe.model.model_dump(mode="json")]
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:20]
     return cache_root() / "checks" / f"{name}.json"
 

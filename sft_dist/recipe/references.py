@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from sft_dist import __version__
+from sft_dist.recipe import remote
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.run_folder import cache_root
 from sft_dist.recipe.schema import Data, Recipe, SplitSources
@@ -159,10 +160,10 @@ def check_references(recipe: Recipe) -> list[Problem]:
     return problems
 
 
-def data_fingerprint(recipe: Recipe) -> str:
-    """SHA-256 of all that decides which rows a run has: the data settings, the task, and each local file's size and
-    time of change. What lies on the hub, behind a URL or on a database server is taken to stay as it is: asking would make
-    the answer depend on which machine has a network. Raises UserError when a file is missing."""
+def data_fingerprint(recipe: Recipe, anew: bool = False) -> str:
+    """SHA-256 of all that decides which rows a run has: the data settings, the task, each local file's size and time of
+    change, and the state of what lies elsewhere, as far as it is known (`sft_dist.recipe.remote`). `anew` is for who plans
+    a run: what a database server holds is then taken for changed. Raises UserError when a file is missing."""
     settings = recipe.data.model_dump(mode="json", exclude={"max_length"})
     files: list[tuple[str, int, int] | tuple[str, str]] = []
     for _, text in sources_of(recipe.data):
@@ -170,8 +171,8 @@ def data_fingerprint(recipe: Recipe) -> str:
         for path in _files_of(reference, resolve(reference)):
             status = path.stat()
             files.append((str(path), status.st_size, status.st_mtime_ns))
-        if reference.kind == "url":
-            files.append((text, _state_of(text)))
+        if state := _state_of(reference, recipe.data.revision, anew):
+            files.append((text, state))
     known = {"version": __version__, "data": settings, "task": recipe.task.model_dump(mode="json"), "files": files}
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
@@ -269,14 +270,21 @@ def _in_samples(reference: Reference) -> Path | list[Path]:
 _FETCH = "run `make fetch-samples`"
 
 
-def _state_of(url: str) -> str:
-    """What tells one state of the file from another, where asking costs nothing; else nothing."""
-    if _SCHEME.match(url)[1].lower() not in _HERE:  # type: ignore[index]
+def _state_of(reference: Reference, revision: str | None, anew: bool) -> str:
+    """What tells one state of data that are no local files from another; empty where that is not known."""
+    text = reference.text
+    if reference.kind == "hub":
+        return remote.state_of_hub(text, revision)
+    if reference.kind == "sql":
+        return "" if sqlite_file(text) else remote.state_of_server(text, anew)
+    if reference.kind != "url":
         return ""
+    if _SCHEME.match(text)[1].lower() not in _HERE:  # type: ignore[index]
+        return remote.state_of_url(text)
     import fsspec
 
     try:
-        system, path = fsspec.core.url_to_fs(url)
+        system, path = fsspec.core.url_to_fs(text)
         found = sorted(system.find(path)) or sorted(system.glob(path))
         return " ".join(str(system.ukey(one)) for one in found)
     except (OSError, ValueError):
