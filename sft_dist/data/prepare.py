@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,20 @@ def _divided(found: dict[str, Dataset], data: Data, task: Task, dropped: Counter
     else:
         parts = hold_out(len(whole), shares, data.split.seed, strata, groups)
     found = {**found, **{split: found["train"].select(indices) for split, indices in parts.items()}}
+    if data.split.group:
+        _refuse_shared_groups({split: set(Rows(table).codes(_GROUP)[1]) for split, table in found.items()})
     task.learn_labels(Rows(found["train"]))
     return found
+
+
+def _refuse_shared_groups(groups: dict[str, set[str]]) -> None:
+    """Splits that the source has may share groups; those that are made here do not."""
+    for one, other in combinations([split for split in SPLITS if split in groups], 2):
+        if shared := sorted(groups[one] & groups[other]):
+            more = f" and {len(shared) - 10:,} more" if len(shared) > 10 else ""
+            what = f"groups that are in {one} and in {other}: {', '.join(shared[:10])}{more}"
+            hint = "move each group into one of the splits, or leave data.split.group out"
+            raise UserError(Problem(what, "data.split.group", hint=hint))
 
 
 def _inputs(rows: Rows) -> tuple[np.ndarray, np.ndarray]:

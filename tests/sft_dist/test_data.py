@@ -472,6 +472,19 @@ def test_of_skewed_groups_the_smallest_are_held_out(seed):
     assert [len(parts[split]) for split in ("test", "validation")] == [50, 50]
 
 
+def test_groups_that_given_splits_share_are_named(tmp_path):
+    rows = [{"text": f"text {n}", "label": "ab"[n % 2], "speaker": f"s{n % 4}"} for n in range(24)]
+    train = write_jsonl(tmp_path / "train.jsonl", rows[:20])
+    split = {"group": "speaker", "test": 0.0}
+    other = [{**row, "speaker": "s9"} for row in rows[20:]]
+    apart = write_jsonl(tmp_path / "apart.jsonl", other)
+    given = write_jsonl(tmp_path / "validation.jsonl", [*other, *({**row, "text": "more"} for row in rows[21:23])])
+    assert len(prepared({"train": str(train), "validation": str(apart)}, split=split).splits["validation"]) == 4
+    said = mistake({"train": str(train), "validation": str(given)}, split=split)
+    assert "data.split.group: groups that are in train and in validation: s1, s2" in said
+    assert "move each group into one of the splits" in said
+
+
 @given(num_rows=st.integers(1, 300), limit=st.integers(1, 400), seed=st.integers(0, 2**32 - 1))
 @settings(deadline=None)
 def test_a_draw_is_sorted_without_repeats_and_of_the_size_asked_for(num_rows, limit, seed):

@@ -428,6 +428,17 @@ def test_every_kind_of_the_table_is_seeded(places: Places) -> None:
     assert len(seeded) >= 15
 
 
+def test_groups_in_two_given_splits_are_named(places: Places) -> None:
+    made = SETS["reviews"](places)
+    for split, rows in made.rows.items():
+        for number, row in enumerate(rows):
+            row["film"] = f"{split} {number % 7}" if (split, number) != ("test", 5) else "train 3"
+    report, _ = check(made.recipe(places.folder, split={"group": "film"}))
+    (found,) = report.errors
+    assert found.kind == "not-prepared"
+    assert "groups that are in train and in test: train 3" in found.message
+
+
 def test_without_the_extra_packages_the_other_looks_are_taken(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
