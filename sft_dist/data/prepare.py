@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ import pandas as pd
 import xxhash
 from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value
 
-import sft_dist
 from sft_dist.data.clean import clean_text, near_duplicates
 from sft_dist.data.rows import ROW, Examples, Rows
 from sft_dist.data.sources import load_rows
@@ -71,7 +70,7 @@ class Prepared:
 
 def prepare(recipe: Recipe, task: Task, processor: Any = None) -> Prepared:
     """Read, filter, clean, divide; encode when `examples` is asked for, which needs the processor. Raises UserError."""
-    folder = cache_root() / "prepared" / _key(data_fingerprint(recipe), _code())
+    folder = cache_root() / "prepared" / _key(data_fingerprint(recipe))
     with built(folder / "rows", lambda to: _build_rows(recipe, task, to)) as rows:
         about = read_json(rows / "about.json") or {}
         splits = {split: Rows(Dataset.load_from_disk(str(rows / split))) for split in about["splits"]}
@@ -430,14 +429,6 @@ def processor_digest(processor: Any) -> str:
         processor.save_pretrained(folder)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         return _key(*(f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files))
-
-
-@lru_cache
-def _code() -> str:
-    """Of the modules that prepare: another version of them may prepare otherwise."""
-    package = Path(sft_dist.__file__).parent
-    files = sorted(path for folder in ("data", "tasks") for path in (package / folder).rglob("*.py"))
-    return _key(*(hashlib.sha256(path.read_bytes()).hexdigest() for path in files))
 
 
 def _libraries() -> str:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
 from sft_dist.data.formats.faults import DELIMITERS, fields_of_any_size, is_plain
 from sft_dist.data.prepare import IDENTITY, REASON, TARGET, built, columns_of, read_rows
 from sft_dist.data.rows import ROW, Rows
-from sft_dist.data.sources import load_rows, stream_tables
+from sft_dist.data.sources import MEDIA, load_rows, stream_tables
 from sft_dist.quality.findings import Finding, Places, RowId, found, rows_text
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import classify, data_fingerprint, resolve, sources_of, suffix_of
@@ -207,6 +209,20 @@ def bad_rows(file: Path) -> tuple[list[int], int]:
             if any("\udc80" <= letter <= "\udcff" for letter in row):
                 bad.append(count - 1)
     return bad, count
+
+
+def named_files(source: Source, recipe: Recipe) -> list[str]:
+    """The files of pictures and sounds, as the source names them, each once."""
+    found = set[str]()
+    for table in source.raw.values():
+        columns = columns_of(table, recipe)
+        for name in (columns[role] for role in MEDIA if role in columns):
+            for batch in table.select_columns([name]).with_format("arrow").iter(1000):
+                values = batch.column(name).combine_chunks()
+                if pa.types.is_struct(values.type):
+                    values = pc.if_else(pc.is_valid(values.field("bytes")), None, values.field("path"))
+                found.update(path for path in values.to_pylist() if isinstance(path, str))
+    return sorted(found)
 
 
 def raw_boxes(source: Source, recipe: Recipe) -> Iterator[tuple[str, int, list[list[float]]]]:

@@ -204,7 +204,7 @@ def test_pictures_that_a_table_names_lie_beside_it_else_where_the_program_was_ca
             Image.new("RGB", (8, 8), (number, len(folder.name), 0)).save(folder / one)
         folder.mkdir(exist_ok=True)
     images = ["pictures/a.png", "both.png", "b.png", str(here / "both.png"), "https://x.org/c.png", "gone.png"]
-    rows = [{"picture": image, "label": "xy"[n % 2]} for n, image in enumerate(images)]
+    rows = [{"picture": image, "mask": images[0], "label": "xy"[n % 2]} for n, image in enumerate(images)]
     if name.endswith("csv"):
         write_csv(beside / name, rows)
     elif name.endswith("jsonl"):
@@ -216,7 +216,8 @@ def test_pictures_that_a_table_names_lie_beside_it_else_where_the_program_was_ca
     data = Data(source=str(beside / name), columns={"image": "picture"})
     found = load_rows(data)["train"]
     assert found["picture"][:] == wanted
-    assert found.column_names == ["picture", "label"]
+    assert found.column_names == ["picture", "mask", "label"]
+    assert found["mask"][:] == [wanted[0]] * len(rows)
     streamed = Data(source={"train": str(beside / name)}, columns={"image": "picture"}, streaming={"buffer": 2})
     assert sorted(row["picture"] for row in stream_rows(streamed)) == sorted(wanted)
     monkeypatch.chdir(run)

@@ -54,13 +54,15 @@ def beside(rows: Any, columns: list[str], folder: str) -> Any:
     """The rows of a table with the relative paths in these columns made absolute: of files in the table's folder, else of
     files in the working directory. Runs read elsewhere than where they were planned. What is neither stays as it is."""
 
-    def placed(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return {name: [_placed(value, folder) for value in batch[name]] for name in columns}
+    def placed(values: list[Any]) -> list[Any]:
+        return [_placed(value, folder) for value in values]
 
     if isinstance(rows, IterableDataset):
-        return rows.map(placed, batched=True, features=rows.features)
+        return rows.map(
+            lambda batch: {name: placed(batch[name]) for name in columns}, batched=True, features=rows.features
+        )
     for name in columns:
-        made = placed({name: rows[name][:]})[name]
+        made = placed(rows[name][:])
         feature, order = rows.features[name], rows.column_names
         rows = rows.remove_columns([name]).add_column(name, made, feature=feature).select_columns(order)
     return rows

@@ -428,6 +428,20 @@ def test_every_kind_of_the_table_is_seeded(places: Places) -> None:
     assert len(seeded) >= 15
 
 
+def test_the_files_that_a_source_names_are_known(places: Places) -> None:
+    from sft_dist.quality.source import named_files
+
+    made = SETS["masks"](places)
+    recipe = made.recipe(places.folder)
+    _, subject = check(recipe)
+    assert subject is not None
+    assert named_files(subject.source, recipe) == sorted(
+        str(row[role]) for rows in made.rows.values() for row in rows for role in ("image", "mask")
+    )
+    texts = SETS["reviews"](places).recipe(places.folder)
+    assert named_files(check(texts)[1].source, texts) == []  # type: ignore[union-attr]
+
+
 def test_groups_in_two_given_splits_are_named(places: Places) -> None:
     made = SETS["reviews"](places)
     for split, rows in made.rows.items():

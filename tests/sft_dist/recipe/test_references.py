@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from threading import Thread
 import pytest
 from recipe_texts import GOOD, write
 
-from sft_dist.recipe import remote
+from sft_dist.recipe import references, remote
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import load
 from sft_dist.recipe.references import (
@@ -22,6 +23,7 @@ from sft_dist.recipe.references import (
     absolute,
     check_references,
     classify,
+    code_digest,
     data_fingerprint,
     model_source,
     resolve,
@@ -390,6 +392,24 @@ def test_the_fingerprint_changes_with_the_rows_and_only_with_them(tmp_path: Path
     data.write_text("text,label\nx,y\n")
     os.utime(data, ns=(1, 1))
     assert data_fingerprint(load(file)) not in (first, touched)
+
+
+def test_the_fingerprint_is_that_of_the_code_that_prepares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of what it asks elsewhere: which letters a transcript has, which columns a task needs."""
+    copy = tmp_path / "sft_dist"
+    shutil.copytree(Path(references.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "train.csv").write_text("text,label\n")
+    recipe = load(write(tmp_path))
+    monkeypatch.setattr(references, "__file__", str(copy / "recipe/references.py"))
+    prints = set()
+    for changed in ("", "data/clean.py", "tasks/base.py", "recipe/tasks.py", "scores_audio.py", "loop.py"):
+        if changed:
+            with (copy / changed).open("a") as file:
+                file.write("# another version\n")
+        code_digest.cache_clear()
+        prints.add(data_fingerprint(recipe))
+    code_digest.cache_clear()
+    assert len(prints) == 5, "the loop prepares nothing"
 
 
 def test_the_fingerprint_of_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
