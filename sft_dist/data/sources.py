@@ -36,7 +36,7 @@ from sft_dist.data.formats.faults import fault_in
 from sft_dist.data.formats.layout import SPLIT_NAMES, guessed, is_coco, split_files, split_folders
 from sft_dist.data.formats.media import beside, holds_names, undecoded
 from sft_dist.data.formats.sql import read_sql
-from sft_dist.data.formats.tables import TABLES
+from sft_dist.data.formats.tables import TABLES, read_labelled
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import SUFFIXES, Reference, classify, resolve, sources_of, suffix_of
 from sft_dist.recipe.schema import SPLITS, Data, SplitSources, Streaming
@@ -259,9 +259,9 @@ def _read(reference: Reference, data: Data, streaming: bool) -> dict[str, Any]:
 
 def _rows_in(name: str, files: list[str], data: Data, streaming: bool) -> Any:
     """Rows of files or of a folder. Pictures and sounds that a table names by a relative path lie beside it."""
-    rows = FORMATS[name].read(files, streaming)
     if name not in TABLES:
-        return rows
+        return FORMATS[name].read(files, streaming)
+    rows = read_labelled(name, files, streaming, data.columns.get("label", "label"))
     named = [column for role in MEDIA if holds_names(rows, column := data.columns.get(role, role))]
     folders = list(dict.fromkeys(os.path.dirname(os.path.abspath(file)) for file in files))
     if not named:

@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_dist.recipe.errors import Problem, UserError
 
@@ -63,3 +63,10 @@ def load_pretrained(
 
 def _some(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def were_cut(encoded: BatchEncoding, longest: int) -> list[bool]:
+    """Which texts lost tokens. Tokenizers that are not written in Rust do not tell: of theirs, all that fill the length."""
+    if encoded.encodings is None:
+        return [len(ids) >= longest for ids in encoded["input_ids"]]
+    return [bool(one.overflowing) for one in encoded.encodings]

@@ -233,6 +233,24 @@ def test_each_table_of_several_folders_has_its_own_pictures(tmp_path):
     assert found["image"][:] == [str(tmp_path / folder / "0.png") for folder in ("a", "b")]
 
 
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv"])
+def test_class_names_keep_their_leading_zeros(tmp_path, name):
+    labels = ["007", "7", "010"]
+    rows = [{"text": f"text {n}", "agent": labels[n % 3], "number": n} for n in range(30)]
+    file = write_csv(tmp_path / name, rows, "," if name.endswith("csv") else "\t")
+    found = prepared(file, columns={"label": "agent"}, labels=labels, split={"validation": 0.2, "test": 0.2})
+    assert found.task.labels == labels
+    assert set(found.splits["train"].column("label")) == set(labels)
+    assert load_rows(Data(source=str(file), columns={"label": "agent"}))["train"].features["number"].dtype == "int64"
+
+
+def test_numbers_for_labels_stay_numbers(tmp_path):
+    """1 and 1.0 are the same class, and `where` compares numbers."""
+    file = write_csv(tmp_path / "rows.csv", [{"text": f"text {n}", "label": n % 3 + 0.0} for n in range(30)])
+    found = prepared(file, where={"label": [0, 1]})
+    assert found.task.labels == ["0", "1"]
+
+
 # ── cleaning ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_every_dropped_row_is_counted_by_its_reason(tmp_path):
     rows = [

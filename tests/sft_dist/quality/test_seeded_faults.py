@@ -196,7 +196,7 @@ def truncation(made: CleanSet, places: Places) -> Named:
     rows: set[tuple[str, int]] = set()
     for split, found in made.rows.items():
         lengths = [len(tokenizer(row["text"])["input_ids"]) for row in found]
-        long = {(split, n) for n, length in enumerate(lengths) if length >= 48}
+        long = {(split, n) for n, length in enumerate(lengths) if length > 48}
         rows |= long if len(long) > 0.05 * len(found) else set()
     assert rows
     return {"truncation": rows}
