@@ -44,7 +44,12 @@ DEFAULT_SHARE = 0.1
 BATCH = 1000  # rows handled at a time
 EMPTY = ("no label", "empty text", "empty conversation", "no answer", "empty answer")  # what `drop_empty` drops
 MANY = 50_000  # rows from which on several processes are worth their start
-REASON, IDENTITY, TARGET, _GROUP = "dropped for", ("input, first half", "input, second half"), "what is learned", "group"
+REASON, IDENTITY, TARGET, _GROUP = (
+    "dropped for",
+    ("input, first half", "input, second half"),
+    "what is learned",
+    "group",
+)
 
 
 class NoRowsLeft(UserError):

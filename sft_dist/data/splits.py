@@ -67,7 +67,7 @@ def _hold_out_groups(shares: dict[str, float], seed: int, groups: Sequence[Hasha
         split = min(fits, key=lambda split: num_taken[split] / max(wanted[split], 1))
         taken[split].append(rows)
         num_taken[split] += len(rows)
-    for split, parts in taken.items():
+    for parts in taken.values():
         if not parts and len(taken["train"]) > 1:
             parts.append(taken["train"].pop())
     if empty := [split for split in wanted if not taken[split]]:

@@ -52,14 +52,17 @@ def look_for_leaks(places: Places, inputs: np.ndarray) -> list[Finding]:
 
 
 def look_for_near_copies(
-    places: Places, texts: Sequence[str], step: Callable[[int], None] | None = None, threshold: float = NEAR
+    places: Places,
+    texts_at: Callable[[np.ndarray], Sequence[str]],  # sorted indices -> their texts
+    step: Callable[[int], None] | None = None,
+    threshold: float = NEAR,
 ) -> list[Finding]:
     """Near-duplicates that are not exact copies. Beyond MOST_NEAR texts a sample is looked at, as many of each split as
-    there is room for, the small splits whole."""
+    there is room for, the small splits whole; the others are not read."""
     from sft_dist.data.clean import near_duplicates
 
     chosen = sample_by_split(places, MOST_NEAR)
-    some = [texts[int(i)] for i in chosen]
+    some = texts_at(chosen)
     digests = np.array([digest(text) for text in some], dtype=np.uint64)
     duplicates: list[tuple[RowId, RowId]] = []
     leaks: list[RowId] = []

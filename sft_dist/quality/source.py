@@ -53,7 +53,9 @@ _NOT_UTF8 = "not UTF-8"
 class Source:
     tables: dict[str, Dataset] = field(default_factory=dict)  # split -> rows that can be read, as the task stores them
     inputs: dict[str, np.ndarray] = field(default_factory=dict)  # split -> (rows,) digests of the inputs
-    targets: dict[str, np.ndarray] = field(default_factory=dict)  # split -> (rows,) digests of what is learned from them
+    targets: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # split -> (rows,) digests of what is learned from them
     findings: tuple[Finding, ...] = ()
     raw: dict[str, Dataset] = field(default_factory=dict)  # split -> everything, as it is
 

@@ -354,7 +354,9 @@ def test_cleaning_can_be_switched_off(tmp_path):
 
 
 def test_unicode_forms_make_equal_texts_equal(tmp_path):
-    rows = [{"text": text, "label": "cf"[n // 2]} for n, text in enumerate(["caf\u00e9", "cafe\u0301", "\ufb01lm", "film"])]
+    rows = [
+        {"text": text, "label": "cf"[n // 2]} for n, text in enumerate(["caf\u00e9", "cafe\u0301", "\ufb01lm", "film"])
+    ]
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     nothing_held_out = {"validation": 0.0, "test": 0.0}
     assert len(prepared(file, split=nothing_held_out).splits["train"]) == 4
@@ -539,9 +541,13 @@ def test_a_run_that_noted_numbers_alone_goes_on_with_them(tmp_path):
     kept = tmp_path / "splits.json"
     noted(kept, found := prepared(write_jsonl(tmp_path / "rows.jsonl", ROWS)))
     before = json.loads(kept.read_text())
-    kept.write_text(json.dumps({split: {k: v for k, v in one.items() if k != "contents"} for split, one in before.items()}))
+    kept.write_text(
+        json.dumps({split: {k: v for k, v in one.items() if k != "contents"} for split, one in before.items()})
+    )
     noted(kept, found)
-    with pytest.raises(UserError, match=r"the train split is not the one this run began with: it had 24 rows, and has 23"):
+    with pytest.raises(
+        UserError, match=r"the train split is not the one this run began with: it had 24 rows, and has 23"
+    ):
         noted(kept, prepared(write_jsonl(tmp_path / "fewer.jsonl", ROWS[:-1])))
 
 

@@ -100,7 +100,9 @@ def _refuse_swallowed(rows: Dataset, files: list[str], delimiter: str) -> None:
     if any(_has_lines(rows, name) for name in rows.column_names):
         for file in files:
             if fault := misquoted(file, delimiter):
-                hint = 'write "" for a mark that is part of a text and put the whole field in marks, as writers of csv do'
+                hint = (
+                    'write "" for a mark that is part of a text and put the whole field in marks, as writers of csv do'
+                )
                 raise unreadable(fault, hint=hint)
 
 

@@ -142,14 +142,18 @@ def test_a_csv_whose_text_begins_with_a_mark_that_is_none_is_refused(tmp_path):
 
 
 def test_fields_in_quotation_marks_may_have_lines_and_marks(tmp_path):
-    texts = ["two\nlines, and a comma", 'he said "no"', '"', "Hello, John\nBye", "elddim\" eht ni"]
+    texts = ["two\nlines, and a comma", 'he said "no"', '"', "Hello, John\nBye", 'elddim" eht ni']
     for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
         with (tmp_path / name).open("w", newline="") as file:
-            csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows([["text", "label"], *([t, "x"] for t in texts)])
+            csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows(
+                [["text", "label"], *([t, "x"] for t in texts)]
+            )
         assert rows_of(tmp_path / name)["text"][:] == texts
 
 
-@pytest.mark.parametrize("texts", [['"Never again', 'a "b" c'], ['"Never', "a", 'size 5"'], ['"Good" was said'], ['"never']])
+@pytest.mark.parametrize(
+    "texts", [['"Never again', 'a "b" c'], ['"Never', "a", 'size 5"'], ['"Good" was said'], ['"never']]
+)
 def test_marks_are_text_in_a_tsv_that_does_not_quote(tmp_path, texts):
     file = write(tmp_path / "a.tsv", "text\tlabel\n" + "".join(f"{text}\tx\n" for text in texts))
     assert rows_of(file)["text"][:] == texts

@@ -15,6 +15,10 @@ def test_a_text_that_just_fits_is_not_cut(tiny_model: Path) -> None:
     encoded = tokenizer(texts, truncation=True, max_length=6)
     assert [len(ids) for ids in encoded["input_ids"]] == [5, 6, 6, 3]
     assert were_cut(encoded, 6) == [False, False, True, False]
-    pairs = tokenizer(["one two", "one two", "one two"], ["three", "three four", "a b c d"], truncation=True, max_length=7)
+    pairs = tokenizer(
+        ["one two", "one two", "one two"], ["three", "three four", "a b c d"], truncation=True, max_length=7
+    )
     assert were_cut(pairs, 7) == [False, False, True]
-    assert were_cut(BatchEncoding({"input_ids": [[1, 2], [1, 2, 3]]}), 3) == [False, True], "slow tokenizers do not tell"
+    assert were_cut(BatchEncoding({"input_ids": [[1, 2], [1, 2, 3]]}), 3) == [False, True], (
+        "slow tokenizers do not tell"
+    )
