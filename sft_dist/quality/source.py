@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
-from sft_dist.data.formats.faults import DELIMITERS, fields_of_any_size, is_plain
+from sft_dist.data.formats.faults import DELIMITERS, fields_of_any_size, quoting_of
 from sft_dist.data.prepare import IDENTITY, REASON, TARGET, built, columns_of, read_rows
 from sft_dist.data.rows import ROW, Rows
 from sft_dist.data.sources import MEDIA, load_rows, stream_tables
@@ -200,8 +200,8 @@ def bad_rows(file: Path) -> tuple[list[int], int]:
     suffix = suffix_of(file)
     with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines, fields_of_any_size():
         if (name := suffix.removeprefix(".")) in DELIMITERS:
-            quoting = csv.QUOTE_NONE if is_plain(name, str(file)) else csv.QUOTE_MINIMAL
-            fields = csv.reader(lines, delimiter=DELIMITERS[name], quoting=quoting)
+            delimiter = DELIMITERS[name]
+            fields = csv.reader(lines, delimiter=delimiter, quoting=quoting_of(str(file), delimiter))
             rows: Iterator[str] = ("\0".join(row) for row in fields if row)
             next(rows, None)  # the header
         else:

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Literal
 
 import fsspec
 
@@ -48,7 +48,9 @@ def _fault(name: str, file: str) -> str:
     if fault := _not_utf8(file):
         return fault
     if name in DELIMITERS:
-        return ragged(file, DELIMITERS[name]) or ("" if is_plain(name, file) else misquoted(file, DELIMITERS[name]))
+        return ragged(file, DELIMITERS[name]) or (
+            "" if is_plain(file, DELIMITERS[name]) else misquoted(file, DELIMITERS[name])
+        )
     return _bad_json(file) if name == "json" else ""
 
 
@@ -56,8 +58,7 @@ def ragged(file: str, delimiter: str) -> str:
     """The first row with more or fewer fields than the header has; empty lines are no rows."""
     last_line = 0
     with opened(file) as content, fields_of_any_size():
-        quoting = csv.QUOTE_NONE if delimiter == "\t" and is_plain("tsv", file) else csv.QUOTE_MINIMAL
-        reader = csv.reader(_decoded(content), delimiter=delimiter, strict=True, quoting=quoting)
+        reader = csv.reader(_decoded(content), delimiter=delimiter, strict=True, quoting=quoting_of(file, delimiter))
         try:
             header = next((row for row in reader if row), [])
             last_line = reader.line_num
@@ -91,10 +92,15 @@ def misquoted(file: str, delimiter: str) -> str:
     return ""
 
 
-def is_plain(name: str, file: str) -> bool:
+def quoting_of(file: str, delimiter: str) -> Literal[0, 3]:
+    """As `csv` and pandas are told it."""
+    return csv.QUOTE_NONE if is_plain(file, delimiter) else csv.QUOTE_MINIMAL
+
+
+def is_plain(file: str, delimiter: str) -> bool:
     """Whether the quotation marks of a TSV are part of its texts: one that opens a field is not at its end, too; or rows are
     complete without them, line by line, and with them are not. Of other formats they never are."""
-    if name != "tsv":
+    if delimiter != "\t":
         return False
     with opened(file) as content:
         if not any(line.startswith(b'"') or b'\t"' in line for line in content):

@@ -44,10 +44,11 @@ def holds_names(rows: Any, column: str) -> bool:
     """Whether a column is there and holds texts. A stream that does not know its columns has its first row looked at."""
     if rows.features is None:
         try:
-            return isinstance(next(iter(rows), {}).get(column), str)
+            first: dict[str, Any] = next(iter(rows), {})
+            return isinstance(first.get(column), str)
         except Exception:  # every reader has its own; said with its place when the stream comes to it
             return False
-    return getattr(rows.features.get(column), "dtype", "") in ("string", "large_string")
+    return column in rows.features and getattr(rows.features[column], "dtype", "") in ("string", "large_string")
 
 
 def beside(rows: Any, columns: list[str], folder: str) -> Any:

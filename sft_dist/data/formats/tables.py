@@ -13,7 +13,16 @@ import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset, load_dataset
 
 from sft_dist.data.formats.cache import tables_folder
-from sft_dist.data.formats.faults import DELIMITERS, fault_in, is_plain, misquoted, no_rows, ragged, unreadable
+from sft_dist.data.formats.faults import (
+    DELIMITERS,
+    fault_in,
+    is_plain,
+    misquoted,
+    no_rows,
+    quoting_of,
+    ragged,
+    unreadable,
+)
 
 # data.format -> (reader of `datasets`, its options). Empty cells are missing; the text "NA" is a text.
 _CSV = {"keep_default_na": False, "na_values": [""]}
@@ -31,7 +40,7 @@ def read_table(name: str, files: list[str], streaming: bool, texts: Sequence[str
     """Rows of all files, in order; of a csv the columns `texts` are not taken for numbers. Raises UserError with the place of the fault where it can be found, else whatever the
     reader raises. What is streamed from a URL is not gone through beforehand: its quotation marks always enclose fields."""
     reader, options = TABLES[name]
-    if not any("://" in file for file in files) and any(is_plain(name, file) for file in files):
+    if not any("://" in file for file in files) and any(is_plain(file, DELIMITERS.get(name, "")) for file in files):
         options = {**options, "quoting": csv.QUOTE_NONE}
     if texts:
         options = {**options, "converters": dict.fromkeys(texts, str)}
@@ -65,7 +74,7 @@ def read_labelled(name: str, files: list[str], streaming: bool, label: str) -> D
 
 
 def _has_leading_zeros(file: str, delimiter: str, column: str) -> bool:
-    quoting = csv.QUOTE_NONE if is_plain("tsv" if delimiter == "\t" else "csv", file) else csv.QUOTE_MINIMAL
+    quoting = quoting_of(file, delimiter)
     parts = pd.read_csv(
         file, sep=delimiter, usecols=[column], dtype=str, keep_default_na=False, quoting=quoting, chunksize=100_000
     )
