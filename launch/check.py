@@ -20,7 +20,7 @@ from launch.prepare import Prepared, require_references
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.findings import KINDS
 from sft_dist.recipe.load import read
-from sft_dist.recipe.references import data_fingerprint
+from sft_dist.recipe.references import code_digest, data_fingerprint, file_states, model_state
 from sft_dist.recipe.run_folder import cache_root, read_json
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.yaml_lines import similar_to
@@ -91,15 +91,21 @@ def gate(prepared: Sequence[Prepared], allow: Collection[str] = ()) -> list[str]
 def _known(recipe: Recipe) -> dict[str, Any] | None:
     """What the gate found in these data, now or before; None when it could not look. Raises UserError."""
     kept = _kept(recipe)
-    if (known := read_json(kept)) is not None:
+    if (known := read_json(kept)) is not None and _holds(known):
         return dict(known)
     print("checking the data (done once for these; --no-check leaves it out) ...", file=sys.stderr, flush=True)
     done = _child(recipe, ["--json"])
     if done.returncode == USER_ERROR:
         problems = json.loads(done.stdout)["problems"]
         raise UserError([Problem(**{**one, "mark": None, "valid": tuple(one["valid"])}) for one in problems])
-    found = read_json(kept)
+    found = read_json(kept) if done.returncode in (0, ERRORS) else None
     return dict(found) if found is not None else None
+
+
+def _holds(known: dict[str, Any]) -> bool:
+    """Whether an answer is still that about these data: what tables name may have changed, or have been put there."""
+    unreadable = any(one["kind"].startswith("unreadable-") for one in known["findings"])
+    return not unreadable and file_states(path for path, *_ in known["files"]) == list(map(tuple, known["files"]))
 
 
 def _child(recipe: Recipe, options: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
@@ -116,7 +122,10 @@ def _child(recipe: Recipe, options: Sequence[str | Path]) -> subprocess.Complete
 
 def _kept(recipe: Recipe) -> Path:
     """Where the answer about these data, as this model takes them, is kept."""
-    asked = [data_fingerprint(recipe), recipe.data.max_length, recipe.model.model_dump(mode="json")]
+    asked = [
+        data_fingerprint(recipe, anew=True), code_digest(), recipe.data.max_length,
+        recipe.model.model_dump(mode="json"), model_state(recipe),
+    ]  # fmt: skip
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:20]
     return cache_root() / "checks" / f"{name}.json"
 

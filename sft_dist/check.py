@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.findings import KINDS
+from sft_dist.recipe.references import file_states
 from sft_dist.recipe.run_folder import write_text
 from sft_dist.recipe.schema import Recipe
 
@@ -53,10 +54,14 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         print(error.to_json() if options.json else error.render(), file=sys.stdout if options.json else sys.stderr)
         return 2
-    told = json.dumps(to_json(report), ensure_ascii=False, indent=2)
+    found = to_json(report)
+    told = json.dumps(found, ensure_ascii=False, indent=2)
     if options.keep:
+        from sft_dist.quality.source import named_files
+
         options.keep.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_text(options.keep, told, durable=False)
+        files = file_states(named_files(subject.source, recipe) if subject else ())
+        write_text(options.keep, json.dumps({**found, "files": files}, ensure_ascii=False), durable=False)
     print(told if options.json else to_text(report))
     return 1 if report.errors else 0
 

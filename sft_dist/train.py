@@ -210,7 +210,7 @@ def build(
     data = prepare(recipe, task, load_processor(recipe, task))
     examples = data.examples
     if accelerator.is_main_process or folder.splits_file.exists():
-        keep_splits(folder.splits_file, {split: rows.ids for split, rows in data.splits.items()})
+        keep_splits(folder.splits_file, {split: rows.ids for split, rows in data.splits.items()}, data.contents)
     steps = steps_of(recipe, None if recipe.data.streaming else len(examples["train"]))
 
     model = build_model(recipe, task, data.processor)

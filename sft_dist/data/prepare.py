@@ -17,7 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ import pandas as pd
 import xxhash
 from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value
 
-import sft_dist
 from sft_dist.data.clean import clean_text, near_duplicates
 from sft_dist.data.rows import ROW, Examples, Rows
 from sft_dist.data.sources import load_rows
@@ -38,12 +38,18 @@ from sft_dist.recipe.schema import SPLITS, Data, Recipe
 from sft_dist.recipe.tasks import TASK_COLUMNS
 from sft_dist.tasks.base import Task
 from sft_dist.tasks.named import encode
+from sft_dist.tasks.pictures import content
 
 DEFAULT_SHARE = 0.1
 BATCH = 1000  # rows handled at a time
 EMPTY = ("no label", "empty text", "empty conversation", "no answer", "empty answer")  # what `drop_empty` drops
 MANY = 50_000  # rows from which on several processes are worth their start
-REASON, IDENTITY, _GROUP = "dropped for", ("identity, first half", "identity, second half"), "group"
+REASON, IDENTITY, TARGET, _GROUP = (
+    "dropped for",
+    ("input, first half", "input, second half"),
+    "what is learned",
+    "group",
+)
 
 
 class NoRowsLeft(UserError):
@@ -59,6 +65,7 @@ class Prepared:
     folder: Path
     dropped: dict[str, int]  # reason -> rows, over all splits
     splits: dict[str, Rows]
+    contents: dict[str, str]  # split -> SHA-256 of what its rows hold, in their order
 
     @cached_property
     def examples(self) -> dict[str, Examples]:
@@ -68,12 +75,12 @@ class Prepared:
 
 def prepare(recipe: Recipe, task: Task, processor: Any = None) -> Prepared:
     """Read, filter, clean, divide; encode when `examples` is asked for, which needs the processor. Raises UserError."""
-    folder = cache_root() / "prepared" / _key(data_fingerprint(recipe), _code())
+    folder = cache_root() / "prepared" / _key(data_fingerprint(recipe))
     with built(folder / "rows", lambda to: _build_rows(recipe, task, to)) as rows:
         about = read_json(rows / "about.json") or {}
         splits = {split: Rows(Dataset.load_from_disk(str(rows / split))) for split in about["splits"]}
     task.labels = about["labels"]
-    return Prepared(task, processor, folder, about["dropped"], splits)
+    return Prepared(task, processor, folder, about["dropped"], splits, about["contents"])
 
 
 # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -83,10 +90,24 @@ def _build_rows(recipe: Recipe, task: Task, to: Path) -> None:
     if data.streaming is None:
         found = _divided(found, data, task, dropped)
     for split, table in found.items():
-        extra = [name for name in (_GROUP,) if name in table.column_names]
-        table.remove_columns(extra).save_to_disk(str(to / split))
-    order = [split for split in SPLITS if split in found]
-    write_json(to / "about.json", {"splits": order, "dropped": dict(dropped), "labels": task.labels})
+        _stored(table).save_to_disk(str(to / split))
+    about = {
+        "splits": [split for split in SPLITS if split in found],
+        "dropped": dict(dropped),
+        "labels": task.labels,
+        "contents": {split: _contents(Rows(table)) for split, table in found.items()},
+    }
+    write_json(to / "about.json", about)
+
+
+def _stored(table: Dataset) -> Dataset:
+    """Without the columns by which rows are told apart and divided."""
+    return table.remove_columns([name for name in (*IDENTITY, TARGET, _GROUP) if name in table.column_names])
+
+
+def _contents(rows: Rows) -> str:
+    digests = np.stack([rows.numbers(name) for name in (*IDENTITY, TARGET)])
+    return hashlib.sha256(digests.tobytes()).hexdigest()
 
 
 def _divided(found: dict[str, Dataset], data: Data, task: Task, dropped: Counter[str]) -> dict[str, Dataset]:
@@ -103,10 +124,34 @@ def _divided(found: dict[str, Dataset], data: Data, task: Task, dropped: Counter
     whole = Rows(found["train"])
     groups = whole.column(_GROUP) if data.split.group else None
     strata = task.strata(whole) if data.split.stratify and groups is None else None
-    parts = hold_out(len(whole), shares, data.split.seed, strata, groups)
+    if data.clean.drop_duplicates and groups is None:
+        first, inputs = _inputs(whole)
+        divided = hold_out(len(first), shares, data.split.seed, strata and [strata[i] for i in first])
+        parts = {split: np.flatnonzero(np.isin(inputs, numbers)) for split, numbers in divided.items()}
+    else:
+        parts = hold_out(len(whole), shares, data.split.seed, strata, groups)
     found = {**found, **{split: found["train"].select(indices) for split, indices in parts.items()}}
+    if data.split.group:
+        _refuse_shared_groups({split: set(Rows(table).codes(_GROUP)[1]) for split, table in found.items()})
     task.learn_labels(Rows(found["train"]))
     return found
+
+
+def _refuse_shared_groups(groups: dict[str, set[str]]) -> None:
+    """Splits that the source has may share groups; those that are made here do not."""
+    for one, other in combinations([split for split in SPLITS if split in groups], 2):
+        if shared := sorted(groups[one] & groups[other]):
+            more = f" and {len(shared) - 10:,} more" if len(shared) > 10 else ""
+            what = f"groups that are in {one} and in {other}: {', '.join(shared[:10])}{more}"
+            hint = "move each group into one of the splits, or leave data.split.group out"
+            raise UserError(Problem(what, "data.split.group", hint=hint))
+
+
+def _inputs(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Rows with an input that was not there before, sorted, and for each row the number of its input among these. Several
+    references of one source, or labels of one text, are divided as one row: else what is trained on is also tested on."""
+    codes, _ = pd.factorize(pd.MultiIndex.from_arrays([rows.numbers(half) for half in IDENTITY]))
+    return np.flatnonzero(~pd.Series(codes).duplicated().to_numpy()), codes
 
 
 def prepare_block(
@@ -115,7 +160,7 @@ def prepare_block(
     """Training rows of a stream, the first of which has this number -> encoded examples, saved as `examples` under `to`, and
     how many rows are dropped for what reason. Duplicates are those within these rows. Raises NoRowsLeft, or UserError."""
     dropped = Counter[str]()
-    rows = Rows(_clean(source, "train", recipe, task, dropped, to, first))
+    rows = Rows(_stored(_clean(source, "train", recipe, task, dropped, to, first)))
     examples = task.arrange(_encode(rows, "train", task, processor, to), "train")
     examples.save_to_disk(str(to / "examples"))
     _clear(to)
@@ -125,7 +170,7 @@ def prepare_block(
 def _clean(
     source: Dataset, split: str, recipe: Recipe, task: Task, dropped: Counter[str], to: Path, first: int = 0
 ) -> Dataset:
-    """The rows as the task stores them, with their numbers; those that are dropped are counted."""
+    """The rows as the task stores them, with their numbers and digests; those that are dropped are counted."""
     data = recipe.data
     read = read_rows(source, split, recipe, task, to, first)
     dropped["where"] += len(source) - len(read)
@@ -133,8 +178,8 @@ def _clean(
     keep = reasons < 0
     dropped.update({name: int((reasons == code).sum()) for code, name in enumerate(names)})
     if data.clean.drop_duplicates and keep.any():
-        identities = pd.DataFrame({half: Rows(read).numbers(half) for half in IDENTITY})
-        again = identities[keep].duplicated()
+        digests = pd.DataFrame({name: Rows(read).numbers(name) for name in (*IDENTITY, TARGET)})
+        again = digests[keep].duplicated()
         dropped["duplicate"] += int(again.sum())
         keep[again.index[again]] = False
     if data.clean.near_duplicates is not None and keep.any():
@@ -142,12 +187,13 @@ def _clean(
     if not keep.any():
         counted = str({reason: count for reason, count in dropped.items() if count})
         raise NoRowsLeft(Problem(f"no row of {split} is left after cleaning", path="data.clean", found=counted))
-    return read.select(np.flatnonzero(keep)).remove_columns([REASON, *IDENTITY])
+    return read.select(np.flatnonzero(keep)).remove_columns([REASON])
 
 
 def read_rows(source: Dataset, split: str, recipe: Recipe, task: Task, to: Path, first: int = 0) -> Dataset:
     """The rows that `data.where` keeps, as the task stores them, with ROW (counted from `first`); those it drops are empty
-    and have a REASON, the others an IDENTITY. Written under `to`."""
+    and have a REASON, the others the digests of their input (IDENTITY) and of what is learned from it (TARGET). Written
+    under `to`."""
     data = recipe.data
     for role in data.columns:
         require_column(source, data.columns[role], role)
@@ -164,7 +210,7 @@ def read_rows(source: Dataset, split: str, recipe: Recipe, task: Task, to: Path,
         table = table.select(wanted)
     table = table.add_column(ROW, first + wanted)
     extra = {ROW: Value("int64"), REASON: Value("string"), _GROUP: Value("string")} | {
-        half: Value("int64") for half in IDENTITY
+        name: Value("int64") for name in (*IDENTITY, TARGET)
     }
     if not data.split.group:
         extra.pop(_GROUP)
@@ -204,9 +250,10 @@ class _Reader:
         self.columns = columns_of(source, recipe)
         self.names = {name: naming_of(source.features[name]) for name in self.columns.values()}
         self.stored = tuple(task.row_features)
+        self.learned = [name for name in self.stored if name not in task.input_roles]
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        made: dict[str, list[Any]] = {name: [] for name in (*self.stored, ROW, REASON, *IDENTITY)}
+        made: dict[str, list[Any]] = {name: [] for name in (*self.stored, ROW, REASON, *IDENTITY, TARGET)}
         values = {role: self._values(role, batch[name], self.names[name]) for role, name in self.columns.items()}
         for place, number in enumerate(batch[ROW]):
             row = self._read({role: column[place] for role, column in values.items()}, number)
@@ -216,16 +263,17 @@ class _Reader:
                 self._check(row, number)
                 stored: dict[str, Any] = {}
                 made[REASON].append(row)
-                identity = (0, 0)
+                digests = (0, 0, 0)
             else:
                 stored = row
                 made[REASON].append(None)
-                identity = _digest(self.task.identity(row))
+                target = [_comparable(row.get(name)) for name in self.learned]
+                digests = *_digest(self.task.identity(row)), _digest(json.dumps(target))[0]
             for name in self.stored:
                 made[name].append(stored.get(name))
             made[ROW].append(number)
-            for half, value in zip(IDENTITY, identity, strict=True):
-                made[half].append(value)
+            for name, value in zip((*IDENTITY, TARGET), digests, strict=True):
+                made[name].append(value)
         if self.data.split.group:
             made[_GROUP] = [str(value) for value in batch[self.data.split.group]]
         return made
@@ -388,14 +436,6 @@ def processor_digest(processor: Any) -> str:
         return _key(*(f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files))
 
 
-@lru_cache
-def _code() -> str:
-    """Of the modules that prepare: another version of them may prepare otherwise."""
-    package = Path(sft_dist.__file__).parent
-    files = sorted(path for folder in ("data", "tasks") for path in (package / folder).rglob("*.py"))
-    return _key(*(hashlib.sha256(path.read_bytes()).hexdigest() for path in files))
-
-
 def _libraries() -> str:
     import tokenizers
     import transformers
@@ -405,6 +445,11 @@ def _libraries() -> str:
 
 def _key(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+
+
+def _comparable(value: Any) -> Any:
+    """A stored value as JSON can hold it, a picture by what is in its file."""
+    return content(value).hex() if isinstance(value, dict) and set(value) == {"path", "bytes"} else value
 
 
 def _digest(identity: str | bytes) -> tuple[int, int]:

@@ -9,6 +9,7 @@ that probability, no row twice, until the first source is used up. What is left 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -33,13 +34,14 @@ from sft_dist.data.formats import FORMATS
 from sft_dist.data.formats.cache import fetched, tables_folder
 from sft_dist.data.formats.faults import fault_in
 from sft_dist.data.formats.layout import SPLIT_NAMES, guessed, is_coco, split_files, split_folders
-from sft_dist.data.formats.media import undecoded
+from sft_dist.data.formats.media import beside, holds_names, undecoded
 from sft_dist.data.formats.sql import read_sql
-from sft_dist.data.formats.tables import TABLES
+from sft_dist.data.formats.tables import TABLES, read_labelled
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import SUFFIXES, Reference, classify, resolve, sources_of, suffix_of
 from sft_dist.recipe.schema import SPLITS, Data, SplitSources, Streaming
 
+MEDIA = ("image", "mask", "audio")  # roles whose values may be names of files
 STREAMED_URLS = (*TABLES, "conll")  # formats that are read from a URL as they come; the others are fetched first
 
 _Rows = TypeVar("_Rows", Dataset, IterableDataset)
@@ -244,15 +246,30 @@ def _read(reference: Reference, data: Data, streaming: bool) -> dict[str, Any]:
         if name == "auto" and not text.endswith("/"):
             name = _format_of([text])
         if streaming and name in STREAMED_URLS and not text.endswith("/"):
-            return {"train": FORMATS[name].read([text], True)}
+            return {"train": FORMATS[name].read([text], True)}  # there is no folder that what it names could lie in
         where = fetched(text)
     if isinstance(where, Path) and where.is_dir():
-        return _read_folder(where, name, streaming)
+        return _read_folder(where, name, data, streaming)
     files = [str(file) for file in (where if isinstance(where, list) else [where])]
     name = _format_of(files) if name == "auto" else name
     if name == "sql" or not FORMATS[name].suffixes:
         raise UserError(Problem(f"{name} is no format of a file", "data.format", None, name))
-    return {"train": FORMATS[name].read(files, streaming)}
+    return {"train": _rows_in(name, files, data, streaming)}
+
+
+def _rows_in(name: str, files: list[str], data: Data, streaming: bool) -> Any:
+    """Rows of files or of a folder. Pictures and sounds that a table names by a relative path lie beside it."""
+    if name not in TABLES:
+        return FORMATS[name].read(files, streaming)
+    rows = read_labelled(name, files, streaming, data.columns.get("label", "label"))
+    named = [column for role in MEDIA if holds_names(rows, column := data.columns.get(role, role))]
+    folders = list(dict.fromkeys(os.path.dirname(os.path.abspath(file)) for file in files))
+    if not named:
+        return rows
+    if len(folders) > 1:
+        parts = [[file for file in files if os.path.dirname(os.path.abspath(file)) == folder] for folder in folders]
+        return concatenate_datasets([_rows_in(name, part, data, streaming) for part in parts])
+    return beside(rows, named, folders[0])
 
 
 def _format_of(files: Sequence[str]) -> str:
@@ -273,7 +290,7 @@ def _format_of(files: Sequence[str]) -> str:
     return "coco" if name == "json" and all(is_coco(Path(file)) for file in files) else str(name)
 
 
-def _read_folder(folder: Path, name: str, streaming: bool) -> dict[str, Any]:
+def _read_folder(folder: Path, name: str, data: Data, streaming: bool) -> dict[str, Any]:
     kind = guessed(folder) if name == "auto" else name
     if kind == "saved":
         saved = load_from_disk(str(folder))
@@ -287,7 +304,7 @@ def _read_folder(folder: Path, name: str, streaming: bool) -> dict[str, Any]:
         places = split_files(folder, suffixes_of, is_coco if kind == "coco" else None)
     else:
         places = {split: [str(inner)] for split, inner in split_folders(folder).items()}
-    return {split: FORMATS[kind].read(files, streaming) for split, files in places.items()}
+    return {split: _rows_in(kind, files, data, streaming) for split, files in places.items()}
 
 
 def _as_asked(rows: Dataset, streaming: bool) -> Dataset | IterableDataset:

@@ -51,29 +51,42 @@ def hold_out(
 
 
 def _hold_out_groups(shares: dict[str, float], seed: int, groups: Sequence[Hashable]) -> dict[str, np.ndarray]:
-    """Whole groups, in random order, each to the split that lacks the most rows of its share."""
+    """Whole groups, the largest first and else in random order: each to the split that lacks most of its share among those
+    that it fits into; training takes what fits nowhere else. A split that no group fits into gets the smallest."""
     members: dict[Hashable, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
     names = sorted(members, key=str)
-    wanted = {split: share * len(groups) for split, share in shares.items() if share > 0}
-    wanted["train"] = len(groups) - sum(wanted.values())
-    rows: dict[str, list[int]] = {split: [] for split in wanted}
+    wanted = {split: round(share * len(groups)) for split, share in shares.items() if share > 0}
+    wanted = {"train": len(groups) - sum(wanted.values()), **wanted}
+    taken: dict[str, list[list[int]]] = {split: [] for split in wanted}
+    num_taken = Counter[str]()
     order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
-    for name in sorted(order, key=lambda name: -len(members[name])):  # large ones first, while they fit
-        split = max(wanted, key=lambda split: (wanted[split] - len(rows[split])) / wanted[split])
-        rows[split] += members[name]
-    if empty := [split for split in wanted if not rows[split]]:
+    for rows in sorted((members[name] for name in order), key=len, reverse=True):
+        fits = [split for split in wanted if split == "train" or num_taken[split] + len(rows) <= wanted[split]]
+        split = min(fits, key=lambda split: num_taken[split] / max(wanted[split], 1))
+        taken[split].append(rows)
+        num_taken[split] += len(rows)
+    for parts in taken.values():
+        if not parts and len(taken["train"]) > 1:
+            parts.append(taken["train"].pop())
+    if empty := [split for split in wanted if not taken[split]]:
         what = f"{len(names)} groups are too few: {empty[0]} would be empty"
         raise UserError(Problem(what, path="data.split.group", found=str(len(names))))
-    return {split: np.sort(np.array(numbers)) for split, numbers in rows.items()}
+    return {split: np.sort(np.concatenate(parts)) for split, parts in taken.items()}
 
 
-def keep_splits(file: Path, ids: dict[str, np.ndarray]) -> None:
-    """Notes which rows (split -> row numbers in the source) a run has, and that they have not changed since. Raises
-    UserError when they have: a row that was trained on could then be tested on."""
+def keep_splits(file: Path, ids: dict[str, np.ndarray], contents: dict[str, str]) -> None:
+    """Notes which rows a run has: split -> row numbers in the source, and a digest of what they hold. Raises UserError when
+    they are not those it began with: a row that was trained on could then be tested on. Runs that noted no contents are
+    asked for the numbers alone."""
     now = {
-        split: {"rows": len(rows), "digest": hashlib.sha256(rows.tobytes()).hexdigest()} for split, rows in ids.items()
+        split: {
+            "rows": len(rows),
+            "digest": hashlib.sha256(rows.tobytes()).hexdigest(),
+            "contents": contents[split],
+        }
+        for split, rows in ids.items()
     }
     kept = read_json(file)
     if kept is None:
@@ -83,9 +96,11 @@ def keep_splits(file: Path, ids: dict[str, np.ndarray]) -> None:
         return
     for split in {**kept, **now}:
         was, found = kept.get(split, {}), now.get(split, {})
-        if was.get("digest") != found.get("digest"):
+        same_content = "contents" not in was or was["contents"] == found.get("contents")
+        if was.get("digest") != found.get("digest") or not same_content:
             rows = f"it had {was.get('rows', 0)} rows, and has {found.get('rows', 0)}"
-            what = f"the {split} split is not the one this run began with: {rows}"
+            changed = rows if same_content else f"{rows}; they hold something else, or are in another order"
+            what = f"the {split} split is not the one this run began with: {changed}"
             hint = "bring the data back as they were, or start a new run"
             raise UserError(Problem(what, path="data.source", hint=hint))
 

@@ -24,17 +24,19 @@ def digest(value: str | bytes) -> int:
 def look_for_repeats(
     places: Places,
     inputs: np.ndarray,  # (rows,) uint64 digests of the inputs
-    labels: np.ndarray | None,  # (rows,) digests of the labels
+    targets: np.ndarray,  # (rows,) uint64 digests of what is learned from them
+    one_each: bool,  # an input has one right target: not so where several references are given for a source
 ) -> list[Finding]:
     """Copies that differ in their label, wherever they are, are conflicts, and named as such only; the others are duplicates
-    where they repeat an earlier row of their split."""
+    where input and target repeat an earlier row of their split."""
     duplicates: list[tuple[RowId, RowId]] = []
     conflicts: list[RowId] = []
     for group in equal_groups(inputs):
-        if labels is not None and len(set(labels[group].tolist())) > 1:
+        alike = [group[targets[group] == target] for target in np.unique(targets[group])]
+        if one_each and len(alike) > 1:
             conflicts += places.named(group)
         else:
-            duplicates += _repeats(places.named(group))
+            duplicates += [pair for copies in alike for pair in _repeats(places.named(copies))]
     findings = _duplicates("duplicate", "repeat an earlier one", duplicates)
     if conflicts:
         message = f"the same input with different labels: {rows_text(len(conflicts))}"
@@ -50,14 +52,17 @@ def look_for_leaks(places: Places, inputs: np.ndarray) -> list[Finding]:
 
 
 def look_for_near_copies(
-    places: Places, texts: Sequence[str], step: Callable[[int], None] | None = None, threshold: float = NEAR
+    places: Places,
+    texts_at: Callable[[np.ndarray], Sequence[str]],  # sorted indices -> their texts
+    step: Callable[[int], None] | None = None,
+    threshold: float = NEAR,
 ) -> list[Finding]:
     """Near-duplicates that are not exact copies. Beyond MOST_NEAR texts a sample is looked at, as many of each split as
-    there is room for, the small splits whole."""
+    there is room for, the small splits whole; the others are not read."""
     from sft_dist.data.clean import near_duplicates
 
     chosen = sample_by_split(places, MOST_NEAR)
-    some = [texts[int(i)] for i in chosen]
+    some = texts_at(chosen)
     digests = np.array([digest(text) for text in some], dtype=np.uint64)
     duplicates: list[tuple[RowId, RowId]] = []
     leaks: list[RowId] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -63,21 +65,44 @@ def look_for_outliers(places: Places, role: str, lengths: np.ndarray) -> list[Fi
     return [found("outlier-length", message, places.named(far), longest=int(lengths.max()))]
 
 
-def look_at_texts(places: Places, role: str, texts: Sequence[str], is_target: bool) -> list[Finding]:
+@dataclass(frozen=True)
+class TextFacts:
+    """What is kept of all texts of a role."""
+
+    lengths: np.ndarray  # (rows,) characters
+    empty: list[int]  # rows
+    strange: list[int]  # rows with U+FFFD
+    first: str
+    same: int  # rows that have just the first text
+
+
+def text_facts(texts: Iterable[str]) -> TextFacts:
+    """Goes through them once; none is kept but the first."""
+    sizes, empty, strange, first, same = array("q"), [], [], "", 0
+    for index, text in enumerate(texts):
+        first = text if index == 0 else first
+        same += text == first
+        sizes.append(len(text))
+        if not text.strip():
+            empty.append(index)
+        if "\ufffd" in text:
+            strange.append(index)
+    return TextFacts(np.array(sizes, dtype=np.int64), empty, strange, first, same)
+
+
+def look_at_texts(places: Places, role: str, facts: TextFacts, is_target: bool) -> list[Finding]:
     """Empty ones, and ones that were decoded wrongly."""
-    empty = [index for index, text in enumerate(texts) if not text.strip()]
-    strange = [index for index, text in enumerate(texts) if "\ufffd" in text]
     findings = []
-    if empty:
+    if facts.empty:
         kind = "empty-target" if is_target else "empty-text"
-        findings.append(found(kind, f"{role} is empty in {rows_text(len(empty))}", places.named(empty)))
-    if strange:
-        message = f"{role} has U+FFFD, the sign for an unreadable character, in {rows_text(len(strange))}"
-        findings.append(found("replacement-characters", message, places.named(strange)))
+        findings.append(found(kind, f"{role} is empty in {rows_text(len(facts.empty))}", places.named(facts.empty)))
+    if facts.strange:
+        message = f"{role} has U+FFFD, the sign for an unreadable character, in {rows_text(len(facts.strange))}"
+        findings.append(found("replacement-characters", message, places.named(facts.strange)))
     return findings
 
 
-def look_for_echoes(places: Places, sources: Sequence[str], targets: Sequence[str]) -> list[Finding]:
+def look_for_echoes(places: Places, sources: Iterable[str], targets: Iterable[str]) -> list[Finding]:
     """Targets that only repeat their source."""
     same = [
         index

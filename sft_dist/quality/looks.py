@@ -86,13 +86,21 @@ class Subject:
             for batch in rows.table.select_columns([role]).iter(batch_size=BATCH):
                 yield from batch[role]
 
-    def texts(self, role: str) -> list[str]:
-        return [TEXTS[role](value) for value in self.values(role)]
+    def texts(self, role: str) -> Iterator[str]:
+        return (TEXTS[role](value) for value in self.values(role))
+
+    def input_texts(self, chosen: np.ndarray) -> list[str]:
+        """Of these rows, sorted numbers in the order of places; [] where the inputs are no texts."""
+        texts, first = list[str](), 0
+        for rows in self.rows.values():
+            some = chosen[(chosen >= first) & (chosen < first + len(rows))] - first
+            texts += self.task.input_texts(Rows(rows.table.select(some))) if len(some) else []
+            first += len(rows)
+        return texts
 
     @property
-    def input_texts(self) -> list[str]:
-        """Of all rows, split after split; [] where the inputs are no texts."""
-        return [text for rows in self.rows.values() for text in self.task.input_texts(rows)]
+    def reads_texts(self) -> bool:
+        return bool(self.input_texts(np.arange(1)))
 
 
 def subject_of(recipe: Recipe, task: Task, source: Source, say: Say) -> Subject:
@@ -211,12 +219,11 @@ def _at_texts(subject: Subject, say: Say) -> list[Finding]:
     places = subject.places
     roles = [role for role in TEXTS if subject.has(role)]
     for role in roles:
-        texts = subject.texts(role)
+        facts = lengths.text_facts(subject.texts(role))
         is_target = role not in (*subject.task.input_roles, "chat")
-        findings += lengths.look_at_texts(places, role, texts, is_target) if role != "text_pair" else []
-        findings += lengths.look_for_outliers(places, role, np.array([len(text) for text in texts]))
-        same = sum(text == texts[0] for text in texts)
-        findings += lengths.look_for_constants({role: (texts[0], same)}, len(texts))
+        findings += lengths.look_at_texts(places, role, facts, is_target) if role != "text_pair" else []
+        findings += lengths.look_for_outliers(places, role, facts.lengths)
+        findings += lengths.look_for_constants({role: (facts.first, facts.same)}, len(places))
     if {"source", "target"} <= set(roles):
         findings += lengths.look_for_echoes(places, subject.texts("source"), subject.texts("target"))
     if subject.has("label") and not subject.task.labels:  # numbers
@@ -228,23 +235,20 @@ def _at_texts(subject: Subject, say: Say) -> list[Finding]:
 def _at_copies(subject: Subject, say: Say) -> list[Finding]:
     """Duplicates and conflicts as the source has them; leaks as training would see them."""
     source = subject.source
-    inputs = np.concatenate([*source.inputs.values()])
-    known = _label_digests(source.tables)
-    places = source.places()
-    findings = duplicates.look_for_repeats(places, inputs, known)
+    inputs, targets = (np.concatenate([*some.values()]) for some in (source.inputs, source.targets))
+    one_each = any(role in subject.task.row_features for role in ONE_INPUT_ONE_LABEL)
+    findings = duplicates.look_for_repeats(source.places(), inputs, targets, one_each)
     trained = subject.places
     here = np.concatenate([_digests_of(subject, split, rows.ids) for split, rows in subject.rows.items()])
     findings += duplicates.look_for_leaks(trained, here)
-    texts = subject.input_texts
-    if texts and _lacks(subject, "datasketch", "near-duplicates are not looked for"):
+    if not subject.reads_texts or _lacks(subject, "datasketch", "near-duplicates are not looked for"):
         return findings
-    if texts:
-        say(f"looking for near-duplicates among {min(len(texts), duplicates.MOST_NEAR):,} texts")
-        if len(texts) > duplicates.MOST_NEAR:
-            subject.notes.append(f"near-duplicates were looked for in {duplicates.MOST_NEAR:,} rows")
-        step = _counted(say, "texts compared", min(len(texts), duplicates.MOST_NEAR))
-        findings += duplicates.look_for_near_copies(trained, texts, step)
-    return findings
+    compared = min(len(trained), duplicates.MOST_NEAR)
+    say(f"looking for near-duplicates among {compared:,} texts")
+    if len(trained) > compared:
+        subject.notes.append(f"near-duplicates were looked for in {compared:,} rows")
+    step = _counted(say, "texts compared", compared)
+    return findings + duplicates.look_for_near_copies(trained, subject.input_texts, step)
 
 
 def _lacks(subject: Subject, package: str, so: str) -> bool:
@@ -260,14 +264,6 @@ def _digests_of(subject: Subject, split: str, ids: np.ndarray) -> np.ndarray:
     source = split if split in subject.source.tables else "train"
     there = np.asarray(subject.source.tables[source].with_format("numpy")[ROW][:])  # ascending
     return subject.source.inputs[source][np.searchsorted(there, ids)]
-
-
-def _label_digests(tables: Mapping[str, Dataset]) -> np.ndarray | None:
-    for role in ONE_INPUT_ONE_LABEL:
-        if all(role in table.column_names for table in tables.values()):
-            values = (value for table in tables.values() for value in table.select_columns([role])[role])
-            return np.array([duplicates.digest(str(value)) for value in values], dtype=np.uint64)
-    return None
 
 
 def _counts(subject: Subject) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, list[RowId]]], str]:
@@ -329,8 +325,8 @@ def _features(subject: Subject, chosen: np.ndarray) -> tuple[np.ndarray, Any]:
             facts = subject.media[role]
             usable = np.array([i for i in chosen if not isinstance(facts[i], Exception)], dtype=np.int64)
             return usable, media.standard(facts[i].features for i in usable) if len(usable) else None
-    texts = subject.input_texts
-    return chosen, labels.text_features([texts[i] for i in chosen]) if texts else None
+    texts = subject.input_texts(chosen)
+    return chosen, labels.text_features(texts) if texts else None
 
 
 def _at_tags(subject: Subject, say: Say) -> list[Finding]:
@@ -422,10 +418,11 @@ def _lengths(subject: Subject) -> tuple[dict[str, Lengths], str]:
     if subject.has("seconds"):
         by_split = {split: rows.numbers("seconds") for split, rows in subject.rows.items()}
         return {split: Lengths(one, 0, lengths.statistics(one)) for split, one in by_split.items()}, "seconds"
-    texts = subject.input_texts
-    if not texts:
+    places = subject.places
+    if not len(places) or not subject.reads_texts:
         return {}, ""
-    sizes, places = np.array([len(text) for text in texts]), subject.places
+    parts = np.split(np.arange(len(places)), range(BATCH, len(places), BATCH))
+    sizes = np.array([len(text) for part in parts for text in subject.input_texts(part)])
     by_split = {split: sizes[places.of(split)] for split in subject.rows}
     return {split: Lengths(one, 0, lengths.statistics(one)) for split, one in by_split.items()}, "characters"
 

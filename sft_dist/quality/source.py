@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
-from sft_dist.data.formats.faults import DELIMITERS, fields_of_any_size
-from sft_dist.data.prepare import IDENTITY, REASON, built, columns_of, read_rows
+from sft_dist.data.formats.faults import DELIMITERS, fields_of_any_size, quoting_of
+from sft_dist.data.prepare import IDENTITY, REASON, TARGET, built, columns_of, read_rows
 from sft_dist.data.rows import ROW, Rows
-from sft_dist.data.sources import load_rows, stream_tables
+from sft_dist.data.sources import MEDIA, load_rows, stream_tables
 from sft_dist.quality.findings import Finding, Places, RowId, found, rows_text
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import classify, data_fingerprint, resolve, sources_of, suffix_of
@@ -50,7 +52,10 @@ _NOT_UTF8 = "not UTF-8"
 @dataclass(frozen=True)
 class Source:
     tables: dict[str, Dataset] = field(default_factory=dict)  # split -> rows that can be read, as the task stores them
-    inputs: dict[str, np.ndarray] = field(default_factory=dict)  # split -> digests of what makes rows duplicates
+    inputs: dict[str, np.ndarray] = field(default_factory=dict)  # split -> (rows,) digests of the inputs
+    targets: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # split -> (rows,) digests of what is learned from them
     findings: tuple[Finding, ...] = ()
     raw: dict[str, Dataset] = field(default_factory=dict)  # split -> everything, as it is
 
@@ -94,7 +99,7 @@ def read_source(recipe: Recipe, task: Task, scratch: Path, say: Callable[[str], 
     )  # a finding instead of an error at the first one
     lenient = recipe.model_copy(update={"data": recipe.data.model_copy(update={"clean": keeping})})
     forgiving: Any = _Forgiving(task)
-    tables, inputs, findings = {}, {}, list[Finding]()
+    tables, inputs, targets, findings = {}, {}, {}, list[Finding]()
     wrong: dict[str, list[tuple[RowId, str]]] = {}
     for split, source in raw.items():
         try:
@@ -110,13 +115,16 @@ def read_source(recipe: Recipe, task: Task, scratch: Path, say: Callable[[str], 
             if reason is not None and (known := _kind_of(reason, task)):
                 wrong.setdefault(known[0], []).append(((split, int(number)), known[1]))
         good = read.select([index for index, reason in enumerate(reasons) if reason is None])
-        inputs[split] = Rows(good).numbers(IDENTITY[0]).view(np.uint64) if len(good) else np.array([], dtype=np.uint64)
-        tables[split] = good.remove_columns([REASON, *IDENTITY])
+        inputs[split], targets[split] = (
+            Rows(good).numbers(name).view(np.uint64) if len(good) else np.array([], dtype=np.uint64)
+            for name in (IDENTITY[0], TARGET)
+        )
+        tables[split] = good.remove_columns([REASON, *IDENTITY, TARGET])
     for kind, rows in wrong.items():
         said = next((text for _, text in rows if text), "")
         message = rows_text(len(rows)) + (f", such as {said}" if said else "")
         findings.append(found(kind, message, [row for row, _ in rows]))
-    return Source(tables, inputs, tuple(findings), raw)
+    return Source(tables, inputs, targets, tuple(findings), raw)
 
 
 def _kind_of(reason: str, task: Task) -> tuple[str, str] | None:
@@ -140,6 +148,7 @@ class _Forgiving:
 
     def __post_init__(self) -> None:
         self.text_roles, self.row_features = self.task.text_roles, self.task.row_features
+        self.input_roles = self.task.input_roles
 
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
         try:
@@ -190,8 +199,10 @@ def bad_rows(file: Path) -> tuple[list[int], int]:
     """Rows of a table or file of lines that hold bytes which are not UTF-8, and how many rows there are."""
     suffix = suffix_of(file)
     with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines, fields_of_any_size():
-        if suffix.removeprefix(".") in DELIMITERS:
-            rows: Iterator[str] = ("\0".join(row) for row in csv.reader(lines, delimiter=DELIMITERS[suffix[1:]]) if row)
+        if (name := suffix.removeprefix(".")) in DELIMITERS:
+            delimiter = DELIMITERS[name]
+            fields = csv.reader(lines, delimiter=delimiter, quoting=quoting_of(str(file), delimiter))
+            rows: Iterator[str] = ("\0".join(row) for row in fields if row)
             next(rows, None)  # the header
         else:
             rows = (line for line in lines if line.strip())
@@ -200,6 +211,20 @@ def bad_rows(file: Path) -> tuple[list[int], int]:
             if any("\udc80" <= letter <= "\udcff" for letter in row):
                 bad.append(count - 1)
     return bad, count
+
+
+def named_files(source: Source, recipe: Recipe) -> list[str]:
+    """The files of pictures and sounds, as the source names them, each once."""
+    found = set[str]()
+    for table in source.raw.values():
+        columns = columns_of(table, recipe)
+        for name in (columns[role] for role in MEDIA if role in columns):
+            for batch in table.select_columns([name]).with_format("arrow").iter(1000):
+                values = batch.column(name).combine_chunks()
+                if pa.types.is_struct(values.type):
+                    values = pc.if_else(pc.is_valid(values.field("bytes")), None, values.field("path"))
+                found.update(path for path in values.to_pylist() if isinstance(path, str))
+    return sorted(found)
 
 
 def raw_boxes(source: Source, recipe: Recipe) -> Iterator[tuple[str, int, list[list[float]]]]:

@@ -34,7 +34,7 @@ KINDS: dict[str, Kind] = {
     "class-imbalance": Kind("warning", "train.loss: {name: cross-entropy, class_weights: balanced}, or data.sampling: balanced"),
     "rare-class": Kind("warning", "collect more rows of the class, or join it with another"),
     "suspicious-label": Kind("warning", "read them: a simple classifier is nearly sure that they have another label"),
-    "conflicting-labels": Kind("warning", "decide on one label; data.clean.drop_duplicates keeps the first"),
+    "conflicting-labels": Kind("warning", "decide on one label: every one of these rows is trained on"),
     "broken-tags": Kind("warning", "I-X continues B-X or I-X; entities are scored by that rule"),
     # texts
     "empty-text": Kind("warning", "the rows are dropped (data.clean.drop_empty)"),

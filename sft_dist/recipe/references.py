@@ -9,12 +9,14 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from sft_dist import __version__
+from sft_dist.recipe import remote
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.run_folder import cache_root
 from sft_dist.recipe.schema import Data, Recipe, SplitSources
@@ -159,10 +161,11 @@ def check_references(recipe: Recipe) -> list[Problem]:
     return problems
 
 
-def data_fingerprint(recipe: Recipe) -> str:
-    """SHA-256 of all that decides which rows a run has: the data settings, the task, and each local file's size and
-    time of change. What lies on the hub, behind a URL or on a database server is taken to stay as it is: asking would make
-    the answer depend on which machine has a network. Raises UserError when a file is missing."""
+def data_fingerprint(recipe: Recipe, anew: bool = False) -> str:
+    """SHA-256 of all that decides which rows a run has: the code that prepares them, the data settings, the task, each
+    local file's size and time of change, and the state of what lies elsewhere, as far as it is known
+    (`sft_dist.recipe.remote`). `anew` is for who plans a run: what a database server holds is then taken for changed.
+    Raises UserError when a file is missing."""
     settings = recipe.data.model_dump(mode="json", exclude={"max_length"})
     files: list[tuple[str, int, int] | tuple[str, str]] = []
     for _, text in sources_of(recipe.data):
@@ -170,10 +173,44 @@ def data_fingerprint(recipe: Recipe) -> str:
         for path in _files_of(reference, resolve(reference)):
             status = path.stat()
             files.append((str(path), status.st_size, status.st_mtime_ns))
-        if reference.kind == "url":
-            files.append((text, _state_of(text)))
-    known = {"version": __version__, "data": settings, "task": recipe.task.model_dump(mode="json"), "files": files}
+        if state := _state_of(reference, recipe.data.revision, anew):
+            files.append((text, state))
+    known = {
+        "version": __version__,
+        "code": code_digest("data", "tasks", "recipe", "scores_audio.py"),
+        "data": settings,
+        "task": recipe.task.model_dump(mode="json"),
+        "files": files,
+    }
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def model_state(recipe: Recipe) -> list[tuple[str, int, int]]:
+    """Of all local files that decide how a recipe's rows become examples: its model's, tokenizer's and chat template."""
+    named = [recipe.model.path, recipe.model.tokenizer, getattr(recipe.task, "chat_template", None)]
+    places = [classify(text, Path.cwd()) for text in named if text is not None]
+    return file_states(str(path) for place in places for path in _files_of(place, resolve(place)))
+
+
+def file_states(paths: Iterable[str]) -> list[tuple[str, int, int]]:
+    """(path, size, time of change) of each; -1 of one that is not there."""
+    states = []
+    for path in paths:
+        try:
+            status = os.stat(path)
+            states.append((path, status.st_size, status.st_mtime_ns))
+        except OSError:
+            states.append((path, -1, -1))
+    return states
+
+
+@lru_cache
+def code_digest(*names: str) -> str:
+    """Of these modules and packages of this program, all without a name: another version of them may do otherwise."""
+    package = Path(__file__).resolve().parents[1]
+    places = [package / name for name in names] or [package]
+    files = sorted(file for place in places for file in ([place] if place.is_file() else place.rglob("*.py")))
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
 def _problems_of(path: str, text: str, is_model: bool, format: str = "auto") -> list[Problem]:
@@ -269,14 +306,21 @@ def _in_samples(reference: Reference) -> Path | list[Path]:
 _FETCH = "run `make fetch-samples`"
 
 
-def _state_of(url: str) -> str:
-    """What tells one state of the file from another, where asking costs nothing; else nothing."""
-    if _SCHEME.match(url)[1].lower() not in _HERE:  # type: ignore[index]
+def _state_of(reference: Reference, revision: str | None, anew: bool) -> str:
+    """What tells one state of data that are no local files from another; empty where that is not known."""
+    text = reference.text
+    if reference.kind == "hub":
+        return remote.state_of_hub(text, revision)
+    if reference.kind == "sql":
+        return "" if sqlite_file(text) else remote.state_of_server(text, anew)
+    if reference.kind != "url":
         return ""
+    if _SCHEME.match(text)[1].lower() not in _HERE:  # type: ignore[index]
+        return remote.state_of_url(text)
     import fsspec
 
     try:
-        system, path = fsspec.core.url_to_fs(url)
+        system, path = fsspec.core.url_to_fs(text)
         found = sorted(system.find(path)) or sorted(system.glob(path))
         return " ".join(str(system.ukey(one)) for one in found)
     except (OSError, ValueError):

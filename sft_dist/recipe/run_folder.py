@@ -7,7 +7,7 @@ runs/<recipe name>/<run id>/
   run.sh                 starts the run without the sft-dist command
   job.sbatch             the same on a Slurm cluster (when it was planned for one)
   jobs.jsonl             the Slurm jobs this run was given to, one a line
-  splits.json            which rows validation and test have, and a digest of the training rows
+  splits.json            which rows validation and test have, and digests of the rows of every split
   metrics.jsonl          one JSON object a line: training and validation scores
   checkpoints/step-00000100/   published checkpoints; each has a manifest.json
   attempts/001/          one start of the run: start.json, outcome.json, exit.json, verdict.json, hang.json, launcher.log,

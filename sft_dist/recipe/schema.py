@@ -80,7 +80,9 @@ class Clean(Section):
     drop_empty: bool = Field(
         True, description="Drop rows with an empty text, no label or no answer; false: they are an error."
     )
-    drop_duplicates: bool = Field(True, description="Drop rows whose text was seen before (the first one stays).")
+    drop_duplicates: bool = Field(
+        True, description="Drop rows whose input and target were both seen before (the first one stays)."
+    )
     near_duplicates: Annotated[float, Field(ge=0.5, le=1)] | None = Field(
         None,
         description="Drop rows whose text is this alike to one before (Jaccard similarity of its five-character pieces, by MinHash): 0.8.",

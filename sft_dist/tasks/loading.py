@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_dist.recipe.errors import Problem, UserError
 
@@ -82,3 +82,10 @@ def _warn_of_other_names(theirs: list[str], labels: list[str], folder: str) -> N
 
 def _some(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def were_cut(encoded: BatchEncoding, longest: int) -> list[bool]:
+    """Which texts lost tokens. Tokenizers that are not written in Rust do not tell: of theirs, all that fill the length."""
+    if encoded.encodings is None:
+        return [len(ids) >= longest for ids in encoded["input_ids"]]
+    return [bool(one.overflowing) for one in encoded.encodings]

@@ -13,7 +13,7 @@ from sft_dist.data.augment.text import augment_text, check_text_augment
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks.base import Rngs
 from sft_dist.tasks.classes import NO_LABEL, ClassTask
-from sft_dist.tasks.loading import load_pretrained, load_tokenizer
+from sft_dist.tasks.loading import load_pretrained, load_tokenizer, were_cut
 
 
 class TextClassification(ClassTask):
@@ -48,7 +48,7 @@ class TextClassification(ClassTask):
             rows["text"], rows.get("text_pair"), truncation=True, max_length=longest, return_attention_mask=False
         )
         lengths = [len(ids) for ids in encoded["input_ids"]]
-        columns = {**encoded, "length": lengths, "truncated": [length >= longest for length in lengths]}
+        columns = {**encoded, "length": lengths, "truncated": were_cut(encoded, longest)}
         if "label" in rows:
             columns["label"] = self.numbers_of(rows["label"])
         if self.augment:

@@ -18,7 +18,7 @@ from sft_dist.recipe.schema import CrossEntropyLoss, Recipe
 from sft_dist.recipe.tasks import TextToTextTask
 from sft_dist.scores_text import summary_scores, translation_scores
 from sft_dist.tasks.base import BaseTask, Rngs
-from sft_dist.tasks.loading import load_pretrained, load_tokenizer
+from sft_dist.tasks.loading import load_pretrained, load_tokenizer, were_cut
 
 
 class TextToText(BaseTask):
@@ -59,13 +59,15 @@ class TextToText(BaseTask):
     def encode(self, rows: dict[str, list[Any]], processor: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
         longest = min(self.recipe.data.max_length, processor.model_max_length)
         sources = [self.settings.prefix + text for text in rows["source"]]
-        ids = processor(sources, truncation=True, max_length=longest, return_attention_mask=False)["input_ids"]
+        encoded = processor(sources, truncation=True, max_length=longest, return_attention_mask=False)
+        ids = encoded["input_ids"]
         columns: dict[str, list[Any]] = {"input_ids": ids, "length": [len(one) for one in ids]}
-        cut = [len(one) >= longest for one in ids]
+        cut = were_cut(encoded, longest)
         if "target" in rows:
             most = self.settings.max_target_length
-            labels = processor(text_target=rows["target"], truncation=True, max_length=most)["input_ids"]
-            cut = [was or len(one) >= most for was, one in zip(cut, labels, strict=True)]
+            written = processor(text_target=rows["target"], truncation=True, max_length=most)
+            labels = written["input_ids"]
+            cut = [one or other for one, other in zip(cut, were_cut(written, most), strict=True)]
             columns |= {"labels": labels, "weight": [len(one) for one in labels], "target": rows["target"]}
         return {**columns, "truncated": cut}
 

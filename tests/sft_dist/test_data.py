@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sft_dist.data.prepare import Prepared, naming_of, prepare
-from sft_dist.data.sources import load_rows
-from sft_dist.data.splits import draw, hold_out
+from sft_dist.data.sources import load_rows, stream_rows
+from sft_dist.data.splits import draw, hold_out, keep_splits
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Data, Recipe
 from sft_dist.tasks import task_of
@@ -194,11 +194,68 @@ def test_columns_are_found_by_their_role(tmp_path):
     assert [text.replace("r", "a") for text in train.column("text")] == train.column("text_pair")
 
 
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet"])
+def test_pictures_that_a_table_names_lie_beside_it_else_where_the_program_was_called(tmp_path, monkeypatch, name):
+    """Training runs in the run's folder, and must find what the gate found."""
+    beside, here, run = tmp_path / "data", tmp_path / "here", tmp_path / "run"
+    for folder, names in ((beside, ("pictures/a.png", "both.png")), (here, ("b.png", "both.png")), (run, ())):
+        for number, one in enumerate(names):
+            (folder / one).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number, len(folder.name), 0)).save(folder / one)
+        folder.mkdir(exist_ok=True)
+    images = ["pictures/a.png", "both.png", "b.png", str(here / "both.png"), "https://x.org/c.png", "gone.png"]
+    rows = [{"picture": image, "mask": images[0], "label": "xy"[n % 2]} for n, image in enumerate(images)]
+    if name.endswith("csv"):
+        write_csv(beside / name, rows)
+    elif name.endswith("jsonl"):
+        write_jsonl(beside / name, rows)
+    else:
+        Dataset.from_list(rows).to_parquet(beside / name)
+    monkeypatch.chdir(here)
+    wanted = [str(beside / images[0]), str(beside / images[1]), str(here / "b.png"), *images[3:]]
+    data = Data(source=str(beside / name), columns={"image": "picture"})
+    found = load_rows(data)["train"]
+    assert found["picture"][:] == wanted
+    assert found.column_names == ["picture", "mask", "label"]
+    assert found["mask"][:] == [wanted[0]] * len(rows)
+    streamed = Data(source={"train": str(beside / name)}, columns={"image": "picture"}, streaming={"buffer": 2})
+    assert sorted(row["picture"] for row in stream_rows(streamed)) == sorted(wanted)
+    monkeypatch.chdir(run)
+    assert load_rows(data)["train"]["picture"][:2] == wanted[:2]
+
+
+def test_each_table_of_several_folders_has_its_own_pictures(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "0.png")
+        write_csv(tmp_path / folder / "rows.csv", [{"image": "0.png", "label": folder}])
+    found = load_rows(Data(source=str(tmp_path / "*" / "rows.csv")))["train"]
+    assert found["image"][:] == [str(tmp_path / folder / "0.png") for folder in ("a", "b")]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv"])
+def test_class_names_keep_their_leading_zeros(tmp_path, name):
+    labels = ["007", "7", "010"]
+    rows = [{"text": f"text {n}", "agent": labels[n % 3], "number": n} for n in range(30)]
+    file = write_csv(tmp_path / name, rows, "," if name.endswith("csv") else "\t")
+    found = prepared(file, columns={"label": "agent"}, labels=labels, split={"validation": 0.2, "test": 0.2})
+    assert found.task.labels == labels
+    assert set(found.splits["train"].column("label")) == set(labels)
+    assert load_rows(Data(source=str(file), columns={"label": "agent"}))["train"].features["number"].dtype == "int64"
+
+
+def test_numbers_for_labels_stay_numbers(tmp_path):
+    """1 and 1.0 are the same class, and `where` compares numbers."""
+    file = write_csv(tmp_path / "rows.csv", [{"text": f"text {n}", "label": n % 3 + 0.0} for n in range(30)])
+    found = prepared(file, where={"label": [0, 1]})
+    assert found.task.labels == ["0", "1"]
+
+
 # ── cleaning ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_every_dropped_row_is_counted_by_its_reason(tmp_path):
     rows = [
         *ROWS,
-        {"text": "text 1", "label": "neg", "lang": "en"},  # seen before
+        {"text": "text 1", "label": "pos", "lang": "en"},  # seen before
         {"text": " text 2 ", "label": "neg", "lang": "en"},  # seen before once stripped
         {"text": "", "label": "neg", "lang": "en"},
         {"text": "unlabelled", "label": None, "lang": "en"},
@@ -297,7 +354,9 @@ def test_cleaning_can_be_switched_off(tmp_path):
 
 
 def test_unicode_forms_make_equal_texts_equal(tmp_path):
-    rows = [{"text": text, "label": text[0]} for text in ("caf\u00e9", "cafe\u0301", "\ufb01lm", "film")]
+    rows = [
+        {"text": text, "label": "cf"[n // 2]} for n, text in enumerate(["caf\u00e9", "cafe\u0301", "\ufb01lm", "film"])
+    ]
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     nothing_held_out = {"validation": 0.0, "test": 0.0}
     assert len(prepared(file, split=nothing_held_out).splits["train"]) == 4
@@ -305,8 +364,27 @@ def test_unicode_forms_make_equal_texts_equal(tmp_path):
     assert len(prepared(file, split=nothing_held_out, clean={"unicode": "NFKC"}).splits["train"]) == 2
 
 
+def test_of_equal_inputs_only_those_with_equal_targets_are_duplicates(tmp_path):
+    pairs = [("hello", "hallo"), ("hello", "guten Tag"), ("hello ", "hallo"), ("bye", "hallo")]
+    found = prepared_for("translation", [{"source": a, "target": b} for a, b in pairs], tmp_path / "pairs.jsonl")
+    assert found.splits["train"].ids.tolist() == [0, 1, 3]
+    assert found.dropped["duplicate"] == 1
+    rows = [{"text": "same", "label": label} for label in ("a", "b", "a")]
+    found = prepared_for("text-classification", rows, tmp_path / "rows.jsonl")
+    assert found.splits["train"].ids.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("stratify", [True, False])
+def test_rows_with_the_same_input_are_never_divided(tmp_path, stratify):
+    rows = [{"text": f"text {n % 60}", "label": ["neg", "pos", "neither"][n // 60]} for n in range(180)]
+    found = prepared(write_jsonl(tmp_path / "rows.jsonl", rows), split={"stratify": stratify})
+    texts = {split: set(some.column("text")) for split, some in found.splits.items()}
+    assert sum(map(len, texts.values())) == 60
+    assert {split: len(some) for split, some in found.splits.items()} == {"train": 144, "test": 18, "validation": 18}
+
+
 def test_pairs_are_duplicates_only_when_both_texts_are(tmp_path):
-    rows = [{"text": "same", "text_pair": f"p{n % 15}", "label": n % 2} for n in range(20)]
+    rows = [{"text": "same", "text_pair": f"p{n % 15}", "label": n % 15 % 2} for n in range(20)]
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     found = prepared(file, columns={"text_pair": "text_pair"}, split={"stratify": False})
     assert sum(map(len, found.splits.values())) == 15
@@ -380,6 +458,54 @@ def test_holding_out_divides_rows_or_says_why_not(num_rows, validation, test, se
         assert len(parts.get(name, ())) == (round(share * num_rows) if share else 0)
 
 
+@given(
+    sizes=st.lists(st.integers(1, 300), min_size=3, max_size=40),
+    validation=st.sampled_from([0.0, 0.05, 0.1, 0.3]),
+    test=st.sampled_from([0.05, 0.1, 0.3]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=200, deadline=None)
+def test_groups_stay_whole_the_largest_is_trained_on_and_no_share_is_exceeded(sizes, validation, test, seed):
+    groups = [number for number, size in enumerate(sizes) for _ in range(size)]
+    shares = {split: share for split, share in (("test", test), ("validation", validation)) if share}
+    try:
+        parts = hold_out(len(groups), shares, seed, None, groups)
+    except UserError as error:
+        assert "groups are too few" in str(error)
+        assert len(sizes) < 5 or max(sizes) > 0.3 * sum(sizes)
+        return
+    assert np.array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(len(groups)))
+    held = {split: {groups[row] for row in rows} for split, rows in parts.items()}
+    assert sum(map(len, held.values())) == len(sizes), "a group is in two splits"
+    assert max(sizes[group] for group in held["train"]) == max(sizes)
+    for split, share in shares.items():
+        assert len(parts[split]) <= round(share * len(groups)) or len(held[split]) == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_skewed_groups_the_smallest_are_held_out(seed):
+    sizes = [500, 250, 120, *[5] * 40]
+    groups = [number for number, size in enumerate(sizes) for _ in range(size)]
+    parts = hold_out(len(groups), {"test": 0.05, "validation": 0.05}, seed, None, groups)
+    assert {name: {groups[row] for row in rows} & {0, 1, 2} for name, rows in parts.items()} == {
+        "train": {0, 1, 2}, "test": set(), "validation": set()
+    }  # fmt: skip
+    assert [len(parts[split]) for split in ("test", "validation")] == [50, 50]
+
+
+def test_groups_that_given_splits_share_are_named(tmp_path):
+    rows = [{"text": f"text {n}", "label": "ab"[n % 2], "speaker": f"s{n % 4}"} for n in range(24)]
+    train = write_jsonl(tmp_path / "train.jsonl", rows[:20])
+    split = {"group": "speaker", "test": 0.0}
+    other = [{**row, "speaker": "s9"} for row in rows[20:]]
+    apart = write_jsonl(tmp_path / "apart.jsonl", other)
+    given = write_jsonl(tmp_path / "validation.jsonl", [*other, *({**row, "text": "more"} for row in rows[21:23])])
+    assert len(prepared({"train": str(train), "validation": str(apart)}, split=split).splits["validation"]) == 4
+    said = mistake({"train": str(train), "validation": str(given)}, split=split)
+    assert "data.split.group: groups that are in train and in validation: s1, s2" in said
+    assert "move each group into one of the splits" in said
+
+
 @given(num_rows=st.integers(1, 300), limit=st.integers(1, 400), seed=st.integers(0, 2**32 - 1))
 @settings(deadline=None)
 def test_a_draw_is_sorted_without_repeats_and_of_the_size_asked_for(num_rows, limit, seed):
@@ -387,6 +513,42 @@ def test_a_draw_is_sorted_without_repeats_and_of_the_size_asked_for(num_rows, li
     assert drawn == sorted(set(drawn))
     assert len(drawn) == min(limit, num_rows)
     assert set(drawn) <= set(range(num_rows))
+
+
+def noted(file: Path, found: Prepared) -> None:
+    keep_splits(file, {split: rows.ids for split, rows in found.splits.items()}, found.contents)
+
+
+def test_a_run_keeps_its_rows_though_their_numbers_stay_the_same(tmp_path):
+    """Shuffled, a source file has as many rows as before, but others of them are tested on."""
+    file, kept = tmp_path / "rows.jsonl", tmp_path / "splits.json"
+    begun = prepared(write_jsonl(file, ROWS))
+    noted(kept, begun)
+    noted(kept, prepared(file))
+    shuffled = prepared(write_jsonl(file, [*ROWS[6:], *ROWS[:6]]))  # classes alternate: the same numbers are held out
+    assert ids_of(shuffled) == ids_of(begun)
+    with pytest.raises(UserError, match="the train split is not the one this run began with.*hold something else"):
+        noted(kept, shuffled)
+    relabelled = [{**row, "label": "pos" if n in (3, 8) else row["label"]} for n, row in enumerate(ROWS)]
+    noted(tmp_path / "other.json", named := prepared(write_jsonl(file, ROWS), split={"stratify": False}))
+    changed = prepared(write_jsonl(file, relabelled), split={"stratify": False})
+    assert ids_of(changed) == ids_of(named)
+    with pytest.raises(UserError, match="is not the one this run began with"):
+        noted(tmp_path / "other.json", changed)
+
+
+def test_a_run_that_noted_numbers_alone_goes_on_with_them(tmp_path):
+    kept = tmp_path / "splits.json"
+    noted(kept, found := prepared(write_jsonl(tmp_path / "rows.jsonl", ROWS)))
+    before = json.loads(kept.read_text())
+    kept.write_text(
+        json.dumps({split: {k: v for k, v in one.items() if k != "contents"} for split, one in before.items()})
+    )
+    noted(kept, found)
+    with pytest.raises(
+        UserError, match=r"the train split is not the one this run began with: it had 24 rows, and has 23"
+    ):
+        noted(kept, prepared(write_jsonl(tmp_path / "fewer.jsonl", ROWS[:-1])))
 
 
 # ── mistakes ────────────────────────────────────────────────────────────────────────────────────────────────────────

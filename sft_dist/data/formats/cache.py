@@ -11,6 +11,7 @@ from pathlib import Path
 import fsspec
 
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.remote import marks
 from sft_dist.recipe.run_folder import cache_root
 
 
@@ -27,8 +28,7 @@ def fetched(url: str) -> Path | list[Path]:
         raise UserError(Problem("there is no such file, or it cannot be reached", path="data.source", found=url))
     if "file" in system.protocol or "local" in system.protocol:
         return Path(path) if url.endswith("/") else _one_or_all([Path(name) for name in names])
-    state = "\n".join(f"{name} {system.ukey(name)}" for name in names)
-    home = cache_root() / "urls" / hashlib.sha256(f"{url}\n{state}".encode()).hexdigest()[:32]
+    home = cache_root() / "urls" / hashlib.sha256(f"{url}\n{marks(system, names)}".encode()).hexdigest()[:32]
     root = path.rstrip("/") if url.endswith("/") else os.path.commonpath([os.path.dirname(name) for name in names])
     inside = [os.path.relpath(name, root) for name in names]
     if url.startswith(("https://", "http://")):

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Literal
 
 import fsspec
 
@@ -48,7 +48,9 @@ def _fault(name: str, file: str) -> str:
     if fault := _not_utf8(file):
         return fault
     if name in DELIMITERS:
-        return ragged(file, DELIMITERS[name])
+        return ragged(file, DELIMITERS[name]) or (
+            "" if is_plain(file, DELIMITERS[name]) else misquoted(file, DELIMITERS[name])
+        )
     return _bad_json(file) if name == "json" else ""
 
 
@@ -56,7 +58,7 @@ def ragged(file: str, delimiter: str) -> str:
     """The first row with more or fewer fields than the header has; empty lines are no rows."""
     last_line = 0
     with opened(file) as content, fields_of_any_size():
-        reader = csv.reader(_decoded(content), delimiter=delimiter, strict=True)
+        reader = csv.reader(_decoded(content), delimiter=delimiter, strict=True, quoting=quoting_of(file, delimiter))
         try:
             header = next((row for row in reader if row), [])
             last_line = reader.line_num
@@ -66,8 +68,50 @@ def ragged(file: str, delimiter: str) -> str:
                 last_line = reader.line_num
         except csv.Error as error:
             if "unexpected end of data" in str(error):
-                return f"{file}, line {last_line + 1}: a quotation that is opened here is never closed"
+                return f"{file}, line {last_line + 1}: {_NEVER_CLOSED}"
     return ""
+
+
+_NEVER_CLOSED = "a quotation that is opened here is never closed"
+
+
+def misquoted(file: str, delimiter: str) -> str:
+    """The first row with a field that begins with a quotation mark and does not end with one: readers go on behind the next
+    mark, in whatever row that is, and take all up to there for one field."""
+    last_line = 0
+    with opened(file) as content, fields_of_any_size():
+        reader = csv.reader((line.decode("latin-1") for line in content), delimiter=delimiter, strict=True)
+        try:
+            for _ in reader:
+                last_line = reader.line_num
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                return f"{file}, line {last_line + 1}: {_NEVER_CLOSED}"
+            if "expected after" in str(error):
+                return f"{file}, line {last_line + 1}: a quotation that is opened here does not end with its field"
+    return ""
+
+
+def quoting_of(file: str, delimiter: str) -> Literal[0, 3]:
+    """As `csv` and pandas are told it."""
+    return csv.QUOTE_NONE if is_plain(file, delimiter) else csv.QUOTE_MINIMAL
+
+
+def is_plain(file: str, delimiter: str) -> bool:
+    """Whether the quotation marks of a TSV are part of its texts: one that opens a field is not at its end, too; or rows are
+    complete without them, line by line, and with them are not. Of other formats they never are."""
+    if delimiter != "\t":
+        return False
+    with opened(file) as content:
+        if not any(line.startswith(b'"') or b'\t"' in line for line in content):
+            return False
+    if misquoted(file, "\t"):
+        return True
+    with opened(file) as content:
+        tabs = [line.count(b"\t") for line in content if line.strip()]
+    with opened(file) as content, fields_of_any_size():
+        num_rows = sum(bool(row) for row in csv.reader((line.decode("latin-1") for line in content), delimiter="\t"))
+    return num_rows < len(tabs) and len(set(tabs)) == 1
 
 
 def decoded(file: str, number: int, offset: int, line: bytes) -> str:

@@ -40,6 +40,41 @@ def media_rows(columns: dict[str, list[Any]], features: dict[str, Any], streamin
     return rows.to_iterable_dataset() if streaming else rows
 
 
+def holds_names(rows: Any, column: str) -> bool:
+    """Whether a column is there and holds texts. A stream that does not know its columns has its first row looked at."""
+    if rows.features is None:
+        try:
+            first: dict[str, Any] = next(iter(rows), {})
+            return isinstance(first.get(column), str)
+        except Exception:  # every reader has its own; said with its place when the stream comes to it
+            return False
+    return column in rows.features and getattr(rows.features[column], "dtype", "") in ("string", "large_string")
+
+
+def beside(rows: Any, columns: list[str], folder: str) -> Any:
+    """The rows of a table with the relative paths in these columns made absolute: of files in the table's folder, else of
+    files in the working directory. Runs read elsewhere than where they were planned. What is neither stays as it is."""
+
+    def placed(values: list[Any]) -> list[Any]:
+        return [_placed(value, folder) for value in values]
+
+    if isinstance(rows, IterableDataset):
+        return rows.map(
+            lambda batch: {name: placed(batch[name]) for name in columns}, batched=True, features=rows.features
+        )
+    for name in columns:
+        made = placed(rows[name][:])
+        feature, order = rows.features[name], rows.column_names
+        rows = rows.remove_columns([name]).add_column(name, made, feature=feature).select_columns(order)
+    return rows
+
+
+def _placed(value: Any, folder: str) -> Any:
+    if not isinstance(value, str) or not value or os.path.isabs(value):
+        return value
+    return next((path for base in (folder, os.getcwd()) if os.path.isfile(path := os.path.join(base, value))), value)
+
+
 def read_images(folders: list[str], streaming: bool) -> Dataset | IterableDataset:
     """Columns `image`, and `label` (the subfolder) or those of `metadata`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import sqlite3
@@ -130,6 +131,34 @@ def test_of_several_files_the_one_at_fault_is_named(tmp_path):
 def test_an_empty_cell_at_the_end_of_a_line_is_no_fault(tmp_path):
     rows = rows_of(write(tmp_path / "a.csv", "text,label\na,\n\nb,c\n"))
     assert rows["label"][:] == [None, "c"]
+
+
+def test_a_csv_whose_text_begins_with_a_mark_that_is_none_is_refused(tmp_path):
+    """pandas takes the rows up to the next mark for one field."""
+    texts = ["fine", '"Never again', "a film", 'a "mark" inside', "the end"]
+    said = mistake(write(tmp_path / "a.csv", "text,label\n" + "".join(f"{text},x\n" for text in texts)))
+    assert "a.csv, line 3: a quotation that is opened here does not end with its field" in said
+    assert "put the whole field in marks" in said
+
+
+def test_fields_in_quotation_marks_may_have_lines_and_marks(tmp_path):
+    texts = ["two\nlines, and a comma", 'he said "no"', '"', "Hello, John\nBye", 'elddim" eht ni']
+    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
+        with (tmp_path / name).open("w", newline="") as file:
+            csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows(
+                [["text", "label"], *([t, "x"] for t in texts)]
+            )
+        assert rows_of(tmp_path / name)["text"][:] == texts
+
+
+@pytest.mark.parametrize(
+    "texts", [['"Never again', 'a "b" c'], ['"Never', "a", 'size 5"'], ['"Good" was said'], ['"never']]
+)
+def test_marks_are_text_in_a_tsv_that_does_not_quote(tmp_path, texts):
+    file = write(tmp_path / "a.tsv", "text\tlabel\n" + "".join(f"{text}\tx\n" for text in texts))
+    assert rows_of(file)["text"][:] == texts
+    write(file, file.read_text() + "lone\n")
+    assert f"a.tsv, line {len(texts) + 2}: expected 2 fields, found 1" in mistake(file)
 
 
 def test_fields_longer_than_the_csv_module_takes_are_no_fault(tmp_path):

@@ -111,6 +111,8 @@ def test_a_file_on_a_web_server(tmp_path):
         assert "b.csv, line 3: expected 2 fields, found 3" in said
         assert f"found: {address}/b.csv" in said
         assert "there is no such file, or it cannot be reached" in mistake(f"{address}/gone.csv")
+        (tmp_path / "a.csv").write_text("text,label\nanother,x\n")
+        assert texts_of(f"{address}/a.csv") == ["another"]
         server.shutdown()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sft_dist.quality import labels, lengths
+from sft_dist.quality import duplicates, labels, lengths
 from sft_dist.quality.duplicates import equal_groups, look_for_leaks, look_for_repeats, sample_by_split
 from sft_dist.quality.estimate import earlier_rate, estimate, padding_share
 from sft_dist.quality.findings import Places
@@ -51,10 +51,13 @@ def test_places_name_rows_of_their_source():
 def test_repeats_conflicts_and_leaks_are_told_apart():
     inputs = np.array([1, 1, 2, 2, 1, 7], dtype=np.uint64)
     assert [group.tolist() for group in equal_groups(inputs)] == [[0, 1, 4], [2, 3]]
-    found = {one.kind: one for one in look_for_repeats(PLACES, inputs, np.array([0, 0, 0, 1, 0, 0], dtype=np.uint64))}
+    targets = np.array([0, 0, 0, 1, 0, 0], dtype=np.uint64)
+    found = {one.kind: one for one in look_for_repeats(PLACES, inputs, targets, one_each=True)}
     assert found["duplicate"].rows == (("train", 5),)
     assert found["duplicate"].details["repeats"] == [["train", 3]]
     assert found["conflicting-labels"].rows == (("train", 8), ("train", 9))
+    (alone,) = look_for_repeats(PLACES, inputs, targets, one_each=False)
+    assert (alone.kind, alone.rows) == ("duplicate", (("train", 5),))
     (leak,) = look_for_leaks(PLACES, inputs)
     assert set(leak.rows) == {("train", 3), ("train", 5), ("test", 0)}
 
@@ -64,6 +67,21 @@ def test_a_sample_takes_small_splits_whole():
     chosen = sample_by_split(places, 210)
     assert len(chosen) == len(set(chosen.tolist())) == 210
     assert [len(np.intersect1d(chosen, places.of(split))) for split in places.splits] == [100, 10, 100]
+
+
+def test_texts_are_gone_through_once_and_only_those_that_are_compared_are_read(monkeypatch: pytest.MonkeyPatch):
+    facts = lengths.text_facts(text for text in ("ab", " ", "a\ufffd", "ab"))
+    assert facts.lengths.tolist() == [2, 1, 2, 2]
+    assert (facts.empty, facts.strange, facts.first, facts.same) == ([1], [2], "ab", 2)
+    asked: list[np.ndarray] = []
+
+    def texts_at(chosen: np.ndarray) -> list[str]:
+        asked.append(chosen)
+        return [f"{number} is a text of its own" * int(number) for number in chosen]
+
+    monkeypatch.setattr(duplicates, "MOST_NEAR", 4)
+    duplicates.look_for_near_copies(PLACES, texts_at)
+    assert [len(chosen) for chosen in asked] == [4]
 
 
 def test_balanced_weights_are_those_of_the_loss():
@@ -156,7 +174,7 @@ def report() -> Report:
         task="text-classification",
         rows={"train": 4},
         findings=(
-            *lengths.look_at_texts(PLACES, "text", ["a", "<b>\ufffd", "c", "", "e", "f"], False),
+            *lengths.look_at_texts(PLACES, "text", lengths.text_facts(["a", "<b>\ufffd", "c", "", "e", "f"]), False),
             *look_for_leaks(PLACES, np.array([1, 2, 3, 4, 1, 6], dtype=np.uint64)),
         ),
         classes={"train": {"<i>x</i>": 3, "y": 1}},

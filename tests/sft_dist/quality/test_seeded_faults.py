@@ -196,7 +196,7 @@ def truncation(made: CleanSet, places: Places) -> Named:
     rows: set[tuple[str, int]] = set()
     for split, found in made.rows.items():
         lengths = [len(tokenizer(row["text"])["input_ids"]) for row in found]
-        long = {(split, n) for n, length in enumerate(lengths) if length >= 48}
+        long = {(split, n) for n, length in enumerate(lengths) if length > 48}
         rows |= long if len(long) > 0.05 * len(found) else set()
     assert rows
     return {"truncation": rows}
@@ -426,6 +426,31 @@ def test_every_kind_of_the_table_is_seeded(places: Places) -> None:
         seeded |= set(fault(SETS[name](one), one))
     assert seeded == set(KINDS)
     assert len(seeded) >= 15
+
+
+def test_the_files_that_a_source_names_are_known(places: Places) -> None:
+    from sft_dist.quality.source import named_files
+
+    made = SETS["masks"](places)
+    recipe = made.recipe(places.folder)
+    _, subject = check(recipe)
+    assert subject is not None
+    assert named_files(subject.source, recipe) == sorted(
+        str(row[role]) for rows in made.rows.values() for row in rows for role in ("image", "mask")
+    )
+    texts = SETS["reviews"](places).recipe(places.folder)
+    assert named_files(check(texts)[1].source, texts) == []  # type: ignore[union-attr]
+
+
+def test_groups_in_two_given_splits_are_named(places: Places) -> None:
+    made = SETS["reviews"](places)
+    for split, rows in made.rows.items():
+        for number, row in enumerate(rows):
+            row["film"] = f"{split} {number % 7}" if (split, number) != ("test", 5) else "train 3"
+    report, _ = check(made.recipe(places.folder, split={"group": "film"}))
+    (found,) = report.errors
+    assert found.kind == "not-prepared"
+    assert "groups that are in train and in test: train 3" in found.message
 
 
 def test_without_the_extra_packages_the_other_looks_are_taken(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:

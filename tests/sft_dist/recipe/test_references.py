@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from recipe_texts import GOOD, write
 
+from sft_dist.recipe import references, remote
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import load
 from sft_dist.recipe.references import (
@@ -16,6 +23,7 @@ from sft_dist.recipe.references import (
     absolute,
     check_references,
     classify,
+    code_digest,
     data_fingerprint,
     model_source,
     resolve,
@@ -267,12 +275,79 @@ def test_the_fingerprint_knows_databases_samples_and_urls(tmp_path: Path, sample
         assert data_fingerprint(recipe) != first, source
 
 
-def test_the_fingerprint_of_what_is_far_away_is_its_address(tmp_path: Path) -> None:
+@pytest.fixture
+def another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """With a cache of the test's own; called, it forgets what a process knows."""
+    monkeypatch.setenv("SFT_DIST_CACHE", str(tmp_path / "cache"))
+    return lambda: monkeypatch.setattr(remote, "_asked", {})
+
+
+def test_the_fingerprint_of_what_never_answered_is_its_address(tmp_path: Path, another_process: Callable) -> None:
+    another_process()
     prints = {
         data_fingerprint(load(write(tmp_path, GOOD.replace("./train.csv", f"s3://no-such/{name}.csv"))))
         for name in ("a", "b", "a")
     }
     assert len(prints) == 2
+
+
+@pytest.mark.parametrize("inside", ["a.csv", "a.csv?x=1", ""])
+def test_the_fingerprint_knows_when_a_file_on_a_web_server_changes(
+    tmp_path: Path, another_process: Callable, inside: str
+) -> None:
+    pytest.importorskip("aiohttp")
+    (tmp_path / "web").mkdir()
+    file = tmp_path / "web" / "a.csv"
+    file.write_text("text,label\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(file.parent))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{inside}"
+        recipe = load(write(tmp_path, GOOD.replace("./train.csv", f"'{address}'")))
+        another_process()
+        first = data_fingerprint(recipe)
+        file.write_text("text,label\nx,y\n")
+        assert data_fingerprint(recipe) == first, "asked once a process"
+        another_process()
+        assert (second := data_fingerprint(recipe)) != first
+        server.shutdown()
+    another_process()
+    assert data_fingerprint(recipe) == second, "without an answer the last one counts"
+
+
+def test_the_fingerprint_knows_the_commit_of_a_hub_data_set(
+    tmp_path: Path, another_process: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = load(write(tmp_path, GOOD.replace("./train.csv", "org/name")))
+    prints = []
+    for commit in ("1" * 40, "2" * 40, ""):
+        another_process()
+        monkeypatch.setattr(remote, "_commit", lambda name, revision, commit=commit: commit)
+        prints.append(data_fingerprint(found))
+    assert prints[0] != prints[1] == prints[2]
+
+
+def test_a_filesystem_that_does_not_answer_is_not_waited_for(
+    tmp_path: Path, another_process: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    another_process()
+    monkeypatch.setattr(remote, "ANSWER_S", 0.1)
+    monkeypatch.setattr(remote, "_listed", lambda url: time.sleep(5) or "late")
+    began = time.monotonic()
+    data_fingerprint(load(write(tmp_path, GOOD.replace("./train.csv", "s3://no-such/a.csv"))))
+    assert time.monotonic() - began < 3
+
+
+def test_a_database_server_is_read_anew_for_every_plan(tmp_path: Path, another_process: Callable) -> None:
+    recipe = load(write(tmp_path, GOOD.replace("./train.csv", "'postgresql://u:secret@host/db#reviews'")))
+    plans = []
+    for _ in range(2):
+        another_process()
+        plans.append(data_fingerprint(recipe, anew=True))
+        assert data_fingerprint(recipe, anew=True) == plans[-1]
+        another_process()
+        assert data_fingerprint(recipe) == plans[-1], "a rank of the run that was planned"
+    assert plans[0] != plans[1]
+    assert not any("secret" in file.read_text() + file.name for file in (tmp_path / "cache" / "states").iterdir())
 
 
 # ── the rest ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -317,6 +392,24 @@ def test_the_fingerprint_changes_with_the_rows_and_only_with_them(tmp_path: Path
     data.write_text("text,label\nx,y\n")
     os.utime(data, ns=(1, 1))
     assert data_fingerprint(load(file)) not in (first, touched)
+
+
+def test_the_fingerprint_is_that_of_the_code_that_prepares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of what it asks elsewhere: which letters a transcript has, which columns a task needs."""
+    copy = tmp_path / "sft_dist"
+    shutil.copytree(Path(references.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "train.csv").write_text("text,label\n")
+    recipe = load(write(tmp_path))
+    monkeypatch.setattr(references, "__file__", str(copy / "recipe/references.py"))
+    prints = set()
+    for changed in ("", "data/clean.py", "tasks/base.py", "recipe/tasks.py", "scores_audio.py", "loop.py"):
+        if changed:
+            with (copy / changed).open("a") as file:
+                file.write("# another version\n")
+        code_digest.cache_clear()
+        prints.add(data_fingerprint(recipe))
+    code_digest.cache_clear()
+    assert len(prints) == 5, "the loop prepares nothing"
 
 
 def test_the_fingerprint_of_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
