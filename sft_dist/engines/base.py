@@ -10,13 +10,19 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from sft_dist.state import Piece, SavedState
+
+# Hangs are found, and who hangs is named, by the heartbeats (`recipe/watch.py`), after ten times resources.hang_timeout
+# while rank 0 verifies or writes a checkpoint and the others wait for it. NCCL would end such a run after 10 minutes.
+COLLECTIVE_TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -79,10 +85,12 @@ def start_accelerator(setup: Setup, **options: Any) -> Accelerator:
 
     Autocast and loss scaling are the engines', the same way for every strategy, so its mixed precision is off.
     """
+    handlers = [InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT), *options.pop("kwargs_handlers", ())]
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
         log_with=list(setup.trackers) or None,
         project_dir=setup.project_dir,
+        kwargs_handlers=handlers,
         **{"mixed_precision": "no", **options},
     )
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
