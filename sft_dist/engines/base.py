@@ -7,6 +7,7 @@ The loop, the checkpoints and the tasks know strategies only through this protoc
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -100,6 +101,16 @@ def start_accelerator(setup: Setup, **options: Any) -> Accelerator:
             f"({accelerator.distributed_type})"
         )
     return accelerator
+
+
+def require_gpu(found: bool) -> None:
+    """For a run that was planned for GPUs: on one node without a driver it would train on the CPU, and the other nodes
+    would wait for it. Raises RuntimeError, which `recipe/causes.py` knows as a fault of the host."""
+    if not found:
+        raise RuntimeError(
+            f"the run was planned for GPUs, and torch {torch.__version__} finds none on {socket.gethostname()}: the driver "
+            "does not answer, the GPU has fallen off the bus, or torch is built without CUDA; see nvidia-smi there"
+        )
 
 
 class BadGradient(RuntimeError):
