@@ -144,13 +144,23 @@ def _is_no_number(prediction: Any) -> bool:
 
 
 def check_weights(t: Training, weights: dict[str, Tensor] | None) -> None:
-    """Before a save: the loss is known before the weights change. Raises TrainingError on every rank.
+    """Before a save: the loss is known before the weights change, and the running statistics of batch norms take in what a
+    batch holds, also one that is left out. Raises TrainingError on every rank.
 
     A sum shows any NaN or infinity, and takes a twentieth of the time of `isfinite`.
     """
     trained = {name for name, parameter in t.engine.raw_model.named_parameters() if parameter.requires_grad}
-    bad = [name for name, value in (weights or {}).items() if name in trained and not math.isfinite(value.sum().item())]
+    bad = [name for name, value in (weights or {}).items() if _is_bad(value, name in trained)]
     if bad := gather_object([bad])[0]:
         raise TrainingError(
-            f"step {t.progress.step} has made {len(bad)} weights no numbers, {bad[0]} first, and is not saved; see train.lr"
+            f"step {t.progress.step} or one before has made {len(bad)} weights or running statistics no numbers, "
+            f"{bad[0]} first, and is not saved; see train.lr, and data for what is no number"
         )
+
+
+def _is_bad(value: Tensor, is_trained: bool) -> bool:
+    """What is not trained may be infinite from the beginning, such as a mask."""
+    if not value.is_floating_point():
+        return False
+    total = value.sum().item()
+    return not math.isfinite(total) if is_trained else math.isnan(total)

@@ -24,7 +24,7 @@ from sft_dist.bad_steps import check_predictions, check_weights, update
 from sft_dist.batches import slot_seed
 from sft_dist.blocks import Block, Blocks
 from sft_dist.data.rows import Examples
-from sft_dist.engines.base import Engine
+from sft_dist.engines.base import Engine, share_buffers
 from sft_dist.inference import (
     assemble,
     better,
@@ -143,6 +143,7 @@ def run(t: Training) -> tuple[str, str]:
         _note_saved(t, t.saver.poll())
         if step in save_at or stop:
             before_judging(t.engine.optimizer)
+            share_buffers(t.engine.raw_model)
             if step in validate_at and t.validation is not None:
                 _validate(t)
             _save(t)

@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
@@ -111,6 +112,17 @@ def require_gpu(found: bool) -> None:
             f"the run was planned for GPUs, and torch {torch.__version__} finds none on {socket.gethostname()}: the driver "
             "does not answer, the GPU has fallen off the bus, or torch is built without CUDA; see nvidia-smi there"
         )
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Rank 0's running statistics on every rank: call this before validating and before saving. They are the ones that are
+    saved, and of the strategies only `ddp` keeps the ranks' alike. Every rank must call it."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                whole = buffer.detach().contiguous()
+                dist.broadcast(whole, src=0)
+                buffer.detach().copy_(whole)
 
 
 class BadGradient(RuntimeError):
