@@ -1,8 +1,12 @@
-# ruff: noqa: F401
+# ruff: noqa: E402, F401
 """Imported once by the fork server; importing starts no threads that a fork would lose."""
 
 import contextlib
 import os
+
+# Whether there is a GPU is asked of the driver's library: torch's own question, which libraries ask while they are imported,
+# starts CUDA, and then no process forked from here could use it.
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 
 import accelerate
 import datasets
