@@ -16,11 +16,12 @@ from tests.integration import harness
 pytestmark = pytest.mark.slow
 
 STEPS = 24  # 3 epochs of 8 steps (96 training rows, global batch 12)
-# Three random steps for each way to make batches, with and without workers, on one and two ranks.
+SAVE_EVERY = 4
+# For each way to make batches, with and without workers, on one and two ranks: the step after an epoch, and a random one.
 CUTS = [
     (batching, workers, ranks, cut)
     for number, (batching, workers, ranks) in enumerate(product(("bucketed", "plain"), (0, 2), (1, 2)))
-    for cut in sorted(random.Random(number).sample(range(1, STEPS), 3))
+    for cut in ((9, 17)[number % 2], random.Random(number).choice([*range(10, 17), *range(18, STEPS)]))
 ]
 
 
@@ -38,7 +39,7 @@ def write_recipe(path: Path, tiny_model: Path, reviews: Path, **train) -> Path:
             "lr": 1e-3,
             "warmup": "10%",
             "schedule": "cosine",
-            "save_every": "5 steps",
+            "save_every": f"{SAVE_EVERY} steps",
             "log_every": 1,
             **train,
         },
@@ -54,7 +55,8 @@ def trained(tiny_model, reviews, tmp_path_factory):
     @cache
     def undisturbed(batching: str, workers: int, ranks: int) -> tuple[Path, Path]:
         folder = tmp_path_factory.mktemp(f"{batching}-{workers}-{ranks}")
-        recipe = write_recipe(folder / "cut.yaml", tiny_model, reviews, batching=batching)
+        settings = {"batching": batching, "async_save": IN_BACKGROUND[batching]}
+        recipe = write_recipe(folder / "cut.yaml", tiny_model, reviews, **settings)
         text = json.loads(recipe.read_text())
         text["tuning"] = {"method": TUNING[batching]}
         text["data"]["workers"] = workers
@@ -65,6 +67,7 @@ def trained(tiny_model, reviews, tmp_path_factory):
 
 
 TUNING = {"bucketed": "full", "plain": "lora"}
+IN_BACKGROUND = {"bucketed": True, "plain": False}
 
 
 @pytest.fixture(params=TUNING)
@@ -86,10 +89,12 @@ def assert_same(found: Path, expected: Path) -> None:
 def test_killed_at_any_step(trained, tmp_path, batching, workers, ranks, cut):
     """Equal losses at every step say that the same examples were seen, in the same order."""
     recipe, expected = trained(batching, workers, ranks)
-    processes = harness.start(recipe, tmp_path, ranks)
-    harness.wait_for_step(tmp_path, cut, processes)
-    harness.kill(processes)
-    assert_same(harness.run(recipe, tmp_path, ranks), expected)
+    harness.killed_at(recipe, tmp_path, cut, ranks)
+    folder = harness.run(recipe, tmp_path, ranks)
+    assert_same(folder, expected)
+    saved = (cut - 1) // SAVE_EVERY * SAVE_EVERY  # the last that was begun
+    whole = {saved, saved - SAVE_EVERY} if IN_BACKGROUND[batching] else {saved}
+    assert json.loads((folder / "attempts/002/start.json").read_text())["first_step"] in whole - {0}
 
 
 def test_workers_change_nothing(trained):
@@ -99,9 +104,7 @@ def test_workers_change_nothing(trained):
 def test_killed_three_times_in_one_run(undisturbed, tmp_path):
     recipe, expected = undisturbed
     for cut in (6, 12, 18):
-        processes = harness.start(recipe, tmp_path)
-        harness.wait_for_step(tmp_path, cut, processes)
-        harness.kill(processes)
+        harness.killed_at(recipe, tmp_path, cut)
     assert_same(harness.run(recipe, tmp_path), expected)
 
 
@@ -126,7 +129,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_older_one_used(undisturbed
     harness.run(recipe, tmp_path)
     log = (folder / "attempts/002/rank-0.log").read_text()
     assert f"step-{STEPS:08d} is damaged: state/rank-00000.safetensors: content changed" in log
-    assert "going on from step-00000020" in log
+    assert f"going on from step-{STEPS - SAVE_EVERY:08d}" in log
     assert_same(folder, expected)
 
 
