@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +44,7 @@ def forward(
     loss: Loss | None,
     processor: Any,
     examples: Examples,
-    batches: Sequence[np.ndarray],
+    batches: Iterable[np.ndarray],
     device: torch.device,
     autocast: AbstractContextManager[None],
     raw_model: nn.Module | None = None,  # not wrapped for distribution, where `model` is

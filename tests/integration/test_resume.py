@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 from functools import cache, partial
@@ -75,10 +76,10 @@ def undisturbed(request, trained):
     return trained(request.param, 0, 1)
 
 
-def assert_same(found: Path, expected: Path) -> None:
+def assert_same(found: Path, expected: Path, steps: int = STEPS) -> None:
     assert harness.losses(found) == harness.losses(expected)
-    assert sorted(harness.losses(found)) == list(range(1, STEPS + 1))
-    assert harness.weights(found, STEPS) == harness.weights(expected, STEPS)
+    assert sorted(harness.losses(found)) == list(range(1, steps + 1))
+    assert harness.weights(found, steps) == harness.weights(expected, steps)
     strip = ("kind", "attempt", "time")
     for step, record in harness.metrics(expected, "validation").items():
         again = harness.metrics(found, "validation")[step]
@@ -131,6 +132,37 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_older_one_used(undisturbed
     assert f"step-{STEPS:08d} is damaged: state/rank-00000.safetensors: content changed" in log
     assert f"going on from step-{STEPS - SAVE_EVERY:08d}" in log
     assert_same(folder, expected)
+
+
+def stop_while_validating(step: int, rank: int) -> None:
+    """The request comes when the validation of `step` has begun."""
+    from sft_dist import loop
+
+    undisturbed = loop._validate
+
+    def then_validate(t: loop.Training) -> None:
+        if t.progress.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        undisturbed(t)
+
+    loop._validate = then_validate
+
+
+def test_asked_to_stop_while_validating_saves_at_once_and_validates_later(tiny_model, reviews, tmp_path):
+    recipe = write_recipe(tmp_path / "cut.yaml", tiny_model, reviews, steps=8, epochs=None)
+    text = json.loads(recipe.read_text())
+    text["evaluate"] = {"micro_batch": 1}
+    text["data"]["split"] = {"validation": 0.3}  # 36 batches
+    recipe.write_text(json.dumps(text))
+    expected = harness.run(recipe, tmp_path / "undisturbed")
+    for step in (4, 8):
+        folder = harness.run(recipe, tmp_path / "cut", arrange=partial(stop_while_validating, step))
+        attempt = sorted((folder / "attempts").iterdir())[-1]
+        outcome = json.loads((attempt / "outcome.json").read_text())
+        assert (outcome["state"], outcome["last_step"]) == ("stopped", step)
+        assert step not in harness.metrics(folder, "validation")
+        assert (folder / f"checkpoints/step-{step:08d}/manifest.json").exists()
+    assert_same(harness.run(recipe, tmp_path / "cut"), expected, steps=8)
 
 
 @pytest.mark.parametrize(
