@@ -16,6 +16,7 @@ from torch import nn
 
 from sft_dist.switches import without_flash
 
+
 def best_fit_decreasing(
     lengths: np.ndarray,  # (examples,) tokens
     capacity: int,  # no example is longer

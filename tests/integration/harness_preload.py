@@ -1,4 +1,4 @@
-# ruff: noqa: E402, F401
+# ruff: noqa: F401
 """Imported once by the fork server; importing starts no threads that a fork would lose."""
 
 import contextlib
