@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.slow
 
@@ -18,3 +19,10 @@ def test_checkpoints_are_measured(tiny_model):
     done = subprocess.run([*program, "--strategies", "single"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("| single | ")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_what_measures_a_gpu_says_that_there_is_none():
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks/gpu.py")], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "there is no GPU here that torch can use: this benchmark measures one\n"
