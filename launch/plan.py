@@ -238,7 +238,8 @@ def _strategy(recipe: Recipe, shape: Shape, machine: Machine, python: str) -> tu
     if shape.on_gpu:  # what an estimate of memory depends on
         tuning = recipe.tuning.model_dump_json()
         optimizer = train.optimizer.model_dump_json()
-        key += (recipe.model.path, tuning, optimizer, train.precision, train.gradient_checkpointing, machine, python)
+        switches = (train.precision, train.gradient_checkpointing, train.compile)
+        key += (recipe.model.path, tuning, optimizer, *switches, machine, python)
     if key not in _KNOWN_STRATEGIES:
         # Another Python's packages are not known here.
         has_deepspeed = python == sys.executable and is_installed("deepspeed")

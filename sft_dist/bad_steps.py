@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sft_dist.engines.base import BadGradient
 from sft_dist.failures import TrainingError
+from sft_dist.inference import is_no_number
 from sft_dist.meter import record
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _shown(rows: list[int]) -> str:
 def check_predictions(t: Training, predictions: list[Any]) -> None:
     """Before scores are made of them. Raises TrainingError."""
     assert t.validation is not None
-    bad = [row for row, one in zip(t.validation.ids.tolist(), predictions, strict=True) if _is_no_number(one)]
+    bad = [row for row, one in zip(t.validation.ids.tolist(), predictions, strict=True) if is_no_number(one)]
     if bad:
         raise TrainingError(
             f"after step {t.progress.step} the predictions for {len(bad)} of {len(predictions)} validation rows are no "
@@ -135,22 +136,24 @@ def check_predictions(t: Training, predictions: list[Any]) -> None:
         )
 
 
-def _is_no_number(prediction: Any) -> bool:
-    if isinstance(prediction, dict):
-        return any(map(_is_no_number, prediction.values()))
-    if isinstance(prediction, np.ndarray) and prediction.dtype.kind == "f":
-        return not np.isfinite(prediction).all()
-    return isinstance(prediction, float) and not math.isfinite(prediction)
-
-
 def check_weights(t: Training, weights: dict[str, Tensor] | None) -> None:
-    """Before a save: the loss is known before the weights change. Raises TrainingError on every rank.
+    """Before a save: the loss is known before the weights change, and the running statistics of batch norms take in what a
+    batch holds, also one that is left out. Raises TrainingError on every rank.
 
     A sum shows any NaN or infinity, and takes a twentieth of the time of `isfinite`.
     """
     trained = {name for name, parameter in t.engine.raw_model.named_parameters() if parameter.requires_grad}
-    bad = [name for name, value in (weights or {}).items() if name in trained and not math.isfinite(value.sum().item())]
+    bad = [name for name, value in (weights or {}).items() if _is_bad(value, name in trained)]
     if bad := gather_object([bad])[0]:
         raise TrainingError(
-            f"step {t.progress.step} has made {len(bad)} weights no numbers, {bad[0]} first, and is not saved; see train.lr"
+            f"step {t.progress.step} or one before has made {len(bad)} weights or running statistics no numbers, "
+            f"{bad[0]} first, and is not saved; see train.lr, and data for what is no number"
         )
+
+
+def _is_bad(value: Tensor, is_trained: bool) -> bool:
+    """What is not trained may be infinite from the beginning, such as a mask."""
+    if not value.is_floating_point():
+        return False
+    total = value.sum().item()
+    return not math.isfinite(total) if is_trained else math.isnan(total)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +46,7 @@ def forward(
     loss: Loss | None,
     processor: Any,
     examples: Examples,
-    batches: Sequence[np.ndarray],
+    batches: Iterable[np.ndarray],
     device: torch.device,
     autocast: AbstractContextManager[None],
     raw_model: nn.Module | None = None,  # not wrapped for distribution, where `model` is
@@ -88,16 +88,17 @@ def scores_of(
     such predictions, COCO would take them for the surest. A NaN loss tells of those that are class numbers or texts by now.
     """
     mean = float((totals / divisors_of(weights_of(task, loss, examples))).sum())
-    bad = sum(map(_is_no_number, predictions))
+    bad = sum(map(is_no_number, predictions))
     if bad or math.isnan(mean):
         what = f"{bad} of {len(predictions)} predictions are no numbers" if bad else "the loss is no number"
         return {"loss": None, **dict.fromkeys(METRICS[task.recipe.task.kind]), "undefined": {"why": what}}
     return {"loss": mean if math.isfinite(mean) else None, **task.score(predictions, examples, processor)}
 
 
-def _is_no_number(prediction: Any) -> bool:
+def is_no_number(prediction: Any) -> bool:
+    """Whether NaN or infinity is in it; numbers, arrays and mappings of those are looked at."""
     if isinstance(prediction, dict):
-        return any(map(_is_no_number, prediction.values()))
+        return any(map(is_no_number, prediction.values()))
     if isinstance(prediction, np.ndarray) and prediction.dtype.kind == "f":
         return not np.isfinite(prediction).all()
     return isinstance(prediction, float) and not math.isfinite(prediction)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -24,7 +24,7 @@ from sft_dist.bad_steps import check_predictions, check_weights, update
 from sft_dist.batches import slot_seed
 from sft_dist.blocks import Block, Blocks
 from sft_dist.data.rows import Examples
-from sft_dist.engines.base import Engine
+from sft_dist.engines.base import Engine, share_buffers
 from sft_dist.inference import (
     assemble,
     better,
@@ -46,6 +46,12 @@ from sft_dist.tasks.base import Loss, Task
 from sft_dist.tuning import drop_waiting, first_steps
 
 log = logging.getLogger("sft_dist")
+
+ASK_EVERY = 32  # batches of a validation between two looks at whether to stop
+
+
+class _Interrupted(Exception):
+    """A validation was left because of a request to stop, which it gives as the reason."""
 
 
 @dataclass
@@ -114,6 +120,12 @@ def run(t: Training) -> tuple[str, str]:
     block: Block | None = None
     num_slots = t.batch.world_size * t.batch.accumulation
     validate_at, save_at = set(t.steps.eval_points), set(t.steps.save_points)
+    if t.progress.step in validate_at - set(t.progress.validated) and t.validation is not None:
+        log.info("step %d: its validation was left unfinished, and comes first", t.progress.step)
+        before_judging(t.engine.optimizer)
+        share_buffers(t.engine.raw_model)
+        if stop := _judge(t):
+            return "stopped", stop
     batches = micro_batches(t.source, t.progress.step + 1, t.steps.total, t.recipe.data.workers)
     meter = Meter(t)
     outcome = ("finished", "all steps done")
@@ -143,10 +155,11 @@ def run(t: Training) -> tuple[str, str]:
         _note_saved(t, t.saver.poll())
         if step in save_at or stop:
             before_judging(t.engine.optimizer)
-            if step in validate_at and t.validation is not None:
-                _validate(t)
+            share_buffers(t.engine.raw_model)
+            left = _judge(t) if step in validate_at and t.validation is not None else ""
             _save(t)
-        if stop and step < t.steps.total:
+            stop = left or stop
+        if stop and (step < t.steps.total or left):
             outcome = ("stopped", stop)
             break
     t.beat(t.progress.step, "saving")
@@ -185,6 +198,27 @@ def _agree(t: Training, loss_share: Tensor) -> tuple[float, str]:
 
 
 # ── validation ──────────────────────────────────────────────────────────────────────────────────────────────────────
+def _judge(t: Training) -> str:
+    """Validate what training has come to. Returns why it was left unfinished, empty when it was not: the step is saved
+    without its scores then, and they are the first thing that a resumed run makes."""
+    try:
+        _validate(t)
+    except _Interrupted as left:
+        return str(left)
+    return ""
+
+
+def _until_asked_to_stop(t: Training, batches: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """All ranks have equally many batches, so they ask each other at the same ones. Raises _Interrupted on all of them."""
+    for number, batch in enumerate(batches):
+        if number and number % ASK_EVERY == 0:
+            _, stop = _agree(t, torch.zeros((), dtype=torch.float64, device=t.accelerator.device))
+            if stop:
+                log.info("step %d: validation is left after %d of %d batches", t.progress.step, number, len(batches))
+                raise _Interrupted(stop)
+        yield batch
+
+
 def _validate(t: Training) -> None:
     assert t.validation is not None
     t.beat(t.progress.step, "validating")
@@ -199,7 +233,7 @@ def _validate(t: Training) -> None:
         t.loss,
         t.processor,
         t.validation,
-        [*share, *idle],
+        _until_asked_to_stop(t, [*share, *idle]),
         t.accelerator.device,
         t.engine.autocast(),
         t.engine.raw_model,

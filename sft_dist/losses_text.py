@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sft_dist.losses import CrossEntropy, Focal
 
@@ -22,9 +23,19 @@ class TokenLoss:
     def total(self, logits: Tensor, targets: Tensor) -> Tensor:  # (batch, places, classes), (batch, places) -> ()
         there = targets != IGNORED
         total = logits[:, :0].float().sum()  # 0, with a gradient though no place may have a target
-        for some, wanted in zip(logits[there].split(CHUNK), targets[there].split(CHUNK), strict=True):
-            total = total + self.inner.total(some.float(), wanted)
+        chunks = list(zip(logits[there].split(CHUNK), targets[there].split(CHUNK), strict=True))
+        # Else each chunk's fp32 log-softmax would be kept until the backward pass, and together they are all of it.
+        again = torch.is_grad_enabled() and len(chunks) > 1
+        for some, wanted in chunks:
+            total = total + (
+                checkpoint(self._of_chunk, some, wanted, use_reentrant=False, preserve_rng_state=False)
+                if again
+                else self._of_chunk(some, wanted)
+            )
         return total
+
+    def _of_chunk(self, logits: Tensor, targets: Tensor) -> Tensor:  # (places, classes), (places,) -> ()
+        return self.inner.total(logits.float(), targets)
 
 
 def padded(rows: list[list[int]], value: int) -> Tensor:

@@ -6,6 +6,9 @@ its key, since a switch that does nothing would be found out by the memory or th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -32,6 +35,21 @@ def for_training(model: nn.Module, recipe: Recipe) -> nn.Module:
 def base_of(model: nn.Module) -> PreTrainedModel:
     """Without PEFT's wrapper."""
     return model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
+
+
+@contextmanager
+def without_flash(model: nn.Module) -> Iterator[None]:
+    """For a look at a model that is still fp32 and on the CPU, where flash attention cannot run."""
+    base = base_of(model)
+    asked = base.config._attn_implementation or ""
+    if not asked.startswith("flash"):
+        yield
+        return
+    base.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        base.set_attn_implementation(asked)
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from sft_dist.switches import without_flash
+
 
 def best_fit_decreasing(
     lengths: np.ndarray,  # (examples,) tokens
@@ -62,15 +64,16 @@ def leak(model: nn.Module, vocabulary: int) -> float:
     rng = np.random.default_rng(0)
     first, other, second = (rng.integers(0, vocabulary, size) for size in (7, 7, 9))
     both = [np.concatenate([before, second]) for before in (first, other)]
-    logits = [
-        model(
-            input_ids=torch.from_numpy(ids[None]).to(device),
-            position_ids=torch.tensor([positions([7, 9])], device=device),
-            use_cache=False,
-        )
-        .logits[0, 7:]
-        .float()
-        for ids in both
-    ]
+    with without_flash(model):
+        logits = [
+            model(
+                input_ids=torch.from_numpy(ids[None]).to(device),
+                position_ids=torch.tensor([positions([7, 9])], device=device),
+                use_cache=False,
+            )
+            .logits[0, 7:]
+            .float()
+            for ids in both
+        ]
     model.train(was_training)
     return float((logits[0] - logits[1]).abs().max() / logits[0].abs().max())

@@ -23,12 +23,21 @@ ENGINES: dict[str, str] = {
 
 def start_engine(recipe: Recipe, folder: RunFolder) -> Engine:
     """The process group is up and checked when this returns. Raises UserError, RuntimeError."""
-    from sft_dist.engines.base import Setup
+    import torch
 
+    from sft_dist.engines.base import Setup, require_gpu
+
+    # Started by hand, a run takes what there is.
+    planned_on_gpu = (read_json(folder.plan_file) or {}).get("device") == "gpu"
+    if planned_on_gpu:
+        require_gpu(torch.accelerator.is_available())  # before the others wait for this process
     options = strategy_options(recipe, folder)
     module, name = ENGINES[options["name"]].split(":")
     setup = Setup(recipe.train.precision, tuple(recipe.train.tracking), str(folder.path), options)
-    return getattr(import_module(module), name)(setup)
+    engine: Engine = getattr(import_module(module), name)(setup)
+    if planned_on_gpu:
+        require_gpu(engine.accelerator.device.type != "cpu")
+    return engine
 
 
 def strategy_options(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:

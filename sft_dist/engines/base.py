@@ -7,16 +7,25 @@ The loop, the checkpoints and the tasks know strategies only through this protoc
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from sft_dist.state import Piece, SavedState
+
+# Hangs are found, and who hangs is named, by the heartbeats (`recipe/watch.py`), after ten times resources.hang_timeout (5 h
+# when it is left out) while rank 0 verifies or writes a checkpoint and the others wait for it. NCCL would end such a run after
+# 10 minutes. Not for ever: a rank on a node that is cut off holds the run's lock for as long.
+COLLECTIVE_TIMEOUT = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
@@ -79,10 +88,12 @@ def start_accelerator(setup: Setup, **options: Any) -> Accelerator:
 
     Autocast and loss scaling are the engines', the same way for every strategy, so its mixed precision is off.
     """
+    handlers = [InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT), *options.pop("kwargs_handlers", ())]
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
         log_with=list(setup.trackers) or None,
         project_dir=setup.project_dir,
+        kwargs_handlers=handlers,
         **{"mixed_precision": "no", **options},
     )
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -92,6 +103,27 @@ def start_accelerator(setup: Setup, **options: Any) -> Accelerator:
             f"({accelerator.distributed_type})"
         )
     return accelerator
+
+
+def require_gpu(found: bool) -> None:
+    """For a run that was planned for GPUs: on one node without a driver it would train on the CPU, and the other nodes
+    would wait for it. Raises RuntimeError, which `recipe/causes.py` knows as a fault of the host."""
+    if not found:
+        raise RuntimeError(
+            f"the run was planned for GPUs, and torch {torch.__version__} finds none on {socket.gethostname()}: the driver "
+            "does not answer, the GPU has fallen off the bus, or torch is built without CUDA; see nvidia-smi there"
+        )
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Rank 0's running statistics on every rank: call this before validating and before saving. They are the ones that are
+    saved, and of the strategies only `ddp` keeps the ranks' alike. Every rank must call it."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                whole = buffer.detach().contiguous()
+                dist.broadcast(whole, src=0)
+                buffer.detach().copy_(whole)
 
 
 class BadGradient(RuntimeError):

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sft_dist.engines.base import BadGradient, Setup, copies_of, start_accelerator
 from sft_dist.inference import autocast
 from sft_dist.optim import load_pieces, state_pieces
+from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.state import Piece, SavedState
 
 
@@ -29,12 +30,16 @@ class Replicated:
             {"mixed_precision": "fp8", "kwargs_handlers": [AORecipeKwargs()]} if setup.precision == "fp8" else {}
         )
         self.accelerator = start_accelerator(setup, **eight_bits)
+        if setup.precision == "fp8" and self.accelerator.device.type == "cuda":
+            require_eight_bits(torch.cuda.get_device_capability(), torch.cuda.get_device_name())
         self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=setup.precision == "fp16")
 
     def prepare(self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
         self.raw_model = model
         self.model = self.accelerator.prepare(model)
         self.optimizer = build_optimizer(model)
+        if self.precision == "fp8":
+            check_eight_bits(model)
         if self.accelerator.num_processes > 1 and not isinstance(self.model, DistributedDataParallel):
             raise RuntimeError(f"the model should run as DistributedDataParallel and is {type(self.model).__name__}")
 
@@ -84,3 +89,19 @@ class Replicated:
             state["scale"] = saved.whole("loss scale", "scale").item()
             state["_growth_tracker"] = int(saved.whole("loss scale", "growth").item())
             self.scaler.load_state_dict(state)
+
+
+def require_eight_bits(capability: tuple[int, int], name: str) -> None:
+    """Raises UserError for a GPU whose first matrix product in 8 bits would fail: Ada (8.9) and Hopper brought them."""
+    if capability < (8, 9):
+        major, minor = capability
+        what = f"{name} has no matrix products in 8 bits: its compute capability is {major}.{minor}, and they need 8.9"
+        raise UserError(Problem(what, "train.precision", None, "fp8", ("bf16", "fp16", "fp32")))
+
+
+def check_eight_bits(model: nn.Module) -> None:
+    """Raises UserError when no layer computes in 8 bits. torchao leaves out the first, the last, and those whose sides are no
+    multiples of 16, and says nothing when none is left."""
+    if not any(type(module).__name__ == "Float8Linear" for module in model.modules()):
+        what = f"no layer of {type(model).__name__} can compute in 8 bits: sides have to be multiples of 16"
+        raise UserError(Problem(what, "train.precision", None, "fp8", ("bf16", "fp16", "fp32")))

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from sft_dist.engines.base import BadGradient, Setup, copies_of, start_accelerator
+from sft_dist.engines.base import COLLECTIVE_TIMEOUT, BadGradient, Setup, copies_of, start_accelerator
 from sft_dist.optim import check_names, names_of
 from sft_dist.recipe.deepspeed import AUTOCAST, STAGES, deepspeed_config
 from sft_dist.recipe.errors import Problem, UserError
@@ -35,11 +36,11 @@ class Zero:
         self.precision = setup.precision
         self.stage = STAGES[str(setup.strategy["name"])]
         self.config = deepspeed_config(setup.strategy, setup.precision)
-        on_gpu = torch.accelerator.is_available()
         self.accelerator = start_accelerator(setup)
-        if not torch.distributed.is_initialized():  # a single process, which DeepSpeed wants to be a group, too
-            store = torch.distributed.HashStore()
-            torch.distributed.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=0, world_size=1)
+        on_gpu = self.accelerator.device.type != "cpu"
+        if not dist.is_initialized():  # a single process, which DeepSpeed wants to be a group, too
+            backend, store = "nccl" if on_gpu else "gloo", dist.HashStore()
+            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
         _import_deepspeed(on_gpu)
         self.loss_scale = LossScale() if setup.precision == "fp16" else None
         self.has_gradients = False
@@ -60,6 +61,8 @@ class Zero:
             model=model, optimizer=self.optimizer, config=self.config, dist_init_required=False
         )
         self.zero = self.model.optimizer
+        # It makes a group of its own of all ranks, with torch's default.
+        dist.distributed_c10d._set_pg_timeout(COLLECTIVE_TIMEOUT, self.zero.dp_process_group)
         if self.loss_scale is not None:
             # DeepSpeed 0.19.8 clips before it takes out its autocast scaler's scale and never lowers that scale after an
             # overflow, so the scale is ours, handed over where DeepSpeed expects one from outside.

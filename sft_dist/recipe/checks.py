@@ -301,10 +301,10 @@ def _tuning(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _switches(recipe: Recipe) -> Iterator[Problem]:
-    train = recipe.train
-    if train.compile and train.strategy.name == "zero3":
-        what = "cannot see the weights that zero3 gathers around every layer"
-        yield Problem(what, "train.compile", None, "true", (), "use zero2, fsdp2 or ddp, or leave it out")
+    train, attention = recipe.train, recipe.model.attention
+    if attention is not None and attention.startswith("flash") and train.precision == "fp32":
+        what = "works in 16 bits only, and train.precision is fp32"
+        yield Problem(what, "model.attention", None, attention, ("eager", "sdpa"), "or set train.precision: bf16")
 
 
 def _evaluate(recipe: Recipe) -> Iterator[Problem]:

@@ -44,6 +44,9 @@ def _zero(strategy: str, train: Train) -> Iterator[Problem]:
         reason = "not with DeepSpeed: it makes an Adagrad of its own, with one group for all weights"
         valid = tuple(sorted(ELEMENTWISE - {"adagrad"}))
         yield Problem(reason, "train.optimizer", None, "adagrad", valid, "or set train.strategy: fsdp2")
+    if train.compile and strategy == "zero3":
+        reason = "cannot see the weights that zero3 gathers around every layer"
+        yield Problem(reason, "train.compile", None, "true", (), "use zero2, fsdp2 or ddp, or leave it out")
     if train.precision == "fp8":
         reason = f"not with {strategy}: DeepSpeed casts by its own autocast, which knows no 8 bits"
         yield Problem(reason, "train.precision", None, "fp8", ("fp32", "bf16", "fp16"))

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.tuning.quantize import spare_heads
 
 log = logging.getLogger("sft_dist")
 
@@ -58,6 +59,7 @@ def load_pretrained(
             what = f"the config of {type(found).__name__} has no such value"
             raise UserError(Problem(what, path=f"model.config.{key}", found=key, hint=hint))
         setattr(found, key, value)
+    spare_heads(options, auto_class, found, **code)
     # fp32 weights whatever the checkpoint holds: bf16 weights would train without a master copy.
     model, info = auto_class.from_pretrained(
         folder, revision=revision, config=found, dtype=torch.float32, output_loading_info=True, **options

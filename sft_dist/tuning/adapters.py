@@ -11,6 +11,7 @@ from torch import nn
 
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import AdapterTuning, Ia3Tuning, LoraTuning, PrefixTuning, PromptTuning, QloraTuning
+from sft_dist.switches import without_flash
 
 if TYPE_CHECKING:
     from peft import PeftConfig  # takes seconds to import
@@ -97,7 +98,7 @@ def _check_virtual_tokens(model: nn.Module, tuning: PrefixTuning | PromptTuning)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], device=model.device)  # type: ignore[arg-type]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_flash(model):
             together = model(input_ids=ids, attention_mask=mask).logits[1]
             alone = model(input_ids=ids[1:, :2], attention_mask=mask[1:, :2]).logits[0]
     except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:

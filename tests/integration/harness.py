@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,15 @@ def signal_at(step: int, whom: int, number: int, rank: int) -> None:
             os.kill(os.getpid(), number)
 
     Meter.step = then_signal  # type: ignore[assignment,method-assign]
+
+
+def killed_at(target: Path, runs: Path, step: int, world_size: int = 1, timeout: float = 180) -> None:
+    """A training whose rank 0 kills itself after `step`, before that step is saved."""
+    processes = start(target, runs, world_size, partial(signal_at, step, 0, signal.SIGKILL))
+    processes[0].join(timeout)
+    code = processes[0].exitcode
+    kill(processes)
+    assert code == -signal.SIGKILL, (code, (runs / "output.log").read_text()[-4000:])
 
 
 def kill(processes: list[BaseProcess]) -> None:

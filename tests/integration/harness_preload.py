@@ -4,6 +4,10 @@
 import contextlib
 import os
 
+# Whether there is a GPU is asked of the driver's library: torch's own question, which libraries ask while they are imported,
+# starts CUDA, and then no process forked from here could use it.
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+
 import accelerate
 import datasets
 import peft

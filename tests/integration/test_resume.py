@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 from functools import cache, partial
@@ -16,11 +17,12 @@ from tests.integration import harness
 pytestmark = pytest.mark.slow
 
 STEPS = 24  # 3 epochs of 8 steps (96 training rows, global batch 12)
-# Three random steps for each way to make batches, with and without workers, on one and two ranks.
+SAVE_EVERY = 4
+# For each way to make batches, with and without workers, on one and two ranks: the step after an epoch, and two random ones.
 CUTS = [
     (batching, workers, ranks, cut)
     for number, (batching, workers, ranks) in enumerate(product(("bucketed", "plain"), (0, 2), (1, 2)))
-    for cut in sorted(random.Random(number).sample(range(1, STEPS), 3))
+    for cut in ((9, 17)[number % 2], *random.Random(number).sample([*range(10, 17), *range(18, STEPS)], 2))
 ]
 
 
@@ -38,7 +40,7 @@ def write_recipe(path: Path, tiny_model: Path, reviews: Path, **train) -> Path:
             "lr": 1e-3,
             "warmup": "10%",
             "schedule": "cosine",
-            "save_every": "5 steps",
+            "save_every": f"{SAVE_EVERY} steps",
             "log_every": 1,
             **train,
         },
@@ -54,7 +56,8 @@ def trained(tiny_model, reviews, tmp_path_factory):
     @cache
     def undisturbed(batching: str, workers: int, ranks: int) -> tuple[Path, Path]:
         folder = tmp_path_factory.mktemp(f"{batching}-{workers}-{ranks}")
-        recipe = write_recipe(folder / "cut.yaml", tiny_model, reviews, batching=batching)
+        settings = {"batching": batching, "async_save": IN_BACKGROUND[batching]}
+        recipe = write_recipe(folder / "cut.yaml", tiny_model, reviews, **settings)
         text = json.loads(recipe.read_text())
         text["tuning"] = {"method": TUNING[batching]}
         text["data"]["workers"] = workers
@@ -65,6 +68,7 @@ def trained(tiny_model, reviews, tmp_path_factory):
 
 
 TUNING = {"bucketed": "full", "plain": "lora"}
+IN_BACKGROUND = {"bucketed": True, "plain": False}
 
 
 @pytest.fixture(params=TUNING)
@@ -72,10 +76,10 @@ def undisturbed(request, trained):
     return trained(request.param, 0, 1)
 
 
-def assert_same(found: Path, expected: Path) -> None:
+def assert_same(found: Path, expected: Path, steps: int = STEPS) -> None:
     assert harness.losses(found) == harness.losses(expected)
-    assert sorted(harness.losses(found)) == list(range(1, STEPS + 1))
-    assert harness.weights(found, STEPS) == harness.weights(expected, STEPS)
+    assert sorted(harness.losses(found)) == list(range(1, steps + 1))
+    assert harness.weights(found, steps) == harness.weights(expected, steps)
     strip = ("kind", "attempt", "time")
     for step, record in harness.metrics(expected, "validation").items():
         again = harness.metrics(found, "validation")[step]
@@ -86,10 +90,12 @@ def assert_same(found: Path, expected: Path) -> None:
 def test_killed_at_any_step(trained, tmp_path, batching, workers, ranks, cut):
     """Equal losses at every step say that the same examples were seen, in the same order."""
     recipe, expected = trained(batching, workers, ranks)
-    processes = harness.start(recipe, tmp_path, ranks)
-    harness.wait_for_step(tmp_path, cut, processes)
-    harness.kill(processes)
-    assert_same(harness.run(recipe, tmp_path, ranks), expected)
+    harness.killed_at(recipe, tmp_path, cut, ranks)
+    folder = harness.run(recipe, tmp_path, ranks)
+    assert_same(folder, expected)
+    saved = (cut - 1) // SAVE_EVERY * SAVE_EVERY  # the last that was begun
+    whole = {saved, saved - SAVE_EVERY} if IN_BACKGROUND[batching] else {saved}
+    assert json.loads((folder / "attempts/002/start.json").read_text())["first_step"] in whole - {0}
 
 
 def test_workers_change_nothing(trained):
@@ -99,9 +105,7 @@ def test_workers_change_nothing(trained):
 def test_killed_three_times_in_one_run(undisturbed, tmp_path):
     recipe, expected = undisturbed
     for cut in (6, 12, 18):
-        processes = harness.start(recipe, tmp_path)
-        harness.wait_for_step(tmp_path, cut, processes)
-        harness.kill(processes)
+        harness.killed_at(recipe, tmp_path, cut)
     assert_same(harness.run(recipe, tmp_path), expected)
 
 
@@ -126,8 +130,39 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_older_one_used(undisturbed
     harness.run(recipe, tmp_path)
     log = (folder / "attempts/002/rank-0.log").read_text()
     assert f"step-{STEPS:08d} is damaged: state/rank-00000.safetensors: content changed" in log
-    assert "going on from step-00000020" in log
+    assert f"going on from step-{STEPS - SAVE_EVERY:08d}" in log
     assert_same(folder, expected)
+
+
+def stop_while_validating(step: int, rank: int) -> None:
+    """The request comes when the validation of `step` has begun."""
+    from sft_dist import loop
+
+    undisturbed = loop._validate
+
+    def then_validate(t: loop.Training) -> None:
+        if t.progress.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        undisturbed(t)
+
+    loop._validate = then_validate
+
+
+def test_asked_to_stop_while_validating_saves_at_once_and_validates_later(tiny_model, reviews, tmp_path):
+    recipe = write_recipe(tmp_path / "cut.yaml", tiny_model, reviews, steps=8, epochs=None)
+    text = json.loads(recipe.read_text())
+    text["evaluate"] = {"micro_batch": 1}
+    text["data"]["split"] = {"validation": 0.3}  # 36 batches
+    recipe.write_text(json.dumps(text))
+    expected = harness.run(recipe, tmp_path / "undisturbed")
+    for step in (4, 8):
+        folder = harness.run(recipe, tmp_path / "cut", arrange=partial(stop_while_validating, step))
+        attempt = sorted((folder / "attempts").iterdir())[-1]
+        outcome = json.loads((attempt / "outcome.json").read_text())
+        assert (outcome["state"], outcome["last_step"]) == ("stopped", step)
+        assert step not in harness.metrics(folder, "validation")
+        assert (folder / f"checkpoints/step-{step:08d}/manifest.json").exists()
+    assert_same(harness.run(recipe, tmp_path / "cut"), expected, steps=8)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,13 @@ import json
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import ConvNextImageProcessor, ResNetConfig, ResNetModel
 
+from sft_dist.evaluate import sweep
 from sft_dist.recipe.run_folder import RunFolder
 from sft_dist.recipe.tunings import KINDS, STRATEGIES, refusal
 from tests.integration import harness
@@ -87,3 +91,40 @@ def test_a_cell(trained, name, strategy):
     assert harness.losses(cell) == pytest.approx(expected, abs=1e-5)
     assert len(set(expected.values())) == STEPS  # the curve moves, so equality says something
     torch.testing.assert_close(answers(cell), answers(single), rtol=0, atol=1e-4)
+
+
+# ── running statistics ──────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("strategy", ["zero2", "fsdp2"])
+def test_what_is_validated_is_what_is_saved(strategy, tmp_path):
+    """Batch norms count other pictures on every rank, and the checkpoint has those of rank 0."""
+    recipe = write_pictures(tmp_path, strategy)
+    folder = harness.run(recipe, tmp_path / "runs", 2)
+    sweep([RunFolder(folder)])
+    for step, record in harness.metrics(folder, "validation").items():
+        saved = json.loads((folder / f"evaluation/step-{step:08d}.validation.json").read_text())
+        assert record["loss"] == pytest.approx(saved["scores"]["loss"], rel=1e-5), step
+
+
+def write_pictures(folder: Path, strategy: str) -> Path:
+    """24 pictures of noise, and a tiny ResNet for them."""
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        (folder / f"pictures/{number % 2}").mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 60 + 8 * number, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"pictures/{number % 2}/{number}.png")
+    torch.manual_seed(0)
+    ResNetModel(
+        ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    ).save_pretrained(folder / "model")
+    ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=1.0).save_pretrained(folder / "model")
+    recipe = {
+        "name": "pictures",
+        "task": "image-classification",
+        "model": {"path": str(folder / "model")},
+        "data": {"source": str(folder / "pictures"), "split": {"validation": 0.4, "test": 0.1}},
+        "tuning": "full",
+        "train": {"steps": 4, "global_batch": 4, "micro_batch": 2, "lr": 1e-2, "save_every": "2 steps", "strategy": strategy},
+        "evaluate": {"micro_batch": 2},
+    }  # fmt: skip
+    (folder / "pictures.yaml").write_text(json.dumps(recipe))
+    return folder / "pictures.yaml"

@@ -14,6 +14,7 @@ from tests.integration import harness
 
 pytestmark = pytest.mark.slow
 
+SAVE_EVERY = 5
 STEPS = 30  # 2 epochs of 4 blocks and a bit: 30 + 30 + 30 + 10 rows make 3 + 3 + 3 + 1 steps
 
 
@@ -39,7 +40,7 @@ def write_recipe(folder: Path, tiny_model: Path, workers: int = 0) -> Path:
             "global_batch": 12,
             "micro_batch": 3,
             "lr": 1e-2,
-            "save_every": "7 steps",
+            "save_every": f"{SAVE_EVERY} steps",
             "log_every": 1,
         },
         "evaluate": {"report_on": []},
@@ -63,7 +64,7 @@ def undisturbed(tiny_model, tmp_path_factory):
 def test_it_goes_through_epochs_and_leaves_nothing_behind(undisturbed):
     _, folder = undisturbed(0, 1)
     assert sorted(harness.losses(folder)) == list(range(1, STEPS + 1))
-    assert sorted(harness.metrics(folder, "validation")) == [7, 14, 21, 28, STEPS]
+    assert sorted(harness.metrics(folder, "validation")) == [5, 10, 15, 20, 25, STEPS]
     assert [harness.metrics(folder)[step]["epoch"] for step in (1, 10, 11, 21)] == [0, 0, 1, 2]
     assert not (folder / "stream").exists()
 
@@ -76,10 +77,11 @@ def test_workers_and_ranks_change_nothing(undisturbed):
 @pytest.mark.parametrize(("workers", "ranks", "cut"), [(0, 1, 13), (2, 2, 22)])
 def test_killed_at_any_step(undisturbed, tmp_path, workers, ranks, cut):
     recipe, expected = undisturbed(workers, ranks)
-    processes = harness.start(recipe, tmp_path, ranks)
-    harness.wait_for_step(tmp_path, cut, processes)
-    harness.kill(processes)
+    harness.killed_at(recipe, tmp_path, cut, ranks)
     found = harness.run(recipe, tmp_path, ranks)
+    saved = (cut - 1) // SAVE_EVERY * SAVE_EVERY  # the last that was begun; it may not have been on the disk yet
+    begun = json.loads((found / "attempts/002/start.json").read_text())["first_step"]
+    assert begun in {saved, saved - SAVE_EVERY} - {0}
     assert harness.losses(found) == harness.losses(expected)
     assert harness.weights(found, STEPS) == harness.weights(expected, STEPS)
 

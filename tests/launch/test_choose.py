@@ -58,6 +58,9 @@ def test_without_deepspeed_fsdp2_stands_in() -> None:
 def test_what_a_strategy_cannot_do_is_passed_over() -> None:
     assert chosen(6, train={"precision": "fp16"}).strategy["name"] != "fsdp2"
     assert chosen(12, train={"optimizer": "adafactor"}).strategy["name"] == "ddp"
+    fp16 = {"precision": "fp16"}
+    assert chosen(3, train=fp16).strategy["name"] == "zero3"
+    assert chosen(3, train={**fp16, "compile": True}).strategy["name"] == "zero2"
 
 
 def test_one_process_shares_with_nobody_but_may_offload() -> None:

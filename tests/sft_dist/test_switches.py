@@ -12,12 +12,14 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
+from sft_dist.data.packing import leak
 from sft_dist.models import build_model
 from sft_dist.optim import build_optimizer
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.switches import for_training
 from sft_dist.tasks import task_of
+from tests.tiny_text import causal_model
 
 TUNINGS: dict[str, Any] = {
     "full": "full",
@@ -217,3 +219,20 @@ def test_without_switches_nothing_is_touched(tiny_model):
     model = model_of(recipe_of(tiny_model))
     assert model._compiled_call_impl is None
     assert not model.is_gradient_checkpointing
+
+
+# ── attention ───────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_packing_is_looked_at_without_flash_attention(monkeypatch):
+    """It is looked at before the model is on a GPU, in fp32, where flash attention raises."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+
+    def flash(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", flash)
+    monkeypatch.setattr(PreTrainedModel, "_check_and_adjust_attn_implementation", lambda model, name, **options: name)
+    model = causal_model("llama", 100, "flash_attention_2")
+    with pytest.raises(RuntimeError, match="FlashAttention"):
+        model(input_ids=torch.tensor([[1, 2, 3]]))
+    assert leak(model, 100) == 0
+    assert model.config._attn_implementation == "flash_attention_2"

@@ -19,7 +19,7 @@ from sft_dist.recipe.optimizers import NAMED_OPTIMIZERS
         (["train.optimizer=stable_adamw"], "train.optimizer", "torch-optimi"),
         (["train.optimizer=schedule_free_sgd", "train.schedule=constant"], "train.optimizer", "schedulefree"),
         (["train.liger=true"], "train.liger", "liger-kernel"),
-        (["model.attention=flash_attention_2"], "model.attention", "flash-attn"),
+        (["model.attention=flash_attention_2", "train.precision=bf16"], "model.attention", "flash-attn"),
     ],
 )
 def test_a_missing_package_is_said_with_how_to_get_it(
@@ -40,7 +40,7 @@ def test_a_missing_package_is_said_with_how_to_get_it(
         (["train.optimizer=paged_adamw_32bit"], "train.optimizer"),
         (["train.liger=true"], "train.liger"),
         (["model.attention=flex_attention"], "model.attention"),
-        (["model.attention=flash_attention_2"], "model.attention"),
+        (["model.attention=flash_attention_2", "train.precision=bf16"], "model.attention"),
     ],
 )
 def test_what_only_a_gpu_can_do_is_named(overrides: list[str], path: str, tmp_path: Path) -> None:
