@@ -301,17 +301,18 @@ def test_a_lost_node_is_survived_and_named(submit: Submit, undisturbed: Path):
 
 
 def test_the_first_node_is_lost_with_the_batch_script_on_it(submit: Submit, undisturbed: Path):
-    """Slurm starts the job elsewhere, while the old rank 0 lives on where nobody can end it, and has the run locked."""
+    """Slurm starts the job elsewhere, while the old rank 0 lives on where Slurm cannot end it, and has the run locked."""
     job = submit("resources.hang_timeout=30min")
     job.pause_at(10)
-    lost = job.ranks()[0].host
-    job.cluster.devcluster("node-cut", number_of(lost))
+    old = job.ranks()[0]
+    job.cluster.devcluster("node-cut", number_of(old.host))
     job.wait_for_attempt(2)
     job.cluster.wait_until(job.folder.all_attempts()[1].verdict_file.exists, 180, "the second attempt's end")
     assert job.verdict(2).cause == "in use"
-    job.cluster.devcluster("node-heal", number_of(lost))
+    os.kill(old.pid, signal.SIGKILL)  # somebody switches the node off
     job.end()
     assert job.verdict(1).cause == "node lost"
+    job.cluster.devcluster("node-heal", number_of(old.host))
     assert_same(job, undisturbed)
 
 
