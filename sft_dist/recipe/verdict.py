@@ -23,6 +23,7 @@ from sft_dist.recipe.units import seconds_of
 
 LATE_S = 10.0  # a shared file system may show what ranks on other nodes wrote this much later
 MOST_BARREN = 5  # attempts in a row that infrastructure ended before anything new was saved
+MOST_IN_USE = 20  # in a row that found the run in use: a node that is cut off may keep it so until it is switched off
 TWICE = 2
 
 # Not the run's own fault, so worth another start even without progress.
@@ -64,7 +65,7 @@ def decide(history: Sequence[Ended]) -> Decision:
     while barren < len(history) and not history[-1 - barren].progress:
         barren += 1
     if last.cause in INFRASTRUCTURE:
-        if barren >= MOST_BARREN:
+        if barren >= (MOST_IN_USE if last.cause == "in use" else MOST_BARREN):
             return Decision("stop", exclude, f"{barren} attempts in a row ended before anything was saved")
         return Decision("requeue", exclude, f"{last.cause} is not the run's own fault")
     if len(history) >= TWICE:

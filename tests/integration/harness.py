@@ -9,7 +9,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+
+from tests.ports import free_port
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.integration.harness_preload"])
@@ -47,9 +48,7 @@ def start(
     """One process a rank. `arrange(rank)` is called in each before it trains; it must be a function that can be pickled."""
     runs.mkdir(parents=True, exist_ok=True)
     processes: list[BaseProcess] = []
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     for rank in range(world_size):
         environment = {"OMP_NUM_THREADS": "1", "SFT_DIST_CACHE": os.environ["SFT_DIST_CACHE"]}
         if world_size > 1:

@@ -13,7 +13,6 @@ import hashlib
 import os
 import random
 import signal
-import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -40,6 +39,7 @@ from sft_dist.saver import Saver
 from sft_dist.snapshot import Snapshot, restore
 from sft_dist.state import SavedState
 from sft_dist.tuning import load_weights, save_weights
+from tests.ports import free_port
 
 KEEP_LAST = 3
 SLOW_S = 60.0
@@ -134,9 +134,7 @@ def _wait_for_a_save(pipe: Any, count: int) -> list[str]:
 
 def _start(folder: RunFolder, attempt: int, world_size: int) -> tuple[list[int], Any]:
     """Processes that train from the newest checkpoint, and what rank 0 says of its saving."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ours, theirs = os.pipe()
     processes = []
     for rank in range(world_size):

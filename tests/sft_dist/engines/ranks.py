@@ -9,13 +9,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+from tests.ports import free_port
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.integration.harness_preload"])  # one server a test session, so one list
@@ -30,9 +31,7 @@ def on_ranks(
 ) -> list[Any]:
     """`function` is a module's own, and what it takes and returns can be pickled. `environment` is set before it runs,
     besides what torchrun would set. Raises RuntimeError with the traceback of the first rank that failed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     pipes, processes = [], []
     for rank in range(world_size):
         settings = {

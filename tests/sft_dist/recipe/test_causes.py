@@ -9,7 +9,7 @@ import pytest
 
 from sft_dist.recipe.causes import Facts, agents_of, cause_of, classify, facts_of, verdict_of
 from sft_dist.recipe.run_folder import RunFolder, write_json
-from sft_dist.recipe.verdict import Ended, decide, failing_nodes
+from sft_dist.recipe.verdict import MOST_IN_USE, Ended, decide, failing_nodes
 
 PEER = "[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.213.77.12]:5312"
 
@@ -125,7 +125,8 @@ def test_a_run_that_another_process_still_trains_is_tried_again():
     """A node is cut off, and its rank 0 lives on for a while."""
     found = classify(Facts(errors=(error(0, "another process is training this run", type="InUse", user_error=True),)))
     assert (found.cause, found.user_error) == ("in use", True)
-    assert decide([Ended(found, False)]).action == "requeue"
+    assert decide([Ended(found, False)] * (MOST_IN_USE - 1)).action == "requeue"
+    assert decide([Ended(found, False)] * MOST_IN_USE).action == "stop"
 
 
 def test_a_rank_that_used_too_much_memory_is_not_the_fault_of_its_node(tmp_path):
