@@ -37,8 +37,9 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def read_table(name: str, files: list[str], streaming: bool, texts: Sequence[str] = ()) -> Dataset | IterableDataset:
-    """Rows of all files, in order; of a csv the columns `texts` are not taken for numbers. Raises UserError with the place of the fault where it can be found, else whatever the
-    reader raises. What is streamed from a URL is not gone through beforehand: its quotation marks always enclose fields."""
+    """Rows of all files, in order; of a csv the columns `texts` are not taken for numbers. Raises UserError with the place of
+    the fault where it can be found, else whatever the reader raises. What is streamed from a URL is not gone through
+    beforehand: its quotation marks always enclose fields."""
     reader, options = TABLES[name]
     if not any("://" in file for file in files) and any(is_plain(file, DELIMITERS.get(name, "")) for file in files):
         options = {**options, "quoting": csv.QUOTE_NONE}
