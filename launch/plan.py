@@ -49,12 +49,14 @@ class Machine:
     cluster: str = ""  # whose nodes are like this; empty: this machine
     most_nodes: int = 1
     gpu_memory: int | None = None  # bytes of one GPU; None: not known
+    memory: int | None = None  # bytes of its own; None: not known
 
     @classmethod
     def node_of(cls, cluster: Cluster) -> Machine:
         most = cluster.max_nodes or 100_000
         memory = bytes_of(cluster.gpu_memory) if cluster.gpu_memory else None
-        return cls(cluster.gpus_per_node, cluster.cpus_per_node, cluster.name, most, memory)
+        own = cluster.memory_mb * 2**20 if cluster.memory_mb else None
+        return cls(cluster.gpus_per_node, cluster.cpus_per_node, cluster.name, most, memory, own)
 
     @property
     def noun(self) -> str:
@@ -112,7 +114,8 @@ def detect_machine() -> Machine:
         # CUDA stops reading at the first -1; a list may name MIG slices, so it can be longer than the device files.
         devices = next((place for place, part in enumerate(chosen) if part.strip() == "-1"), len(chosen))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(gpus=devices, cores=cores, gpu_memory=_gpu_memory(visible or "") if devices else None)
+    own = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Machine(gpus=devices, cores=cores, gpu_memory=_gpu_memory(visible or "") if devices else None, memory=own)
 
 
 def _gpu_memory(visible: str) -> int | None:
@@ -243,7 +246,7 @@ def _strategy(recipe: Recipe, shape: Shape, machine: Machine, python: str) -> tu
     if key not in _KNOWN_STRATEGIES:
         # Another Python's packages are not known here.
         has_deepspeed = python == sys.executable and is_installed("deepspeed")
-        choice = choose(recipe, shape, machine.gpu_memory, has_deepspeed)
+        choice = choose(recipe, shape, machine.gpu_memory, has_deepspeed, machine.memory)
         _KNOWN_STRATEGIES[key] = choice, STRATEGIES[choice.strategy["name"]](shape)
     return _KNOWN_STRATEGIES[key]
 

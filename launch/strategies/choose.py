@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from launch.strategies.base import Shape
 from sft_dist.recipe.memory import ROOM, Sizes, needed, sizes_of
-from sft_dist.recipe.schema import Fsdp2Strategy, PlainStrategy, Recipe, Strategy, Zero3Strategy, ZeroStrategy
+from sft_dist.recipe.schema import (
+    Fsdp2Strategy,
+    PlainStrategy,
+    QloraTuning,
+    Recipe,
+    Strategy,
+    Zero3Strategy,
+    ZeroStrategy,
+)
 from sft_dist.recipe.strategies import refusals
 
 MOST_PROCESSES = 1024  # looked for when nothing fits
@@ -30,9 +38,30 @@ SHARED: tuple[Strategy, ...] = (
 )
 
 
-def choose(recipe: Recipe, shape: Shape, gpu_memory: int | None, has_deepspeed: bool) -> Choice:
-    """`gpu_memory`: bytes of one GPU, if known. What the recipe names is taken as it is, with a warning when it looks too
-    large."""
+def choose(
+    recipe: Recipe, shape: Shape, gpu_memory: int | None, has_deepspeed: bool, node_memory: int | None = None
+) -> Choice:
+    """`gpu_memory`: bytes of one GPU, if known; `node_memory`: of a machine's own. What the recipe names is taken as it is,
+    with a warning when it looks too large."""
+    choice = _choose(recipe, shape, gpu_memory, has_deepspeed)
+    return replace(choice, warnings=(*choice.warnings, *_too_many(recipe, shape, node_memory)))
+
+
+def _too_many(recipe: Recipe, shape: Shape, node_memory: int | None) -> tuple[str, ...]:
+    """Each process reads the model before anything is shared, and rank 0 gathers the whole of it at every save."""
+    sizes = sizes_of(recipe) if node_memory and shape.on_gpu and not isinstance(recipe.tuning, QloraTuning) else None
+    if node_memory is None or sizes is None:
+        return ()
+    together = 4 * sizes.all * shape.processes_per_node
+    if together <= node_memory:
+        return ()
+    return (
+        f"a node's own memory may not be enough: {shape.processes_per_node} processes read {_gb(4 * sizes.all)} of fp32 "
+        f"weights each, {_gb(together)} together, and a node has {_gb(node_memory)}; fewer processes a node need less",
+    )
+
+
+def _choose(recipe: Recipe, shape: Shape, gpu_memory: int | None, has_deepspeed: bool) -> Choice:
     asked = recipe.train.strategy
     plain = PlainStrategy(name="single" if shape.world_size == 1 else "ddp")
     processes = "there is one process" if shape.world_size == 1 else f"there are {shape.world_size} processes"

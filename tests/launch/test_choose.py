@@ -51,6 +51,14 @@ def test_the_reason_says_how_much_is_needed_and_what_is_there() -> None:
     )
 
 
+def test_a_model_that_every_process_of_a_node_cannot_hold_is_warned_about() -> None:
+    recipe = make_recipe(model={"path": "/models/billion"}, train={"strategy": "fsdp2"})
+    (warning,) = choose(recipe, Shape(1, 8, True), 80 * GB, True, node_memory=31 * GB).warnings
+    assert warning.startswith("a node's own memory may not be enough: 8 processes read 4.0 GB")
+    assert "32 GB together, and a node has 31 GB" in warning
+    assert choose(recipe, Shape(1, 8, True), 80 * GB, True, node_memory=33 * GB).warnings == ()
+
+
 def test_without_deepspeed_fsdp2_stands_in() -> None:
     assert chosen(12, deepspeed=False).strategy["name"] == "fsdp2"
 
