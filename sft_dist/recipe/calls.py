@@ -6,12 +6,15 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sft_dist.recipe.errors import UserError
+
+NO_LIMIT_MIN = 365 * 24 * 60
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Call:
             raise ValueError(f"{self.function} is none of this package's functions")
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         os.umask(0o077)
+        _know_no_limit()
         try:
             getattr(importlib.import_module(module), name)(Path(self.path))
         except UserError as error:
@@ -37,3 +41,13 @@ class Call:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _know_no_limit() -> None:
+    """On Slurm's warning submitit (1.5) compares with the time that was asked for, and fails where none was."""
+    from submitit.core.job_environment import JobEnvironment
+
+    warned = getattr(signal.getsignal(JobEnvironment._usr_sig()), "__self__", None)
+    delayed = getattr(warned, "_delayed", None)
+    if delayed is not None and delayed._timeout_min is None:
+        delayed._timeout_min = NO_LIMIT_MIN

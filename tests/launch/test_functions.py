@@ -82,6 +82,30 @@ def test_without_a_time_none_is_asked_for(tmp_path: Path, slurm: Path) -> None:
     assert "--time" not in (tmp_path / "jobs/101_submission.sh").read_text()
 
 
+def test_a_warning_where_no_time_was_asked_for_is_a_preemption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """submitit's own handler, as it is when it starts a function."""
+    import signal
+
+    from submitit.core.job_environment import JobEnvironment, SignalHandler
+    from submitit.core.utils import DelayedSubmission, JobPaths
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    from sft_dist.recipe.calls import _know_no_limit
+
+    number = JobEnvironment._usr_sig()
+    delayed = DelayedSubmission(Call("sft_dist.evaluate:score_run", str(tmp_path)))
+    delayed.set_timeout(None, 10)  # type: ignore[arg-type]
+    handler = SignalHandler(SlurmJobEnvironment(), JobPaths(tmp_path, "7", 0), delayed)
+    with pytest.raises(TypeError):
+        handler.has_timed_out()
+    before = signal.signal(number, handler.checkpoint_and_try_requeue)
+    try:
+        _know_no_limit()
+    finally:
+        signal.signal(number, before)
+    assert not handler.has_timed_out()
+
+
 def test_what_is_pickled_is_the_names_of_a_function_and_a_path(tmp_path: Path, slurm: Path) -> None:
     cluster = make_cluster()
     assert send(WORK, request(Resources(), cluster, 1), cluster, tmp_path / "jobs") == "101"
