@@ -24,21 +24,21 @@ from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 
 if TYPE_CHECKING:
+    from sft_dist.data.prepare import Prepared
     from sft_dist.data.rows import Examples, Rows
 
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "datasets", "numpy", "deepspeed")
-LOOKED_AT = 1000  # rows and examples of a split that are compared in full
+LOOKED_AT = 1000  # examples of a split that are compared in full
 
 
-def require_agreement(
-    recipe: Recipe, rows: Mapping[str, Rows], examples: Mapping[str, Examples], model: nn.Module
-) -> None:
-    """Every rank must call it. Raises UserError on all of them, naming what differs and where."""
+def require_agreement(recipe: Recipe, data: Prepared, examples: Mapping[str, Examples], model: nn.Module) -> None:
+    """Every rank must call it: rows are compared by what all of them hold, examples by LOOKED_AT of them. Raises UserError
+    on all ranks, naming what differs and where."""
     facts = {
         "recipe": digest([recipe.model_dump_json().encode()]),
         "code": code_digest(Path(sft_dist.__file__).parent),
         **versions(),
-        **{f"{split} rows": table_digest(part) for split, part in rows.items()},
+        **{f"{split} rows": content[:12] for split, content in data.contents.items()},
         **{f"{split} examples": table_digest(part) for split, part in examples.items()},
         "weights": weights_digest(model.state_dict()),
     }

@@ -209,8 +209,6 @@ def build(
     task = task_of(recipe)
     data = prepare(recipe, task, load_processor(recipe, task))
     examples = data.examples
-    if accelerator.is_main_process or folder.splits_file.exists():
-        keep_splits(folder.splits_file, {split: rows.ids for split, rows in data.splits.items()}, data.contents)
     steps = steps_of(recipe, None if recipe.data.streaming else len(examples["train"]))
 
     model = build_model(recipe, task, data.processor)
@@ -230,7 +228,10 @@ def build(
         # What is still to come in a stream can be as long as it is allowed to be.
         longest = max(longest, recipe.data.max_length) if recipe.data.streaming else longest
         _check_positions(model, longest, virtual_tokens(recipe.tuning))
-    require_agreement(recipe, data.splits, {**examples, "train": first}, model)
+    require_agreement(recipe, data, {**examples, "train": first}, model)
+    # After that, since a rank with other rows than the others would refuse them alone.
+    if accelerator.is_main_process or folder.splits_file.exists():
+        keep_splits(folder.splits_file, {split: rows.ids for split, rows in data.splits.items()}, data.contents)
     if accelerator.is_main_process:
         _say_what_is_trained(recipe, data, first, model, batch)
         if checkpoint:

@@ -37,7 +37,7 @@ def disk(tmp_path):
 
 
 def test_a_full_disk_ends_the_run_with_its_cause_and_loses_nothing(disk, tiny_model, reviews, tmp_path):
-    recipe = write_recipe(tmp_path / "cut.yaml", tiny_model, reviews)
+    recipe = write_recipe(tmp_path / "cut.yaml", tiny_model, reviews, save_every="5 steps")
     runs = disk("20m") / "runs"
     folder = RunFolder(harness.run(recipe, runs, expect=1))
     verdict = verdict_of(folder, folder.all_attempts()[0])

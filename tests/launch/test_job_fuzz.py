@@ -257,7 +257,7 @@ def test_modules_and_conda_are_words_even_if_the_schema_let_anything_pass(bench:
     assert plain is not None
     conda = next(filter(None, words), "base")
     cluster = plain.model_copy(update={"modules": words, "conda": conda})
-    run_bash("\n".join(software(cluster)), place, env)
+    run_bash("\n".join(software(cluster, "exit 1")), place, env)
     assert noted(place, "module") == ["load", *words]
     assert noted(place, "conda") == ["activate", conda]
     assert not list(place.rglob(MARK))
