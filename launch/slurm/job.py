@@ -181,6 +181,14 @@ job=$SLURM_JOB_ID
 
 left_out() {{ scontrol show job -o "$job" | sed -n 's/.* ExcNodeList=\\([^ ]*\\).*/\\1/p' | grep -v null; }}
 
+# Has the partition nodes enough without this one, too? Else the job would wait for ever.
+enough_without() {{
+  local nodes others; nodes=$(sinfo -hN -p "${{SLURM_JOB_PARTITION-}}" -o %N | sort -u | wc -l)
+  others=$(left_out); others=${{others:+$others,}}$1
+  others=${{others//[^,]}}
+  ((nodes - ${{#others}} - 1 >= ${{SLURM_JOB_NUM_NODES:-1}}))
+}}
+
 # Puts the job in the queue again, without the nodes named; then Slurm ends this shell.
 again() {{
   local tries others
@@ -190,7 +198,7 @@ again() {{
     sleep 10
   done
   # Only a job that waits can be told which nodes to leave out; this shell has some seconds before it is killed.
-  if [[ $1 =~ ^[A-Za-z0-9_.,-]+$ ]]; then
+  if [[ $1 =~ ^[A-Za-z0-9_.,-]+$ ]] && enough_without "$1"; then
     others=$(left_out)
     for tries in 1 2 3 4 5 6 7 8 9 10; do
       scontrol update JobId="$job" ExcNodeList="${{others:+$others,}}$1" && break
@@ -205,7 +213,8 @@ elsewhere() {{
   echo "$(date +%FT%T) ${{SLURMD_NODENAME-}}: $1: failed" >&2
   [[ ${{SLURM_STEP_ID-}} || ! ${{SLURMD_NODENAME-}} ]] && exit 1  # in a step there is no putting back
   local commas; commas=$(left_out | tr -dc ,)
-  {requeue} && ((${{#commas}} < 2 && ${{SLURM_RESTART_COUNT:-0}} < 50)) && again "$SLURMD_NODENAME" >&2
+  {requeue} && ((${{#commas}} < 2 && ${{SLURM_RESTART_COUNT:-0}} < 50)) && enough_without "$SLURMD_NODENAME" &&
+    again "$SLURMD_NODENAME" >&2
   exit 1
 }}
 """

@@ -308,6 +308,12 @@ def test_what_no_node_has_is_not_looked_for_on_all_of_them(bench: Bench) -> None
     assert not bench.calls("scontrol")
 
 
+def test_where_no_other_node_is_left_the_job_fails_instead_of_waiting_for_ever(bench: Bench) -> None:
+    script = bench.render(nodes=1, venv="/not/there")
+    assert run(bench, script, SLURMD_NODENAME="node1", STUB_NUM_NODES="1") == 1
+    assert not bench.calls("scontrol")
+
+
 def test_a_controller_that_is_away_is_asked_again_and_a_lost_run_is_no_success(bench: Bench) -> None:
     answer = "action=requeue\nexit=0"
     assert run(bench, bench.render(nodes=1), STUB_VERDICT=answer, STUB_SCONTROL="fail") == 1
