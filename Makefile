@@ -35,7 +35,7 @@ test-fast: setup ## the part without training processes
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not slurm"
 
 test-slurm: setup ## the part on a real Slurm, which it installs and starts on this machine (root, Debian)
-	SFT_DIST_REQUIRE_SLURM=1 $(BIN)/python -m pytest -q tests/slurm tests/launch/test_job_fuzz.py
+	SFT_DIST_REQUIRE_SLURM=1 $(BIN)/python -m pytest -q tests/slurm tests/integration/test_job_fuzz.py
 
 check: setup     ## ruff, mypy, import-linter, codespell
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

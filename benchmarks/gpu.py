@@ -46,11 +46,11 @@ def measure(steps: int, batch: int, length: int, checkpointing: bool) -> tuple[i
 
     from sft_dist.engines.base import Setup
     from sft_dist.engines.replicated import Replicated
-    from sft_dist.losses import CrossEntropy
-    from sft_dist.losses_text import TokenLoss
+    from sft_dist.losses.classification import CrossEntropy
+    from sft_dist.losses.tokens import TokenLoss
     from sft_dist.recipe.schema import LoraTuning
-    from sft_dist.switches import base_of, checkpoint_activations
     from sft_dist.tuning import apply_tuning
+    from sft_dist.tuning.model_options import base_of, checkpoint_activations
 
     engine = Replicated(Setup("bf16", (), "", {"name": "single"}))
     torch.manual_seed(0)

@@ -27,7 +27,7 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from sft_dist.data.prepare import prepare
-from sft_dist.models import load_processor
+from sft_dist.tasks.models import load_processor
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks import task_of
 recipe = Recipe.model_validate_json(Path(sys.argv[1]).read_bytes())

@@ -30,8 +30,8 @@ GOALS_MS = {"sft-dist --help": 150.0, "sft-dist plan": 400.0}
 GOAL_RATIO = 10.0
 MATRIX = "matrix:\n  train.lr: [{lrs}]\n  train.seed: [{seeds}]\n"
 MANY_RUNS = (
-    "import launch.cli; launch.cli._start_fast(); import launch.prepare, pathlib, sys;"
-    " launch.prepare.prepare(sys.argv[1], [], pathlib.Path('runs'))"
+    "import launch.cli; launch.cli._start_fast(); import launch.planning, pathlib, sys;"
+    " launch.planning.prepare(sys.argv[1], [], pathlib.Path('runs'))"
 )
 GOAL_MANY_RUNS_S = 2.0
 

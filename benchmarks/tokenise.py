@@ -23,9 +23,9 @@ ROWS, TURNS, GOAL = 20_000, 5, 0.8
 
 def main() -> int:
     from sft_dist.data.prepare import BATCH, _encode, prepare
-    from sft_dist.models import load_processor
     from sft_dist.recipe.schema import Recipe
     from sft_dist.tasks import task_of
+    from sft_dist.tasks.models import load_processor
 
     with tempfile.TemporaryDirectory() as name:
         os.environ["SFT_DIST_CACHE"] = name

@@ -14,16 +14,16 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.child import environment
 from launch.expand import MOST_PROBLEMS, Run, expand
-from launch.prepare import Prepared, require_references
+from launch.planning import Prepared, require_references
+from launch.subprocesses import environment
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.findings import KINDS
 from sft_dist.recipe.load import read
 from sft_dist.recipe.references import code_digest, data_fingerprint, file_states, model_state
-from sft_dist.recipe.run_folder import cache_root, read_json
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.yaml_lines import similar_to
+from sft_dist.run.folder import cache_root, read_json
 
 ERRORS = 1  # the child's exit code
 USER_ERROR = 2
@@ -80,7 +80,7 @@ def gate(prepared: Sequence[Prepared], allow: Collection[str] = ()) -> list[str]
         for one in known["findings"]:
             if one["severity"] == "error" and one["kind"] not in allow:
                 hint = f"{one['hint']}; to send it as it is: --allow {one['kind']}"
-                problems.append(Problem(f"{one['kind']}: {one['message']}", "data", None, _rows(one), (), hint))
+                problems.append(Problem(f"{one['kind']}: {one['message']}", "data", value=_rows(one), hint=hint))
         if known["warnings"]:
             warnings.append(f"{known['warnings']} warnings about the data: `sft-dist check` shows them")
     if problems:
@@ -156,7 +156,9 @@ def _check_names(allow: Collection[str]) -> None:
     known = tuple(kind for kind, one in KINDS.items() if one.severity == "error")
     for name in allow:
         if name not in known:
-            raise UserError(Problem("no error has this name", "--allow", None, name, known, similar_to(name, known)))
+            raise UserError(
+                Problem("no error has this name", "--allow", value=name, valid=known, hint=similar_to(name, known))
+            )
 
 
 def _rows(finding: dict[str, Any]) -> str | None:

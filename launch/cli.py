@@ -87,7 +87,7 @@ def init(task: str, output: Path | None) -> None:
 
     Example: sft-dist init text-classification -o my.yaml
     """
-    from sft_dist.recipe.starters import starter
+    from launch.starters import starter
 
     text = starter(task)
     if output is None:
@@ -111,7 +111,7 @@ def schema() -> None:
 
     Example: sft-dist schema > recipe.schema.json
     """
-    from sft_dist.recipe.starters import json_schema
+    from launch.starters import json_schema
 
     click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
@@ -154,7 +154,7 @@ def check(
     Example: sft-dist check my.yaml --preview 10
     """
     from launch.check import run_check
-    from launch.ledger import runs_root
+    from launch.run_state import runs_root
 
     sys.exit(run_check(recipe, overrides, runs_root(runs), allow, page, preview, timed, as_json))
 
@@ -182,15 +182,15 @@ def plan(
 
     Example: sft-dist plan my.yaml train.lr=1e-4 --processes 1
     """
-    from launch.ledger import runs_root
-    from launch.prepare import prepare, with_states
+    from launch.planning import prepare, with_states
+    from launch.run_state import runs_root
 
     where = _cluster(cluster)
     prepared = prepare(recipe, overrides, runs_root(runs), processes, cluster=where)
     if diff:
-        from launch.backends.slurm import divide
         from launch.slurm.client import live_jobs
-        from launch.slurm.texts import divided, divided_json
+        from launch.slurm.render import divided, divided_json
+        from launch.slurm.submit import divide
 
         found = divide(prepared, live_jobs() if where else ())
         click.echo(json.dumps(divided_json(found), indent=2) if as_json else divided(found))
@@ -205,8 +205,8 @@ def plan(
             raise click.UsageError("--script prints a cluster's job script; add --cluster NAME")
         click.echo(plans(with_states(prepared)))
         return
-    from launch.backends.slurm import check_places, script_of
-    from launch.slurm.texts import asked_of
+    from launch.slurm.render import asked_of
+    from launch.slurm.submit import check_places, script_of
 
     check_places(prepared, where)
     if not script_only:
@@ -241,9 +241,9 @@ def run(
 
     Example: sft-dist run my.yaml train.epochs=1
     """
-    from launch.ledger import runs_root
-    from launch.prepare import prepare
-    from launch.start import MANY_RUNS, run_all, run_in_this_process
+    from launch.planning import prepare
+    from launch.run import MANY_RUNS, run_all, run_in_this_process
+    from launch.run_state import runs_root
 
     prepared = prepare(recipe, overrides, runs_root(runs), processes, fresh)
     if len(prepared) > MANY_RUNS and not yes:
@@ -252,7 +252,7 @@ def run(
         if len(prepared) > 1:
             raise click.UsageError(f"--debug trains one run, and the recipe stands for {len(prepared)}")
         sys.exit(run_in_this_process(prepared[0]))
-    from launch.backends.local import Local
+    from launch.local.runner import Local
 
     sys.exit(run_all(prepared, Local()))
 
@@ -294,11 +294,11 @@ def submit(
 
     Example: sft-dist submit my.yaml --cluster my-cluster --max-parallel 8
     """
-    from launch.ledger import runs_root
-    from launch.prepare import prepare
+    from launch.planning import prepare
+    from launch.run_state import runs_root
 
     if not cluster:
-        from launch.clusters import known_clusters
+        from launch.slurm.clusters import known_clusters
 
         raise click.UsageError(f"--cluster NAME is missing; known: local, {', '.join(known_clusters())}")
     where = _cluster(cluster)
@@ -309,13 +309,13 @@ def submit(
         for warning in gate(prepared, allow):
             click.echo(f"warning: {warning}", err=True)
     if where is None:
-        from launch.start import submit_here
+        from launch.run import submit_here
 
         sys.exit(submit_here(prepared, evaluate, dry_run))
-    from launch.backends.slurm import divide, parts_of
-    from launch.backends.slurm import submit as send
     from launch.slurm.client import live_jobs
-    from launch.slurm.texts import submitted, would_submit
+    from launch.slurm.render import submitted, would_submit
+    from launch.slurm.submit import divide, parts_of
+    from launch.slurm.submit import submit as send
 
     if dry_run:
         live = live_jobs()
@@ -329,7 +329,7 @@ def _cluster(name: str | None) -> Any:
     """The cluster, or None for this machine."""
     if name in (None, "", "local"):
         return None
-    from launch.clusters import load_cluster  # after the question: a plan for this machine does not wait for it
+    from launch.slurm.clusters import load_cluster  # after the question: a plan for this machine does not wait for it
 
     return load_cluster(str(name))
 
@@ -349,7 +349,7 @@ def cluster_list(as_json: bool) -> None:
 
     Example: sft-dist cluster list
     """
-    from launch.clusters import known_clusters
+    from launch.slurm.clusters import known_clusters
 
     known = known_clusters()
     if as_json:
@@ -369,7 +369,7 @@ def cluster_show(name: str, as_json: bool) -> None:
     """
     import yaml
 
-    from launch.clusters import find_cluster, read_cluster
+    from launch.slurm.clusters import find_cluster, read_cluster
 
     file = find_cluster(name)
     found = read_cluster(file).model_dump()
@@ -403,10 +403,10 @@ def resume(run: str, processes: int | None, strategy: str | None, runs: str | No
 
     Example: sft-dist resume runs/my/0a1b2c3d4e --processes 4 --strategy fsdp2
     """
-    from launch.backends.local import Local
-    from launch.ledger import find_run, runs_root
-    from launch.prepare import prepare_folder
-    from launch.start import run_all
+    from launch.local.runner import Local
+    from launch.planning import prepare_folder
+    from launch.run import run_all
+    from launch.run_state import find_run, runs_root
 
     sys.exit(run_all([prepare_folder(find_run(run, runs_root(runs)), processes, strategy)], Local()))
 
@@ -460,8 +460,8 @@ def logs(run: str, follow: bool, rank: int | None, attempt: int | None, runs: st
     Example: sft-dist logs 0a1b -f
     """
     from launch import logs as log
-    from launch.ledger import find_run, runs_root
-    from sft_dist.recipe.run_folder import RunFolder
+    from launch.run_state import find_run, runs_root
+    from sft_dist.run.folder import RunFolder
 
     folder = RunFolder(find_run(run, runs_root(runs)))
     with contextlib.suppress(KeyboardInterrupt):  # the way to stop following
@@ -481,7 +481,7 @@ def cancel(targets: tuple[str, ...], at_once: bool, yes: bool, runs: str | None)
 
     Example: sft-dist cancel 'my-sweep/*'
     """
-    from launch.ledger import runs_root
+    from launch.run_state import runs_root
     from launch.slurm.cancel import cancel as end_jobs
     from launch.slurm.cancel import to_cancel
 
@@ -506,9 +506,9 @@ def stop(run: str, wait: float, runs: str | None) -> None:
 
     Example: sft-dist stop 0a1b
     """
-    from launch.ledger import find_run, runs_root
-    from launch.start import stop as stop_run
-    from sft_dist.recipe.run_folder import RunFolder
+    from launch.run import stop as stop_run
+    from launch.run_state import find_run, runs_root
+    from sft_dist.run.folder import RunFolder
 
     end = stop_run(RunFolder(find_run(run, runs_root(runs))), wait)
     click.echo(f"{end.name}/{end.id} {end.state} at step {end.step}/{end.total_steps or '?'}")
@@ -528,8 +528,8 @@ def evaluate(targets: tuple[str, ...], required: tuple[str, ...], force: bool, r
 
     Example: sft-dist eval my.yaml --require accuracy=0.75
     """
-    from launch import judge
-    from launch.ledger import runs_root
+    from launch import evaluate as judge
+    from launch.run_state import runs_root
 
     bounds = [judge.requirement(text) for text in required]
     folders, board_in = judge.choose_folders(targets, runs_root(runs))
@@ -554,8 +554,8 @@ def export(run: str, step: int | None, target: Path | None, form: str | None, ru
 
     Example: sft-dist export 0a1b --to my-model
     """
-    from launch.child import run_module
-    from launch.ledger import find_run, runs_root
+    from launch.run_state import find_run, runs_root
+    from launch.subprocesses import run_module
 
     options: list[tuple[str, Any]] = [("--step", step), ("--to", target), ("--form", form)]
     given = [str(part) for name, value in options if value is not None for part in (name, value)]
@@ -571,6 +571,6 @@ def predict(model: str, file: str, as_json: bool) -> None:
 
     Example: echo "a lovely film" | sft-dist predict runs/my/0a1b2c3d4e/export
     """
-    from launch.child import run_module
+    from launch.subprocesses import run_module
 
     sys.exit(run_module("sft_dist.predict", [model, file, *(["--json"] if as_json else [])]))

@@ -18,8 +18,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from sft_dist.recipe.checks import cross_checks
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.load import Source, problems_from, validate
-from sft_dist.recipe.run_folder import run_id
 from sft_dist.recipe.schema import Recipe
+from sft_dist.run.folder import run_id
 
 MOST_RUNS = 100_000
 MOST_PROBLEMS = 50
@@ -91,7 +91,9 @@ def locate(problem: Problem, source: Source, places: Mapping[KeyPath, KeyPath]) 
         return problem
     path = tuple(problem.path.split("."))
     mark = source.mark(_remap(path, places))
-    return Problem(problem.message, problem.path, mark, problem.found, problem.valid, problem.hint)
+    return Problem(
+        problem.message, problem.path, mark=mark, value=problem.value, valid=problem.valid, hint=problem.hint
+    )
 
 
 def _remap(path: KeyPath, places: Mapping[KeyPath, KeyPath]) -> KeyPath:
@@ -197,7 +199,7 @@ def _axes(source: Source) -> list[list[Choice]]:
     problems: list[Problem] = []
 
     def wrong(message: str, place: KeyPath, hint: str = "") -> None:
-        problems.append(Problem(message, ".".join(map(str, place)), source.mark(place), hint=hint))
+        problems.append(Problem(message, ".".join(map(str, place)), mark=source.mark(place), hint=hint))
 
     def choices(key: Any, values: Any, place: KeyPath) -> list[Value]:
         path = tuple(str(key).split("."))
@@ -278,7 +280,7 @@ def _twins(runs: Sequence[Run], source: Source) -> list[Problem]:
             place = next((p for path, p in run.places.items() if other.places[path] != p), ("matrix",))
             shown = ", ".join(f"{key}={value}" for key, value in run.point.items())
             earlier = ", ".join(f"{key}={value}" for key, value in other.point.items())
-            problems.append(Problem(f"the same run twice: {shown} equals {earlier}", "matrix", source.mark(place)))
+            problems.append(Problem(f"the same run twice: {shown} equals {earlier}", "matrix", mark=source.mark(place)))
     return problems
 
 

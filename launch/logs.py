@@ -6,9 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-from launch.ledger import is_running
+from launch.run_state import is_running
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.run_folder import AttemptFolder, RunFolder
+from sft_dist.run.folder import AttemptFolder, RunFolder
 
 POLL_S = 0.3
 ASK_S = 30.0  # between questions to Slurm

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.expand import Run
-from launch.rows import Rows
-from launch.slurm.request import Request, request
+from launch.row_counts import Rows
+from launch.slurm.resources import Request, request
 from launch.strategies import STRATEGIES
 from launch.strategies.base import Launch, Shape
-from launch.strategies.choose import Choice, choose
+from launch.strategy_choice import Choice, choose
 from sft_dist.recipe.arithmetic import Batch, Steps, batch_of, steps_of
 from sft_dist.recipe.errors import Problem, UserError, collected
 from sft_dist.recipe.machine import is_installed, needs_gpu
@@ -26,7 +26,7 @@ from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.units import bytes_of
 
 if TYPE_CHECKING:
-    from launch.clusters import Cluster
+    from launch.slurm.clusters import Cluster
 
 # What a run writes, in the order it appears. The names are RunFolder's.
 WRITTEN = (
@@ -214,7 +214,7 @@ def _shape(machine: Machine, nodes: int, processes: int) -> Shape:
                 if here
                 else f"jobs on {machine.cluster} have at most {machine.most_nodes} nodes",
                 path="resources.nodes",
-                found=str(nodes),
+                value=str(nodes),
                 hint="set resources.nodes=1 to run here, or send it to one with --cluster"
                 if here
                 else f"nearest that fits: {machine.most_nodes}",
@@ -225,7 +225,7 @@ def _shape(machine: Machine, nodes: int, processes: int) -> Shape:
             Problem(
                 f"{processes} processes need {processes} GPUs, and {machine.noun} has {machine.gpus}",
                 path="resources.processes_per_node",
-                found=str(processes),
+                value=str(processes),
                 valid=("auto", *(str(count) for count in range(1, machine.gpus + 1))),
                 hint=_nearest_nodes(nodes * processes, machine),
             )

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from launch.ledger import RunState
     from launch.plan import Plan
+    from launch.run_state import RunState
 
 MOST_POINTS = 8
 MOST_ROWS = 20

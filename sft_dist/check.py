@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.findings import KINDS
 from sft_dist.recipe.references import file_states
-from sft_dist.recipe.run_folder import write_text
 from sft_dist.recipe.schema import Recipe
+from sft_dist.run.folder import write_text
 
 if TYPE_CHECKING:
-    from sft_dist.quality.looks import Subject
+    from sft_dist.quality.checks import Subject
     from sft_dist.quality.report import Report
 
 Say = Callable[[str], None]
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
 
     say("starting")
     from sft_dist.quality.report import to_json, to_text
-    from sft_dist.quiet import quiet_libraries
+    from sft_dist.run.logging_setup import quiet_libraries
 
     quiet_libraries()
     try:
@@ -83,7 +83,7 @@ def check(
     recipe: Recipe, say: Say = lambda text: None, runs: Path | None = None, timed: bool = False
 ) -> tuple[Report, Subject | None]:
     """What is found, and what it was found in. Raises UserError for what is wrong with the recipe and not with its data."""
-    from sft_dist.quality import looks
+    from sft_dist.quality import checks as looks
     from sft_dist.quality.report import Report
     from sft_dist.quality.source import beginning, read_source
     from sft_dist.tasks import task_of

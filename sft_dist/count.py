@@ -16,8 +16,8 @@ from sft_dist.recipe.schema import Recipe
 def main(path: str) -> int:
     recipe = Recipe.model_validate_json(Path(path).read_bytes())
     from sft_dist.data.prepare import prepare
-    from sft_dist.models import load_processor
     from sft_dist.tasks import task_of
+    from sft_dist.tasks.models import load_processor
 
     try:
         task = task_of(recipe)

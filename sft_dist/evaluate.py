@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.run_folder import RunFolder, read_json, write_json, write_text
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks import METRICS
 from sft_dist.recipe.tunings import export_form
+from sft_dist.run.folder import RunFolder, read_json, write_json, write_text
 
 log = logging.getLogger("sft_dist")
 
@@ -60,8 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def score_run(run: Path) -> None:
     """One run's part of a sweep that is divided among jobs: every checkpoint on validation. What is scored stays scored."""
-    from sft_dist.judge import Judge
-    from sft_dist.quiet import quiet_libraries
+    from sft_dist.evaluation.evaluator import Judge
+    from sft_dist.run.logging_setup import quiet_libraries
 
     quiet_libraries()
     folder = RunFolder(run)
@@ -82,9 +82,9 @@ def judge_runs(order: Path) -> None:
 
 def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool = False) -> dict[str, Any]:
     """Returns what leaderboard.json holds. Raises UserError when there is nothing to judge or runs cannot be compared."""
-    from sft_dist import checkpoint as ckpt
-    from sft_dist.judge import Judge
-    from sft_dist.quiet import quiet_libraries
+    from sft_dist.checkpoints import store as ckpt
+    from sft_dist.evaluation.evaluator import Judge
+    from sft_dist.run.logging_setup import quiet_libraries
 
     quiet_libraries()
     for folder in folders:
@@ -140,7 +140,7 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
 
 
 def _score_run(judge: Any, folder: RunFolder, recipe: Recipe, force: bool, damaged: list[str]) -> Iterator[Scored]:
-    from sft_dist import checkpoint as ckpt
+    from sft_dist.checkpoints import store as ckpt
 
     checkpoints = ckpt.published(folder)
     for number, checkpoint in enumerate(checkpoints, 1):
@@ -170,7 +170,7 @@ def _score_run(judge: Any, folder: RunFolder, recipe: Recipe, force: bool, damag
 
 def _score_once(judge: Any, winner: Scored, recipe: Recipe, split: str, force: bool) -> dict[str, Any]:
     """Scores of the winner on a split that is not used for choosing; kept, so that asking again does not score again."""
-    from sft_dist.checkpoint import Checkpoint
+    from sft_dist.checkpoints.store import Checkpoint
 
     record = winner.folder.evaluation / f"step-{winner.step:08d}.{split}.json"
     known = read_json(record)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from sft_dist import __version__
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.run_folder import RunFolder, read_json, write_json, write_text
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tunings import best_form, export_form, has_adapter, merge_refusal
+from sft_dist.run.folder import RunFolder, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from sft_dist.tasks.base import Task
@@ -66,10 +66,10 @@ def export(
     final: dict[str, dict[str, Any]],
 ) -> Path:
     """Write checkpoint `step` to `to`, aside first. Raises UserError when the checkpoint is missing or damaged."""
-    from sft_dist import checkpoint as ckpt
-    from sft_dist.models import build_model, load_processor
-    from sft_dist.quiet import quiet_libraries
+    from sft_dist.checkpoints import store as ckpt
+    from sft_dist.run.logging_setup import quiet_libraries
     from sft_dist.tasks import task_of
+    from sft_dist.tasks.models import build_model, load_processor
     from sft_dist.tuning import load_weights
 
     quiet_libraries()
@@ -179,7 +179,7 @@ Made with sft-dist {__version__}.
 
 def _best_step(folder: RunFolder) -> int:
     """The sweep's winner when it belongs to this run, else the best validated in training, else the newest."""
-    from sft_dist import checkpoint as ckpt
+    from sft_dist.checkpoints import store as ckpt
 
     for board in (folder.path / "leaderboard.json", folder.path.parent / "leaderboard.json"):
         winner = (read_json(board) or {}).get("winner", {})

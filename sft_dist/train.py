@@ -20,23 +20,23 @@ from typing import TYPE_CHECKING, Any
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.load import read, validate
 from sft_dist.recipe.machine import missing_packages, needs_gpu
-from sft_dist.recipe.run_folder import AttemptFolder, RunFolder, run_id
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks import METRICS
 from sft_dist.recipe.tunings import virtual_tokens
 from sft_dist.recipe.units import seconds_of
+from sft_dist.run.folder import AttemptFolder, RunFolder, run_id
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
-    from sft_dist import checkpoint as ckpt
-    from sft_dist import loop
-    from sft_dist.blocks import Blocks
+    from sft_dist.batches.chunks import Blocks
+    from sft_dist.checkpoints import store as ckpt
     from sft_dist.data.prepare import Prepared
     from sft_dist.data.rows import Examples
     from sft_dist.engines.base import Engine
     from sft_dist.recipe.arithmetic import Batch
+    from sft_dist.training import loop
 
 log = logging.getLogger("sft_dist")
 
@@ -91,13 +91,13 @@ def train(folder: RunFolder) -> int:
 
     import torch
 
-    from sft_dist import attempt as at
-    from sft_dist import loop
     from sft_dist.engines import start_engine
-    from sft_dist.failures import Failure
-    from sft_dist.heartbeat import Heart
-    from sft_dist.out_of_memory import explained
-    from sft_dist.quiet import quiet_libraries
+    from sft_dist.run import attempt as at
+    from sft_dist.run.failures import Failure
+    from sft_dist.run.heartbeat import Heart
+    from sft_dist.run.logging_setup import quiet_libraries
+    from sft_dist.training import loop
+    from sft_dist.training.out_of_memory import explained
 
     quiet_libraries()
     try:
@@ -155,7 +155,7 @@ def _enter(folder: RunFolder, accelerator: Accelerator) -> tuple[AttemptFolder, 
     """The attempt, the same on every rank, and on rank 0 the lock on the run. Raises UserError on every rank."""
     from accelerate.utils import broadcast_object_list
 
-    from sft_dist import attempt as at
+    from sft_dist.run import attempt as at
 
     lock = None
     found: list[Any] = [None, None]
@@ -184,20 +184,20 @@ def build(
     """Data, model, optimizer, and the newest good checkpoint in them. Raises UserError."""
     import torch
 
-    from sft_dist import loop
-    from sft_dist.agreement import require_agreement
-    from sft_dist.blocks import one_block
+    from sft_dist.batches.chunks import one_block
+    from sft_dist.batches.stream import open_stream
+    from sft_dist.checkpoints.saver import Saver
     from sft_dist.data.prepare import prepare
     from sft_dist.data.splits import keep_splits
-    from sft_dist.models import build_model, load_processor
-    from sft_dist.optim import build_optimizer, build_schedule
     from sft_dist.recipe.arithmetic import batch_of, steps_of
-    from sft_dist.saver import Saver
-    from sft_dist.snapshot import restore
-    from sft_dist.stream import open_stream
-    from sft_dist.switches import for_training
     from sft_dist.tasks import task_of
+    from sft_dist.tasks.models import build_model, load_processor
+    from sft_dist.training import loop
+    from sft_dist.training.rank_consistency import require_agreement
+    from sft_dist.training.snapshot import restore
     from sft_dist.tuning import load_weights
+    from sft_dist.tuning.model_options import for_training
+    from sft_dist.tuning.optimizers import build_optimizer, build_schedule
 
     # Looked at when the run was planned, if it was planned, and then perhaps on another machine.
     if problems := [*missing_packages(recipe), *(() if torch.accelerator.is_available() else needs_gpu(recipe))]:
@@ -320,7 +320,7 @@ def _resume_point(folder: RunFolder, accelerator: Accelerator) -> ckpt.Checkpoin
     """The newest checkpoint that verifies, the same on every rank. Damaged newer ones are set aside and named."""
     from accelerate.utils import broadcast_object_list
 
-    from sft_dist import checkpoint as ckpt
+    from sft_dist.checkpoints import store as ckpt
 
     step: list[int | None] = [None]
     if accelerator.is_main_process:

@@ -14,11 +14,11 @@ from launch.expand import expand
 from launch.strategies import STRATEGIES
 from samples.fetch import SAMPLES
 from sft_dist.engines import ENGINES
-from sft_dist.optim import OPTIMIZERS
 from sft_dist.recipe import schema, tasks
 from sft_dist.recipe.load import read
 from sft_dist.recipe.references import check_references
 from sft_dist.tasks import TASKS
+from sft_dist.tuning.optimizers import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,6 +58,6 @@ def test_every_recipe_is_valid_at_every_point_and_points_to_things_that_exist(pa
     assert len(runs) == {"lr-sweep": 6}.get(path.stem, 1)
     problems = [problem for run in runs for problem in check_references(run.recipe)]
     # Samples are fetched by the tests that train on them; here they have to be known.
-    lacking = [problem.found or "" for problem in problems if (problem.found or "").startswith("sample:")]
+    lacking = [problem.value or "" for problem in problems if (problem.value or "").startswith("sample:")]
     assert {text.removeprefix("sample:").split("/")[0] for text in lacking} <= set(SAMPLES)
     assert len(problems) == len(lacking), problems

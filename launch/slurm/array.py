@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from launch.slurm.job import again, header
 
 if TYPE_CHECKING:
-    from launch.clusters import Cluster
-    from launch.slurm.request import Request
+    from launch.slurm.clusters import Cluster
+    from launch.slurm.resources import Request
 
 
 def array_script(asked: Request, cluster: Cluster, name: str, folders: Path, count: int, parallel: int | None) -> str:

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.ledger import all_runs, states_of
+from launch.run_state import all_runs, states_of
 from launch.slurm.client import ask as call
-from launch.slurm.jobs import jobs_of
 from launch.slurm.queue import SQUEUE, Runner, parse_squeue
+from launch.slurm.records import jobs_of
 from sft_dist.recipe.errors import Problem, UserError, collected
-from sft_dist.recipe.run_folder import RunFolder, write_text
-from sft_dist.recipe.verdict import cancelled_jobs
+from sft_dist.run.folder import RunFolder, write_text
+from sft_dist.run.requeue_policy import cancelled_jobs
 
 AT_ONCE = 500  # job ids in one scancel
 

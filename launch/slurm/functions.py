@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from launch.slurm.client import clean_environment
 from launch.slurm.job import CLEAN, contained, directive, exports, options, software
-from sft_dist.recipe.calls import Call
 from sft_dist.recipe.errors import UserError
+from sft_dist.run.remote_call import Call
 
 if TYPE_CHECKING:
-    from launch.clusters import Cluster
-    from launch.slurm.request import Request
+    from launch.slurm.clusters import Cluster
+    from launch.slurm.resources import Request
 
 MOST_TIMEOUTS = 10  # a function that ten time limits did not suffice for is not started again
 

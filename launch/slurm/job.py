@@ -12,13 +12,13 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from launch.capsule import wrapped
-from launch.slurm.request import clock
+from launch.run_folders import wrapped
+from launch.slurm.resources import clock
 
 if TYPE_CHECKING:
-    from launch.clusters import Cluster
     from launch.plan import Plan
-    from launch.slurm.request import Request
+    from launch.slurm.clusters import Cluster
+    from launch.slurm.resources import Request
 
 _SAFE = re.compile(r"[^\s\"'`$\\#;<>\x00-\x1f\x7f]+")
 
@@ -274,7 +274,7 @@ for try in 1 2 3; do
   srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --kill-on-bad-exit=1 --export=ALL {srun}\\
     {task} &
   srun=$!
-  "$TOOLS" -m sft_dist.recipe.watch "$RUN" "$number" --timeout {hang} --pid "$srun" &
+  "$TOOLS" -m sft_dist.run.hang_watcher "$RUN" "$number" --timeout {hang} --pid "$srun" &
   watch=$!
   # A signal ends `wait` early, so it is asked again until srun is gone.
   while :; do wait "$srun"; code=$?; kill -0 "$srun" 2>/dev/null || break; done
@@ -295,7 +295,7 @@ while IFS='=' read -r key value; do
     exclude) exclude=$value ;;
     exit) exit=$value ;;
   esac
-done < <("$TOOLS" -m sft_dist.recipe.verdict "$RUN" "$number" --exit-code "$code" ${{signal:+--batch-signal "$signal"}})
+done < <("$TOOLS" -m sft_dist.run.requeue_policy "$RUN" "$number" --exit-code "$code" ${{signal:+--batch-signal "$signal"}})
 echo "$(date +%T) srun ended with $code: $action${{exclude:+, without $exclude}}"
 [[ $exit =~ ^[0-9]{{1,3}}$ ]] || exit=$code
 if [[ $action == requeue ]] && {requeue}; then

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from launch.slurm.client import ask
-from launch.slurm.request import clock
+from launch.slurm.resources import clock
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.yaml_lines import similar_to
 

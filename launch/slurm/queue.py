@@ -16,11 +16,11 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from launch.ledger import RunState, state_of, states_of
+from launch.run_state import RunState, state_of, states_of
 from launch.slurm.client import ask as call
-from launch.slurm.jobs import JobRecord, jobs_of
-from sft_dist.recipe.causes import OF_SLURM
+from launch.slurm.records import JobRecord, jobs_of
 from sft_dist.recipe.errors import UserError
+from sft_dist.run.causes import OF_SLURM
 
 SQUEUE = ("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N|%L|%E")
 SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,ExitCode,End", "--jobs")
@@ -226,7 +226,7 @@ def _judge(answer: Answer, name: str) -> str:
 def _accounting(records: Iterable[JobRecord | None]) -> bool:
     """Whether sacct can be asked; a cluster file that is gone does not forbid it."""
     for name in {record.cluster for record in records if record}:
-        from launch.clusters import load_cluster  # only when there are jobs: `status` of local runs stays instant
+        from launch.slurm.clusters import load_cluster  # only when there are jobs: `status` of local runs stays instant
 
         try:
             if not load_cluster(name).accounting:

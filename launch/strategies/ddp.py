@@ -13,7 +13,7 @@ def ddp(shape: Shape) -> Launch:
             Problem(
                 "strategy `ddp` shares work between processes, and one is planned",
                 path="train.strategy",
-                found="ddp",
+                value="ddp",
                 valid=("auto", "single"),
                 hint="or set resources.processes_per_node: 2",
             )

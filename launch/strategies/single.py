@@ -13,7 +13,7 @@ def single(shape: Shape) -> Launch:
             Problem(
                 f"strategy `single` runs one process, and {shape.world_size} are planned",
                 path="train.strategy",
-                found="single",
+                value="single",
                 valid=("auto", "ddp"),
                 hint="or set resources.processes_per_node: 1",
             )

@@ -133,7 +133,7 @@ def _message(role: str, content: str) -> Message:
 
 def _broken(number: int, column: str, what: str, found: Any, valid: tuple[str, ...] = ()) -> UserError:
     shown = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)
-    return UserError(Problem(f"row {number}: {what}", f"data.columns.{column}", None, shown[:200], valid))
+    return UserError(Problem(f"row {number}: {what}", f"data.columns.{column}", value=shown[:200], valid=valid))
 
 
 def why_unusable(messages: list[Message]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sft_dist.switches import without_flash
+from sft_dist.tuning.model_options import without_flash
 
 
 def best_fit_decreasing(

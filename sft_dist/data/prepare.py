@@ -28,17 +28,17 @@ import xxhash
 from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value
 
 from sft_dist.data.clean import clean_text, near_duplicates
+from sft_dist.data.encode import encode
 from sft_dist.data.rows import ROW, Examples, Rows
 from sft_dist.data.sources import load_rows
 from sft_dist.data.splits import draw, hold_out
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import data_fingerprint
-from sft_dist.recipe.run_folder import cache_root, read_json, write_json
 from sft_dist.recipe.schema import SPLITS, Data, Recipe
 from sft_dist.recipe.tasks import TASK_COLUMNS
+from sft_dist.run.folder import cache_root, read_json, write_json
 from sft_dist.tasks.base import Task
-from sft_dist.tasks.named import encode
-from sft_dist.tasks.pictures import content
+from sft_dist.tasks.images import content
 
 DEFAULT_SHARE = 0.1
 BATCH = 1000  # rows handled at a time
@@ -186,7 +186,7 @@ def _clean(
         keep = _without_near_duplicates(read, keep, task, data.clean.near_duplicates, dropped)
     if not keep.any():
         counted = str({reason: count for reason, count in dropped.items() if count})
-        raise NoRowsLeft(Problem(f"no row of {split} is left after cleaning", path="data.clean", found=counted))
+        raise NoRowsLeft(Problem(f"no row of {split} is left after cleaning", path="data.clean", value=counted))
     return read.select(np.flatnonzero(keep)).remove_columns([REASON])
 
 
@@ -300,7 +300,7 @@ class _Reader:
     def _check(self, reason: str, number: int) -> None:
         if reason in EMPTY and not self.data.clean.drop_empty:
             where = f"row {number} of {self.split}: {reason}"
-            raise UserError(Problem(where, path="data.clean.drop_empty", found="false"))
+            raise UserError(Problem(where, path="data.clean.drop_empty", value="false"))
 
 
 def columns_of(source: Dataset, recipe: Recipe) -> dict[str, str]:
@@ -319,7 +319,9 @@ def columns_of(source: Dataset, recipe: Recipe) -> dict[str, str]:
 def require_column(source: Dataset, name: str, role: str, path: str = "") -> None:
     if name not in source.column_names:
         valid = tuple(source.column_names)
-        raise UserError(Problem(f"the data has no column {name!r}", path or f"data.columns.{role}", None, name, valid))
+        raise UserError(
+            Problem(f"the data has no column {name!r}", path or f"data.columns.{role}", value=name, valid=valid)
+        )
 
 
 def _wanted(source: Dataset, split: str, data: Data) -> np.ndarray:
@@ -339,7 +341,9 @@ def _wanted(source: Dataset, split: str, data: Data) -> np.ndarray:
         keep &= np.array(hits, dtype=bool)
         if not keep.any():
             valid = tuple(text for text, _ in there.most_common(8))
-            raise NoRowsLeft(Problem(f"no row of {split} is left", f"data.where.{name}", None, repr(wanted), valid))
+            raise NoRowsLeft(
+                Problem(f"no row of {split} is left", f"data.where.{name}", value=repr(wanted), valid=valid)
+            )
     return np.flatnonzero(keep)
 
 

@@ -167,7 +167,7 @@ def _split_of(source: str | list[str], split: str, data: Data, streaming: bool) 
 
 def _lacks(split: str, found: dict[str, Any], path: str) -> UserError:
     named = "training" if split == "train" else split
-    return UserError(Problem(f"has no {named} split", path=path, found=f"splits {', '.join(found)}"))
+    return UserError(Problem(f"has no {named} split", path=path, value=f"splits {', '.join(found)}"))
 
 
 def _load(
@@ -197,7 +197,7 @@ def _mixed(rows: list[_Rows], weights: Sequence[float], seed: int, buffer: int) 
     """
     if len(weights) != len(rows):
         what = f"expected one weight for each of the {len(rows)} sources"
-        raise UserError(Problem(what, "data.weights", found=f"{len(weights)} weights"))
+        raise UserError(Problem(what, "data.weights", value=f"{len(weights)} weights"))
     shares = [weight / sum(weights) for weight in weights]
     shuffled = [
         part.shuffle(seed=seed, buffer_size=buffer) if isinstance(part, IterableDataset) else part.shuffle(seed=seed)
@@ -215,14 +215,14 @@ def _load_one(text: str, path: str, data: Data, streaming: bool) -> dict[str, An
     except UserError as error:
         raise UserError([_placed(one, path, text) for one in error.problems]) from error
     except Exception as error:  # every reader has its own exceptions; the cause is what the user needs
-        raise UserError(Problem(f"could not be read: {_said(error)}", path=path, found=text)) from error
+        raise UserError(Problem(f"could not be read: {_said(error)}", path=path, value=text)) from error
 
 
 def _placed(problem: Problem, path: str, text: str) -> Problem:
     if problem.path not in ("", "data.source"):
         return problem
     fetched_from = text if "://" in text else None  # the file that was read lies in a cache
-    return replace(problem, path=path, found=problem.found or fetched_from)
+    return replace(problem, path=path, value=problem.value or fetched_from)
 
 
 def _said(error: Exception) -> str:
@@ -253,7 +253,7 @@ def _read(reference: Reference, data: Data, streaming: bool) -> dict[str, Any]:
     files = [str(file) for file in (where if isinstance(where, list) else [where])]
     name = _format_of(files) if name == "auto" else name
     if name == "sql" or not FORMATS[name].suffixes:
-        raise UserError(Problem(f"{name} is no format of a file", "data.format", None, name))
+        raise UserError(Problem(f"{name} is no format of a file", "data.format", value=name))
     return {"train": _rows_in(name, files, data, streaming)}
 
 
@@ -281,7 +281,7 @@ def _format_of(files: Sequence[str]) -> str:
             Problem(
                 "files of one known format are needed",
                 path="data.source",
-                found=", ".join(sorted(suffix or "no suffix" for suffix in suffixes)),
+                value=", ".join(sorted(suffix or "no suffix" for suffix in suffixes)),
                 valid=tuple(SUFFIXES),
                 hint="data.format names the format of files that are called otherwise",
             )
@@ -299,7 +299,7 @@ def _read_folder(folder: Path, name: str, data: Data, streaming: bool) -> dict[s
     if kind == "repository":
         return _named_splits(load_dataset(str(folder), cache_dir=tables_folder(), streaming=streaming))
     if kind not in FORMATS:
-        raise UserError(Problem(f"{kind} is no format of a folder", "data.format", None, kind))
+        raise UserError(Problem(f"{kind} is no format of a folder", "data.format", value=kind))
     if suffixes_of := FORMATS[kind].suffixes:
         places = split_files(folder, suffixes_of, is_coco if kind == "coco" else None)
     else:

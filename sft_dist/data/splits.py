@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.run_folder import read_json, write_text
+from sft_dist.run.folder import read_json, write_text
 
 
 def hold_out(
@@ -72,7 +72,7 @@ def _hold_out_groups(shares: dict[str, float], seed: int, groups: Sequence[Hasha
             parts.append(taken["train"].pop())
     if empty := [split for split in wanted if not taken[split]]:
         what = f"{len(names)} groups are too few: {empty[0]} would be empty"
-        raise UserError(Problem(what, path="data.split.group", found=str(len(names))))
+        raise UserError(Problem(what, path="data.split.group", value=str(len(names))))
     return {split: np.sort(np.concatenate(parts)) for split, parts in taken.items()}
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sft_dist.recipe.run_folder import RunFolder, read_json
 from sft_dist.recipe.schema import Recipe
+from sft_dist.run.folder import RunFolder, read_json
 
 if TYPE_CHECKING:
     from sft_dist.engines.base import Engine

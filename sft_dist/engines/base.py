@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from sft_dist.state import Piece, SavedState
+from sft_dist.checkpoints.optimizer_state import Piece, SavedState
 
 # Hangs are found, and who hangs is named, by the heartbeats (`recipe/watch.py`), after ten times resources.hang_timeout (5 h
 # when it is left out) while rank 0 verifies or writes a checkpoint and the others wait for it. NCCL would end such a run after

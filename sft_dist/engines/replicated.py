@@ -11,11 +11,11 @@ from accelerate.utils import AORecipeKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sft_dist.checkpoints.optimizer_state import Piece, SavedState
 from sft_dist.engines.base import BadGradient, Setup, copies_of, start_accelerator
-from sft_dist.inference import autocast
-from sft_dist.optim import load_pieces, state_pieces
+from sft_dist.evaluation.inference import autocast
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.state import Piece, SavedState
+from sft_dist.tuning.optimizers import load_pieces, state_pieces
 
 
 class Replicated:
@@ -96,7 +96,7 @@ def require_eight_bits(capability: tuple[int, int], name: str) -> None:
     if capability < (8, 9):
         major, minor = capability
         what = f"{name} has no matrix products in 8 bits: its compute capability is {major}.{minor}, and they need 8.9"
-        raise UserError(Problem(what, "train.precision", None, "fp8", ("bf16", "fp16", "fp32")))
+        raise UserError(Problem(what, "train.precision", value="fp8", valid=("bf16", "fp16", "fp32")))
 
 
 def check_eight_bits(model: nn.Module) -> None:
@@ -104,4 +104,4 @@ def check_eight_bits(model: nn.Module) -> None:
     multiples of 16, and says nothing when none is left."""
     if not any(type(module).__name__ == "Float8Linear" for module in model.modules()):
         what = f"no layer of {type(model).__name__} can compute in 8 bits: sides have to be multiples of 16"
-        raise UserError(Problem(what, "train.precision", None, "fp8", ("bf16", "fp16", "fp32")))
+        raise UserError(Problem(what, "train.precision", value="fp8", valid=("bf16", "fp16", "fp32")))

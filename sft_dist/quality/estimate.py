@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from sft_dist.batches import epoch_batches
+from sft_dist.batches.plan import epoch_batches
 from sft_dist.recipe.arithmetic import batch_of, steps_of
-from sft_dist.recipe.run_folder import RunFolder
 from sft_dist.recipe.schema import Recipe
+from sft_dist.run.folder import RunFolder
 
 UNKNOWN = "not known: no earlier run of this recipe; --time measures it"
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft_dist.batches import example_rng
+from sft_dist.batches.plan import example_rng
 from sft_dist.data.media import MediaError, load_audio, load_image, load_mask
-from sft_dist.quality.looks import TEXTS, Subject
+from sft_dist.quality.checks import TEXTS, Subject
 from sft_dist.recipe.augment import AudioAugment, ImageAugment, TextAugment
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 
-from sft_dist.batches import example_rng
+from sft_dist.batches.plan import example_rng
+from sft_dist.data.encode import collate
 from sft_dist.data.rows import Examples
-from sft_dist.inference import autocast
-from sft_dist.models import build_model
+from sft_dist.evaluation.inference import autocast
 from sft_dist.recipe.arithmetic import batch_of
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks.base import Task
-from sft_dist.tasks.named import collate
+from sft_dist.tasks.models import build_model
 
 MOST_BATCHES = 6  # the first, which warms up, is not counted
 MOST_S = 60.0

@@ -22,8 +22,8 @@ from sft_dist.data.sources import MEDIA, load_rows, stream_tables
 from sft_dist.quality.findings import Finding, Places, RowId, found, rows_text
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import classify, data_fingerprint, resolve, sources_of, suffix_of
-from sft_dist.recipe.run_folder import cache_root
 from sft_dist.recipe.schema import Recipe
+from sft_dist.run.folder import cache_root
 from sft_dist.tasks.base import Task
 
 # What a row's problem is called: by the key path of the error it raised, and by the reason it is dropped for.
@@ -155,7 +155,7 @@ class _Forgiving:
             return self.task.read(row, number)
         except UserError as error:
             problem = error.problems[0]
-            said = problem.message + (f" (found: {problem.found})" if problem.found is not None else "")
+            said = problem.message + (f" (found: {problem.value})" if problem.value is not None else "")
             kind = FAULTS.get(problem.path, "unreadable-row")
             if kind == "unknown-label" and "mask" in self.row_features:
                 kind = "mask-value"
@@ -174,7 +174,7 @@ def _missing(split: str, error: UserError) -> Finding:
     problem: Problem = error.problems[0]
     role = problem.path.rsplit(".", 1)[-1]
     there = ", ".join(problem.valid)
-    message = f"{split} has no column {problem.found!r}, which is to be read as {role}; it has {there}"
+    message = f"{split} has no column {problem.value!r}, which is to be read as {role}; it has {there}"
     return found("missing-column", message, role=role, columns=list(problem.valid))
 
 

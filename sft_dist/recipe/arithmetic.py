@@ -65,7 +65,7 @@ def _misfit(wanted: int, unit: int, what: str, path: str) -> Problem:
     return Problem(
         f"{wanted} cannot be divided exactly over {what} (= {unit})",
         path=path,
-        found=str(wanted),
+        value=str(wanted),
         hint=f"nearest that fit: {' or '.join(nearest)}; or change the number of processes or train.micro_batch",
     )
 

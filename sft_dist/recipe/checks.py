@@ -54,13 +54,13 @@ def is_hub(text: str) -> bool:
 def _model(recipe: Recipe) -> Iterator[Problem]:
     model = recipe.model
     if model.revision is not None and not is_hub(model.path) and not (model.tokenizer and is_hub(model.tokenizer)):
-        yield Problem("has no effect: only models on the hub have revisions", "model.revision", found=model.revision)
+        yield Problem("has no effect: only models on the hub have revisions", "model.revision", value=model.revision)
     if model.trust_remote_code is not None and not is_hub(model.path):
         # What lies in a folder can change between two attempts, and no commit says which code made the weights.
         hint = "push it to the hub, or install the code as a package that registers itself with transformers"
         found = model.trust_remote_code
         yield Problem(
-            "only code on the hub has commits; a folder's is not run", "model.trust_remote_code", None, found, (), hint
+            "only code on the hub has commits; a folder's is not run", "model.trust_remote_code", value=found, hint=hint
         )
     if model.config:
         yield from _finite("model.config", model.config)
@@ -68,7 +68,7 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
 
 def _finite(path: str, value: Any) -> Iterator[Problem]:
     if isinstance(value, float) and not math.isfinite(value):
-        yield Problem("expected a finite number", path, found=str(value))
+        yield Problem("expected a finite number", path, value=str(value))
     elif isinstance(value, (dict, list)):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
@@ -81,9 +81,9 @@ def _columns(recipe: Recipe) -> Iterator[Problem]:
         path = f"data.columns.{role}"
         if role not in roles:
             hint = similar_to(role, roles) or (f"did you mean `{column}: {role}`?" if column in roles else "")
-            yield Problem(f"{recipe.task.type} has no role `{role}`", path, None, role, tuple(roles), hint)
+            yield Problem(f"{recipe.task.type} has no role `{role}`", path, value=role, valid=tuple(roles), hint=hint)
         elif not column:
-            yield Problem("expected the name of a column", path, found='""')
+            yield Problem("expected the name of a column", path, value='""')
 
 
 def _sources(recipe: Recipe) -> Iterator[Problem]:
@@ -91,19 +91,19 @@ def _sources(recipe: Recipe) -> Iterator[Problem]:
     texts = list(sources_of(data))
     for path, text in texts:
         if not text:
-            yield Problem("expected a file, a folder or a hub id", path, found='""')
+            yield Problem("expected a file, a folder or a hub id", path, value='""')
     if not texts or (isinstance(data.source, SplitSources) and not data.source.train):
-        yield Problem("expected at least one file or data set", "data.source", found="[]")
+        yield Problem("expected at least one file or data set", "data.source", value="[]")
     training = data.source.train if isinstance(data.source, SplitSources) else data.source
     if data.weights is not None and len(data.weights) != (len(training) if isinstance(training, list) else 1):
         what = "expected one weight for each training source"
-        yield Problem(what, "data.weights", found=f"{len(data.weights)} weights", hint="data.source has to be a list")
+        yield Problem(what, "data.weights", value=f"{len(data.weights)} weights", hint="data.source has to be a list")
     if data.subset is None and data.revision is None:
         return
     if not any(is_hub(text) for _, text in texts):
         for key in ("subset", "revision"):
             if (value := getattr(data, key)) is not None:
-                yield Problem("has no effect: only data sets on the hub have it", f"data.{key}", found=value)
+                yield Problem("has no effect: only data sets on the hub have it", f"data.{key}", value=value)
 
 
 def _splits(recipe: Recipe) -> Iterator[Problem]:
@@ -113,16 +113,16 @@ def _splits(recipe: Recipe) -> Iterator[Problem]:
         if share is not None and isinstance(source, SplitSources) and getattr(source, key) is not None:
             hint = f"remove it, or remove data.source.{key}"
             yield Problem(
-                f"has no effect: data.source names the {key} split", f"data.split.{key}", None, str(share), (), hint
+                f"has no effect: data.source names the {key} split", f"data.split.{key}", value=str(share), hint=hint
             )
     if (split.validation or 0) + (split.test or 0) >= 1:
         shares = f"validation {split.validation} + test {split.test}"
-        yield Problem("nothing is left to train on: the shares must add up to less than 1", "data.split", found=shares)
+        yield Problem("nothing is left to train on: the shares must add up to less than 1", "data.split", value=shares)
     kind = recipe.task.kind
     if "stratify" in split.model_fields_set and split.stratify and (kind not in ONE_CLASS or split.group):
         what = f"has no effect with {_said(recipe)}" if kind not in ONE_CLASS else "groups are kept together instead"
         hint = "remove it: it works with one class an example, and without split.group"
-        yield Problem(what, "data.split.stratify", None, "true", (), hint)
+        yield Problem(what, "data.split.stratify", value="true", hint=hint)
 
 
 def _streaming(recipe: Recipe) -> Iterator[Problem]:
@@ -132,7 +132,7 @@ def _streaming(recipe: Recipe) -> Iterator[Problem]:
         return
     if train.steps is None:
         found = None if train.epochs is None else f"epochs: {train.epochs:g}"
-        yield Problem("with data.streaming the length of training is given in steps", "train.steps", None, found)
+        yield Problem("with data.streaming the length of training is given in steps", "train.steps", value=found)
     periods = {
         "train.warmup": train.warmup,
         "train.save_every": train.save_every,
@@ -143,21 +143,22 @@ def _streaming(recipe: Recipe) -> Iterator[Problem]:
     for path, period in periods.items():
         if period is not None and in_epochs(period):
             yield Problem(
-                "the length of an epoch is not known with data.streaming", path, None, period, (), "such as `200 steps`"
+                "the length of an epoch is not known with data.streaming",
+                path,
+                value=period,
+                hint="such as `200 steps`",
             )
     if isinstance(data.source, SplitSources) and data.source.validation is None:
         hint = "rows of a stream cannot be held out"
-        yield Problem(
-            "with data.streaming the validation split is named", "data.source.validation", None, None, (), hint
-        )
+        yield Problem("with data.streaming the validation split is named", "data.source.validation", hint=hint)
     if data.labels is None and recipe.task.kind not in NO_CLASSES:
         hint = "list them, in the order of the model's outputs"
-        yield Problem("the classes of a stream are not known before its end", "data.labels", None, None, (), hint)
+        yield Problem("the classes of a stream are not known before its end", "data.labels", hint=hint)
     if getattr(train.loss, "class_weights", None) == "balanced":
         hint = "give the weights as label -> weight"
-        yield Problem("not with data.streaming", "train.loss.class_weights", None, "balanced", (), hint)
+        yield Problem("not with data.streaming", "train.loss.class_weights", value="balanced", hint=hint)
     if "train" in recipe.evaluate.report_on:
-        yield Problem("not with data.streaming", "evaluate.report_on", None, "train", ("test",))
+        yield Problem("not with data.streaming", "evaluate.report_on", value="train", valid=("test",))
     idle = {
         "data.limit": (data.limit, "use train.steps"),
         "data.split.validation": (data.split.validation, "name data.source.validation"),
@@ -167,7 +168,7 @@ def _streaming(recipe: Recipe) -> Iterator[Problem]:
     }
     for path, (value, hint) in idle.items():
         if value is not None:
-            yield Problem("has no effect with data.streaming", path, None, str(value), (), hint)
+            yield Problem("has no effect with data.streaming", path, value=str(value), hint=hint)
 
 
 def _said(recipe: Recipe) -> str:
@@ -188,9 +189,9 @@ def _labels(recipe: Recipe) -> Iterator[Problem]:
         first: dict[str, int] = {}
         for index, label in enumerate(labels):
             if first.setdefault(label, index) != index:
-                yield Problem("the same label twice", f"data.labels.{index}", found=label)
+                yield Problem("the same label twice", f"data.labels.{index}", value=label)
     elif labels is not None and len(labels) < 2 and kind in ONE_CLASS:
-        yield Problem("expected at least two classes", "data.labels", found=labels[0])
+        yield Problem("expected at least two classes", "data.labels", value=labels[0])
 
 
 def _loss(recipe: Recipe) -> Iterator[Problem]:
@@ -201,7 +202,7 @@ def _loss(recipe: Recipe) -> Iterator[Problem]:
     if loss.name not in allowed:
         others = next((other for other, names in LOSSES.items() if loss.name in names), "")
         hint = f"it belongs to {'problem: ' * (others in ('multi-label', 'regression', 'single-label'))}{others}"
-        yield Problem(f"not a loss for {_said(recipe)}", "train.loss", None, loss.name, allowed, hint)
+        yield Problem(f"not a loss for {_said(recipe)}", "train.loss", value=loss.name, valid=allowed, hint=hint)
         return
     labels, weights = recipe.data.labels, getattr(loss, "class_weights", None)
     path = "train.loss.class_weights"
@@ -211,17 +212,19 @@ def _loss(recipe: Recipe) -> Iterator[Problem]:
     if labels is None or weights is None or weights == "balanced":
         if isinstance(weights, list) and labels is None:
             hint = "name the labels, or give the weights as label -> weight"
-            yield Problem("a list of weights needs data.labels for its order", path, None, None, (), hint)
+            yield Problem("a list of weights needs data.labels for its order", path, hint=hint)
         return
     if isinstance(weights, list) and len(weights) != len(labels):
         yield Problem(
-            f"expected one weight for each of the {len(labels)} labels", path, found=f"{len(weights)} weights"
+            f"expected one weight for each of the {len(labels)} labels", path, value=f"{len(weights)} weights"
         )
     if isinstance(weights, dict):
         for name in weights:
             if name not in labels:
                 hint = similar_to(name, labels)
-                yield Problem("not one of data.labels", f"{path}.{name}", None, name, tuple(labels[:20]), hint)
+                yield Problem(
+                    "not one of data.labels", f"{path}.{name}", value=name, valid=tuple(labels[:20]), hint=hint
+                )
 
 
 def _examples(recipe: Recipe) -> Iterator[Problem]:
@@ -232,21 +235,21 @@ def _examples(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"has no effect with task: {task.type}", f"data.augment.{key}", hint="remove it")
     if data.sampling == "balanced" and task.kind not in ONE_CLASS:
         what = f"has no effect with {_said(recipe)}: an example has no one class"
-        yield Problem(what, "data.sampling", None, "balanced", ("natural",))
+        yield Problem(what, "data.sampling", value="balanced", valid=("natural",))
     if isinstance(task, TextToTextTask) and (task.source_language is None) != (task.target_language is None):
         lacking = "source_language" if task.source_language is None else "target_language"
-        yield Problem("give both languages, or neither", f"task.{lacking}", found="nothing")
+        yield Problem("give both languages, or neither", f"task.{lacking}", value="nothing")
 
 
 def _batch(recipe: Recipe) -> Iterator[Problem]:
     micro, whole = recipe.train.micro_batch, recipe.train.global_batch
     if micro != "auto" and micro > whole:
-        yield Problem(f"more than train.global_batch, which is {whole}", "train.micro_batch", found=str(micro))
+        yield Problem(f"more than train.global_batch, which is {whole}", "train.micro_batch", value=str(micro))
     for key in ("mixup", "cutmix"):
         if (amount := getattr(recipe.task, key, 0)) and 1 in (micro, whole):
             hint = f"raise train.micro_batch to 2 or more, or leave task.{key} out"
             what = "has no effect on micro-batches of one picture: it is mixed with the others of its micro-batch"
-            yield Problem(what, f"task.{key}", None, f"{amount:g}", (), hint)
+            yield Problem(what, f"task.{key}", value=f"{amount:g}", hint=hint)
 
 
 def _saving(recipe: Recipe) -> Iterator[Problem]:
@@ -254,7 +257,7 @@ def _saving(recipe: Recipe) -> Iterator[Problem]:
     if train.keep_every is not None and train.keep_last is None:
         hint = "set train.keep_last, or leave it out: every checkpoint is kept"
         yield Problem(
-            "has no effect without train.keep_last", "train.keep_every", None, str(train.keep_every), (), hint
+            "has no effect without train.keep_last", "train.keep_every", value=str(train.keep_every), hint=hint
         )
 
 
@@ -264,15 +267,15 @@ def _optimizer(recipe: Recipe) -> Iterator[Problem]:
         yield from _named_optimizer(train.optimizer, train.schedule.name)
     if isinstance(train.optimizer, Sgd) and train.optimizer.nesterov and train.optimizer.momentum == 0:
         hint = "give momentum, or leave nesterov out"
-        yield Problem("needs momentum above 0", "train.optimizer.nesterov", None, "true", (), hint)
+        yield Problem("needs momentum above 0", "train.optimizer.nesterov", value="true", hint=hint)
     if isinstance(train.schedule, Polynomial) and train.schedule.lr_end >= train.lr:
         found = f"{train.schedule.lr_end:g}"
-        yield Problem(f"expected less than train.lr, which is {train.lr:g}", "train.schedule.lr_end", None, found)
+        yield Problem(f"expected less than train.lr, which is {train.lr:g}", "train.schedule.lr_end", value=found)
 
 
 def _named_optimizer(optimizer: NamedOptimizer, schedule: str) -> Iterator[Problem]:
     if reason := NAMED_OPTIMIZERS[optimizer.name].refused:
-        yield Problem(f"cannot be used here: {reason}", "train.optimizer", found=optimizer.name)
+        yield Problem(f"cannot be used here: {reason}", "train.optimizer", value=optimizer.name)
     for key in ("lr", "weight_decay", "params"):
         if key in optimizer.options:
             path = {"lr": "train.lr", "weight_decay": "train.optimizer.weight_decay"}.get(key)
@@ -281,7 +284,7 @@ def _named_optimizer(optimizer: NamedOptimizer, schedule: str) -> Iterator[Probl
     if optimizer.name.startswith("schedule_free") and not schedule.startswith("constant"):
         valid = ("constant", "constant_with_warmup")
         yield Problem(
-            f"{optimizer.name} averages weights instead of lowering lr", "train.schedule", None, schedule, valid
+            f"{optimizer.name} averages weights instead of lowering lr", "train.schedule", value=schedule, valid=valid
         )
 
 
@@ -291,12 +294,12 @@ def _tuning(recipe: Recipe) -> Iterator[Problem]:
     if train.layer_decay is not None and has_adapter(tuning):
         what = f"has no effect with tuning: {tuning.method}, whose base is not trained"
         yield Problem(
-            what, "train.layer_decay", None, f"{train.layer_decay:g}", (), "it works with full, freeze and bitfit"
+            what, "train.layer_decay", value=f"{train.layer_decay:g}", hint="it works with full, freeze and bitfit"
         )
     if train.gradient_checkpointing and isinstance(tuning, PrefixTuning):
         what = "not with tuning: prefix, whose keys and values would be lost when layers are computed again"
         yield Problem(
-            what, "train.gradient_checkpointing", None, "true", (), "use tuning: prompt or lora, or leave it out"
+            what, "train.gradient_checkpointing", value="true", hint="use tuning: prompt or lora, or leave it out"
         )
 
 
@@ -304,7 +307,9 @@ def _switches(recipe: Recipe) -> Iterator[Problem]:
     train, attention = recipe.train, recipe.model.attention
     if attention is not None and attention.startswith("flash") and train.precision == "fp32":
         what = "works in 16 bits only, and train.precision is fp32"
-        yield Problem(what, "model.attention", None, attention, ("eager", "sdpa"), "or set train.precision: bf16")
+        yield Problem(
+            what, "model.attention", value=attention, valid=("eager", "sdpa"), hint="or set train.precision: bf16"
+        )
 
 
 def _evaluate(recipe: Recipe) -> Iterator[Problem]:
@@ -312,27 +317,28 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
     if evaluate.metric is not None and evaluate.metric not in metrics:
         hint = similar_to(evaluate.metric, metrics)
         what = f"no such score for {_said(recipe)}"
-        yield Problem(what, "evaluate.metric", None, evaluate.metric, tuple(metrics), hint)
+        yield Problem(what, "evaluate.metric", value=evaluate.metric, valid=tuple(metrics), hint=hint)
     if evaluate.direction is not None and evaluate.metric is None:
         hint = "name the metric it is for"
-        yield Problem("has no effect without evaluate.metric", "evaluate.direction", None, evaluate.direction, (), hint)
+        yield Problem(
+            "has no effect without evaluate.metric", "evaluate.direction", value=evaluate.direction, hint=hint
+        )
     named = isinstance(recipe.data.source, SplitSources) and recipe.data.source.test is not None
     streamed = recipe.data.streaming is not None
     if "test" in evaluate.report_on and not named and streamed and isinstance(recipe.data.source, SplitSources):
         hint = "name data.source.test, or set evaluate.report_on: []"
-        yield Problem("there is no test split", "evaluate.report_on", None, "test", (), hint)
+        yield Problem("there is no test split", "evaluate.report_on", value="test", hint=hint)
     elif "test" in evaluate.report_on and recipe.data.split.test == 0 and not named:
         hint = "give data.split.test a share, or set evaluate.report_on: []"
-        yield Problem("there is no test split: data.split.test is 0", "evaluate.report_on", None, "test", (), hint)
+        yield Problem("there is no test split: data.split.test is 0", "evaluate.report_on", value="test", hint=hint)
     if evaluate.export == "merged" and (reason := merge_refusal(recipe.tuning)):
         yield Problem(
             f"tuning: {recipe.tuning.method} cannot be merged: {reason}",
             "evaluate.export",
-            None,
-            "merged",
-            ("adapter", "none"),
+            value="merged",
+            valid=("adapter", "none"),
         )
     if evaluate.export == "adapter" and not has_adapter(recipe.tuning):
         hint = "use merged or none"
         what = f"there is no adapter with tuning: {recipe.tuning.method}"
-        yield Problem(what, "evaluate.export", None, "adapter", (), hint)
+        yield Problem(what, "evaluate.export", value="adapter", hint=hint)

@@ -23,20 +23,20 @@ class Mark:
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake. `found` is shown as it was written; `valid` and `hint` say what to do instead."""
+    """One mistake. `value` is shown as it was written; `valid` and `hint` say what to do instead."""
 
     message: str
     path: str = ""  # dotted key path, such as train.lr
     mark: Mark | None = None
-    found: str | None = None
+    value: str | None = None
     valid: tuple[str, ...] = ()
     hint: str = ""  # "did you mean `lora`?"
 
     def render(self) -> str:
         head = ": ".join(part for part in (str(self.mark) if self.mark else "", self.path, self.message) if part)
         lines = [head]
-        if self.found is not None:
-            lines.append(f"    found: {self.found}")
+        if self.value is not None:
+            lines.append(f"    found: {self.value}")
         if self.valid:
             lines.append(f"    valid: {', '.join(self.valid)}")
         if self.hint:

@@ -61,7 +61,7 @@ _QUOTED = re.compile(r"`(\w+)`")
 
 @dataclass(frozen=True)
 class Schema:
-    """What a file is held against. Recipes are not the only files that people write (`launch/clusters.py`)."""
+    """What a file is held against. Recipes are not the only files that people write (`launch/slurm/clusters.py`)."""
 
     root: type[BaseModel]
     noun: str  # "recipe", as in "at the top of a recipe"
@@ -271,7 +271,9 @@ def _problem(group: list[tuple[_Spot, ErrorDetails]], source: Source, moved: Cal
     place = moved(path)
     if path == ("name",) and place not in source.values:
         hint = "without `name:` it is the file's name"
-    return Problem(message, _dotted(path), source.mark(place), _found(value, place, source), valid, hint)
+    return Problem(
+        message, _dotted(path), mark=source.mark(place), value=_found(value, place, source), valid=valid, hint=hint
+    )
 
 
 def _unknown_key(spot: _Spot, source: Source, moved: Callable[[KeyPath], KeyPath]) -> Problem:
@@ -286,7 +288,7 @@ def _unknown_key(spot: _Spot, source: Source, moved: Callable[[KeyPath], KeyPath
         tag = tag_name(spot.section)
         names = " or ".join(f"`{name}`" for name in owners)
         what = f"`{key}` belongs to {' '.join(map(str, spot.path[:-1]))} {tag} {names}; this {schema.noun} says `{spot.tag}`"
-        return Problem(what, _dotted(spot.path), mark, None, known, f"remove it, or write {tag}: {owners[0]}")
+        return Problem(what, _dotted(spot.path), mark=mark, valid=known, hint=f"remove it, or write {tag}: {owners[0]}")
     hint = similar_to(key, known) if key not in schema.other_names else ""
     if "." in key and schema is RECIPE:
         hint = f"key paths are for the command line; in a file: {key.replace('.', ': {')}: ...{'}' * key.count('.')}"
@@ -294,7 +296,7 @@ def _unknown_key(spot: _Spot, source: Source, moved: Callable[[KeyPath], KeyPath
         elsewhere = [schema.other_names[key]] if key in schema.other_names else list(_elsewhere(key, schema.root))
         hint = f"did you mean {' or '.join(f'`{one}`' for one in elsewhere[:3])}?" if elsewhere else ""
     what = f"in {_dotted(spot.path[:-1])}" if len(spot.path) > 1 else f"at the top of a {schema.noun}"
-    return Problem(f"unknown key `{_cut(key)}` {what}", _dotted(spot.path), mark, None, known, hint)
+    return Problem(f"unknown key `{_cut(key)}` {what}", _dotted(spot.path), mark=mark, valid=known, hint=hint)
 
 
 def _owners(section: type[BaseModel], key: str, root: type[BaseModel]) -> list[str]:
@@ -308,7 +310,7 @@ def _missing(spot: _Spot, source: Source, moved: Callable[[KeyPath], KeyPath]) -
     field = spot.section.model_fields[key] if spot.section and key in spot.section.model_fields else None
     about = field.description if field and field.description else ""
     where = source.mark(moved(spot.path[:-1]))
-    return Problem(f"`{key}` is missing", _dotted(spot.path), where, hint=f"{key}: {about}" if about else "")
+    return Problem(f"`{key}` is missing", _dotted(spot.path), mark=where, hint=f"{key}: {about}" if about else "")
 
 
 def _choice(spot: _Spot, details: ErrorDetails, source: Source, moved: Callable[[KeyPath], KeyPath]) -> Problem:
@@ -319,13 +321,22 @@ def _choice(spot: _Spot, details: ErrorDetails, source: Source, moved: Callable[
     if details["type"] == "union_tag_not_found":
         near = [key for key in details["input"] if isinstance(key, str) and similar_to(key, [tag])]
         hint = f"did you mean `{tag}` by `{_cut(near[0])}`?" if near else f"such as {tag}: {valid[0]}"
-        return Problem(f"`{tag}` is missing", _dotted(spot.path), source.mark(moved(spot.path)), None, valid, hint)
+        return Problem(
+            f"`{tag}` is missing", _dotted(spot.path), mark=source.mark(moved(spot.path)), valid=valid, hint=hint
+        )
     longer = (*spot.path, tag)
     path = longer if moved(longer) in source.values else spot.path
     value = details["input"][tag]
     hint = similar_to(value, valid) if isinstance(value, str) else ""
     place = moved(path)
-    return Problem(f"no such {tag}", _dotted(path), source.mark(place), _found(value, place, source), valid, hint)
+    return Problem(
+        f"no such {tag}",
+        _dotted(path),
+        mark=source.mark(place),
+        value=_found(value, place, source),
+        valid=valid,
+        hint=hint,
+    )
 
 
 # ── wrong values ────────────────────────────────────────────────────────────────────────────────────────────────────

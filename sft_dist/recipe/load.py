@@ -112,9 +112,9 @@ def _with_parents(file: Path, children: list[Path], named_at: Mark | None) -> So
     where = file.resolve()
     if where in children:
         circle = " -> ".join(path.name for path in [*children[children.index(where) :], where])
-        raise UserError(Problem(f"base files go in a circle: {circle}", "base", named_at))
+        raise UserError(Problem(f"base files go in a circle: {circle}", "base", mark=named_at))
     if len(children) > MOST_PARENTS:
-        raise UserError(Problem(f"more than {MOST_PARENTS} base files, one above the other", "base", named_at))
+        raise UserError(Problem(f"more than {MOST_PARENTS} base files, one above the other", "base", mark=named_at))
     document = read_yaml(file, shown(file))
     own = _source_of(document, file)
     if "base" not in own.data:
@@ -125,8 +125,8 @@ def _with_parents(file: Path, children: list[Path], named_at: Mark | None) -> So
             Problem(
                 "expected one file",
                 "base",
-                mark,
-                found=None if base is None else str(base),
+                mark=mark,
+                value=None if base is None else str(base),
                 hint="such as base: ../common.yaml",
             )
         )
@@ -156,12 +156,14 @@ def _find(path: Path, named_at: Mark | None, text: str | None = None) -> Path:
                     return name
         known = [str(one.relative_to(root.parent)) for one in sorted(root.rglob("*.yaml"))]
     except (OSError, ValueError) as error:
-        raise UserError(Problem(f"no such file: {error}", "base" if named_at else "", named_at, found=text)) from None
+        raise UserError(
+            Problem(f"no such file: {error}", "base" if named_at else "", mark=named_at, value=text)
+        ) from None
     hint = neighbours_of(path)
     if not hint.startswith("did you"):
         hint = similar_to(text, known) or hint
     if named_at:
-        raise UserError(Problem("no such file", "base", named_at, found=text, hint=hint))
+        raise UserError(Problem("no such file", "base", mark=named_at, value=text, hint=hint))
     raise UserError(Problem("no such file", mark=Mark(text), hint=hint))
 
 
@@ -238,13 +240,13 @@ def _overridden(source: Source, overrides: Sequence[str]) -> Source:
             problems += [replace(one, mark=mark) for one in error.problems]
             continue
         if path == ("base",):
-            problems.append(Problem("`base` can only be written in a file", "base", mark))
+            problems.append(Problem("`base` can only be written in a file", "base", mark=mark))
         elif path in given:
-            problems.append(Problem("given twice", ".".join(path), mark))
+            problems.append(Problem("given twice", ".".join(path), mark=mark))
         elif path[0] != "matrix" and _varies(source.data, path):
             name = ".".join(path)
             hint = f"to replace the list: matrix.{name}=[...]; to have one run: matrix=null {name}=..."
-            problems.append(Problem("has no effect: the matrix sets it", name, mark, hint=hint))
+            problems.append(Problem("has no effect: the matrix sets it", name, mark=mark, hint=hint))
         else:
             given[path] = document
     for path in sorted(given, key=len):  # `tuning=lora` comes before `tuning.r=8`, in whatever order they were written
@@ -264,7 +266,7 @@ def _parse_override(text: str, mark: Mark) -> tuple[tuple[str, ...], Document]:
     if path[0] == "matrix" and len(path) > 2:
         path = ("matrix", ".".join(path[1:]))  # a matrix's keys are key paths themselves
     if not all(path):
-        raise UserError(Problem("expected a key path such as train.lr", mark=mark, found=name))
+        raise UserError(Problem("expected a key path such as train.lr", mark=mark, value=name))
     if value[:1] in ("[", "{", '"', "'"):
         return path, parse_yaml(value, str(mark))
     if not value.isprintable():
@@ -298,7 +300,7 @@ def _lay(layer: Source, path: KeyPath, document: Document, problems: list[Proble
         inner = here.setdefault(key, {})
         if not isinstance(inner, dict):
             problems.append(
-                Problem(f"`{'.'.join(path[:depth])}` is given too, and holds no keys", ".".join(path), mark)
+                Problem(f"`{'.'.join(path[:depth])}` is given too, and holds no keys", ".".join(path), mark=mark)
             )
             return
         here = inner

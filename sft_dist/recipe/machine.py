@@ -37,7 +37,7 @@ def is_installed(module: str) -> bool:
 def missing_packages(recipe: Recipe) -> list[Problem]:
     """Settings whose package this Python does not have."""
     return [
-        Problem(f"{found} needs a package that is not installed", path, None, found, (), f"pip install '{package}'")
+        Problem(f"{found} needs a package that is not installed", path, value=found, hint=f"pip install '{package}'")
         for path, found, module, package in _packages(recipe)
         if not is_installed(module)
     ]
@@ -78,22 +78,20 @@ def needs_gpu(recipe: Recipe) -> list[Problem]:
             Problem(
                 "its state is paged to and from a GPU, and there is none",
                 "train.optimizer",
-                None,
-                optimizer.name,
-                (),
-                hint,
+                value=optimizer.name,
+                hint=hint,
             )
         )
     if attention is not None and attention not in ("eager", "sdpa"):
         valid = ("eager", "sdpa")
         problems.append(
-            Problem("needs a GPU for training, and there is none", "model.attention", None, attention, valid)
+            Problem("needs a GPU for training, and there is none", "model.attention", value=attention, valid=valid)
         )
     if isinstance(recipe.tuning, QloraTuning):
         what = "a base in 4 bits is for GPUs, and there is none"
-        problems.append(Problem(what, "tuning.method", None, "qlora", (), "use tuning: lora"))
+        problems.append(Problem(what, "tuning.method", value="qlora", hint="use tuning: lora"))
     if recipe.train.liger:
-        problems.append(Problem("Liger kernels need a GPU, and there is none", "train.liger", None, "true"))
+        problems.append(Problem("Liger kernels need a GPU, and there is none", "train.liger", value="true"))
     return [*problems, *_precision(recipe), *_offload(recipe)]
 
 
@@ -103,7 +101,7 @@ def _precision(recipe: Recipe) -> Iterator[Problem]:
         "fp8": "it needs a GPU with 8-bit matrix products, and there is none; bf16 works on a CPU",
     }
     if reason := reasons.get(precision := recipe.train.precision):
-        yield Problem(reason, "train.precision", None, precision, ("fp32", "bf16"))
+        yield Problem(reason, "train.precision", value=precision, valid=("fp32", "bf16"))
 
 
 def _offload(recipe: Recipe) -> Iterator[Problem]:
@@ -112,8 +110,12 @@ def _offload(recipe: Recipe) -> Iterator[Problem]:
         if value == "nvme":
             hint = "set it to none, or remove it"
             yield Problem(
-                "a disk behind a GPU, and there is none", f"train.strategy.{key}", None, value, ("none", "cpu"), hint
+                "a disk behind a GPU, and there is none",
+                f"train.strategy.{key}",
+                value=value,
+                valid=("none", "cpu"),
+                hint=hint,
             )
     if isinstance(strategy, Fsdp2Strategy) and strategy.offload == "cpu":
         hint = "remove it: without a GPU everything lies there"
-        yield Problem("has no effect on a CPU", "train.strategy.offload", None, "cpu", ("none",), hint)
+        yield Problem("has no effect on a CPU", "train.strategy.offload", value="cpu", valid=("none",), hint=hint)

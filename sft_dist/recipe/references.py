@@ -18,9 +18,9 @@ from typing import Literal
 from sft_dist import __version__
 from sft_dist.recipe import remote
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.run_folder import cache_root
 from sft_dist.recipe.schema import Data, Recipe, SplitSources
 from sft_dist.recipe.yaml_lines import neighbours_of, similar_to
+from sft_dist.run.folder import cache_root
 
 # What a file holds, by the end of its name. `.json` may also be COCO annotations: their content tells.
 SUFFIXES = {
@@ -112,7 +112,7 @@ def resolve(reference: Reference) -> Path | list[Path] | str:
             return _database(reference)
         return _existing(reference.path, reference.text)
     except (OSError, ValueError) as error:
-        raise UserError(Problem(f"cannot be read: {error}", found=reference.text)) from None
+        raise UserError(Problem(f"cannot be read: {error}", value=reference.text)) from None
 
 
 def model_source(text: str) -> str:
@@ -120,7 +120,7 @@ def model_source(text: str) -> str:
     reference = classify(text, Path.cwd())
     found = resolve(reference)
     if wrong := _no_model(reference, found):
-        raise UserError(Problem(wrong, found=text))
+        raise UserError(Problem(wrong, value=text))
     return str(found)
 
 
@@ -155,7 +155,7 @@ def check_references(recipe: Recipe) -> list[Problem]:
         problems += _pickled(recipe.model.path)
     template = getattr(recipe.task, "chat_template", None)
     if template is not None and not Path(template).is_file():
-        problems.append(Problem("no such file", "task.chat_template", found=template))
+        problems.append(Problem("no such file", "task.chat_template", value=template))
     for path, text in sources_of(recipe.data):
         problems += _problems_of(path, text, is_model=False, format=recipe.data.format)
     return problems
@@ -218,12 +218,12 @@ def _problems_of(path: str, text: str, is_model: bool, format: str = "auto") -> 
     try:
         found = resolve(reference)
     except UserError as error:
-        return [Problem(one.message, path, None, text, one.valid, one.hint) for one in error.problems]
+        return [Problem(one.message, path, value=text, valid=one.valid, hint=one.hint) for one in error.problems]
     if is_model:
         if wrong := _no_model(reference, found):
-            return [Problem(wrong, path, found=text)]
+            return [Problem(wrong, path, value=text)]
         if path == "model.path" and isinstance(found, Path) and not (found / "config.json").is_file():
-            return [Problem("not a model folder: there is no config.json in it", path, found=text)]
+            return [Problem("not a model folder: there is no config.json in it", path, value=text)]
         return []
     if reference.kind in ("hub", "sql") or format != "auto":
         return []
@@ -233,7 +233,7 @@ def _problems_of(path: str, text: str, is_model: bool, format: str = "auto") -> 
         hint = "say what it holds with data.format" + (
             "; a folder's URL ends with /" if reference.kind == "url" else ""
         )
-        return [Problem(f"no reader for this kind of file ({shown})", path, None, text, DATA_SUFFIXES, hint)]
+        return [Problem(f"no reader for this kind of file ({shown})", path, value=text, valid=DATA_SUFFIXES, hint=hint)]
     return []
 
 
@@ -263,7 +263,7 @@ def _pickled(text: str) -> list[Problem]:
         if pickles and not any(name.startswith(safe) and name.endswith(".safetensors") for name in names):
             what = f"its weights are a pickle ({pickles[0]}), which can run code when it is read"
             hint = "save it as safetensors, or accept it, to be read with weights_only=True: model.allow_pickle: true"
-            return [Problem(what, "model.path", found=text, hint=hint)]
+            return [Problem(what, "model.path", value=text, hint=hint)]
     return []
 
 
@@ -273,9 +273,9 @@ def _existing(path: Path, text: str) -> Path | list[Path]:
     if glob.has_magic(text):
         files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
         if not files:
-            raise UserError(Problem("no file matches", found=text, hint=neighbours_of(path)))
+            raise UserError(Problem("no file matches", value=text, hint=neighbours_of(path)))
         return files
-    raise UserError(Problem("no such file or folder", found=text, hint=neighbours_of(path)))
+    raise UserError(Problem("no such file or folder", value=text, hint=neighbours_of(path)))
 
 
 def _database(reference: Reference) -> Path | str:
@@ -284,22 +284,22 @@ def _database(reference: Reference) -> Path | str:
     if not file:
         return reference.text
     if not os.path.isfile(file):
-        raise UserError(Problem("no such database file", found=reference.text, hint=neighbours_of(Path(file))))
+        raise UserError(Problem("no such database file", value=reference.text, hint=neighbours_of(Path(file))))
     return Path(file)
 
 
 def _in_samples(reference: Reference) -> Path | list[Path]:
     parts = reference.text[len("sample:") :].rstrip("/").split("/")
     if any(part in ("", ".", "..") for part in parts):
-        raise UserError(Problem("expected `sample:NAME/path`: no `..`, no leading or double `/`", found=reference.text))
+        raise UserError(Problem("expected `sample:NAME/path`: no `..`, no leading or double `/`", value=reference.text))
     home = cache_root() / "samples"
     if not (home / parts[0]).exists():
         there = sorted(one.name for one in home.iterdir() if one.name[0] != ".") if home.is_dir() else []
-        raise UserError(Problem("this sample is not here", "", None, reference.text, tuple(there), _FETCH))
+        raise UserError(Problem("this sample is not here", "", value=reference.text, valid=tuple(there), hint=_FETCH))
     path = home.joinpath(*parts)
     if not path.exists() and not glob.has_magic(reference.text):
         hint = _near_inside(home, parts) or _FETCH
-        raise UserError(Problem("no such path in the sample", found=reference.text, hint=hint))
+        raise UserError(Problem("no such path in the sample", value=reference.text, hint=hint))
     return _existing(path, reference.text)
 
 
@@ -344,13 +344,13 @@ def _in_package(reference: Reference) -> Path | list[Path]:
     text, name = reference.text, reference.package
     inside = text[len("package:") + len(name) + 1 :]
     if not _PACKAGE_NAME.match(name):
-        raise UserError(Problem("expected `package:NAME/path/inside`", found=text))
+        raise UserError(Problem("expected `package:NAME/path/inside`", value=text))
     parts = inside.rstrip("/").split("/") if inside else []
     if any(part in ("", ".", "..") for part in parts):
-        raise UserError(Problem("the path must stay inside the package: no `..`, no leading or double `/`", found=text))
+        raise UserError(Problem("the path must stay inside the package: no `..`, no leading or double `/`", value=text))
     roots = _package_folders(name)
     if not roots:
-        raise UserError(Problem(f"the package {name} is not installed", found=text, hint=f"pip install {name}"))
+        raise UserError(Problem(f"the package {name} is not installed", value=text, hint=f"pip install {name}"))
     for root in roots:
         path = root.joinpath(*parts)
         if path.exists() or path.is_symlink():
@@ -362,7 +362,7 @@ def _in_package(reference: Reference) -> Path | list[Path]:
                     _contained(file, root, text)
                 return files
     raise UserError(
-        Problem(f"no such path in the package {name}", found=text, hint=_near_inside(roots[0], parts) or "")
+        Problem(f"no such path in the package {name}", value=text, hint=_near_inside(roots[0], parts) or "")
     )
 
 
@@ -389,7 +389,7 @@ def _contained(path: Path, root: Path, text: str) -> Path:
     below = [Path(folder) / name for folder, dirs, names in os.walk(path) for name in (*dirs, *names)]
     for one in (path, *(inner for inner in below if inner.is_symlink())):
         if not one.resolve().is_relative_to(home):
-            raise UserError(Problem(f"{one} leaves the package through a symbolic link", found=text))
+            raise UserError(Problem(f"{one} leaves the package through a symbolic link", value=text))
     return path
 
 

@@ -223,7 +223,7 @@ class _Builder:
 
     def _problem(self, message: str, mark: Mark, hint: str = "", path: KeyPath = ()) -> None:
         dotted = ".".join(str(part) for part in path if part is not _DROPPED)
-        self.problems.append(Problem(message, dotted, mark, hint=hint))
+        self.problems.append(Problem(message, dotted, mark=mark, hint=hint))
 
     def _stop(self, message: str, mark: Mark, hint: str = "") -> NoReturn:
         self._problem(message, mark, hint)

@@ -121,7 +121,7 @@ def model_settings(config: PretrainedConfig, recipe: Recipe) -> dict[str, Any]:
     if given := [name for name in _OWN_RANDOMNESS if name in recipe.model.config]:
         hint = "masks are made by data.augment.audio.time_masks; layers are never left out"
         where = f"model.config.{given[0]}"
-        raise UserError(Problem("cannot be set", where, None, str(recipe.model.config[given[0]]), hint=hint))
+        raise UserError(Problem("cannot be set", where, value=str(recipe.model.config[given[0]]), hint=hint))
     if takes_waveforms(config):
         # With a probability above 0 the model has the vector that stands for what is masked.
         shown = {"apply_spec_augment": True, "mask_time_prob": config.mask_time_prob or 0.05, "mask_feature_prob": 0.0}

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, PreTrainedModel, WhisperFeatureExtractor
 
 from sft_dist.data.augment.audio import augment_sound
+from sft_dist.metrics.audio import unweighted_average_recall
 from sft_dist.recipe.schema import Recipe
-from sft_dist.scores_audio import unweighted_average_recall
 from sft_dist.tasks import audio
 from sft_dist.tasks.base import Rngs
 from sft_dist.tasks.classes import NO_LABEL, ClassTask

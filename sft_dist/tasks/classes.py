@@ -13,8 +13,8 @@ import torch
 from datasets import Features, List, Value
 from torch import Tensor
 
-from sft_dist import metrics
-from sft_dist.losses import ClassLoss, build_loss
+from sft_dist.losses.classification import ClassLoss, build_loss
+from sft_dist.metrics import classification as metrics
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks.base import BaseTask
@@ -74,7 +74,9 @@ class ClassTask(BaseTask):
             near = difflib.get_close_matches(name, self.given_labels, 1)
             hint = f"did you mean `{near[0]}`?" if near else ""
             valid = tuple(self.given_labels[:20])
-            raise UserError(Problem(f"row {row}: not one of data.labels", "data.labels", None, name, valid, hint))
+            raise UserError(
+                Problem(f"row {row}: not one of data.labels", "data.labels", value=name, valid=valid, hint=hint)
+            )
         return name
 
     def strata(self, train: Rows) -> list[Hashable] | None:
@@ -92,7 +94,7 @@ class ClassTask(BaseTask):
             self.labels = sorted_labels(name for target in train.column("label") for name in target)
         needed, said = (2, "two classes are") if self.problem == "single-label" else (1, "one class is")
         if len(self.labels) < needed:
-            raise UserError(Problem(f"at least {said} needed", path="data.columns.label", found=str(self.labels)))
+            raise UserError(Problem(f"at least {said} needed", path="data.columns.label", value=str(self.labels)))
 
     def numbers_of(self, targets: list[Any]) -> list[Any]:
         """Stored labels -> class numbers, lists of them, or numbers. Raises UserError for a class that is not known."""
@@ -182,7 +184,7 @@ def sorted_labels(names: Iterable[str]) -> list[str]:
 def unknown_classes(strange: list[str], known: list[str]) -> Problem:
     hint = "list every class in data.labels, or correct the data"
     what = "classes that do not occur in the training rows"
-    return Problem(what, "data.labels", None, ", ".join(strange[:10]), tuple(known[:20]), hint)
+    return Problem(what, "data.labels", value=", ".join(strange[:10]), valid=tuple(known[:20]), hint=hint)
 
 
 def _number(raw: Any, row: int) -> float | None:
@@ -191,7 +193,7 @@ def _number(raw: Any, row: int) -> float | None:
     try:
         value = float(raw)
     except (TypeError, ValueError):
-        raise UserError(Problem(f"row {row}: a number is needed", "data.columns.label", None, repr(raw))) from None
+        raise UserError(Problem(f"row {row}: a number is needed", "data.columns.label", value=repr(raw))) from None
     if not math.isfinite(value):
-        raise UserError(Problem(f"row {row}: a finite number is needed", "data.columns.label", None, repr(raw)))
+        raise UserError(Problem(f"row {row}: a finite number is needed", "data.columns.label", value=repr(raw)))
     return value

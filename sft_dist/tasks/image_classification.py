@@ -19,8 +19,8 @@ from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks import ImageClassificationTask
 from sft_dist.tasks.base import Rngs
 from sft_dist.tasks.classes import NO_LABEL, ClassTask
+from sft_dist.tasks.images import PICTURE, content, load_image_processor, pixels_of, warn_of_batch_statistics
 from sft_dist.tasks.loading import load_pretrained
-from sft_dist.tasks.pictures import PICTURE, content, load_image_processor, pixels_of, warn_of_batch_statistics
 
 
 class ImageClassification(ClassTask):
@@ -103,10 +103,10 @@ def _not_for_mixed_labels(recipe: Recipe) -> Problem | None:
         return None
     if loss.name == "focal":
         return Problem(
-            "the focal loss has no meaning for labels mixed by task.mixup or task.cutmix", "train.loss", None, "focal"
+            "the focal loss has no meaning for labels mixed by task.mixup or task.cutmix", "train.loss", value="focal"
         )
     if getattr(loss, "class_weights", None) is not None:
         what = "with labels mixed by task.mixup or task.cutmix an example has no class to take a weight of"
         hint = "use data.sampling: balanced instead"
-        return Problem(what, "train.loss.class_weights", None, str(loss.class_weights), (), hint)  # type: ignore[union-attr]
+        return Problem(what, "train.loss.class_weights", value=str(loss.class_weights), hint=hint)  # type: ignore[union-attr]
     return None

@@ -18,12 +18,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from sft_dist.data import chat
 from sft_dist.data.packing import best_fit_decreasing, leak, positions
 from sft_dist.data.rows import ROW, Examples, Rows
-from sft_dist.losses import CrossEntropy
-from sft_dist.losses_text import CHUNK, IGNORED, TokenLoss, padded
+from sft_dist.losses.classification import CrossEntropy
+from sft_dist.losses.tokens import CHUNK, IGNORED, TokenLoss, padded
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.run_folder import cache_root
 from sft_dist.recipe.schema import CrossEntropyLoss, Recipe
 from sft_dist.recipe.tasks import InstructionTuningTask
+from sft_dist.run.folder import cache_root
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.loading import load_pretrained, load_tokenizer
 
@@ -51,7 +51,7 @@ class InstructionTuning(BaseTask):
         if self.settings.packing and recipe.tuning.method in NEED_A_CACHE:
             what = f"cannot be combined with {recipe.tuning.method} tuning, which all packed examples would share"
             raise UserError(
-                Problem(what, "task.packing", None, "true", hint="tune by lora, or set task.packing: false")
+                Problem(what, "task.packing", value="true", hint="tune by lora, or set task.packing: false")
             )
         if isinstance(recipe.train.loss, CrossEntropyLoss) and recipe.train.loss.class_weights is not None:
             raise UserError(Problem("tokens are not classes", "train.loss.class_weights"))
@@ -127,7 +127,7 @@ class InstructionTuning(BaseTask):
             )
             what = f"the answers begin behind the cut, so there is nothing to learn, in {_rows(lost)}"
             hint = f"raise data.max_length to {needed} at least, or drop these rows"
-            raise UserError(Problem(what, "data.max_length", None, str(longest), (), hint))
+            raise UserError(Problem(what, "data.max_length", value=str(longest), hint=hint))
 
     def _encode_prompts(self, rows: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
         """For `predict`."""
@@ -209,7 +209,7 @@ class InstructionTuning(BaseTask):
         model = load_pretrained(AutoModelForCausalLM, folder, revision, config, **options)
         if self.settings.packing and (found := leak(model, model.get_input_embeddings().num_embeddings)) > LEAK:
             what = f"{type(model).__name__} does not keep packed examples apart: one changes another's logits by {found:.1g}"
-            raise UserError(Problem(what, "task.packing", None, "true", hint="set task.packing: false"))
+            raise UserError(Problem(what, "task.packing", value="true", hint="set task.packing: false"))
         return model
 
     def build_loss(self, train: Examples) -> TokenLoss:
@@ -317,4 +317,4 @@ def _read_template(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(Problem(f"cannot be read: {error}", "task.chat_template", None, path)) from error
+        raise UserError(Problem(f"cannot be read: {error}", "task.chat_template", value=path)) from error

@@ -57,7 +57,7 @@ def load_pretrained(
             near = difflib.get_close_matches(key, known, 3)
             hint = f"did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else ""
             what = f"the config of {type(found).__name__} has no such value"
-            raise UserError(Problem(what, path=f"model.config.{key}", found=key, hint=hint))
+            raise UserError(Problem(what, path=f"model.config.{key}", value=key, hint=hint))
         setattr(found, key, value)
     spare_heads(options, auto_class, found, **code)
     # fp32 weights whatever the checkpoint holds: bf16 weights would train without a master copy.

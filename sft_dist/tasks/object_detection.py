@@ -14,15 +14,14 @@ from transformers import AutoModelForObjectDetection, PreTrainedConfig, PreTrain
 
 from sft_dist.data.augment.image import augment, cut
 from sft_dist.data.media import load_image
-from sft_dist.losses_detection import SOFTMAX, DetectionLoss, capture
+from sft_dist.losses.detection import SOFTMAX, DetectionLoss, capture
+from sft_dist.metrics.vision import MOST_BOXES, box_scores
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks import ObjectDetectionTask
-from sft_dist.scores_vision import MOST_BOXES, box_scores
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.classes import NO_LABEL, class_name, sorted_labels, unknown_classes
-from sft_dist.tasks.loading import load_pretrained
-from sft_dist.tasks.pictures import (
+from sft_dist.tasks.images import (
     PICTURE,
     config_of,
     content,
@@ -30,6 +29,7 @@ from sft_dist.tasks.pictures import (
     pixels_of,
     warn_of_batch_statistics,
 )
+from sft_dist.tasks.loading import load_pretrained
 
 if TYPE_CHECKING:
     from sft_dist.data.rows import Examples, Rows
@@ -67,7 +67,7 @@ class ObjectDetection(BaseTask):
         names = [self.renamed.get(name, name) for name in names]
         if self.recipe.data.labels and (strange := sorted(set(names) - set(self.recipe.data.labels))):
             what, valid = f"row {number}: not one of data.labels", tuple(self.recipe.data.labels[:20])
-            raise UserError(Problem(what, "data.labels", None, ", ".join(strange), valid))
+            raise UserError(Problem(what, "data.labels", value=", ".join(strange), valid=valid))
         return {"image": row["image"], "objects": {"bbox": boxes, "category": names}}
 
     def identity(self, row: dict[str, Any]) -> bytes:
@@ -207,10 +207,10 @@ def _boxes_and_names(objects: Any, number: int) -> tuple[list[list[float]], list
     boxes, names = list(objects["bbox"]), [class_name(one) for one in objects["category"]]
     if len(boxes) != len(names):
         what, found = f"row {number}: each box needs one category", f"{len(boxes)} boxes, {len(names)} categories"
-        raise UserError(Problem(what, "data.columns.objects", None, found))
+        raise UserError(Problem(what, "data.columns.objects", value=found))
     for box in boxes:
         if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] < 0 or box[3] < 0:
             what = f"row {number}: a box needs x, y, width and height in pixels"
-            raise UserError(Problem(what, "data.columns.objects", None, str(list(box))))
+            raise UserError(Problem(what, "data.columns.objects", value=str(list(box))))
     kept = [position for position, box in enumerate(boxes) if box[2] > 0 and box[3] > 0]
     return [[float(x) for x in boxes[i]] for i in kept], [names[i] for i in kept]

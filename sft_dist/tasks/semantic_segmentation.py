@@ -21,16 +21,15 @@ from transformers import (
 
 from sft_dist.data.augment.image import augment
 from sft_dist.data.media import MediaError, load_image, load_mask
-from sft_dist.losses import CrossEntropy, build_loss, weights_of_counts
-from sft_dist.losses_segmentation import OVERLAPS, PixelLoss, QueryLoss
+from sft_dist.losses.classification import CrossEntropy, build_loss, weights_of_counts
+from sft_dist.losses.segmentation import OVERLAPS, PixelLoss, QueryLoss
+from sft_dist.metrics.vision import confusion, mask_scores
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import OverlapLoss, Recipe
 from sft_dist.recipe.tasks import SemanticSegmentationTask
-from sft_dist.scores_vision import confusion, mask_scores
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.classes import unknown_classes
-from sft_dist.tasks.loading import load_pretrained
-from sft_dist.tasks.pictures import (
+from sft_dist.tasks.images import (
     PICTURE,
     config_of,
     content,
@@ -38,6 +37,7 @@ from sft_dist.tasks.pictures import (
     pixels_of,
     warn_of_batch_statistics,
 )
+from sft_dist.tasks.loading import load_pretrained
 
 if TYPE_CHECKING:
     from sft_dist.data.rows import Examples, Rows
@@ -87,7 +87,7 @@ class SemanticSegmentation(BaseTask):
             what = f"row {number}: the mask has a value that no class has"
             hint = f"values are numbers of classes, from 0; {self.ignore_index} (task.ignore_index) means none"
             valid = tuple(f"{i} ({label})" for i, label in enumerate((self.recipe.data.labels or [])[:20]))
-            raise UserError(Problem(what, "data.labels", None, str(len(pixels) - 1), valid, hint))
+            raise UserError(Problem(what, "data.labels", value=str(len(pixels) - 1), valid=valid, hint=hint))
         return {"image": row["image"], "mask": row["mask"], "pixels": pixels.tolist()}
 
     def identity(self, row: dict[str, Any]) -> bytes:
@@ -97,7 +97,7 @@ class SemanticSegmentation(BaseTask):
         """Without names in the recipe, classes are called by their numbers."""
         self.labels = self.labels or [str(number) for number in range(max(map(len, train.column("pixels"))))]
         if len(self.labels) < 2:
-            raise UserError(Problem("at least two classes are needed", "data.columns.mask", None, str(self.labels)))
+            raise UserError(Problem("at least two classes are needed", "data.columns.mask", value=str(self.labels)))
 
     def load_processor(self, source: str, **options: Any) -> Any:
         processor = load_image_processor(source, **options)
@@ -147,7 +147,7 @@ class SemanticSegmentation(BaseTask):
         kind = AutoConfig.from_pretrained(folder, revision=revision, **code).model_type
         if kind in OTHER_QUERIES:
             what = "its loss cannot be written as a sum over pictures, which training on any number of processes needs"
-            raise UserError(Problem(what, "model.path", None, kind, ("segformer", "upernet", *QUERIES)))
+            raise UserError(Problem(what, "model.path", value=kind, valid=("segformer", "upernet", *QUERIES)))
         auto = AutoModelForUniversalSegmentation if kind in QUERIES else AutoModelForSemanticSegmentation
         settings = {"use_auxiliary_head": False}
         model = load_pretrained(auto, folder, revision, config, self.labels, settings, **options)
@@ -167,7 +167,7 @@ class SemanticSegmentation(BaseTask):
         if config.model_type in QUERIES:
             if loss is not None:
                 what = "this model has a matching loss of its own"
-                raise UserError(Problem(what, "train.loss", None, loss.name, (), "leave it out"))
+                raise UserError(Problem(what, "train.loss", value=loss.name, hint="leave it out"))
             return QueryLoss(config, self.ignore_index)
         if isinstance(loss, OverlapLoss):
             return PixelLoss(CrossEntropy(), self.ignore_index, 1 - loss.cross_entropy, OVERLAPS[loss.name])
@@ -240,7 +240,7 @@ def squeeze_whole_pictures(processor: Any) -> None:
     shortest = size.get("shortest_edge")
     height, width = size.get("height") or shortest, size.get("width") or shortest
     if not height or not width:
-        raise UserError(Problem("the image processor has no size that pictures could be brought to", "model.path", None, str(size)))  # fmt: skip
+        raise UserError(Problem("the image processor has no size that pictures could be brought to", "model.path", value=str(size)))  # fmt: skip
     if {**size, "height": height, "width": width} != size or getattr(processor, "do_center_crop", False):
         log.info("pictures are squeezed to %d x %d, whatever their shape", width, height)
     processor.size = type(processor.size)(height=height, width=width)

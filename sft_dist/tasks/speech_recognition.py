@@ -34,9 +34,9 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGU
 from transformers.utils import cached_file
 
 from sft_dist.data.augment.audio import augment_sound
+from sft_dist.metrics.audio import comparable, transcript_scores
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
-from sft_dist.scores_audio import comparable, transcript_scores
 from sft_dist.tasks import audio
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.loading import load_pretrained
@@ -122,11 +122,11 @@ class SpeechRecognition(audio.KnowsConfig, BaseTask):
         if not self.ctc:
             return self._for_decoder(AutoProcessor.from_pretrained(source, **options), source, **options)
         if self.language is not None:
-            raise UserError(Problem("is for multilingual Whisper models", "task.language", found=self.language))
+            raise UserError(Problem("is for multilingual Whisper models", "task.language", value=self.language))
         if not audio.takes_waveforms(self.config):
             kind = self.config.model_type
             hint = "wav2vec2, hubert, wavlm, data2vec-audio, sew, unispeech; or Whisper"
-            raise UserError(Problem("CTC is for models that take waveforms", "model.path", None, kind, hint=hint))
+            raise UserError(Problem("CTC is for models that take waveforms", "model.path", value=kind, hint=hint))
         if _has_vocabulary(source, **options):
             processor = AutoProcessor.from_pretrained(source, **options)
         else:
@@ -139,18 +139,18 @@ class SpeechRecognition(audio.KnowsConfig, BaseTask):
         window = audio.window_of(processor.feature_extractor)
         if self.max_seconds > window:
             what = f"the model hears {window:g} seconds at most"
-            raise UserError(Problem(what, "task.max_seconds", found=f"{self.max_seconds:g}"))
+            raise UserError(Problem(what, "task.max_seconds", value=f"{self.max_seconds:g}"))
         if self.config.model_type != "whisper":
             return processor
         if not _is_multilingual(source, self.config, **options):
             if self.language not in (None, "en", "english"):
-                raise UserError(Problem("this model knows English only", "task.language", found=self.language))
+                raise UserError(Problem("this model knows English only", "task.language", value=self.language))
             processor.tokenizer.set_prefix_tokens(language=None, task=None, predict_timestamps=False)
             return processor
         code = TO_LANGUAGE_CODE.get((self.language or "").lower(), self.language)
         if code not in LANGUAGES:
             what = "say which language is spoken: the model knows many" if code is None else "no language of the model"
-            raise UserError(Problem(what, "task.language", None, self.language, tuple(sorted(LANGUAGES))))
+            raise UserError(Problem(what, "task.language", value=self.language, valid=tuple(sorted(LANGUAGES))))
         processor.tokenizer.set_prefix_tokens(language=code, task="transcribe", predict_timestamps=False)
         return processor
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_dist.data.rows import Examples
-from sft_dist.losses import CrossEntropy
-from sft_dist.losses_text import IGNORED, TokenLoss, padded
+from sft_dist.losses.classification import CrossEntropy
+from sft_dist.losses.tokens import IGNORED, TokenLoss, padded
+from sft_dist.metrics.text import summary_scores, translation_scores
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import CrossEntropyLoss, Recipe
 from sft_dist.recipe.tasks import TextToTextTask
-from sft_dist.scores_text import summary_scores, translation_scores
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.loading import load_pretrained, load_tokenizer, were_cut
 
@@ -53,7 +53,7 @@ class TextToText(BaseTask):
                 setattr(tokenizer, attribute, code)
             elif code is not None and key == "source_language":  # the target's also chooses how BLEU divides words
                 what = f"{type(tokenizer).__name__} knows no languages, so this has no effect"
-                raise UserError(Problem(what, "task.source_language", None, code, hint="T5 is told by task.prefix"))
+                raise UserError(Problem(what, "task.source_language", value=code, hint="T5 is told by task.prefix"))
         return tokenizer
 
     def encode(self, rows: dict[str, list[Any]], processor: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
@@ -150,5 +150,5 @@ def _language_token(tokenizer: Any, code: str, key: str) -> int:
         found = None if found == tokenizer.unk_token_id else found
     if found is None:
         valid = tuple(sorted(known)[:40])
-        raise UserError(Problem("the tokenizer does not know this language", f"task.{key}", None, code, valid))
+        raise UserError(Problem("the tokenizer does not know this language", f"task.{key}", value=code, valid=valid))
     return found

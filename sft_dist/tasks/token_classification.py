@@ -11,12 +11,12 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTr
 
 from sft_dist.data.clean import clean_text
 from sft_dist.data.rows import Examples, Rows
-from sft_dist.losses import CrossEntropy, Focal, build_loss
-from sft_dist.losses_text import IGNORED, TokenLoss, padded
+from sft_dist.losses.classification import CrossEntropy, Focal, build_loss
+from sft_dist.losses.tokens import IGNORED, TokenLoss, padded
+from sft_dist.metrics.text import entities_of, entity_scores
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks import TokenClassificationTask
-from sft_dist.scores_text import entities_of, entity_scores
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.classes import NO_LABEL, class_name, sorted_labels, unknown_classes
 from sft_dist.tasks.loading import load_pretrained, load_tokenizer
@@ -51,11 +51,13 @@ class TokenClassification(BaseTask):
             return NO_LABEL
         if len(tokens) != len(tags):
             found = f"{len(tokens)} tokens, {len(tags)} tags"
-            raise UserError(Problem(f"row {number}: every token needs one tag", "data.columns.tags", None, found))
+            raise UserError(Problem(f"row {number}: every token needs one tag", "data.columns.tags", value=found))
         tags = [self.renamed.get(tag, tag) for tag in tags]
         if self.recipe.data.labels and (strange := sorted(set(tags) - set(self.labels))):
             valid = tuple(self.labels[:20])
-            raise UserError(Problem(f"row {number}: not one of data.labels", "data.labels", None, strange[0], valid))
+            raise UserError(
+                Problem(f"row {number}: not one of data.labels", "data.labels", value=strange[0], valid=valid)
+            )
         return {"tokens": tokens, "tags": tags}
 
     def input_texts(self, rows: Rows) -> list[str]:
@@ -74,7 +76,7 @@ class TokenClassification(BaseTask):
             return
         names = {tag for tags in train.column("tags") for tag in tags}
         if len(names) < 2:
-            raise UserError(Problem("at least two tags are needed", "data.columns.tags", None, str(sorted(names))))
+            raise UserError(Problem("at least two tags are needed", "data.columns.tags", value=str(sorted(names))))
         if is_bio(names):
             places = SCHEME if any(name[:2] in ("E-", "S-") for name in names) else ("B-", "I-")
             types = {name[2:] for name in names if name != OUTSIDE and name[:2] != "S-"}
@@ -88,7 +90,7 @@ class TokenClassification(BaseTask):
             what = (
                 f"{type(tokenizer).__name__} does not say which word a token belongs to: there is no fast version of it"
             )
-            raise UserError(Problem(what, "model.tokenizer", None, source))
+            raise UserError(Problem(what, "model.tokenizer", value=source))
         return tokenizer
 
     def encode(self, rows: dict[str, list[Any]], processor: PreTrainedTokenizerBase) -> dict[str, list[Any]]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import AdapterTuning, Ia3Tuning, LoraTuning, PrefixTuning, PromptTuning, QloraTuning
-from sft_dist.switches import without_flash
+from sft_dist.tuning.model_options import without_flash
 
 if TYPE_CHECKING:
     from peft import PeftConfig  # takes seconds to import
@@ -115,7 +115,7 @@ def _refused(model: nn.Module, tuning: AdapterTuning, reason: str) -> Problem:
         )
     else:
         hint = "lora works with every model that has linear layers"
-    return Problem(f"{type(model).__name__}: {reason}", "tuning.method", found=tuning.method, hint=hint)
+    return Problem(f"{type(model).__name__}: {reason}", "tuning.method", value=tuning.method, hint=hint)
 
 
 def _lost_names(model: nn.Module, tuning: AdapterTuning) -> Iterator[Problem]:
@@ -125,7 +125,7 @@ def _lost_names(model: nn.Module, tuning: AdapterTuning) -> Iterator[Problem]:
     problem = "no layer of the model has such a name"
     for name in tuning.modules_to_save:
         if not _is_there(name, layers):
-            yield Problem(problem, "tuning.modules_to_save", found=name, valid=last_parts)
+            yield Problem(problem, "tuning.modules_to_save", value=name, valid=last_parts)
     if isinstance(tuning, (PrefixTuning, PromptTuning)) or tuning.target_modules is None:
         return
     targets = tuning.target_modules
@@ -136,7 +136,7 @@ def _lost_names(model: nn.Module, tuning: AdapterTuning) -> Iterator[Problem]:
         lost = [one for one in targets if not _is_there(one, layers)]
     shorthand = () if isinstance(tuning, Ia3Tuning) else ("all-linear",)
     for name in lost:
-        yield Problem(problem, "tuning.target_modules", found=name, valid=(*shorthand, *_linear(model)))
+        yield Problem(problem, "tuning.target_modules", value=name, valid=(*shorthand, *_linear(model)))
 
 
 def _linear(model: nn.Module) -> list[str]:
@@ -156,5 +156,5 @@ def _matches(pattern: str, name: str) -> bool:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
         raise UserError(
-            Problem(f"not a regular expression: {error}", path="tuning.target_modules", found=pattern)
+            Problem(f"not a regular expression: {error}", path="tuning.target_modules", value=pattern)
         ) from error

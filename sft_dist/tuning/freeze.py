@@ -42,7 +42,7 @@ def train_biases(model: nn.Module) -> None:
     if not found:
         problem = f"{type(model).__name__} has no biases, so only the head would be trained"
         raise UserError(
-            Problem(problem, path="tuning.method", found="bitfit", hint="use lora, or freeze with train_last_layers: 0")
+            Problem(problem, path="tuning.method", value="bitfit", hint="use lora, or freeze with train_last_layers: 0")
         )
 
 
@@ -70,11 +70,11 @@ def _too_many_layers(tuning: FreezeTuning, there: int) -> Iterator[Problem]:
     first, last = tuning.train_first_layers or 0, tuning.train_last_layers or 0
     for key, count in (("train_first_layers", first), ("train_last_layers", last)):
         if count > there:
-            yield Problem(f"the model has {there} layers", f"tuning.{key}", None, str(count), (f"0 to {there}",))
+            yield Problem(f"the model has {there} layers", f"tuning.{key}", value=str(count), valid=(f"0 to {there}",))
     if max(first, last) <= there < first + last:
         found = f"{first} first and {last} last layers"
         yield Problem(
-            f"the model has {there} layers", "tuning.train_first_layers", None, found, hint="use tuning: full"
+            f"the model has {there} layers", "tuning.train_first_layers", value=found, hint="use tuning: full"
         )
 
 
@@ -87,10 +87,10 @@ def _matches(tuning: FreezeTuning, names: list[str]) -> tuple[set[str], list[Pro
         try:
             matches = [name for name in names if re.search(pattern, name)]
         except re.error as error:
-            problems.append(Problem(f"not a regular expression: {error}", path, found=pattern))
+            problems.append(Problem(f"not a regular expression: {error}", path, value=pattern))
             continue
         if not matches:
             hint = f"names look like: {', '.join(names[:: max(1, len(names) // 6)])}"
-            problems.append(Problem("no weight has a name that matches", path, found=pattern, hint=hint))
+            problems.append(Problem("no weight has a name that matches", path, value=pattern, hint=hint))
         found.update(matches)
     return found, problems

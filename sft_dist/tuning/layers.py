@@ -13,7 +13,7 @@ def layer_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
     body = body_of(model)
     lists = [(name, module) for name, module in body.named_modules() if isinstance(module, nn.ModuleList)]
     if not lists:
-        raise UserError(Problem(f"{type(body).__name__} has no list of layers", path="tuning.method", found="freeze"))
+        raise UserError(Problem(f"{type(body).__name__} has no list of layers", path="tuning.method", value="freeze"))
     # Tensors are counted, not their elements: sharded weights are empty.
     name, layers = max(lists, key=lambda item: len(list(item[1].parameters())))
     prefix = next((f"{prefix}." for prefix, module in model.named_modules() if module is body and prefix), "")

@@ -104,7 +104,7 @@ def wait_for_step(runs: Path, step: int, processes: list[BaseProcess], timeout: 
 
 def signal_at(step: int, whom: int, number: int, rank: int) -> None:
     """`arrange=partial(signal_at, 7, 0, SIGTERM)`: rank 0 gets it after step 7, however quick the training and busy the machine."""
-    from sft_dist.meter import Meter
+    from sft_dist.training.metrics_logger import Meter
 
     if rank != whom:
         return

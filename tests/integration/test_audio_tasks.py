@@ -147,10 +147,10 @@ def test_whisper_learns_to_write_numbers_as_words(tmp_path):
 
 def error_rates_of(weights: str, files: list[str], spoken: list[str]) -> dict[str, float | None]:
     import torch
-    from tiny_audio import recipe
 
-    from sft_dist.scores_audio import transcript_scores
+    from sft_dist.metrics.audio import transcript_scores
     from sft_dist.tasks.speech_recognition import SpeechRecognition
+    from tests.sft_dist.tasks.tiny_audio import recipe
 
     task = SpeechRecognition(recipe("speech-recognition", Path(weights)))
     processor = task.load_processor(weights)
@@ -180,7 +180,7 @@ def tones(tmp_path):
 
 def test_ctc_learns_a_vocabulary_of_its_own_in_two_processes(tones, tmp_path):
     """A body without a head hears tones. Untrained, it writes nothing or nonsense: an error rate of 1; 0.21 was measured."""
-    from tiny_audio import wav2vec2
+    from tests.sft_dist.tasks.tiny_audio import wav2vec2
 
     recipe = tmp_path / "ctc.yaml"
     settings = {

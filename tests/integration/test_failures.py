@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 import sft_dist
-from sft_dist.recipe.causes import verdict_of
 from sft_dist.recipe.load import read, validate
-from sft_dist.recipe.run_folder import RunFolder
-from sft_dist.recipe.verdict import Ended, decide
+from sft_dist.run.causes import verdict_of
+from sft_dist.run.folder import RunFolder
+from sft_dist.run.requeue_policy import Ended, decide
 from tests.conftest import write_reviews
 from tests.integration import harness
 
@@ -250,7 +250,7 @@ def test_other_data_and_other_code_on_one_rank_are_refused_at_the_start(tiny_mod
     text = reviews.read_text()
     (tmp_path / "rank-0/reviews.csv").write_text(text)
     (tmp_path / "rank-1/reviews.csv").write_text(text.replace("great", "awful", 1))
-    (tmp_path / "rank-1/sft_dist/losses.py").write_text("# edited on one machine\n")
+    (tmp_path / "rank-1/sft_dist/losses/classification.py").write_text("# edited on one machine\n")
     recipe = validate(read(write_recipe(tmp_path / "fails.yaml", tiny_model, reviews)))
     run = RunFolder(tmp_path / "runs/fails/0123456789")
     run.create(recipe)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sft_dist import checkpoint as ckpt
-from sft_dist.recipe.causes import verdict_of
-from sft_dist.recipe.run_folder import RunFolder
+from sft_dist.checkpoints import store as ckpt
+from sft_dist.run.causes import verdict_of
+from sft_dist.run.folder import RunFolder
 from tests.integration import harness
 from tests.integration.test_resume import STEPS, write_recipe
 

@@ -14,10 +14,10 @@ import pytest
 
 from launch.check import gate
 from launch.expand import Run, expand
-from launch.prepare import Prepared
+from launch.planning import Prepared
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import read
-from sft_dist.recipe.run_folder import cache_root
+from sft_dist.run.folder import cache_root
 from tests.conftest import write_reviews
 
 pytestmark = pytest.mark.slow

@@ -9,9 +9,9 @@ from functools import partial
 
 import pytest
 
-from sft_dist.recipe.causes import verdict_of
-from sft_dist.recipe.run_folder import RunFolder
-from sft_dist.recipe.watch import Watch, found
+from sft_dist.run.causes import verdict_of
+from sft_dist.run.folder import RunFolder
+from sft_dist.run.hang_watcher import Watch, found
 from tests.integration import harness
 from tests.integration.test_resume import assert_same, write_recipe
 

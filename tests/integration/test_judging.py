@@ -23,13 +23,13 @@ from peft import AutoPeftModelForSequenceClassification, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from sft_dist import checkpoint as ckpt
 from sft_dist import evaluate, export, predict
+from sft_dist.checkpoints import store as ckpt
 from sft_dist.data.prepare import prepare
-from sft_dist.judge import Judge
+from sft_dist.evaluation.evaluator import Judge
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.run_folder import RunFolder
 from sft_dist.recipe.tasks import METRICS
+from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
 from tests.conftest import write_reviews
 from tests.integration import harness
@@ -303,7 +303,7 @@ def test_the_winner_is_the_best_on_validation(boards, trained, name):
 
 @pytest.mark.parametrize("name", ["full", "lora", "multi-label", "regression"])
 def test_logits_of_the_sweep_are_those_of_the_checkpoint_loaded_afresh(trained, monkeypatch, tmp_path, copied, name):
-    import sft_dist.judge as judge_module
+    import sft_dist.evaluation.evaluator as judge_module
 
     seen: list[np.ndarray] = []
     scores_of = judge_module.scores_of
@@ -378,7 +378,7 @@ def test_a_damaged_checkpoint_is_left_out_and_named(copied, boards):
 
 
 def test_a_model_that_answers_with_no_numbers_ranks_last_and_the_sweep_goes_on(copied, boards, monkeypatch):
-    from sft_dist import judge as judge_module
+    from sft_dist.evaluation import evaluator as judge_module
 
     folder, best = copied("full"), boards["full"]["winner"]["step"]
     load_weights = judge_module.load_weights

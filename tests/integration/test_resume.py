@@ -136,7 +136,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_older_one_used(undisturbed
 
 def stop_while_validating(step: int, rank: int) -> None:
     """The request comes when the validation of `step` has begun."""
-    from sft_dist import loop
+    from sft_dist.training import loop
 
     undisturbed = loop._validate
 

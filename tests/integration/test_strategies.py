@@ -17,8 +17,8 @@ from PIL import Image
 from transformers import ConvNextImageProcessor, ResNetConfig, ResNetModel
 
 from sft_dist.evaluate import sweep
-from sft_dist.recipe.run_folder import RunFolder
 from sft_dist.recipe.tunings import KINDS, STRATEGIES, refusal
+from sft_dist.run.folder import RunFolder
 from tests.integration import harness
 
 pytestmark = pytest.mark.slow
@@ -66,8 +66,8 @@ def trained(tiny_model, reviews, tmp_path_factory):
 @cache
 def answers(run: Path) -> torch.Tensor:
     """Logits of the run's last checkpoint, loaded into a new model."""
-    from sft_dist.models import build_model, load_processor
     from sft_dist.tasks import task_of
+    from sft_dist.tasks.models import build_model, load_processor
     from sft_dist.tuning import load_weights
 
     recipe = RunFolder(run).recipe()

@@ -56,10 +56,10 @@ def untrained(file: Path) -> dict[str, Any]:
     import torch
 
     from sft_dist.data.prepare import prepare
-    from sft_dist.inference import assemble, autocast, forward, length_sorted_batches, scores_of
-    from sft_dist.models import build_model, load_processor
+    from sft_dist.evaluation.inference import assemble, autocast, forward, length_sorted_batches, scores_of
     from sft_dist.recipe.load import load
     from sft_dist.tasks import task_of
+    from sft_dist.tasks.models import build_model, load_processor
 
     recipe = load(file)
     task = task_of(recipe)

@@ -64,11 +64,11 @@ def test_the_curve_is_that_of_a_plain_loop(tiny_model, reviews, tmp_path):
     recipe.write_text(json.dumps(text))
     found = harness.losses(harness.run(recipe, tmp_path / "runs", world_size=2))
 
-    from sft_dist.batches import BatchPlan
+    from sft_dist.batches.plan import BatchPlan
     from sft_dist.data.prepare import prepare
-    from sft_dist.models import build_model, load_processor
     from sft_dist.recipe.load import load
     from sft_dist.tasks import task_of
+    from sft_dist.tasks.models import build_model, load_processor
 
     settings = load(recipe)
     task = task_of(settings)

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 import launch
-from launch.rows import Rows
-from sft_dist.recipe.run_folder import RunFolder, write_json
+from launch.row_counts import Rows
 from sft_dist.recipe.schema import Recipe
+from sft_dist.run.folder import RunFolder, write_json
 
 ROOT = Path(launch.__file__).parent.parent
 STUBS = Path(__file__).parent / "stubs"

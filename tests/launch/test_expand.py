@@ -9,10 +9,10 @@ import pytest
 
 from launch.expand import Run, expand
 from launch.plan import Machine, plan_run
-from launch.rows import Rows
+from launch.row_counts import Rows
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import read
-from sft_dist.recipe.run_folder import run_id
+from sft_dist.run.folder import run_id
 from tests.launch.conftest import RECIPE
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from launch import logs
 from launch.slurm import queue
-from launch.slurm.jobs import JobRecord, record_job
+from launch.slurm.records import JobRecord, record_job
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.run_folder import RunFolder, write_json
+from sft_dist.run.folder import RunFolder, write_json
 from tests.launch.conftest import make_recipe
 
 

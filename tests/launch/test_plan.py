@@ -13,7 +13,7 @@ import pytest
 from launch import render
 from launch.expand import Run
 from launch.plan import Machine, Plan, detect_machine, plan_run
-from launch.rows import Rows
+from launch.row_counts import Rows
 from sft_dist.recipe.errors import UserError
 from tests.launch.conftest import ROWS, make_recipe
 

@@ -7,14 +7,14 @@ import json
 import pytest
 import torch
 
-from sft_dist import checkpoint as ckpt
 from sft_dist import export, predict
-from sft_dist.models import build_model, load_processor
+from sft_dist.checkpoints import store as ckpt
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import load
-from sft_dist.recipe.run_folder import RunFolder, write_json
 from sft_dist.recipe.tunings import KINDS, best_form
+from sft_dist.run.folder import RunFolder, write_json
 from sft_dist.tasks import task_of
+from sft_dist.tasks.models import build_model, load_processor
 from sft_dist.tuning import load_weights, save_weights, saved_names
 
 TEXTS = ["a great film", "the film was dull and poor and the end was worse"]

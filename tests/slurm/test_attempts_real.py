@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.jobs import jobs_of
-from sft_dist.recipe.run_folder import RunFolder
+from launch.slurm.records import jobs_of
+from sft_dist.run.folder import RunFolder
 from tests.slurm.conftest import devcluster
 from tests.slurm.test_submit_real import TRAINER, Workplace, outcome, workplace  # noqa: F401
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import launch
-from launch.ledger import state_of
-from launch.slurm.jobs import jobs_of
-from sft_dist.recipe.run_folder import RunFolder, read_json
+from launch.run_state import state_of
+from launch.slurm.records import jobs_of
+from sft_dist.run.folder import RunFolder, read_json
 from tests.integration import harness
 from tests.slurm.conftest import Cluster
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.jobs import JobRecord, jobs_of, record_job
-from sft_dist.recipe.run_folder import RunFolder, read_json
+from launch.slurm.records import JobRecord, jobs_of, record_job
+from sft_dist.run.folder import RunFolder, read_json
 from tests.slurm.conftest import Cluster
 from tests.slurm.test_submit_real import ROOT, Workplace, workplace  # noqa: F401
 
@@ -30,9 +30,9 @@ def work(path):
 SEND = """\
 import sys
 from pathlib import Path
-from launch.clusters import load_cluster
+from launch.slurm.clusters import load_cluster
 from launch.slurm.functions import Work, send
-from launch.slurm.request import request
+from launch.slurm.resources import request
 from sft_dist.recipe.schema import Resources
 
 here = Path.cwd()

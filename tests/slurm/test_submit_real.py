@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 import launch
-from launch.clusters import read_cluster
-from launch.slurm.jobs import jobs_of
+from launch.slurm.clusters import read_cluster
+from launch.slurm.records import jobs_of
 from sft_dist.recipe.references import data_fingerprint
-from sft_dist.recipe.run_folder import RunFolder, read_json, write_json
+from sft_dist.run.folder import RunFolder, read_json, write_json
 from tests.launch.conftest import RECIPE
 from tests.slurm.conftest import Cluster
 
@@ -39,7 +39,7 @@ PYTHON = """\
 #!/bin/bash
 # Python with a stand-in for accelerate. A verdict that lies ready is given once, in place of the real one.
 verdict=HERE/verdict
-case "$*" in *sft_dist.recipe.verdict*) [[ -e $verdict ]] && { cat "$verdict"; rm "$verdict"; exit; } ;; esac
+case "$*" in *sft_dist.run.requeue_policy*) [[ -e $verdict ]] && { cat "$verdict"; rm "$verdict"; exit; } ;; esac
 export PYTHONPATH="$PYTHONPATH:STUBS"
 exec REAL "$@"
 """

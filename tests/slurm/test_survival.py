@@ -20,11 +20,11 @@ from pathlib import Path
 import pytest
 
 import launch
-from launch.ledger import state_of
-from launch.slurm.jobs import jobs_of
-from sft_dist.recipe.causes import Verdict, verdict_of
-from sft_dist.recipe.run_folder import AttemptFolder, RunFolder, read_json
-from sft_dist.recipe.verdict import saved_step
+from launch.run_state import state_of
+from launch.slurm.records import jobs_of
+from sft_dist.run.causes import Verdict, verdict_of
+from sft_dist.run.folder import AttemptFolder, RunFolder, read_json
+from sft_dist.run.requeue_policy import saved_step
 from tests.integration import harness
 from tests.slurm.conftest import Cluster
 

@@ -114,16 +114,18 @@ def paraphrase_of(name: str) -> Callable[[str], str]:
     offered = {point.value: point for point in entry_points(group=PARAPHRASES)}
     if name not in offered:
         hint = f'an installed package offers a function by an entry point: [project.entry-points."{PARAPHRASES}"]'
-        raise UserError(Problem("no installed package offers this function", path, None, name, tuple(offered), hint))
+        raise UserError(
+            Problem("no installed package offers this function", path, value=name, valid=tuple(offered), hint=hint)
+        )
     try:
         function = offered[name].load()
     except (ImportError, AttributeError) as error:
-        raise UserError(Problem(f"cannot be imported: {error}", path, found=name)) from error
+        raise UserError(Problem(f"cannot be imported: {error}", path, value=name)) from error
 
     def paraphrase(text: str) -> str:
         other = function(text)
         if not isinstance(other, str):
-            raise UserError(Problem(f"gave {type(other).__name__} for a text, not a text", path, found=name))
+            raise UserError(Problem(f"gave {type(other).__name__} for a text, not a text", path, value=name))
         return other
 
     return paraphrase

@@ -12,7 +12,7 @@ import fsspec
 
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.remote import marks
-from sft_dist.recipe.run_folder import cache_root
+from sft_dist.run.folder import cache_root
 
 
 def tables_folder() -> str:
@@ -25,7 +25,7 @@ def fetched(url: str) -> Path | list[Path]:
     system, path = fsspec.core.url_to_fs(url)
     names = sorted(system.find(path) if url.endswith("/") else system.glob(path))
     if not names:
-        raise UserError(Problem("there is no such file, or it cannot be reached", path="data.source", found=url))
+        raise UserError(Problem("there is no such file, or it cannot be reached", path="data.source", value=url))
     if "file" in system.protocol or "local" in system.protocol:
         return Path(path) if url.endswith("/") else _one_or_all([Path(name) for name in names])
     home = cache_root() / "urls" / hashlib.sha256(f"{url}\n{marks(system, names)}".encode()).hexdigest()[:32]

@@ -17,11 +17,11 @@ DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
 def unreadable(fault: str, found: str | None = None, valid: tuple[str, ...] = (), hint: str = "") -> UserError:
-    return UserError(Problem(f"could not be read: {fault}", "data.source", None, found, valid, hint))
+    return UserError(Problem(f"could not be read: {fault}", "data.source", value=found, valid=valid, hint=hint))
 
 
 def no_rows(names: list[str]) -> UserError:
-    return UserError(Problem("there is no row in it", "data.source", found=", ".join(names)))
+    return UserError(Problem("there is no row in it", "data.source", value=", ".join(names)))
 
 
 def fault_in(name: str, files: list[str]) -> str:

@@ -63,7 +63,7 @@ def _url(address: str) -> URL:
         url = make_url(address)
     except (ArgumentError, ValueError):
         hint = "such as sqlite:///reviews.db#TABLE or postgresql://user:$PASSWORD@host/database#TABLE"
-        raise UserError(Problem("not a database's URL", "data.source", None, _hidden(address), (), hint)) from None
+        raise UserError(Problem("not a database's URL", "data.source", value=_hidden(address), hint=hint)) from None
     return url.set(password=os.path.expandvars(str(url.password))) if url.password else url
 
 
@@ -81,7 +81,13 @@ def _whole_table(engine: object, name: str, shown: str) -> str:
     if table not in tables:
         what = "there is no such table" if name else "which table? Its name, or a query, follows a `#`"
         raise UserError(
-            Problem(what, "data.source", None, shown, tuple(tables[:20]), similar_to(table, tables) if table else "")
+            Problem(
+                what,
+                "data.source",
+                value=shown,
+                valid=tuple(tables[:20]),
+                hint=similar_to(table, tables) if table else "",
+            )
         )
     quote = looked.dialect.identifier_preparer.quote
     return "SELECT * FROM " + ".".join(quote(part) for part in (schema, table) if part)

@@ -49,7 +49,7 @@ print(f"rank {rank} of {os.environ.get('WORLD_SIZE', '1')} starts after step {fi
 
 
 def sign() -> None:
-    while True:  # as `sft_dist.heartbeat` does
+    while True:  # as `sft_dist.run.heartbeat` does
         facts = {
             "rank": rank,
             "host": "here",

@@ -110,7 +110,7 @@ def test_openai_tool_calls_need_no_text():
 def test_a_broken_row_is_named(row, said):
     with pytest.raises(UserError, match=f"row 12: .*{said}") as error:
         messages_of(row, 12)
-    assert error.value.problems[0].found
+    assert error.value.problems[0].value
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ class Curve:
 
 def train(case: Case) -> Curve:
     """One rank of `case.steps` steps. Losses are the global batch's mean; weights come from rank 0 only."""
+    from sft_dist.checkpoints.optimizer_state import SavedState, write_pieces
     from sft_dist.engines.base import BadGradient, Setup
-    from sft_dist.state import SavedState, write_pieces
 
     engine = engine_of(case.strategy["name"])(Setup(case.precision, (), "/tmp", case.strategy))
     model = build(case.model)

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from sft_dist.checkpoints.optimizer_state import SavedState
 from sft_dist.engines.fsdp2 import Fsdp2, layers_of, rows_of
-from sft_dist.state import SavedState
 from tests.sft_dist.engines.curves import Case, Curve, build, train
 from tests.sft_dist.engines.ranks import on_ranks
 

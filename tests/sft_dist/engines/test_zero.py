@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sft_dist.checkpoints.optimizer_state import SavedState, split_key
 from sft_dist.engines.base import Setup
 from sft_dist.engines.zero import LossScale
-from sft_dist.state import SavedState, split_key
 from tests.sft_dist.engines.curves import OPTIMIZERS, Case, Curve, batch, build, engine_of, loss_of, train
 from tests.sft_dist.engines.ranks import on_ranks
 
@@ -65,7 +65,7 @@ def small_limits() -> None:
     """Of the tests' small models DeepSpeed would keep every weight whole, in one bucket and one group; with limits this
     low it partitions, splits and prefetches as it does with large ones."""
     from sft_dist.engines import zero
-    from sft_dist.recipe.deepspeed import deepspeed_config
+    from sft_dist.engines.deepspeed_config import deepspeed_config
 
     def small(strategy: Any, precision: str) -> dict[str, Any]:
         config = deepspeed_config(strategy, precision)

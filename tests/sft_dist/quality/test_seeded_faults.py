@@ -11,12 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from clean_sets import CleanSet, chats, pictures, reviews, sounds, tagged, tone, topics, translated
 from PIL import Image
 
 from sft_dist.check import check
 from sft_dist.quality.report import Report
 from sft_dist.recipe.findings import KINDS
+from tests.sft_dist.quality.clean_sets import (
+    CleanSet,
+    chats,
+    pictures,
+    reviews,
+    sounds,
+    tagged,
+    tone,
+    topics,
+    translated,
+)
 
 pytestmark = pytest.mark.slow
 

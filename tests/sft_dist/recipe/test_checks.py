@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from recipe_texts import GOOD, write
 
+from launch.starters import starter
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import load
-from sft_dist.recipe.starters import starter
 from sft_dist.recipe.tasks import TASK_COLUMNS
+from tests.sft_dist.recipe.recipe_texts import GOOD, write
 
 REGRESSION = "task={type: text-classification, problem: regression}"
 MULTI = "task={type: text-classification, problem: multi-label}"

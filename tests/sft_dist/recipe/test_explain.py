@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from recipe_texts import GOOD, write
 
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.load import load
+from tests.sft_dist.recipe.recipe_texts import GOOD, write
 
 METHODS = ("full", "freeze", "bitfit", "lora", "qlora", "ia3", "prefix", "prompt")
 
@@ -71,14 +71,14 @@ def test_a_wrong_value_is_explained(line: str, path: str, message: str, hint: st
 
 
 def test_a_value_is_shown_as_it_was_written(tmp_path: Path) -> None:
-    assert only(tmp_path, "r: 8", "r: 8.50").found == "8.50"
-    assert only(tmp_path, "r: 8", "r: '8'").found == "'8'"
-    assert only(tmp_path, "r: 8", "r: Null").found == "Null"
-    assert only(tmp_path, "r: 8", "r:").found == "nothing after the `:`"
+    assert only(tmp_path, "r: 8", "r: 8.50").value == "8.50"
+    assert only(tmp_path, "r: 8", "r: '8'").value == "'8'"
+    assert only(tmp_path, "r: 8", "r: Null").value == "Null"
+    assert only(tmp_path, "r: 8", "r:").value == "nothing after the `:`"
 
 
 def test_a_long_value_is_shortened(tmp_path: Path) -> None:
-    assert len(only(tmp_path, "r: 8", f"r: {'x' * 5000}").found or "") <= 60
+    assert len(only(tmp_path, "r: 8", f"r: {'x' * 5000}").value or "") <= 60
 
 
 def test_an_unknown_key_lists_the_valid_ones_and_guesses(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_setting_of_another_choice_says_whose_it_is(tmp_path: Path) -> None:
 
 def test_a_wrong_choice_lists_all_and_guesses(tmp_path: Path) -> None:
     problem = only(tmp_path, "method: lora", "method: Lorra")
-    assert (problem.path, problem.found, problem.valid) == ("tuning.method", "Lorra", METHODS)
+    assert (problem.path, problem.value, problem.valid) == ("tuning.method", "Lorra", METHODS)
     assert problem.hint == "did you mean `lora`?"
 
 
@@ -153,7 +153,7 @@ def test_numbers_as_labels_are_to_be_quoted(tmp_path: Path) -> None:
 
 def test_a_rule_between_settings_points_at_the_idle_one(tmp_path: Path) -> None:
     problem = only(tmp_path, "task: text-classification", "task: {type: text-classification, threshold: 0.3}")
-    assert (problem.path, problem.found) == ("task.threshold", "0.3")
+    assert (problem.path, problem.value) == ("task.threshold", "0.3")
 
 
 def test_every_problem_is_reported_in_the_order_of_the_file(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from recipe_texts import GOOD, write
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import load, read, validate
 from sft_dist.recipe.references import shipped
+from tests.sft_dist.recipe.recipe_texts import GOOD, write
 
 
 def said(path: Path | str, *overrides: str) -> str:
@@ -38,7 +38,7 @@ def test_a_file_name_that_is_no_run_name_is_explained(tmp_path: Path) -> None:
 
 
 def test_reading_the_recipe_imports_nothing_heavy() -> None:
-    code = "import sys, sft_dist.recipe.load, sft_dist.recipe.starters; print(*sys.modules)"
+    code = "import sys, sft_dist.recipe.load, launch.starters; print(*sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "numpy", "transformers", "datasets", "accelerate", "click"} & set(out)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from recipe_texts import write
 
 from sft_dist.recipe import machine
 from sft_dist.recipe.load import load
 from sft_dist.recipe.optimizers import NAMED_OPTIMIZERS
+from tests.sft_dist.recipe.recipe_texts import write
 
 
 @pytest.mark.parametrize(

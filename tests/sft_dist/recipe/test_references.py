@@ -13,7 +13,6 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from recipe_texts import GOOD, write
 
 from sft_dist.recipe import references, remote
 from sft_dist.recipe.errors import UserError
@@ -30,6 +29,7 @@ from sft_dist.recipe.references import (
     shipped,
     suffix_of,
 )
+from tests.sft_dist.recipe.recipe_texts import GOOD, write
 
 BASE = Path("/base")
 

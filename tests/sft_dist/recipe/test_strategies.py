@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from recipe_texts import write
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import load
+from tests.sft_dist.recipe.recipe_texts import write
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from recipe_texts import GOOD, write
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import load
 from sft_dist.recipe.machine import missing_packages, needs_gpu
 from sft_dist.recipe.schema import Fsdp2Strategy, PlainStrategy, Tuning, Zero3Strategy, ZeroStrategy
 from sft_dist.recipe.tunings import KINDS, STRATEGIES, best_form, export_form, has_adapter, refusal, virtual_tokens
+from tests.sft_dist.recipe.recipe_texts import GOOD, write
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -102,5 +102,5 @@ def test_qlora_needs_a_gpu_and_bitsandbytes(tmp_path: Path, monkeypatch: pytest.
     assert [(one.path, one.hint) for one in needs_gpu(found)] == [("tuning.method", "use tuning: lora")]
     monkeypatch.setattr("sft_dist.recipe.machine.is_installed", lambda module: module != "bitsandbytes")
     (problem,) = missing_packages(found)
-    assert (problem.path, problem.found, problem.hint) == ("tuning.method", "qlora", "pip install 'bitsandbytes'")
+    assert (problem.path, problem.value, problem.hint) == ("tuning.method", "qlora", "pip install 'bitsandbytes'")
     assert not needs_gpu(recipe(tmp_path, "tuning=lora"))

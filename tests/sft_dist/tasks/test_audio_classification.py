@@ -7,11 +7,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from tiny_audio import RATE, ast, encoded, mean_loss, recipe, rngs, tone, wav2vec2, whisper
 
 from sft_dist.data.rows import Rows
 from sft_dist.recipe.errors import UserError
 from sft_dist.tasks.audio_classification import AudioClassification, cut
+from tests.sft_dist.tasks.tiny_audio import RATE, ast, encoded, mean_loss, recipe, rngs, tone, wav2vec2, whisper
 
 MODELS = {"wav2vec2": wav2vec2, "whisper": whisper, "ast": ast}
 LOUD = {"probability": 1.0, "noise_snr": [0.0, 5.0], "shift": 0.2, "time_masks": 3, "frequency_masks": 2}

@@ -7,7 +7,10 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from tiny_vision import (
+
+from sft_dist.recipe.errors import UserError
+from sft_dist.tasks.image_classification import ImageClassification, top_accuracy
+from tests.sft_dist.tasks.tiny_vision import (
     FIXED,
     as_png,
     convnext,
@@ -22,9 +25,6 @@ from tiny_vision import (
     tuned_and_back,
     vit,
 )
-
-from sft_dist.recipe.errors import UserError
-from sft_dist.tasks.image_classification import ImageClassification, top_accuracy
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 SINGLE = {"type": "image-classification"}

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sft_dist.losses_text import IGNORED
+from sft_dist.losses.tokens import IGNORED
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks import task_of
@@ -155,7 +155,7 @@ def test_answers_behind_the_cut_are_an_error_that_names_rows(tokenizer):
     with pytest.raises(UserError, match=r"rows \[101, 102\]") as error:
         examples_of(one, rows(one, pairs), tokenizer)
     problem = error.value.problems[0]
-    assert (problem.path, problem.found) == ("data.max_length", "24")
+    assert (problem.path, problem.value) == ("data.max_length", "24")
     needed = int(problem.hint.split("data.max_length to ")[1].split()[0])
     assert len(examples_of(task(max_length=needed), rows(one, pairs), tokenizer)) == 3
     with pytest.raises(UserError):

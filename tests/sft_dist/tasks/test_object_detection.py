@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_vision import (
+
+from sft_dist.data.media import load_image
+from sft_dist.losses.detection import capture
+from sft_dist.recipe.errors import UserError
+from sft_dist.tasks.object_detection import ObjectDetection, found_boxes
+from tests.sft_dist.tasks.tiny_vision import (
     as_png,
     detr,
     examples_of,
@@ -20,11 +25,6 @@ from tiny_vision import (
     tuned_and_back,
     yolos,
 )
-
-from sft_dist.data.media import load_image
-from sft_dist.losses_detection import capture
-from sft_dist.recipe.errors import UserError
-from sft_dist.tasks.object_detection import ObjectDetection, found_boxes
 
 TASK = {"type": "object-detection"}
 SIZE = {"size": {"shortest_edge": 64, "longest_edge": 96}}

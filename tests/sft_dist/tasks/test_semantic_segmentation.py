@@ -5,7 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from tiny_vision import (
+
+from sft_dist.losses.classification import CrossEntropy
+from sft_dist.losses.segmentation import PixelLoss, dice, iou
+from sft_dist.recipe.errors import UserError
+from sft_dist.tasks.semantic_segmentation import SemanticSegmentation, squeeze_whole_pictures
+from tests.sft_dist.tasks.tiny_vision import (
     as_png,
     examples_of,
     predictions_of,
@@ -18,11 +23,6 @@ from tiny_vision import (
     tuned_and_back,
     upernet,
 )
-
-from sft_dist.losses import CrossEntropy
-from sft_dist.losses_segmentation import PixelLoss, dice, iou
-from sft_dist.recipe.errors import UserError
-from sft_dist.tasks.semantic_segmentation import SemanticSegmentation, squeeze_whole_pictures
 
 TASK = {"type": "semantic-segmentation"}
 LABELS = ["ground", "disc", "square"]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny_audio import RATE, encoded, mean_loss, recipe, rngs, tone, wav2vec2, whisper
 from torch import nn
 
 from sft_dist.data.rows import ROW, Rows
 from sft_dist.recipe.errors import UserError
 from sft_dist.tasks.speech_recognition import CtcLoss, SpeechRecognition, needed_frames, spelled
+from tests.sft_dist.tasks.tiny_audio import RATE, encoded, mean_loss, recipe, rngs, tone, wav2vec2, whisper
 
 TEXTS = ["Low", "high", "low, low!", "high low"]
 LOUD = {"probability": 1.0, "noise_snr": [0.0, 5.0], "speed": [0.8, 1.2], "time_masks": 3, "frequency_masks": 2}

@@ -12,11 +12,11 @@ from transformers import AutoTokenizer, BertConfig, BertForTokenClassification
 
 from samples.fetch import need
 from sft_dist.data.rows import Rows
-from sft_dist.losses_text import IGNORED
-from sft_dist.models import build_model, load_processor
+from sft_dist.losses.tokens import IGNORED
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks import task_of
+from sft_dist.tasks.models import build_model, load_processor
 from sft_dist.tasks.token_classification import LOST
 from tests.tiny_text import (
     byte_tokenizer,

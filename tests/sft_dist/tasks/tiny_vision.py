@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from sft_dist.data.rows import ROW, Examples, Rows
-from sft_dist.inference import divisors_of, weights_of
+from sft_dist.evaluation.inference import divisors_of, weights_of
 from sft_dist.recipe.schema import Recipe, Tuning
 from sft_dist.tuning import apply_tuning, load_weights, save_weights
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from tiny_models import LAYERS, NAMES, build, logits, step, trained
 from torch import nn
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Ia3Tuning, LoraTuning, PrefixTuning, PromptTuning
 from sft_dist.tuning import apply_tuning
+from tests.sft_dist.tuning.tiny_models import LAYERS, NAMES, build, logits, step, trained
 
 LINEAR = {
     "bert": ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"],

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from tiny_models import KINDS, LAYERS, NAMES, build, layers, starting, step, trained
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import BitfitTuning, FreezeTuning, FullTuning
 from sft_dist.tuning import apply_tuning, drop_waiting, first_steps
+from tests.sft_dist.tuning.tiny_models import KINDS, LAYERS, NAMES, build, layers, starting, step, trained
 
 
 def freeze(**settings: Any) -> FreezeTuning:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from tiny_models import KINDS, LAYERS, NAMES, build, layers, starting
 from torch import nn
 
-from sft_dist.optim import build_optimizer
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import FreezeTuning, Train
 from sft_dist.tuning import apply_tuning, layer_depths
 from sft_dist.tuning.layers import layer_stack
+from sft_dist.tuning.optimizers import build_optimizer
+from tests.sft_dist.tuning.tiny_models import KINDS, LAYERS, NAMES, build, layers, starting
 
 
 @pytest.mark.parametrize("kind", KINDS)

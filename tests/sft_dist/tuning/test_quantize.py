@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import trained
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sft_dist.recipe.schema import LoraTuning, QloraTuning
 from sft_dist.tasks.loading import load_pretrained
 from sft_dist.tuning import apply_tuning, load_weights, save_weights, saved_names
 from sft_dist.tuning.quantize import heads_of, quantization
+from tests.sft_dist.tuning.tiny_models import trained
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 

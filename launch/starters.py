@@ -1,0 +1,289 @@
+"""What `sft-dist init` and `sft-dist schema` print: a commented starter recipe and the JSON schema, both made from the
+recipe's own schema, so that neither can fall behind it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Collection, Iterator
+from functools import cache
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic.fields import FieldInfo
+
+from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.explain import bare, members_of, sections, tag_name, tags_of, type_of, written
+from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.tasks import AUGMENTED, LOSSES, NO_CLASSES, ONE_CLASS, TASK_COLUMNS, Task
+from sft_dist.recipe.yaml_lines import KeyPath, parse_scalar, similar_to
+
+WIDTH = 110
+
+# What a starter says; every other setting stands there as a comment with its default, or with one of the samples.
+_COMMON: dict[KeyPath, str] = {
+    ("tuning", "method"): "full",
+    ("train", "epochs"): "3",
+    ("train", "global_batch"): "32",
+    ("train", "lr"): "5e-5",
+    ("train", "schedule"): "linear",
+    ("train", "warmup"): "6%",
+    ("train", "save_every"): "1 epoch",
+    ("train", "seed"): "0",
+}
+_LORA: dict[KeyPath, str] = {
+    ("tuning", "method"): "lora",
+    ("tuning", "r"): "16",
+    ("tuning", "alpha"): "32",
+    ("train", "lr"): "5e-4",
+}
+_OWN: dict[str, dict[KeyPath, str]] = {
+    "text-classification": {
+        ("task", "problem"): "single-label",
+        ("model", "path"): "sentence-transformers/all-MiniLM-L6-v2",
+        ("data", "source"): "./train.csv",
+        ("data", "columns"): "{text: text, label: label}",
+        ("data", "max_length"): "128",
+        **_LORA,
+        ("evaluate", "metric"): "accuracy",
+    },
+    "token-classification": {
+        ("model", "path"): "distilbert/distilbert-base-cased",
+        ("data", "source"): "./train.conll",
+        ("data", "max_length"): "128",
+        ("evaluate", "metric"): "f1",
+    },
+    "translation": {
+        ("task", "prefix"): "'translate English to German: '",
+        ("model", "path"): "google-t5/t5-small",
+        ("data", "source"): "./train.jsonl",
+        ("data", "columns"): "{source: en, target: de}",
+        ("data", "max_length"): "128",
+        ("evaluate", "metric"): "bleu",
+    },
+    "summarization": {
+        ("task", "prefix"): "'summarize: '",
+        ("model", "path"): "google-t5/t5-small",
+        ("data", "source"): "./train.jsonl",
+        ("data", "columns"): "{source: article, target: summary}",
+        ("data", "max_length"): "512",
+        ("evaluate", "metric"): "rougeL",
+    },
+    "instruction-tuning": {
+        ("model", "path"): "HuggingFaceTB/SmolLM2-135M-Instruct",
+        ("data", "source"): "./train.jsonl",
+        ("data", "max_length"): "1024",
+        **_LORA,
+        ("evaluate", "metric"): "loss",
+    },
+    "image-classification": {
+        ("task", "problem"): "single-label",
+        ("model", "path"): "google/vit-base-patch16-224-in21k",
+        ("data", "source"): "./pictures",
+        ("evaluate", "metric"): "accuracy",
+    },
+    "object-detection": {
+        ("model", "path"): "hustvl/yolos-tiny",
+        ("data", "source"): "./annotations.json",
+        ("evaluate", "metric"): "map",
+    },
+    "semantic-segmentation": {
+        ("model", "path"): "nvidia/mit-b0",
+        ("data", "source"): "./pictures-and-masks",
+        ("evaluate", "metric"): "mean_iou",
+    },
+    "speech-recognition": {
+        ("model", "path"): "openai/whisper-tiny",
+        ("data", "source"): "./recordings",
+        ("evaluate", "metric"): "wer",
+    },
+    "audio-classification": {
+        ("model", "path"): "facebook/wav2vec2-base",
+        ("data", "source"): "./recordings",
+        ("evaluate", "metric"): "accuracy",
+    },
+}
+CHOSEN: dict[str, dict[KeyPath, str]] = {task: {("task", "type"): task, **_COMMON, **own} for task, own in _OWN.items()}
+SAMPLES: dict[KeyPath, str] = {
+    ("name",): "my-first-run",
+    ("description",): "what this recipe is for",
+    ("task", "threshold"): "0.5",
+    ("task", "label_separator"): "'|'",
+    ("task", "source_language"): "en",
+    ("task", "target_language"): "de",
+    ("task", "language"): "en",
+    ("task", "system"): "You answer briefly.",
+    ("task", "chat_template"): "./template.jinja",
+    ("model", "revision"): "main",
+    ("model", "tokenizer"): "./my-tokenizer",
+    ("model", "config"): "{hidden_dropout_prob: 0.0}",
+    ("data", "streaming"): "{buffer: 10000}",
+    ("data", "subset"): "en",
+    ("data", "revision"): "main",
+    ("data", "labels"): "[negative, positive]",
+    ("data", "where"): "{lang: [en, de]}",
+    ("data", "limit"): "1000",
+    ("data", "split", "validation"): "0.1",
+    ("data", "split", "test"): "0.1",
+    ("data", "split", "group"): "speaker",
+    ("data", "weights"): "[0.7, 0.3]",
+    ("data", "clean", "near_duplicates"): "0.8",
+    ("data", "clean", "max_chars"): "10000",
+    ("data", "clean", "map_labels"): "{pos: positive}",
+    ("tuning", "modules_to_save"): "[embeddings]",
+    ("train", "steps"): "1000",
+    ("train", "optimizer"): "{name: adamw, weight_decay: 0.01}",
+    ("train", "strategy"): "fsdp2",
+    ("train", "eval_every"): "200 steps",
+    ("train", "keep_last"): "2",
+    ("train", "early_stopping"): "{patience: 3}",
+    ("train", "tracking"): "[tensorboard]",
+    ("evaluate", "direction"): "max",
+    ("evaluate", "export"): "merged",
+    ("resources", "threads_per_process"): "4",
+    ("resources", "time"): "2h",
+    ("resources", "memory"): "32GB",
+    ("matrix",): "{train.lr: [1e-4, 5e-4], train.seed: [0, 1]}",
+}
+_AUGMENT: dict[str | None, str] = {
+    "text": "{text: {delete: 0.1, swap: 0.1}}",
+    "image": "{image: {flip: 0.5, crop: 0.7}}",
+    "audio": "{audio: {gain_db: 6}}",
+    None: "",
+}
+# Settings that are for some kinds of problem only.
+_KINDS: dict[KeyPath, Collection[str]] = {
+    ("data", "split", "stratify"): ONE_CLASS,
+    ("data", "sampling"): ONE_CLASS,
+    ("data", "labels"): LOSSES.keys() - NO_CLASSES,
+    ("data", "clean", "map_labels"): LOSSES.keys() - NO_CLASSES,
+}
+
+
+def starter(task: str) -> str:
+    """A commented recipe for a task, which loads as it is. Raises UserError for a task there is not."""
+    if task not in CHOSEN:
+        hint = similar_to(task, TASK_COLUMNS)
+        raise UserError(Problem("no such task", value=task, valid=tuple(TASK_COLUMNS), hint=hint))
+    head = [
+        f"# A recipe for {task}. Only the settings without a # are in force; those with one show what could be set.",
+        "# What it would do: sft-dist plan FILE",
+        "# base: ../common.yaml   # settings to start from; what stands here replaces them",
+    ]
+    return "\n".join([*head, *_section((), Recipe, CHOSEN[task])]) + "\n"
+
+
+@cache
+def _samples(task: str) -> dict[KeyPath, str]:
+    """What comments show instead of defaults; "" for a setting that is not for the task."""
+    kind = TypeAdapter(Task).validate_python({"type": task}).kind
+    others = {path: "" for path, kinds in _KINDS.items() if kind not in kinds}
+    return {**SAMPLES, ("train", "loss"): LOSSES[kind][0], ("data", "augment"): _AUGMENT[AUGMENTED.get(task)], **others}
+
+
+def _section(path: KeyPath, section: type[BaseModel], chosen: dict[KeyPath, str]) -> Iterator[str]:
+    samples = _samples(chosen["task", "type"])
+    for key, field in section.model_fields.items():
+        here = (*path, key)
+        classes = sections().get(here, ())
+        if here not in chosen and samples.get(here) == "":
+            continue
+        if len(here) == 1:
+            yield ""
+        if classes and here not in samples and here not in chosen:
+            yield from _nested(here, classes, field, chosen)
+        else:
+            yield from _setting(here, field, chosen)
+
+
+def _nested(
+    path: KeyPath, classes: tuple[type[BaseModel], ...], field: FieldInfo, chosen: dict[KeyPath, str]
+) -> Iterator[str]:
+    indent = "  " * (len(path) - 1)
+    tag = tag_name(classes[0])
+    picked = next((one for one in classes if tag and chosen.get((*path, tag)) in tags_of(one)), classes[0])
+    yield from _comment(field.description or "", indent)
+    in_force = any(known[: len(path)] == path for known in chosen)
+    yield f"{indent}{'' if in_force else '# '}{path[-1]}:"
+    yield from _section(path, picked, chosen)
+
+
+def _setting(path: KeyPath, field: FieldInfo, chosen: dict[KeyPath, str]) -> Iterator[str]:
+    indent = "  " * (len(path) - 1)
+    choices = _choices(path, field)
+    yield from _comment((field.description or "") + (f" Choices: {', '.join(choices)}." if choices else ""), indent)
+    value = chosen.get(path) or _samples(chosen["task", "type"]).get(path) or _default(field)
+    yield f"{indent}{'' if path in chosen else '# '}{path[-1]}: {value}"
+
+
+def _choices(path: KeyPath, field: FieldInfo) -> list[str]:
+    classes = sections().get(path) or sections().get(path[:-1], ())
+    if path in sections() or (classes and tag_name(classes[0]) == path[-1]):
+        return [tag for one in classes for tag in tags_of(one)] if len(classes) > 1 else []
+    literals = [one for one in map(bare, members_of(type_of(field))) if get_origin(one) is Literal]
+    names = [str(name) for one in literals for name in get_args(one)]
+    return names if len(names) > 1 else []
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        value = next(iter(dict(value).values()))
+    text = written(value)
+    return text if not isinstance(value, float) or parse_scalar(text) == value else repr(value)
+
+
+def _comment(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+
+
+# ── JSON schema ─────────────────────────────────────────────────────────────────────────────────────────────────────
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a recipe file, for editors: with `base`, a bare name for a choice, and no need for what a
+    base file or the matrix may give."""
+    schema: dict[str, Any] = Recipe.model_json_schema()
+    definitions = schema["$defs"]
+    for path, classes in sections().items():
+        tag = tag_name(classes[0])
+        if not path or tag is None:
+            continue
+        owner = schema if len(path) == 1 else definitions[sections()[path[:-1]][0].__name__]
+        names = [name for one in classes for name in tags_of(one)]
+        for one in classes:  # the choice may have been made in the base file
+            definition = definitions[one.__name__]
+            definition["required"] = [key for key in definition["required"] if key != tag]
+        owner["properties"][path[-1]] = _with_shorthand(owner["properties"][path[-1]], names)
+    needed = {key: list(definitions[_class_name(key)].get("required", ())) for key in ("model", "data", "train")}
+    for key in needed:
+        definitions[_class_name(key)].pop("required", None)
+    about = "Recipe to start from, relative to this file; what stands here replaces its settings."
+    properties = {"base": {"type": "string", "minLength": 1, "description": about}, **schema.pop("properties")}
+    whole = {
+        "required": [key for key in schema.pop("required") if key != "name"],
+        "properties": {key: {"required": names} for key, names in needed.items()},
+    }
+    partial = {"anyOf": [{"required": ["base"]}, {"required": ["matrix"]}]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "properties": properties,
+        "if": partial,
+        "else": whole,
+    }
+
+
+def _class_name(key: str) -> str:
+    return sections()[(key,)][0].__name__
+
+
+def _with_shorthand(schema: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """`optimizer: sgd` beside `optimizer: {name: sgd, ...}`."""
+    notes: dict[str, Any] = {key: schema[key] for key in ("description", "default") if key in schema}
+    return {**notes, "anyOf": [{"enum": names}, *_alternatives(schema)]}
+
+
+def _alternatives(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """The members of nested unions, side by side."""
+    if "$ref" in schema:
+        return [{"$ref": schema["$ref"]}]
+    parts = schema.get("anyOf") or schema.get("oneOf")
+    return [one for part in parts for one in _alternatives(part)] if parts else [schema]

@@ -1,0 +1,163 @@
+"""Saves a checkpoint while training goes on: training waits for the copy in memory, a thread does the rest.
+
+Every rank writes its own files into one hidden folder and then a note, `.rank-N.json`, with their sizes and SHA-256. Rank 0
+waits for all notes, makes the manifest of them and renames the folder. Ranks meet in the file system only: a collective
+call in a thread could get between those of training.
+
+Whatever goes wrong on any rank, rank 0 removes the folder, and checkpoints before it stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_dist.checkpoints import store as ckpt
+from sft_dist.run.folder import RunFolder, read_json, write_json
+
+LOOK_EVERY_S = 0.02
+PATIENCE_S = 20.0  # for what is under way once training has failed; torchrun kills the other ranks after 30 s
+
+
+class SaveError(RuntimeError):
+    """A checkpoint could not be written; those before it are whole."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that is published now."""
+
+    step: int
+    seconds: float  # since training was held up for it
+
+
+class _Save(threading.Thread):
+    """One rank's part of one checkpoint."""
+
+    def __init__(self, step: int, work: Callable[[], None]) -> None:
+        super().__init__(name=f"save-{step}", daemon=True)
+        self.step = step
+        self.started = time.monotonic()
+        self.seconds = 0.0
+        self.error: Exception | None = None
+        self._work: Callable[[], None] | None = work
+
+    def run(self) -> None:
+        assert self._work is not None
+        try:
+            self._work()
+        except Exception as error:
+            self.error = error
+        self._work = None  # it holds the copy of the model
+        self.seconds = time.monotonic() - self.started
+
+
+class Saver:
+    """One checkpoint at a time. `save` and `finish` are called by all ranks alike, `poll` by each for itself."""
+
+    def __init__(
+        self, folder: RunFolder, attempt: int, rank: int, world_size: int, barrier: Callable[[], None]
+    ) -> None:
+        self.folder, self.attempt, self.rank, self.world_size, self.barrier = folder, attempt, rank, world_size, barrier
+        self._save: _Save | None = None
+        self._give_up_at = float("inf")
+
+    def save(self, step: int, write: Callable[[Path], Iterable[Path]]) -> None:
+        """Begin the checkpoint of `step`. `write` puts this rank's files, from memory, into a folder and names them.
+
+        Raises SaveError when not even the folder can be made.
+        """
+        assert self._save is None, "finish the checkpoint before"
+        if self.rank == 0:
+            try:
+                ckpt.begin(self.folder, step, self.attempt)
+            except OSError as error:
+                raise _failure(step, error) from error
+        self.barrier()  # the folder is there, and empty, before anybody writes
+        self._save = _Save(step, lambda: self._write(step, write))
+        self._save.start()
+
+    def poll(self) -> Saved | None:
+        """On rank 0: the checkpoint that has been published since the last question. Raises SaveError."""
+        if self._save is None or self._save.is_alive():
+            return None
+        save, self._save = self._save, None
+        if save.error is not None:
+            raise _failure(save.step, save.error) from save.error
+        return Saved(save.step, save.seconds) if self.rank == 0 else None
+
+    def finish(self) -> Saved | None:
+        """Wait until the checkpoint is published and every rank knows. Raises SaveError."""
+        if self._save is not None:
+            self._save.join()
+        saved = self.poll()
+        self.barrier()
+        return saved
+
+    def settle(self, timeout_s: float = PATIENCE_S) -> None:
+        """Let a checkpoint that is under way come to its end, if it can: after an error it is the last one."""
+        self._give_up_at = time.monotonic() + timeout_s  # other ranks may be gone
+        if self._save is not None:
+            self._save.join(timeout_s + 1)
+
+    def _write(self, step: int, write: Callable[[Path], Iterable[Path]]) -> None:
+        aside = ckpt.aside_of(self.folder, step, self.attempt)
+        if self.rank:
+            try:
+                write_json(_note(aside, self.rank), {"files": ckpt.describe(aside, write(aside))})
+            except Exception as error:
+                _tell(aside, self.rank, error)
+                raise
+            return
+        try:
+            try:
+                files = ckpt.describe(aside, write(aside))
+            finally:  # also after an error: nobody's folder disappears while he writes to it
+                notes = [self._wait_for(aside, rank) for rank in range(1, self.world_size)]
+            for rank, note in enumerate(notes, 1):
+                if "error" in note:
+                    raise SaveError(f"rank {rank}: {note['error']}")
+                files |= note["files"]
+                _note(aside, rank).unlink()
+            ckpt.publish(self.folder, step, aside, files)
+        except Exception:
+            shutil.rmtree(aside, ignore_errors=True)  # a full disk has room again
+            raise
+
+    def _wait_for(self, aside: Path, rank: int) -> dict[str, Any]:
+        """What another rank has to say, once it has."""
+        while (note := read_json(_note(aside, rank))) is None:
+            if _bare_note(aside, rank).exists():
+                return {"error": "could not write its part, and not why; most likely: No space left on device"}
+            if time.monotonic() > self._give_up_at:
+                return {"error": "has not finished its part"}
+            time.sleep(LOOK_EVERY_S)
+        answer: dict[str, Any] = note
+        return answer
+
+
+def _note(aside: Path, rank: int) -> Path:
+    return aside / f".rank-{rank}.json"
+
+
+def _bare_note(aside: Path, rank: int) -> Path:
+    return aside / f".rank-{rank}.failed"
+
+
+def _tell(aside: Path, rank: int, error: Exception) -> None:
+    """Rank 0, which waits for a note. Where the disk is full, for an empty file there is mostly room."""
+    try:
+        write_json(_note(aside, rank), {"error": str(error)})
+    except OSError:
+        with contextlib.suppress(OSError):  # then rank 0 learns it when it loses the connection
+            _bare_note(aside, rank).touch()
+
+
+def _failure(step: int, error: Exception) -> SaveError:
+    return SaveError(f"the checkpoint of step {step} could not be saved, those before it are untouched: {error}")

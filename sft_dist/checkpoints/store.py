@@ -1,0 +1,230 @@
+"""Checkpoints: write aside, publish with one rename, verify before use, find the newest good one.
+
+A checkpoint exists when its manifest does. Everything is written into a hidden folder beside, flushed to disk, listed
+with its SHA-256 in `manifest.json`, and renamed into place; a kill at any moment leaves either the whole checkpoint or
+none. Nothing in it is a pickle:
+
+    checkpoints/step-00000100/
+      manifest.json           every file's size and SHA-256, the step
+      model/                  a plain Hugging Face folder (safetensors, or a PEFT adapter)
+      state/                  optimizer state, a file a rank (`state.py`)
+      trainer.json            schedule, scores so far, early-stopping count
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_dist.run.folder import RunFolder, read_json, write_json
+
+MANIFEST = "manifest.json"
+FORMAT = 2
+_CHUNK = 1 << 20
+_WRITING = ".writing-"
+_DELETING = f"{_WRITING}deleted-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published step."""
+
+    path: Path
+    step: int
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state"
+
+    @property
+    def trainer_file(self) -> Path:
+        return self.path / "trainer.json"
+
+    def trainer_state(self) -> dict[str, Any]:
+        return json.loads(self.trainer_file.read_text())
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the manifest: names the content of every file in it."""
+        return hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()
+
+
+def aside_of(folder: RunFolder, step: int, attempt: int) -> Path:
+    """Where the checkpoint of `step` is written before it exists. Every attempt has its own: a rank of the one before may
+    still be writing, on a machine that is believed dead."""
+    return folder.checkpoints / f"{_WRITING}{attempt:03d}-{folder.checkpoint(step).name}"
+
+
+def begin(folder: RunFolder, step: int, attempt: int) -> Path:
+    """An empty hidden folder for the files of `step`."""
+    aside = aside_of(folder, step, attempt)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(mode=0o700, parents=True)
+    return aside
+
+
+def describe(aside: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """The files' part of the manifest; they are on the disk when this returns."""
+    described = {}
+    for path in files:
+        described[str(path.relative_to(aside))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        _sync(path)
+    return described
+
+
+def publish(folder: RunFolder, step: int, aside: Path, files: dict[str, dict[str, Any]]) -> Checkpoint:
+    """Make the hidden folder `aside` the checkpoint of `step`. A damaged one of that step is moved out of the way."""
+    final = folder.checkpoint(step)
+    write_json(aside / MANIFEST, sealed({"format": FORMAT, "step": step, "files": dict(sorted(files.items()))}))
+    for directory in [aside, *(path for path in aside.rglob("*") if path.is_dir())]:
+        _sync(directory)
+    if final.exists():
+        set_aside(final)
+    os.rename(aside, final)
+    for directory in (folder.checkpoints, folder.path):  # the first checkpoint has made the former
+        _sync(directory)
+    return Checkpoint(final, step)
+
+
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """With its own SHA-256 in it, so that a changed manifest is not taken for a changed file."""
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return {**content, "sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
+
+
+def published(folder: RunFolder) -> list[Checkpoint]:
+    """All checkpoints of a run by step, verified or not."""
+    return [checkpoint for checkpoint in present(folder) if (checkpoint.path / MANIFEST).is_file()]
+
+
+def present(folder: RunFolder) -> list[Checkpoint]:
+    """All that carries a step's name, also without a manifest: what a copy that was cut short leaves behind."""
+    found = []
+    for path in folder.checkpoints.glob("step-*") if folder.checkpoints.is_dir() else ():
+        digits = path.name.removeprefix("step-")
+        if digits.isdigit():
+            found.append(Checkpoint(path, int(digits)))
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def verify(checkpoint: Checkpoint) -> list[str]:
+    """What is wrong with a checkpoint, file by file; empty when every byte is as it was written.
+
+    Raises FileNotFoundError when it is gone by now: training deletes old checkpoints while others look at them.
+    """
+    problems = _problems(checkpoint)
+    if problems and not checkpoint.path.is_dir():
+        raise FileNotFoundError(str(checkpoint.path))
+    return problems
+
+
+def _problems(checkpoint: Checkpoint) -> list[str]:
+    if not (checkpoint.path / MANIFEST).is_file():
+        return [f"{MANIFEST}: missing, so the checkpoint is half-written"]
+    manifest = read_json(checkpoint.path / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        return [f"{MANIFEST}: not readable"]
+    if manifest.get("format") != FORMAT:
+        return [f"{MANIFEST}: format {manifest.get('format')}, this version reads {FORMAT}"]
+    if manifest.get("step") != checkpoint.step:
+        return [f"{MANIFEST}: belongs to step {manifest.get('step')}"]
+    if manifest != sealed(manifest):
+        return [f"{MANIFEST}: content changed (SHA-256 differs)"]
+    problems = []
+    for name, expected in manifest["files"].items():
+        if problem := _problem(checkpoint.path, checkpoint.path / name, expected["bytes"], expected["sha256"]):
+            problems.append(f"{name}: {problem}")
+    listed = {*manifest["files"], MANIFEST}
+    problems += [
+        f"{path.relative_to(checkpoint.path)}: was added"
+        for path in _files(checkpoint.path)
+        if str(path.relative_to(checkpoint.path)) not in listed
+    ]
+    return problems
+
+
+def _problem(folder: Path, path: Path, size: int, sha256: str) -> str:
+    try:
+        if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
+            return "a link"
+        if not path.is_file():
+            return "missing"
+        if path.stat().st_size != size:
+            return f"{path.stat().st_size} bytes, {size} were written"
+        return "" if _sha256(path) == sha256 else "content changed (SHA-256 differs)"
+    except OSError as error:  # a bad disk
+        return f"cannot be read ({error.strerror})"
+
+
+def newest_good(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, and a line for each newer one that does not."""
+    damaged: list[str] = []
+    for checkpoint in reversed(present(folder)):
+        problems = verify(checkpoint)
+        if not problems:
+            return checkpoint, damaged
+        damaged.append(f"{checkpoint.path.name} is damaged: {'; '.join(problems)}")
+    return None, damaged
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a checkpoint so that it is no longer found, keeping its bytes for whoever wants to look."""
+    number = 1
+    while (target := path.with_name(f"damaged-{number}-{path.name}")).exists():
+        number += 1
+    os.rename(path, target)
+    return target
+
+
+def clear_unfinished(folder: RunFolder) -> list[str]:
+    """Remove what a killed process was writing, or deleting. Call only while holding the run's lock.
+
+    Returns the names of the checkpoints that will never be.
+    """
+    names = []
+    for path in sorted(folder.checkpoints.glob(f"{_WRITING}*")) if folder.checkpoints.is_dir() else ():
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.name.startswith(_DELETING):
+            names.append(path.name[path.name.index("step-") :])
+    return names
+
+
+def prune(folder: RunFolder, keep_last: int, keep: set[int | None]) -> list[int]:
+    """Delete old checkpoints but the newest `keep_last` and the steps in `keep`. Returns the deleted steps."""
+    old = published(folder)[:-keep_last]
+    deleted = [checkpoint for checkpoint in old if checkpoint.step not in keep]
+    for checkpoint in deleted:
+        # Out of sight first: a kill half-way through must not leave a checkpoint that looks whole.
+        doomed = checkpoint.path.with_name(f"{_DELETING}{checkpoint.path.name}")
+        os.rename(checkpoint.path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    return [checkpoint.step for checkpoint in deleted]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() or path.is_symlink())
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

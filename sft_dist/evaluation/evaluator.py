@@ -1,0 +1,83 @@
+"""Scores checkpoints one after another, keeping data, tokens and base model from one to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sft_dist.checkpoints.store import Checkpoint
+from sft_dist.data.prepare import Prepared, prepare
+from sft_dist.data.rows import Examples
+from sft_dist.evaluation.inference import assemble, autocast, forward, length_sorted_batches, scores_of
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.schema import Recipe
+from sft_dist.tasks import task_of
+from sft_dist.tasks.base import Loss
+from sft_dist.tasks.models import build_model, load_processor
+from sft_dist.tuning import load_weights
+
+
+@dataclass
+class _Loaded:
+    data_key: str
+    data: Prepared
+    model_key: str = ""
+    model: nn.Module | None = None
+
+
+class Judge:
+    """Data are read again only when the data settings change, the base only when model or tuning do."""
+
+    def __init__(self) -> None:
+        self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        self._loaded: _Loaded | None = None
+
+    def score(self, recipe: Recipe, checkpoint: Checkpoint, split: str) -> dict[str, Any]:
+        """Scores of one checkpoint on one split. Raises UserError when the split is empty."""
+        loaded = self._load(recipe)
+        examples = _examples(loaded.data, split)
+        model = self._model(loaded, recipe)
+        load_weights(model, checkpoint.model)
+        # The task in memory may come from another run of a matrix, which has the same data and another loss.
+        task = task_of(recipe)
+        task.labels = loaded.data.task.labels
+        # A stream's training rows are not there, and its recipe gives the weights that would be counted on them.
+        loss: Loss = task.build_loss(loaded.data.examples.get("train", examples))
+        batches = length_sorted_batches(examples.lengths, recipe.evaluate.micro_batch)
+        parts = forward(
+            model,
+            task,
+            loss,
+            loaded.data.processor,
+            examples,
+            batches,
+            self.device,
+            autocast(self.device, recipe.train.precision),
+        )
+        predictions, totals = assemble(parts, len(examples))
+        scores = scores_of(task, loss, predictions, totals, examples, loaded.data.processor)
+        return {"examples": len(examples), **scores}
+
+    def _load(self, recipe: Recipe) -> _Loaded:
+        key = recipe.model_dump_json(include={"task", "data", "model"})
+        if self._loaded is None or self._loaded.data_key != key:
+            task = task_of(recipe)
+            self._loaded = _Loaded(key, prepare(recipe, task, load_processor(recipe, task)))
+        return self._loaded
+
+    def _model(self, loaded: _Loaded, recipe: Recipe) -> nn.Module:
+        key = recipe.model_dump_json(include={"model", "tuning"})
+        if loaded.model is None or loaded.model_key != key:
+            loaded.model = build_model(recipe, loaded.data.task, loaded.data.processor).to(self.device)
+            loaded.model_key = key
+        return loaded.model
+
+
+def _examples(data: Prepared, split: str) -> Examples:
+    if split not in data.examples:
+        way = "" if split == "validation" else f", or leave {split} out of evaluate.report_on"
+        raise UserError(f"the data has no {split} split: set data.split.{split} above 0{way}")
+    return data.examples[split]

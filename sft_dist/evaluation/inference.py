@@ -1,0 +1,123 @@
+"""Forward passes without gradients over a whole split, padded little and each example exactly once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from torch import nn
+
+from sft_dist.data.encode import collate
+from sft_dist.data.rows import Examples
+from sft_dist.recipe.tasks import METRICS
+from sft_dist.tasks.base import Loss, Task
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a model says about some examples."""
+
+    indices: np.ndarray  # (examples,)
+    predictions: list[Any]  # one an example, as the task makes them
+    totals: np.ndarray  # (parts,) of the summed loss; zeros when there are no targets
+
+
+def length_sorted_batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
+    """Indices in batches of similar length, the longest first: if memory is too small, it shows at once."""
+    order = np.argsort(-lengths, kind="stable")
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """fp8 is for training; what it has trained is judged in bf16."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
+def forward(
+    model: nn.Module,
+    task: Task,
+    loss: Loss | None,
+    processor: Any,
+    examples: Examples,
+    batches: Iterable[np.ndarray],
+    device: torch.device,
+    autocast: AbstractContextManager[None],
+    raw_model: nn.Module | None = None,  # not wrapped for distribution, where `model` is
+) -> list[Judged]:
+    model.eval()
+    found = []
+    # Not inference_mode: sharded weights are gathered, and those tensors are used again.
+    with torch.no_grad(), autocast:
+        for indices in batches:
+            inputs, targets = send_to_device(collate(task, examples, indices, processor), device)
+            outputs = task.forward(model, inputs)
+            predictions = task.predict(raw_model or model, inputs, outputs, processor)
+            if loss is None or targets is None:
+                totals = np.zeros(1)
+            else:
+                with torch.autocast(device.type, enabled=False):
+                    totals = loss.total(outputs, targets).reshape(-1).double().cpu().numpy()
+            found.append(Judged(indices, predictions, totals))
+    return found
+
+
+def assemble(parts: Iterable[Judged], num_examples: int) -> tuple[list[Any], np.ndarray]:
+    """Predictions in the examples' own order, and the loss's totals. Every example must be in exactly one part."""
+    parts = list(parts)
+    indices = np.concatenate([part.indices for part in parts])
+    predictions = [prediction for part in parts for prediction in part.predictions]
+    if not len(indices) == len(predictions) == len(np.unique(indices)) == num_examples:
+        raise RuntimeError(f"{len(predictions)} predictions for {num_examples} examples")
+    totals = np.stack([part.totals for part in sorted(parts, key=lambda part: int(part.indices[0]))]).sum(axis=0)
+    return [predictions[place] for place in np.argsort(indices)], totals
+
+
+def scores_of(
+    task: Task, loss: Loss, predictions: list[Any], totals: np.ndarray, examples: Examples, processor: Any
+) -> dict[str, Any]:
+    """The task's scores, and the mean loss over the split (weighted as in training), None where it is infinite.
+
+    Of a model that answers with what is no number every score is None, and `undefined` says why: scikit-learn would refuse
+    such predictions, COCO would take them for the surest. A NaN loss tells of those that are class numbers or texts by now.
+    """
+    mean = float((totals / divisors_of(weights_of(task, loss, examples))).sum())
+    bad = sum(map(is_no_number, predictions))
+    if bad or math.isnan(mean):
+        what = f"{bad} of {len(predictions)} predictions are no numbers" if bad else "the loss is no number"
+        return {"loss": None, **dict.fromkeys(METRICS[task.recipe.task.kind]), "undefined": {"why": what}}
+    return {"loss": mean if math.isfinite(mean) else None, **task.score(predictions, examples, processor)}
+
+
+def is_no_number(prediction: Any) -> bool:
+    """Whether NaN or infinity is in it; numbers, arrays and mappings of those are looked at."""
+    if isinstance(prediction, dict):
+        return any(map(is_no_number, prediction.values()))
+    if isinstance(prediction, np.ndarray) and prediction.dtype.kind == "f":
+        return not np.isfinite(prediction).all()
+    return isinstance(prediction, float) and not math.isfinite(prediction)
+
+
+def weights_of(task: Task, loss: Loss, examples: Examples) -> np.ndarray:
+    """(examples, parts) what each example adds to the divisors."""
+    weights = np.asarray(task.weights(loss, examples), dtype=np.float64)
+    return weights[:, None] if weights.ndim == 1 else weights
+
+
+def divisors_of(weights: np.ndarray) -> np.ndarray:  # (examples, parts) -> (parts,)
+    """A part that no example adds to, such as boxes in pictures without any, is divided by one."""
+    sums = weights.sum(axis=0)
+    return np.where(sums > 0, sums, 1.0)
+
+
+def better(score: float | None, than: float | None, direction: str, min_delta: float = 0.0) -> bool:
+    """An undefined score is better than nothing else."""
+    if score is None or than is None:
+        return score is not None
+    return score > than + min_delta if direction == "max" else score < than - min_delta

@@ -1,0 +1,130 @@
+"""One start of a run, as rank by rank files: who started, who failed first and why, how it ended.
+
+A launcher reads these files instead of exit codes, which `accelerate launch` and srun turn into 1 or 143.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import sys
+import time
+import traceback
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from sft_dist.recipe.errors import InUse, UserError
+from sft_dist.run.folder import NO_LOCKS, AttemptFolder, RunFolder, write_json
+from sft_dist.run.requeue_policy import slurm_job
+
+log = logging.getLogger("sft_dist")
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def take_lock(folder: RunFolder) -> int:
+    """Hold the run for this process; the kernel lets go when the process ends, however it ends. Raises InUse.
+
+    Nothing is held where the file system knows no locks.
+    """
+    descriptor = os.open(folder.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
+    # A killed trainer's other processes may need a moment to go.
+    for _ in range(50):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+            continue
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode())
+        return descriptor
+    holder = os.read(descriptor, 200).decode(errors="replace").strip()
+    os.close(descriptor)
+    raise InUse(f"{folder.path}: another process is training this run ({holder}); see `sft-dist status`")
+
+
+def open_attempt(folder: RunFolder) -> AttemptFolder:
+    """The attempt the launcher named in the environment, or the next one."""
+    if number := os.environ.get("SFT_DIST_ATTEMPT"):
+        attempt = AttemptFolder(folder.attempts / f"{int(number):03d}")
+        attempt.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return attempt
+    return folder.new_attempt()
+
+
+def start_logging(attempt: AttemptFolder, rank: int) -> None:
+    """Every rank writes its own log. Rank 0 also speaks on the terminal; the others' output goes to their log alone."""
+    handlers: list[logging.Handler] = [logging.FileHandler(attempt.rank_log(rank))]
+    if rank == 0:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    else:
+        # Native crashes and libraries write to the descriptors, not to Python's streams.
+        with attempt.rank_log(rank).open("a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+    logging.basicConfig(
+        level=logging.INFO,
+        format=f"%(asctime)s rank {rank} %(message)s",
+        datefmt="%H:%M:%S",
+        handlers=handlers,
+        force=True,
+    )
+
+
+def record_error(attempt: AttemptFolder, rank: int, step: int, error: BaseException) -> None:
+    """`rank-N.error.json`: the earliest one names the rank that failed first."""
+    with contextlib.suppress(OSError):  # a full disk must not hide the error itself
+        write_json(
+            attempt.error_file(rank),
+            {
+                "rank": rank,
+                "host": socket.gethostname(),
+                "time": time.time(),
+                "step": step,
+                "type": type(error).__name__,
+                "message": str(error),
+                "traceback": "".join(traceback.format_exception(error)),
+                "user_error": isinstance(error, UserError),
+            },
+        )
+
+
+def record_outcome(attempt: AttemptFolder, state: str, last_step: int, reason: str) -> None:
+    write_json(attempt.outcome_file, {"state": state, "last_step": last_step, "time": now(), "reason": reason})
+
+
+def append_line(path: Path, line: str) -> None:
+    """One write, so that lines of two processes never mix."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(descriptor, (line + "\n").encode())
+    finally:
+        os.close(descriptor)
+
+
+def job_facts() -> dict[str, Any]:
+    """Where Slurm runs this; empty elsewhere."""
+    env = os.environ
+    if not (job := slurm_job(env)):
+        return {}
+    return {
+        "job_id": job,
+        "restart_count": int(env.get("SLURM_RESTART_COUNT") or 0),
+        "nodes": env.get("SLURM_JOB_NODELIST", ""),
+    }
+
+
+def start_record(attempt: AttemptFolder, **facts: Any) -> None:
+    write_json(
+        attempt.start_file,
+        {"attempt": attempt.number, "time": now(), "host": socket.gethostname(), "pid": os.getpid(), **facts},
+    )

@@ -1,0 +1,90 @@
+"""Processor and model from a recipe, the same way for training, judging, exporting and predicting."""
+
+from __future__ import annotations
+
+import os
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import nn
+
+from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.machine import missing_packages
+from sft_dist.recipe.references import model_source
+from sft_dist.recipe.schema import Model, Recipe
+from sft_dist.tasks.base import Task
+from sft_dist.tuning import apply_tuning
+from sft_dist.tuning.quantize import quantization
+
+# Otherwise transformers answers "no safetensors here" by asking the hub to convert, and loads what some pull request has.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+
+
+def load_processor(recipe: Recipe, task: Task) -> Any:
+    """Tokenizer, image processor or whatever else makes a row into the model's input."""
+    model = recipe.model
+    own = (
+        model.tokenizer is None or model.tokenizer == model.path
+    )  # the commit of the model's code says nothing elsewhere
+    options = _pinned(model) if own else {"revision": model.revision, "trust_remote_code": False}
+    try:
+        return task.load_processor(model_source(model.tokenizer or model.path), **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise _explained(error, model) from error
+
+
+def build_model(recipe: Recipe, task: Task, processor: Any) -> nn.Module:
+    """The base model with the task's head and the recipe's tuning; head and adapters are new, from `train.seed`."""
+    torch.manual_seed(recipe.train.seed)
+    options = {**_pinned(recipe.model), **_weights(recipe.model), **quantization(recipe)}
+    if problems := [one for one in missing_packages(recipe) if one.path in ("model.attention", "tuning.method")]:
+        raise UserError(problems)  # before transformers fetches kernels from the hub instead
+    try:
+        model = task.build_model(
+            model_source(recipe.model.path), options.pop("revision"), recipe.model.config, processor, **options
+        )
+    except (OSError, ValueError, ImportError, UnpicklingError) as error:
+        raise _explained(error, recipe.model) from error
+    wanted, got = recipe.model.attention, model.config._attn_implementation
+    if wanted is not None and wanted != got:
+        what = f"{type(model).__name__} does not have it, and would use {got} instead"
+        raise UserError(Problem(what, "model.attention", value=wanted))
+    if getattr(model.config, "pad_token_id", None) is None and getattr(processor, "pad_token_id", None) is not None:
+        model.config.pad_token_id = processor.pad_token_id
+    return apply_tuning(model, recipe.tuning, task.peft_task)
+
+
+def _pinned(model: Model) -> dict[str, Any]:
+    """Which files of a hub repository, and whether code among them may run: only that of the commit the recipe names."""
+    if model.trust_remote_code is None:
+        return {"revision": model.revision, "trust_remote_code": False}
+    commit = model.trust_remote_code
+    return {"revision": model.revision or commit, "trust_remote_code": True, "code_revision": commit}
+
+
+def _weights(model: Model) -> dict[str, Any]:
+    """safetensors, or by the recipe's leave a pickle, of which only tensors are taken."""
+    options: dict[str, Any] = {"use_safetensors": None if model.allow_pickle else True, "weights_only": True}
+    return {**options, "attn_implementation": model.attention} if model.attention else options
+
+
+def _explained(error: Exception, model: Model) -> Exception:
+    """What transformers says about a model that the recipe does not let it load, with the setting that would."""
+    said = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return error
+    if "trust_remote_code" in said:
+        hint = "read that code, then name the commit you have read: model.trust_remote_code: <40 hexadecimal digits>"
+        return UserError(Problem("needs code that comes with it", "model.path", value=model.path, hint=hint))
+    if isinstance(error, OSError) and "safetensors" in said and not model.allow_pickle:
+        hint = "if they are there as a pickle (.bin) and you trust them: model.allow_pickle: true"
+        return UserError(Problem("has no weights in a .safetensors file", "model.path", value=model.path, hint=hint))
+    if isinstance(error, UnpicklingError):
+        what = "its pickle holds more than tensors, and is not read"
+        return UserError(
+            Problem(what, "model.path", value=model.path, hint="save it as safetensors where you trust it")
+        )
+    if model.attention and "attention" in said.lower():
+        return UserError(Problem(said.split(". ")[0], "model.attention", value=model.attention))
+    return error

@@ -1,0 +1,77 @@
+"""What goes into a checkpoint: copied from the training at one moment, written to files at any later one.
+
+In memory there is at most one of these: rank 0 holds the weights once (4 bytes each; only the adapter's where adapters are
+trained), every rank its own part of the optimizer's state (with Adam 8 bytes for each trained weight, over all ranks
+together). Files are written from those very tensors, without another copy, but for models whose weights transformers
+names or shapes differently on disk: they are converted first, so rank 0 holds their weights twice while it writes.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from sft_dist.checkpoints.optimizer_state import Piece, SavedState, write_pieces
+from sft_dist.checkpoints.store import Checkpoint
+from sft_dist.run.folder import write_json
+from sft_dist.tuning import save_weights, saved_names
+from sft_dist.tuning.optimizers import groups_state, load_groups_state, load_schedule_state, schedule_state
+
+if TYPE_CHECKING:
+    from sft_dist.engines.base import Engine
+    from sft_dist.training.loop import Training
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One rank's part of a checkpoint, in memory."""
+
+    model: nn.Module  # its structure and config; what its weights are by now does not matter
+    processor: Any
+    rank: int
+    weights: dict[str, Tensor] | None  # on rank 0
+    pieces: list[Piece]
+    trainer: dict[str, Any]
+
+    @classmethod
+    def take(cls, t: Training) -> Snapshot:
+        """Every rank must call it: sharded weights are gathered."""
+        weights = t.engine.weights(saved_names(t.engine.raw_model))
+        trainer = {
+            "progress": vars(t.progress),
+            "schedule": schedule_state(t.schedule),
+            "groups": groups_state(t.engine.optimizer),
+            "labels": t.task.labels,
+        }
+        pieces = list(t.engine.pieces())
+        return cls(
+            t.engine.raw_model, t.processor, t.accelerator.process_index, weights, pieces, copy.deepcopy(trainer)
+        )
+
+    def write(self, aside: Path) -> list[Path]:
+        """The files of this rank."""
+        files = [write_pieces(self.pieces, aside / "state", self.rank)]
+        if self.weights is not None:
+            model = aside / "model"
+            save_weights(self.model, self.weights, model)
+            self.processor.save_pretrained(model)
+            config: Any = self.model.config
+            if not (model / "config.json").exists():  # an adapter's folder has none, and class names live there
+                config.save_pretrained(model)
+            files += sorted(path for path in model.rglob("*") if path.is_file())
+            write_json(aside / "trainer.json", self.trainer)
+            files.append(aside / "trainer.json")
+        return files
+
+
+def restore(checkpoint: Checkpoint, engine: Engine, schedule: Any) -> None:
+    """Optimizer and schedule as they were; the weights are in the model already."""
+    with SavedState(checkpoint.state) as saved:
+        engine.load(saved)
+    state = checkpoint.trainer_state()
+    load_schedule_state(schedule, state["schedule"])
+    load_groups_state(engine.optimizer, state["groups"])

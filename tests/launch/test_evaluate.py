@@ -1,0 +1,64 @@
+"""What `eval` hands to the sweep and how it holds the verdict against requirements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launch import evaluate as judge
+from sft_dist.recipe.errors import UserError
+from tests.launch.conftest import Workplace
+
+BOARD = {"winner": {"test": {"accuracy": 0.8, "loss": 0.5, "confusion_matrix": [[1]]}}}
+
+
+@pytest.mark.parametrize(
+    ("required", "missed"),
+    [
+        (("accuracy", 0.75), 0),
+        (("accuracy", 0.8), 0),
+        (("accuracy", 0.81), 1),
+        (("accuracy", float("nan")), 1),
+        (("loss", 0.6), 0),
+        (("loss", 0.4), 1),
+        (("f1_macro", 0.1), 1),
+    ],
+)
+def test_a_requirement_is_met_or_missed(required: tuple[str, float], missed: int) -> None:
+    assert len(judge.shortfall(BOARD, [required])) == missed
+
+
+def test_a_leaderboard_without_test_scores_meets_nothing() -> None:
+    assert judge.shortfall({}, [("accuracy", 0.0)])
+    assert judge.shortfall({"winner": {"test": {"accuracy": None}}}, [("accuracy", 0.0)])
+
+
+def test_a_malformed_requirement_is_explained() -> None:
+    assert judge.requirement("accuracy=0.75") == ("accuracy", 0.75)
+    with pytest.raises(UserError, match=r"such as accuracy=0\.75"):
+        judge.requirement("accuracy")
+
+
+def test_a_recipe_stands_for_its_trained_runs_with_the_leaderboard_above_them(workplace: Workplace) -> None:
+    root = workplace.path / "runs"
+    with workplace.recipe.open("a") as file:
+        file.write("matrix: {train.seed: [1, 2, 3]}\n")
+    first, second, _ = workplace.capsules()
+    with pytest.raises(UserError, match="no run with a checkpoint"):
+        judge.choose_folders([str(workplace.recipe)], root)
+    for folder in (first, second):
+        folder.checkpoint(5).mkdir(parents=True)
+        folder.recipe_file.touch()
+    folders, board = judge.choose_folders([str(workplace.recipe)], root)
+    assert folders == [first.path, second.path]
+    assert board == first.path.parent
+    folders, board = judge.choose_folders([str(first.path)], root)
+    assert (folders, board) == ([first.path], first.path)
+
+
+def test_overrides_choose_other_runs(workplace: Workplace) -> None:
+    (folder,) = workplace.capsules("train.seed=9")
+    folder.checkpoint(5).mkdir(parents=True)
+    folders, _ = judge.choose_folders([str(workplace.recipe), "train.seed=9"], Path(folder.path.parent.parent))
+    assert folders == [folder.path]

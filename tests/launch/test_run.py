@@ -1,0 +1,83 @@
+"""Runs in turn: what is skipped, what goes on, what the exit code says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launch.plan import Plan
+from launch.planning import Prepared, prepare
+from launch.run import run_all
+from launch.run_state import RunState, state_of
+from sft_dist.run.folder import RunFolder, write_json
+from tests.launch.conftest import Workplace
+
+
+class Recorded:
+    """A backend that writes how a run ended instead of running it."""
+
+    def __init__(self, *ends: str) -> None:
+        self.ends = list(ends)
+        self.started: list[Path] = []
+        self.interrupted = False
+
+    def run(self, folder: RunFolder, plan: Plan) -> RunState:
+        self.started.append(folder.path)
+        end = self.ends.pop(0)
+        attempt = folder.new_attempt()
+        if end == "failed":
+            write_json(attempt.error_file(0), {"rank": 0, "host": "here", "type": "E", "message": "m", "time": 1.0})
+        elif end == "interrupted":
+            self.interrupted = True
+            write_json(attempt.outcome_file, {"state": "stopped", "last_step": 3})
+        else:
+            write_json(attempt.outcome_file, {"state": end, "last_step": 3})
+        return state_of(folder.path)
+
+
+def prepared(workplace: Workplace, *overrides: str, fresh: bool = False) -> list[Prepared]:
+    return prepare(str(workplace.recipe), overrides, workplace.path / "runs", fresh=fresh)
+
+
+def test_fresh_starts_over_beside_the_old_run_which_stays_as_it_was(workplace: Workplace) -> None:
+    first = Recorded("finished")
+    assert run_all(prepared(workplace), first) == 0
+    (old,) = first.started
+    before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
+    second = Recorded("stopped")
+    assert run_all(prepared(workplace, fresh=True), second) == 1
+    assert second.started == [old.with_name(f"{old.name}-2")]
+    assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
+    third = Recorded("finished")
+    assert run_all(prepared(workplace), third) == 0
+    assert third.started == second.started, "without --fresh the newest one goes on"
+
+
+def test_a_failure_does_not_stop_the_rest_and_a_table_shows_all(
+    workplace: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with workplace.recipe.open("a") as file:
+        file.write("matrix: {train.seed: [1, 2, 3]}\n")
+    backend = Recorded("finished", "failed", "finished")
+    assert run_all(prepared(workplace), backend) == 1
+    assert len(backend.started) == 3
+    shown = capsys.readouterr().err
+    assert "rank 0 on here: E: m" in shown
+    again = Recorded("finished")
+    assert run_all(prepared(workplace), again) == 0
+    assert again.started == [backend.started[1]]
+
+
+def test_an_interruption_ends_the_series(workplace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+    with workplace.recipe.open("a") as file:
+        file.write("matrix: {train.seed: [1, 2, 3]}\n")
+    backend = Recorded("finished", "interrupted")
+    assert run_all(prepared(workplace), backend) == 130
+    assert "1 not started" in capsys.readouterr().err
+
+
+def test_planning_writes_nothing(workplace: Workplace) -> None:
+    before = sorted(workplace.path.rglob("*"))
+    prepared(workplace)
+    assert sorted(workplace.path.rglob("*")) == before

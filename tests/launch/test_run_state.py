@@ -1,0 +1,160 @@
+"""What a folder says about its run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.render import states
+from launch.run_state import all_runs, find_run, state_of
+from sft_dist.recipe.errors import UserError
+from sft_dist.run.folder import AttemptFolder, RunFolder, write_json
+from tests.launch.conftest import make_recipe
+
+ID = "0123456789"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return make_run(tmp_path / "runs/demo" / ID)
+
+
+def make_run(path: Path) -> RunFolder:
+    folder = RunFolder(path)
+    folder.path.parent.mkdir(parents=True, exist_ok=True)
+    folder.create(make_recipe())
+    return folder
+
+
+def attempt(folder: RunFolder, outcome: dict[str, Any] | None = None, **errors: dict[str, Any]) -> AttemptFolder:
+    made = folder.new_attempt()
+    write_json(made.start_file, {"first_step": 0, "total_steps": 100})
+    if outcome:
+        write_json(made.outcome_file, outcome)
+    for rank, error in errors.items():
+        write_json(
+            made.error_file(int(rank[1:])), {"rank": int(rank[1:]), "host": "node1", "type": "RuntimeError", **error}
+        )
+    return made
+
+
+def test_a_run_that_was_never_started_is_sealed(folder: RunFolder) -> None:
+    assert state_of(folder.path).state == "sealed"
+
+
+def test_the_best_score_is_the_newest_checkpoints_word_and_shown_where_there_is_one(folder: RunFolder) -> None:
+    assert "best score" not in states([state_of(folder.path)])
+    for step, best in ((8, 0.5), (16, 0.75)):
+        folder.checkpoint(step).mkdir(parents=True)
+        progress = {"step": step, "best_step": step, "best_score": best}
+        write_json(folder.checkpoint(step) / "trainer.json", {"progress": progress})
+    assert (state_of(folder.path).best_score, state_of(folder.path).best_step) == (0.75, 16)
+    assert "0.7500 at 16" in states([state_of(folder.path)])
+    (folder.checkpoint(16) / "trainer.json").write_text("{")
+    assert state_of(folder.path).best_score is None
+
+
+def test_a_held_lock_means_running_and_a_lock_file_alone_does_not(folder: RunFolder) -> None:
+    attempt(folder)
+    with folder.lock_file.open("w") as lock:
+        assert state_of(folder.path).state == "killed"
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert state_of(folder.path).state == "running"
+    assert state_of(folder.path).state == "killed"
+
+
+def test_a_started_process_that_has_no_lock_yet_counts_as_running(folder: RunFolder) -> None:
+    with attempt(folder).launcher_log.open("w") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        assert state_of(folder.path).state == "running"
+
+
+def test_finished_stays_finished_whatever_the_exit_code_was(folder: RunFolder) -> None:
+    made = attempt(folder, {"state": "finished", "last_step": 100, "reason": "all steps done"})
+    write_json(made.exit_file, {"returncode": 1})  # gloo's abort after all work is done
+    state = state_of(folder.path)
+    assert (state.state, state.step, state.total_steps) == ("finished", 100, 100)
+
+
+def test_the_last_attempt_decides_between_stopped_and_failed(folder: RunFolder) -> None:
+    attempt(folder, r0={"time": 1.0, "message": "boom"})
+    assert state_of(folder.path).state == "failed"
+    attempt(folder, {"state": "stopped", "last_step": 40, "reason": "asked to stop"})
+    state = state_of(folder.path)
+    assert (state.state, state.step, state.attempts, state.cause) == ("stopped", 40, 2, "asked to stop")
+
+
+def test_the_earliest_error_is_the_cause_and_outweighs_ranks_that_still_saved(folder: RunFolder) -> None:
+    outcome = {"state": "stopped", "last_step": 9, "reason": "received SIGTERM"}
+    attempt(
+        folder,
+        outcome,
+        r0={"time": 12.5, "message": "connection closed by peer"},
+        r3={"time": 9.5, "message": "no room\nat all"},
+    )
+    state = state_of(folder.path)
+    assert state.state == "failed"
+    assert state.cause == "rank 3 on node1: RuntimeError: no room; see attempts/001/rank-3.log"
+
+
+def test_a_users_mistake_keeps_its_whole_text(folder: RunFolder) -> None:
+    attempt(folder, r0={"time": 1.0, "message": "rows.csv: no column `text`\n    found: a, b", "user_error": True})
+    state = state_of(folder.path)
+    assert state.user_error
+    assert state.cause == "rows.csv: no column `text`\n    found: a, b"
+
+
+@pytest.mark.parametrize(
+    ("exit", "expected", "words"),
+    [
+        (None, "killed", "without a word"),
+        ({"returncode": -9}, "killed", "signal 9"),
+        ({"returncode": 1}, "failed", "exit code 1"),
+        ({"returncode": -15, "killed": True}, "killed", "before it could save"),
+    ],
+)
+def test_silence_is_told_apart_by_how_the_launcher_ended(
+    folder: RunFolder, exit: dict[str, Any] | None, expected: str, words: str
+) -> None:
+    made = attempt(folder)
+    if exit:
+        write_json(made.exit_file, exit)
+    state = state_of(folder.path)
+    assert state.state == expected
+    assert words in state.cause
+
+
+def test_progress_is_the_newest_whole_line(folder: RunFolder) -> None:
+    attempt(folder)
+    lines = [{"kind": "train", "step": step, "total_steps": 5000, "loss": 1 / step} for step in range(1, 3001)]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "train", "step": 30'
+    folder.metrics_file.write_text(text)
+    state = state_of(folder.path)
+    assert (state.step, state.total_steps, state.loss) == (3000, 5000, 1 / 3000)
+
+
+def test_runs_are_found_by_folder_id_and_unique_beginning(tmp_path: Path, folder: RunFolder) -> None:
+    root = tmp_path / "runs"
+    other = make_run(root / "demo" / "0199999999")
+    assert find_run(str(folder.path), root) == folder.path
+    assert find_run(ID, root) == folder.path
+    assert find_run("012", root) == folder.path
+    assert find_run(f"demo/{other.id}", root) == other.path
+    with pytest.raises(UserError, match="fits several runs"):
+        find_run("01", root)
+    with pytest.raises(UserError, match="no run 'ff'"):
+        find_run("ff", root)
+    with pytest.raises(UserError, match="no run ''"):
+        find_run("", root)
+
+
+def test_the_whole_id_is_not_mistaken_for_the_beginning_of_a_fresh_one(tmp_path: Path, folder: RunFolder) -> None:
+    root = tmp_path / "runs"
+    make_run(root / "demo" / f"{ID}-2")
+    make_run(root / "demo" / f"{ID}-10")
+    assert find_run(ID, root) == folder.path
+    assert [path.name for path in all_runs(root)] == [ID, f"{ID}-2", f"{ID}-10"]

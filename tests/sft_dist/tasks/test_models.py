@@ -1,0 +1,186 @@
+"""Models: what the recipe lets a model bring with it (code, pickles), and which attention it uses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.references import check_references
+from sft_dist.recipe.schema import Recipe
+from sft_dist.tasks import task_of
+from sft_dist.tasks.models import build_model, load_processor
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def recipe_of(folder: Path | str, **model: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "models",
+            "task": "text-classification",
+            "model": {"path": str(folder), **model},
+            "data": {"source": "/nowhere.csv", "labels": ["a", "b"]},
+            "tuning": "full",
+            "train": {"lr": 1e-3},
+        }
+    )
+
+
+def built(recipe: Recipe) -> torch.nn.Module:
+    task = task_of(recipe)
+    task.labels = ["a", "b"]
+    return build_model(recipe, task, load_processor(recipe, task))
+
+
+@pytest.fixture
+def pickled(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model with its weights as torch.save writes them."""
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_model, folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+class Payload:
+    """Runs when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+# ── pickles ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def problems_of(recipe: Recipe) -> list[tuple[str, str]]:
+    return [(one.path, one.render()) for one in check_references(recipe) if one.path.startswith("model")]
+
+
+def test_weights_that_are_a_pickle_are_refused_when_planning_and_when_loading(pickled):
+    ((path, text),) = problems_of(recipe_of(pickled))
+    assert path == "model.path"
+    assert "pytorch_model.bin" in text
+    assert "model.allow_pickle: true" in text
+    with pytest.raises(UserError, match=r"model\.path: has no weights in a \.safetensors file[\s\S]*allow_pickle"):
+        built(recipe_of(pickled))
+
+
+def test_a_pickle_that_the_recipe_accepts_gives_the_same_weights(pickled, tiny_model):
+    recipe = recipe_of(pickled, allow_pickle=True)
+    assert problems_of(recipe) == []
+    there, known = built(recipe).state_dict(), built(recipe_of(tiny_model)).state_dict()
+    assert all(torch.equal(there[name], known[name]) for name in known)
+
+
+def test_an_accepted_pickle_still_cannot_run_code(pickled, tmp_path):
+    torch.save({"payload": Payload(tmp_path / "ran")}, pickled / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"model\.path: its pickle holds more than tensors"):
+        built(recipe_of(pickled, allow_pickle=True))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_pickle_beside_safetensors_is_never_read(pickled, tiny_model, tmp_path):
+    torch.save({"payload": Payload(tmp_path / "ran")}, pickled / "pytorch_model.bin")
+    shutil.copy(tiny_model / "model.safetensors", pickled)
+    for allow in (False, True):
+        recipe = recipe_of(pickled, allow_pickle=allow)
+        assert problems_of(recipe) == []
+        built(recipe)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_adapter_that_is_a_pickle_is_refused_too(tiny_model, tmp_path):
+    folder = tmp_path / "with-adapter"
+    shutil.copytree(tiny_model, folder)
+    torch.save({}, folder / "adapter_model.bin")
+    ((path, text),) = problems_of(recipe_of(folder))
+    assert path == "model.path"
+    assert "adapter_model.bin" in text
+
+
+# ── code ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+CODE = """
+import pathlib
+from transformers import BertConfig, BertForSequenceClassification
+pathlib.Path({marker!r}).touch()
+class OddConfig(BertConfig):
+    model_type = "odd"
+class OddModel(BertForSequenceClassification):
+    config_class = OddConfig
+"""
+
+
+def with_code(folder: Path, marker: Path) -> Path:
+    """A model whose class is in a file beside the weights."""
+    config = json.loads((folder / "config.json").read_text())
+    classes = {"AutoConfig": "odd.OddConfig", "AutoModelForSequenceClassification": "odd.OddModel"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "odd", "auto_map": classes}))
+    (folder / "odd.py").write_text(CODE.format(marker=str(marker)))
+    return folder
+
+
+def test_code_that_comes_with_a_model_does_not_run_unless_the_recipe_names_it(tiny_model, tmp_path):
+    folder = with_code(Path(shutil.copytree(tiny_model, tmp_path / "odd")), tmp_path / "ran")
+    with pytest.raises(
+        UserError, match=r"model\.path: needs code that comes with it[\s\S]*trust_remote_code"
+    ) as caught:
+        built(recipe_of(folder))
+    assert caught.value.problems[0].path == "model.path"
+    assert not (tmp_path / "ran").exists()
+
+
+USE = """
+import sys
+from tests.sft_dist.test_models import built, recipe_of
+print(type(built(recipe_of("org/odd", trust_remote_code=sys.argv[1]))).__name__)
+"""
+
+
+@pytest.mark.slow
+def test_only_the_code_of_the_named_commit_runs(tiny_model, tmp_path):
+    """A hub cache with two commits of one model; `main` is the other one."""
+    good, bad = "a" * 40, "b" * 40
+    hub = tmp_path / "hub/models--org--odd"
+    for commit in (good, bad):
+        with_code(Path(shutil.copytree(tiny_model, hub / "snapshots" / commit)), tmp_path / f"ran-{commit[0]}")
+    (hub / "refs").mkdir()
+    (hub / "refs/main").write_text(bad)
+    places = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    environment = {**os.environ, **places, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", USE, good], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["OddModel"], done.stderr[-2000:]
+    assert sorted(path.name for path in tmp_path.glob("ran-*")) == ["ran-a"]
+
+
+# ── attention ───────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_recipes_attention_is_used(attention, tiny_model):
+    assert built(recipe_of(tiny_model, attention=attention)).config._attn_implementation == attention
+
+
+def test_attention_whose_package_is_missing_is_refused(tiny_model, monkeypatch):
+    monkeypatch.setattr("sft_dist.recipe.machine.is_installed", lambda module: False)
+    with pytest.raises(UserError, match=r"model\.attention: flash_attention_2 needs a package[\s\S]*pip install"):
+        built(recipe_of(tiny_model, attention="flash_attention_2"))
+
+
+def test_attention_that_the_model_does_not_have_is_refused(tmp_path, tiny_model):
+    from transformers import DebertaV2Config, DebertaV2Model
+
+    config = DebertaV2Config(
+        vocab_size=30522, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    DebertaV2Model(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"model\.attention: DebertaV2\w+ does not support .*\n    found: sdpa"):
+        built(recipe_of(tmp_path, attention="sdpa", tokenizer=str(tiny_model)))
