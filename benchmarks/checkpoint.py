@@ -98,9 +98,9 @@ def measure_as_rank(strategy: str, source: str, place: str, rounds: str) -> None
 
     from sft_dist.checkpoints import store as ckpt
     from sft_dist.checkpoints.saver import Saver
+    from sft_dist.logging_setup import quiet_libraries
     from sft_dist.recipe.references import model_source
     from sft_dist.run.folder import RunFolder
-    from sft_dist.run.logging_setup import quiet_libraries
     from sft_dist.training.loop import Progress
     from sft_dist.training.snapshot import Snapshot, restore
     from sft_dist.tuning import load_weights

@@ -18,12 +18,12 @@ from launch.expand import MOST_PROBLEMS, Run, expand
 from launch.planning import Prepared, require_references
 from launch.subprocesses import environment
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.files import cache_root, read_json
 from sft_dist.recipe.findings import KINDS
 from sft_dist.recipe.load import read
 from sft_dist.recipe.references import code_digest, data_fingerprint, file_states, model_state
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.yaml_lines import similar_to
-from sft_dist.run.folder import cache_root, read_json
 
 ERRORS = 1  # the child's exit code
 USER_ERROR = 2

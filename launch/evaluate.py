@@ -10,8 +10,9 @@ from launch.planning import folders_of
 from launch.run_state import find_run
 from launch.subprocesses import run_module
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.files import read_json
 from sft_dist.recipe.tasks import METRICS
-from sft_dist.run.folder import RunFolder, read_json
+from sft_dist.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from launch.plan import Plan

@@ -19,8 +19,9 @@ from pathlib import Path
 import sft_dist
 from launch.plan import Plan
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.files import write_text
 from sft_dist.recipe.schema import NAME_PATTERN, Recipe
-from sft_dist.run.folder import RunFolder, write_text
+from sft_dist.run.folder import RunFolder
 
 MOST_SOURCE_BYTES = 20 * 2**20
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from sft_dist.recipe.errors import UserError
-from sft_dist.run.folder import NO_LOCKS, AttemptFolder, RunFolder, read_json
+from sft_dist.recipe.files import read_json
+from sft_dist.run.folder import NO_LOCKS, AttemptFolder, RunFolder
 
 TAIL_BYTES = 64 * 1024  # of metrics.jsonl; the newest train and validation lines are in it
 

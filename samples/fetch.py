@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samples.packages import PACKAGES, FetchError, unpack
-from sft_dist.run.folder import cache_root
+from sft_dist.recipe.files import cache_root
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.files import write_text
 from sft_dist.recipe.findings import KINDS
 from sft_dist.recipe.references import file_states
 from sft_dist.recipe.schema import Recipe
-from sft_dist.run.folder import write_text
 
 if TYPE_CHECKING:
     from sft_dist.quality.checks import Subject
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{time.monotonic() - started:5.0f} s  {text}", file=sys.stderr, flush=True)
 
     say("starting")
+    from sft_dist.logging_setup import quiet_libraries
     from sft_dist.quality.report import to_json, to_text
-    from sft_dist.run.logging_setup import quiet_libraries
 
     quiet_libraries()
     try:

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.files import read_json, write_json, write_text
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks import METRICS
 from sft_dist.recipe.tunings import export_form
-from sft_dist.run.folder import RunFolder, read_json, write_json, write_text
+from sft_dist.run.folder import RunFolder
 
 log = logging.getLogger("sft_dist")
 
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 def score_run(run: Path) -> None:
     """One run's part of a sweep that is divided among jobs: every checkpoint on validation. What is scored stays scored."""
     from sft_dist.evaluation.evaluator import Judge
-    from sft_dist.run.logging_setup import quiet_libraries
+    from sft_dist.logging_setup import quiet_libraries
 
     quiet_libraries()
     folder = RunFolder(run)
@@ -84,7 +85,7 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
     """Returns what leaderboard.json holds. Raises UserError when there is nothing to judge or runs cannot be compared."""
     from sft_dist.checkpoints import store as ckpt
     from sft_dist.evaluation.evaluator import Judge
-    from sft_dist.run.logging_setup import quiet_libraries
+    from sft_dist.logging_setup import quiet_libraries
 
     quiet_libraries()
     for folder in folders:

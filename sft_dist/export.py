@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from sft_dist import __version__
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.files import read_json, write_json, write_text
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tunings import best_form, export_form, has_adapter, merge_refusal
-from sft_dist.run.folder import RunFolder, read_json, write_json, write_text
+from sft_dist.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from sft_dist.tasks.base import Task
@@ -67,7 +68,7 @@ def export(
 ) -> Path:
     """Write checkpoint `step` to `to`, aside first. Raises UserError when the checkpoint is missing or damaged."""
     from sft_dist.checkpoints import store as ckpt
-    from sft_dist.run.logging_setup import quiet_libraries
+    from sft_dist.logging_setup import quiet_libraries
     from sft_dist.tasks import task_of
     from sft_dist.tasks.models import build_model, load_processor
     from sft_dist.tuning import load_weights

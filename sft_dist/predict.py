@@ -15,8 +15,9 @@ from typing import IO, Any
 
 from sft_dist.export import ABOUT
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.files import read_json
 from sft_dist.recipe.schema import Recipe
-from sft_dist.run.folder import RunFolder, read_json
+from sft_dist.run.folder import RunFolder
 
 MEDIA = ("image", "audio")  # roles that are files
 BATCHES_AT_ONCE = 16  # texts read ahead, so that a batch holds similar lengths: this many micro-batches
@@ -61,8 +62,9 @@ def predict(model_folder: Path, files: list[str], as_json: bool) -> Iterator[str
     from sft_dist.data.clean import clean_text
     from sft_dist.data.encode import encode
     from sft_dist.data.rows import ROW, Examples
-    from sft_dist.evaluation.inference import assemble, autocast, forward, length_sorted_batches
-    from sft_dist.run.logging_setup import quiet_libraries
+    from sft_dist.engines.precision import autocast
+    from sft_dist.evaluation.inference import assemble, forward, length_sorted_batches
+    from sft_dist.logging_setup import quiet_libraries
     from sft_dist.tasks import task_of
     from sft_dist.tasks.models import build_model
     from sft_dist.tuning import load_weights

@@ -92,10 +92,10 @@ def train(folder: RunFolder) -> int:
     import torch
 
     from sft_dist.engines import start_engine
+    from sft_dist.logging_setup import quiet_libraries
     from sft_dist.run import attempt as at
     from sft_dist.run.failures import Failure
     from sft_dist.run.heartbeat import Heart
-    from sft_dist.run.logging_setup import quiet_libraries
     from sft_dist.training import loop
     from sft_dist.training.out_of_memory import explained
 

@@ -20,8 +20,9 @@ from launch.local.progress import Progress
 from launch.plan import Plan
 from launch.run_state import RunState, is_running, state_of
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.files import write_json
 from sft_dist.recipe.units import seconds_of
-from sft_dist.run.folder import AttemptFolder, RunFolder, write_json
+from sft_dist.run.folder import AttemptFolder, RunFolder
 from sft_dist.run.hang_watcher import Watch, found
 
 POLL_S = 0.2

@@ -14,7 +14,8 @@ from launch.slurm.client import ask as call
 from launch.slurm.queue import SQUEUE, Runner, parse_squeue
 from launch.slurm.records import jobs_of
 from sft_dist.recipe.errors import Problem, UserError, collected
-from sft_dist.run.folder import RunFolder, write_text
+from sft_dist.recipe.files import write_text
+from sft_dist.run.folder import RunFolder
 from sft_dist.run.requeue_policy import cancelled_jobs
 
 AT_ONCE = 500  # job ids in one scancel

@@ -28,9 +28,10 @@ from launch.slurm.job import job_script
 from launch.slurm.records import JobRecord, jobs_of, record_job
 from launch.slurm.resources import Request, request
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.files import read_json, write_json, write_text
 from sft_dist.recipe.schema import Resources
 from sft_dist.recipe.units import seconds_of
-from sft_dist.run.folder import NO_LOCKS, RunFolder, read_json, write_json, write_text
+from sft_dist.run.folder import NO_LOCKS, RunFolder
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,12 @@ from sft_dist.batches.chunks import Block, Place
 from sft_dist.batches.loader import die_with_parent
 from sft_dist.batches.plan import BatchPlan
 from sft_dist.data.prepare import NoRowsLeft, prepare_block
-from sft_dist.data.rows import Examples
+from sft_dist.data.rows import Examples, table_digest
 from sft_dist.data.sources import stream_tables
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.files import read_json, write_json
 from sft_dist.recipe.schema import Recipe
-from sft_dist.run.folder import RunFolder, read_json, write_json
-from sft_dist.training.rank_consistency import table_digest
+from sft_dist.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -56,7 +56,7 @@ def main(run: str, place: str, parent: str) -> int:
     for asked in (signal.SIGINT, signal.SIGTERM):  # which save and stop the training; the next step may need a block
         signal.signal(asked, signal.SIG_IGN)
     os.umask(0o077)
-    from sft_dist.run.logging_setup import quiet_libraries
+    from sft_dist.logging_setup import quiet_libraries
     from sft_dist.tasks import task_of
     from sft_dist.tasks.models import load_processor
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from sft_dist.checkpoints import store as ckpt
-from sft_dist.run.folder import RunFolder, read_json, write_json
+from sft_dist.recipe.files import read_json, write_json
+from sft_dist.run.folder import RunFolder
 
 LOOK_EVERY_S = 0.02
 PATIENCE_S = 20.0  # for what is under way once training has failed; torchrun kills the other ranks after 30 s

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft_dist.run.folder import RunFolder, read_json, write_json
+from sft_dist.recipe.files import read_json, write_json
+from sft_dist.run.folder import RunFolder
 
 MANIFEST = "manifest.json"
 FORMAT = 2

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sft_dist.data.rows import ROW, Examples
 from sft_dist.recipe.errors import UserError
 from sft_dist.run.failures import DataError, is_out_of_memory
-from sft_dist.tasks.base import Rngs, Task
+
+if TYPE_CHECKING:
+    from sft_dist.tasks.base import Rngs, Task
 
 MOST_NAMED = 16
 

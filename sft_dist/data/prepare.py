@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -29,16 +29,18 @@ from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value
 
 from sft_dist.data.clean import clean_text, near_duplicates
 from sft_dist.data.encode import encode
+from sft_dist.data.images import content
 from sft_dist.data.rows import ROW, Examples, Rows
 from sft_dist.data.sources import load_rows
 from sft_dist.data.splits import draw, hold_out
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.files import cache_root, read_json, write_json
 from sft_dist.recipe.references import data_fingerprint
 from sft_dist.recipe.schema import SPLITS, Data, Recipe
 from sft_dist.recipe.tasks import TASK_COLUMNS
-from sft_dist.run.folder import cache_root, read_json, write_json
-from sft_dist.tasks.base import Task
-from sft_dist.tasks.images import content
+
+if TYPE_CHECKING:
+    from sft_dist.tasks.base import Task
 
 DEFAULT_SHARE = 0.1
 BATCH = 1000  # rows handled at a time

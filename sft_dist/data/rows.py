@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+NUM_COMPARED = 1000  # rows of a table whose content is in its digest
 BATCH = 10_000  # rows of a column that are gathered at a time
 ROW = "row"  # column: the row's number in its source
 
@@ -69,3 +72,16 @@ class Examples(_Table):
     @property
     def num_truncated(self) -> int:
         return int(self.numbers("truncated").sum()) if "truncated" in self.table.column_names else 0
+
+
+def table_digest(table: Rows | Examples) -> str:
+    """Of all row numbers, and of some rows in full."""
+    some = np.linspace(0, len(table) - 1, min(NUM_COMPARED, len(table)), dtype=int)
+    return digest([table.ids.tobytes(), *(repr(row).encode(errors="surrogatepass") for row in table.at(some))])
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(hashlib.sha256(part).digest())
+    return found.hexdigest()[:12]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.run.folder import read_json, write_text
+from sft_dist.recipe.files import read_json, write_text
 
 
 def hold_out(

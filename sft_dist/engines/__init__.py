@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sft_dist.recipe.files import read_json
 from sft_dist.recipe.schema import Recipe
-from sft_dist.run.folder import RunFolder, read_json
+from sft_dist.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from sft_dist.engines.base import Engine

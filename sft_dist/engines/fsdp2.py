@@ -20,9 +20,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from sft_dist.checkpoints.optimizer_state import Piece, SavedState
+from sft_dist.checkpoints.optimizer_state import Piece, SavedState, check_names, names_of
 from sft_dist.engines.base import COLLECTIVE_TIMEOUT, BadGradient, Setup, copies_of, start_accelerator
-from sft_dist.tuning.optimizers import check_names, names_of
 
 
 class Fsdp2:

@@ -11,11 +11,10 @@ from accelerate.utils import AORecipeKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sft_dist.checkpoints.optimizer_state import Piece, SavedState
+from sft_dist.checkpoints.optimizer_state import Piece, SavedState, load_pieces, state_pieces
 from sft_dist.engines.base import BadGradient, Setup, copies_of, start_accelerator
-from sft_dist.evaluation.inference import autocast
+from sft_dist.engines.precision import autocast
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.tuning.optimizers import load_pieces, state_pieces
 
 
 class Replicated:

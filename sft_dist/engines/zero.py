@@ -19,11 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sft_dist.checkpoints.optimizer_state import Piece, SavedState
+from sft_dist.checkpoints.optimizer_state import Piece, SavedState, check_names, names_of
 from sft_dist.engines.base import COLLECTIVE_TIMEOUT, BadGradient, Setup, copies_of, start_accelerator
 from sft_dist.engines.deepspeed_config import AUTOCAST, STAGES, deepspeed_config
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.tuning.optimizers import check_names, names_of
 
 
 class Zero:

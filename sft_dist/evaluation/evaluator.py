@@ -11,7 +11,8 @@ from torch import nn
 from sft_dist.checkpoints.store import Checkpoint
 from sft_dist.data.prepare import Prepared, prepare
 from sft_dist.data.rows import Examples
-from sft_dist.evaluation.inference import assemble, autocast, forward, length_sorted_batches, scores_of
+from sft_dist.engines.precision import autocast
+from sft_dist.evaluation.inference import assemble, forward, length_sorted_batches, scores_of
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks import task_of

@@ -34,12 +34,6 @@ def length_sorted_batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """fp8 is for training; what it has trained is judged in bf16."""
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
-
-
 def forward(
     model: nn.Module,
     task: Task,

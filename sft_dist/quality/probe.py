@@ -12,7 +12,7 @@ from accelerate.utils import send_to_device
 from sft_dist.batches.plan import example_rng
 from sft_dist.data.encode import collate
 from sft_dist.data.rows import Examples
-from sft_dist.evaluation.inference import autocast
+from sft_dist.engines.precision import autocast
 from sft_dist.recipe.arithmetic import batch_of
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks.base import Task

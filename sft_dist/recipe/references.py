@@ -18,9 +18,9 @@ from typing import Literal
 from sft_dist import __version__
 from sft_dist.recipe import remote
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.files import cache_root
 from sft_dist.recipe.schema import Data, Recipe, SplitSources
 from sft_dist.recipe.yaml_lines import neighbours_of, similar_to
-from sft_dist.run.folder import cache_root
 
 # What a file holds, by the end of its name. `.json` may also be COCO annotations: their content tells.
 SUFFIXES = {
@@ -177,7 +177,7 @@ def data_fingerprint(recipe: Recipe, anew: bool = False) -> str:
             files.append((text, state))
     known = {
         "version": __version__,
-        "code": code_digest("data", "tasks", "recipe", "scores_audio.py"),
+        "code": code_digest("data", "tasks", "recipe", "losses/tokens.py", "metrics/audio.py"),
         "data": settings,
         "task": recipe.task.model_dump(mode="json"),
         "files": files,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_dist.run.folder import cache_root, read_json, write_json
+from sft_dist.recipe.files import cache_root, read_json, write_json
 
 log = logging.getLogger("sft_dist")
 

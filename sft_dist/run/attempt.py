@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from sft_dist.recipe.errors import InUse, UserError
-from sft_dist.run.folder import NO_LOCKS, AttemptFolder, RunFolder, write_json
+from sft_dist.recipe.files import write_json
+from sft_dist.run.folder import NO_LOCKS, AttemptFolder, RunFolder
 from sft_dist.run.requeue_policy import slurm_job
 
 log = logging.getLogger("sft_dist")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sft_dist.recipe.errors import InUse
-from sft_dist.run.folder import AttemptFolder, RunFolder, read_json
+from sft_dist.recipe.files import read_json
+from sft_dist.run.folder import AttemptFolder, RunFolder
 
 LOG_BYTES = 256 * 1024
 

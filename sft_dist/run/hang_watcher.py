@@ -23,7 +23,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sft_dist.run.folder import AttemptFolder, RunFolder, read_json, write_json
+from sft_dist.recipe.files import read_json, write_json
+from sft_dist.run.folder import AttemptFolder, RunFolder
 from sft_dist.run.requeue_policy import slurm_job
 
 UNHURRIED = 10  # times the time-out, for phases in which a rank rightly makes no steps: validating, saving

@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from sft_dist.recipe.files import write_json
 from sft_dist.recipe.units import seconds_of
 from sft_dist.run.causes import Facts, Verdict, classify, facts_of, job_of, verdict_of
-from sft_dist.run.folder import AttemptFolder, RunFolder, write_json
+from sft_dist.run.folder import AttemptFolder, RunFolder
 
 LATE_S = 10.0  # a shared file system may show what ranks on other nodes wrote this much later
 MOST_BARREN = 5  # attempts in a row that infrastructure ended before anything new was saved

@@ -13,13 +13,14 @@ from torch import Tensor
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from sft_dist.data.augment.image import augment, cutmix, mixup
+from sft_dist.data.images import content
 from sft_dist.data.media import load_image
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks import ImageClassificationTask
 from sft_dist.tasks.base import Rngs
 from sft_dist.tasks.classes import NO_LABEL, ClassTask
-from sft_dist.tasks.images import PICTURE, content, load_image_processor, pixels_of, warn_of_batch_statistics
+from sft_dist.tasks.images import PICTURE, load_image_processor, pixels_of, warn_of_batch_statistics
 from sft_dist.tasks.loading import load_pretrained
 
 

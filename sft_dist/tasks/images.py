@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
-import xxhash
 from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
@@ -43,18 +41,6 @@ def config_of(recipe: Recipe, labels: list[str]) -> PreTrainedConfig:
     for key, value in recipe.model.config.items():
         setattr(config, key, value)
     return config
-
-
-def content(picture: dict[str, Any]) -> bytes:
-    """A hash of the file as it is, so that the same picture under two names is one."""
-    data = picture.get("bytes")
-    if data is None:
-        path = str(picture.get("path"))
-        try:
-            data = Path(path).read_bytes()
-        except OSError:  # not a local file, or none that can be read: `check` says so
-            data = path.encode()
-    return xxhash.xxh128_digest(data)
 
 
 def pixels_of(processor: Any, pictures: Sequence[Image]) -> dict[str, Tensor]:

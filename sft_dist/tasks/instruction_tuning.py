@@ -21,9 +21,9 @@ from sft_dist.data.rows import ROW, Examples, Rows
 from sft_dist.losses.classification import CrossEntropy
 from sft_dist.losses.tokens import CHUNK, IGNORED, TokenLoss, padded
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.files import cache_root
 from sft_dist.recipe.schema import CrossEntropyLoss, Recipe
 from sft_dist.recipe.tasks import InstructionTuningTask
-from sft_dist.run.folder import cache_root
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.loading import load_pretrained, load_tokenizer
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 
 from sft_dist.data.augment.image import augment, cut
+from sft_dist.data.images import content
 from sft_dist.data.media import load_image
 from sft_dist.losses.detection import SOFTMAX, DetectionLoss, capture
 from sft_dist.metrics.vision import MOST_BOXES, box_scores
@@ -21,14 +22,7 @@ from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks import ObjectDetectionTask
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.classes import NO_LABEL, class_name, sorted_labels, unknown_classes
-from sft_dist.tasks.images import (
-    PICTURE,
-    config_of,
-    content,
-    load_image_processor,
-    pixels_of,
-    warn_of_batch_statistics,
-)
+from sft_dist.tasks.images import PICTURE, config_of, load_image_processor, pixels_of, warn_of_batch_statistics
 from sft_dist.tasks.loading import load_pretrained
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from sft_dist.data.augment.image import augment
+from sft_dist.data.images import content
 from sft_dist.data.media import MediaError, load_image, load_mask
 from sft_dist.losses.classification import CrossEntropy, build_loss, weights_of_counts
 from sft_dist.losses.segmentation import OVERLAPS, PixelLoss, QueryLoss
@@ -29,14 +30,7 @@ from sft_dist.recipe.schema import OverlapLoss, Recipe
 from sft_dist.recipe.tasks import SemanticSegmentationTask
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.classes import unknown_classes
-from sft_dist.tasks.images import (
-    PICTURE,
-    config_of,
-    content,
-    load_image_processor,
-    pixels_of,
-    warn_of_batch_statistics,
-)
+from sft_dist.tasks.images import PICTURE, config_of, load_image_processor, pixels_of, warn_of_batch_statistics
 from sft_dist.tasks.loading import load_pretrained
 
 if TYPE_CHECKING:

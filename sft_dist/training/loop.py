@@ -36,8 +36,9 @@ from sft_dist.evaluation.inference import (
     weights_of,
 )
 from sft_dist.recipe.arithmetic import Batch, Steps
+from sft_dist.recipe.files import read_json
 from sft_dist.recipe.schema import Recipe
-from sft_dist.run.folder import RunFolder, read_json
+from sft_dist.run.folder import RunFolder
 from sft_dist.tasks.base import Loss, Task
 from sft_dist.training.metrics_logger import Meter, record
 from sft_dist.training.nonfinite import check_predictions, check_weights, update

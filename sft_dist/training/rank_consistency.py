@@ -5,34 +5,32 @@ Another version of a file on one machine, or another data set under the same nam
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import socket
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import xxhash
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import sft_dist
+from sft_dist.data.rows import digest, table_digest
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from sft_dist.data.prepare import Prepared
-    from sft_dist.data.rows import Examples, Rows
+    from sft_dist.data.rows import Examples
 
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "datasets", "numpy", "deepspeed")
-LOOKED_AT = 1000  # examples of a split that are compared in full
 
 
 def require_agreement(recipe: Recipe, data: Prepared, examples: Mapping[str, Examples], model: nn.Module) -> None:
-    """Every rank must call it: rows are compared by what all of them hold, examples by LOOKED_AT of them. Raises UserError
+    """Every rank must call it: rows are compared by what all of them hold, examples by NUM_COMPARED of them. Raises UserError
     on all ranks, naming what differs and where."""
     facts = {
         "recipe": digest([recipe.model_dump_json().encode()]),
@@ -68,13 +66,6 @@ def _who(members: list[int], ranks: list[tuple[str, dict[str, str]]]) -> str:
 
 
 # ── digests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-def digest(parts: Iterable[bytes]) -> str:
-    found = hashlib.sha256()
-    for part in parts:
-        found.update(hashlib.sha256(part).digest())
-    return found.hexdigest()[:12]
-
-
 def code_digest(package: Path) -> str:
     """Of the package's sources, by name and content."""
     files = sorted(package.rglob("*.py"))
@@ -84,12 +75,6 @@ def code_digest(package: Path) -> str:
 def versions() -> dict[str, str]:
     known = {name: sys.modules[name].__version__ for name in LIBRARIES if name in sys.modules}
     return {"python": platform.python_version(), **known}
-
-
-def table_digest(table: Rows | Examples) -> str:
-    """Of all row numbers, and of some rows in full."""
-    some = np.linspace(0, len(table) - 1, min(LOOKED_AT, len(table)), dtype=int)
-    return digest([table.ids.tobytes(), *(repr(row).encode(errors="surrogatepass") for row in table.at(some))])
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from sft_dist.checkpoints.optimizer_state import Piece, SavedState, write_pieces
+from sft_dist.checkpoints.optimizer_state import Piece, SavedState, groups_state, load_groups_state, write_pieces
 from sft_dist.checkpoints.store import Checkpoint
-from sft_dist.run.folder import write_json
+from sft_dist.recipe.files import write_json
 from sft_dist.tuning import save_weights, saved_names
-from sft_dist.tuning.optimizers import groups_state, load_groups_state, load_schedule_state, schedule_state
+from sft_dist.tuning.optimizers import load_schedule_state, schedule_state
 
 if TYPE_CHECKING:
     from sft_dist.engines.base import Engine

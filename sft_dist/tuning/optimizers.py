@@ -1,17 +1,16 @@
-"""Optimizer and learning-rate schedule from the recipe, by explicit tables; the optimizer's state as plain values."""
+"""Optimizer and learning-rate schedule from the recipe, by explicit tables."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import get_scheduler
 
-from sft_dist.checkpoints.optimizer_state import Piece, SavedState
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.machine import is_installed
 from sft_dist.recipe.optimizers import NAMED_OPTIMIZERS
@@ -140,95 +139,6 @@ def before_judging(optimizer: torch.optim.Optimizer) -> None:
     """
     if hasattr(optimizer, "eval"):
         optimizer.eval()
-
-
-# ── state ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-def names_of(model: nn.Module) -> dict[nn.Parameter, str]:
-    """Trained weight -> its name, which is the same under every strategy."""
-    return {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def state_pieces(optimizer: torch.optim.Optimizer, model: nn.Module, mine: Callable[[int], bool]) -> Iterator[Piece]:
-    """State of the weights whose number in the model is `mine`, copied to the CPU.
-
-    A slot that is no tensor says so in its name: `step:int`.
-    """
-    for number, (parameter, name) in enumerate(names_of(model).items()):
-        if mine(number):
-            for slot, value in optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    copy = value.detach().to("cpu", copy=True).contiguous()
-                    elementwise = copy.shape == parameter.shape and copy.ndim > 0
-                    yield Piece(name, slot, 0, copy.flatten()) if elementwise else Piece(name, slot, None, copy)
-                else:
-                    yield Piece(name, f"{slot}:{type(value).__name__}", None, _as_tensor(value))
-
-
-def load_pieces(optimizer: torch.optim.Optimizer, model: nn.Module, saved: SavedState) -> None:
-    """The reverse, for an optimizer that holds whole weights. Raises ValueError when the state is of other weights."""
-    names = names_of(model)
-    check_names(saved, set(names.values()))
-    numbers: dict[nn.Parameter, int] = {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            numbers[parameter] = len(numbers)
-    state: dict[int, dict[str, Any]] = {}
-    for parameter, name in names.items():
-        slots: dict[str, Any] = {
-            slot: saved.read(name, slot, 0, parameter.numel()).view(parameter.shape) for slot in saved.slots(name)
-        }
-        for slot in saved.whole_slots(name):
-            key, _, kind = slot.partition(":")
-            slots[key] = _PLAIN[kind](saved.whole(name, slot))
-        if slots:
-            state[numbers[parameter]] = slots
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-# Kind of a slot -> how it is read. Numbers stay numbers: some optimizers count with them.
-_PLAIN: dict[str, Callable[[Tensor], Any]] = {
-    "": lambda tensor: tensor,
-    "int": lambda tensor: int(tensor.item()),
-    "float": lambda tensor: float(tensor.item()),
-    "bool": lambda tensor: bool(tensor.item()),
-    "NoneType": lambda tensor: None,
-}
-
-
-def _as_tensor(value: Any) -> Tensor:
-    if value is None:
-        return torch.empty(0)
-    if type(value) not in (int, float, bool):
-        raise ValueError(f"an optimizer's state has a {type(value).__name__}, which cannot be saved")
-    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
-
-
-def check_names(saved: SavedState, trained: set[str]) -> None:
-    if strange := {name for name in saved.names() if "." in name} - trained:
-        raise ValueError(f"{saved.folder}: optimizer state of {min(strange)}, which is not trained in this run")
-
-
-def groups_state(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """What changes in the groups while training (lr, and what some optimizers count there), as plain values."""
-    return [{key: _plain(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-
-
-def load_groups_state(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:
-    for group, saved in zip(optimizer.param_groups, groups, strict=True):
-        group.update({key: _unplain(value) for key, value in saved.items()})
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no tensors: a scalar one becomes its number and its type."""
-    if isinstance(value, Tensor):
-        return {"tensor": value.item(), "dtype": str(value.dtype).removeprefix("torch.")}
-    return value
-
-
-def _unplain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"]))
-    return tuple(value) if isinstance(value, list) else value
 
 
 # ── schedule ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -15,12 +15,12 @@ import sklearn.metrics
 import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from sft_dist import logging_setup as quiet
 from sft_dist import tasks, train, tuning
 from sft_dist.checkpoints import store as checkpoint
 from sft_dist.data import prepare, sources, splits
 from sft_dist.evaluation import inference
 from sft_dist.run import attempt
-from sft_dist.run import logging_setup as quiet
 from sft_dist.tasks import models, text_classification
 from sft_dist.training import loop
 from sft_dist.tuning import optimizers as optim

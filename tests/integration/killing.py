@@ -29,16 +29,15 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from sft_dist.checkpoints import store as ckpt
-from sft_dist.checkpoints.optimizer_state import SavedState
+from sft_dist.checkpoints.optimizer_state import SavedState, names_of, state_pieces
 from sft_dist.checkpoints.saver import Saver
 from sft_dist.engines.base import Setup
 from sft_dist.engines.replicated import Replicated
+from sft_dist.logging_setup import quiet_libraries
 from sft_dist.run.folder import RunFolder
-from sft_dist.run.logging_setup import quiet_libraries
 from sft_dist.training.loop import Progress
 from sft_dist.training.snapshot import Snapshot, restore
 from sft_dist.tuning import load_weights, save_weights
-from sft_dist.tuning.optimizers import names_of, state_pieces
 from tests.ports import free_port
 
 KEEP_LAST = 3

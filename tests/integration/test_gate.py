@@ -16,8 +16,8 @@ from launch.check import gate
 from launch.expand import Run, expand
 from launch.planning import Prepared
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.files import cache_root
 from sft_dist.recipe.load import read
-from sft_dist.run.folder import cache_root
 from tests.conftest import write_reviews
 
 pytestmark = pytest.mark.slow

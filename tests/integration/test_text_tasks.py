@@ -56,7 +56,8 @@ def untrained(file: Path) -> dict[str, Any]:
     import torch
 
     from sft_dist.data.prepare import prepare
-    from sft_dist.evaluation.inference import assemble, autocast, forward, length_sorted_batches, scores_of
+    from sft_dist.engines.precision import autocast
+    from sft_dist.evaluation.inference import assemble, forward, length_sorted_batches, scores_of
     from sft_dist.recipe.load import load
     from sft_dist.tasks import task_of
     from sft_dist.tasks.models import build_model, load_processor

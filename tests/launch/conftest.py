@@ -19,8 +19,9 @@ import pytest
 
 import launch
 from launch.row_counts import Rows
+from sft_dist.recipe.files import write_json
 from sft_dist.recipe.schema import Recipe
-from sft_dist.run.folder import RunFolder, write_json
+from sft_dist.run.folder import RunFolder
 
 ROOT = Path(launch.__file__).parent.parent
 STUBS = Path(__file__).parent / "stubs"

@@ -10,7 +10,8 @@ from launch.plan import Plan
 from launch.planning import Prepared, prepare
 from launch.run import run_all
 from launch.run_state import RunState, state_of
-from sft_dist.run.folder import RunFolder, write_json
+from sft_dist.recipe.files import write_json
+from sft_dist.run.folder import RunFolder
 from tests.launch.conftest import Workplace
 
 

@@ -12,7 +12,8 @@ import pytest
 from launch.render import states
 from launch.run_state import all_runs, find_run, state_of
 from sft_dist.recipe.errors import UserError
-from sft_dist.run.folder import AttemptFolder, RunFolder, write_json
+from sft_dist.recipe.files import write_json
+from sft_dist.run.folder import AttemptFolder, RunFolder
 from tests.launch.conftest import make_recipe
 
 ID = "0123456789"

@@ -10,9 +10,10 @@ import torch
 from sft_dist import export, predict
 from sft_dist.checkpoints import store as ckpt
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.files import write_json
 from sft_dist.recipe.load import load
 from sft_dist.recipe.tunings import KINDS, best_form
-from sft_dist.run.folder import RunFolder, write_json
+from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
 from sft_dist.tasks.models import build_model, load_processor
 from sft_dist.tuning import load_weights, save_weights, saved_names

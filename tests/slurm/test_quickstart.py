@@ -11,7 +11,8 @@ import pytest
 import launch
 from launch.run_state import state_of
 from launch.slurm.records import jobs_of
-from sft_dist.run.folder import RunFolder, read_json
+from sft_dist.recipe.files import read_json
+from sft_dist.run.folder import RunFolder
 from tests.integration import harness
 from tests.slurm.conftest import Cluster
 

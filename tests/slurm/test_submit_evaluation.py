@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from launch.slurm.records import JobRecord, jobs_of, record_job
-from sft_dist.run.folder import RunFolder, read_json
+from sft_dist.recipe.files import read_json
+from sft_dist.run.folder import RunFolder
 from tests.slurm.conftest import Cluster
 from tests.slurm.test_submit_real import ROOT, Workplace, workplace  # noqa: F401
 

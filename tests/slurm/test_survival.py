@@ -22,8 +22,9 @@ import pytest
 import launch
 from launch.run_state import state_of
 from launch.slurm.records import jobs_of
+from sft_dist.recipe.files import read_json
 from sft_dist.run.causes import Verdict, verdict_of
-from sft_dist.run.folder import AttemptFolder, RunFolder, read_json
+from sft_dist.run.folder import AttemptFolder, RunFolder
 from sft_dist.run.requeue_policy import saved_step
 from tests.integration import harness
 from tests.slurm.conftest import Cluster

@@ -11,8 +11,8 @@ from pathlib import Path
 import fsspec
 
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.files import cache_root
 from sft_dist.recipe.remote import marks
-from sft_dist.run.folder import cache_root
 
 
 def tables_folder() -> str:

@@ -14,7 +14,7 @@ from launch.slurm.records import record_job
 from sft_dist.recipe.errors import UserError
 from sft_dist.run.folder import RunFolder
 from tests.launch.conftest import Workplace, make_recipe
-from tests.launch.test_queue import Slurm, make_run, record
+from tests.launch.slurm.test_queue import Slurm, make_run, record
 
 
 @pytest.fixture

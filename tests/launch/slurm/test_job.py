@@ -20,7 +20,7 @@ from launch.plan import Machine, Plan, plan_run
 from launch.slurm.array import array_script
 from launch.slurm.clusters import Cluster, load_cluster
 from launch.slurm.job import directive, job_script
-from sft_dist.run.folder import read_json
+from sft_dist.recipe.files import read_json
 from tests.launch.conftest import ROWS, STUBS, make_recipe, wait_for
 
 Golden = Callable[[str, str], None]

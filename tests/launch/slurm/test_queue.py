@@ -23,7 +23,8 @@ from launch.slurm.queue import (
 )
 from launch.slurm.records import JobRecord, record_job
 from sft_dist.recipe.errors import UserError
-from sft_dist.run.folder import RunFolder, write_json
+from sft_dist.recipe.files import write_json
+from sft_dist.run.folder import RunFolder
 from tests.launch.conftest import make_recipe
 
 SQUEUE = """\

@@ -22,7 +22,8 @@ from launch.slurm.clusters import Cluster
 from launch.slurm.records import JobRecord, jobs_of, record_job
 from launch.slurm.submit import Divided, _record, divide, parts_of, submit
 from sft_dist.recipe.errors import UserError
-from sft_dist.run.folder import RunFolder, read_json, run_id, write_json
+from sft_dist.recipe.files import read_json, write_json
+from sft_dist.run.folder import RunFolder, run_id
 from tests.launch.conftest import ROOT, ROWS, STUBS, Workplace, make_recipe
 
 CLUSTER = Cluster.model_validate({"name": "here", "cpus_per_node": 4, "max_time": "1d"})

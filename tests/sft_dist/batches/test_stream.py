@@ -16,8 +16,9 @@ from sft_dist.batches.chunks import Place
 from sft_dist.batches.stream import ON_DISK, Stream, build_blocks
 from sft_dist.check import check
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.files import read_json
 from sft_dist.recipe.schema import Recipe
-from sft_dist.run.folder import RunFolder, read_json
+from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
 from sft_dist.tasks.models import load_processor
 from tests.conftest import write_reviews

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sft_dist.checkpoints.optimizer_state import Piece, SavedState, split_key, write_pieces
-from sft_dist.tuning.optimizers import load_pieces, state_pieces
+from sft_dist.checkpoints.optimizer_state import Piece, SavedState, load_pieces, split_key, state_pieces, write_pieces
 
 
 def cuts(total, parts, rng):

@@ -10,7 +10,7 @@ import pytest
 from sft_dist.checkpoints import store as ckpt
 from sft_dist.run.folder import RunFolder
 
-SOURCES = Path(ckpt.__file__).parent
+SOURCES = Path(ckpt.__file__).parents[1]
 
 
 @pytest.fixture
@@ -236,7 +236,14 @@ def test_prune_spares_the_newest_and_what_must_stay(folder):
 
 def test_nothing_here_can_load_a_pickle():
     """torch.load, pickle and their kin have no place in saving and resuming; safetensors and JSON do it all."""
-    for name in ("checkpoint", "saver", "snapshot", "state", "tuning/weights", "optim"):
+    for name in (
+        "checkpoints/store",
+        "checkpoints/saver",
+        "checkpoints/optimizer_state",
+        "training/snapshot",
+        "tuning/weights",
+        "tuning/optimizers",
+    ):
         tree = ast.parse((SOURCES / f"{name}.py").read_text())
         for node in ast.walk(tree):
             modules = []

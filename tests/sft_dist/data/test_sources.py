@@ -21,8 +21,8 @@ from PIL import Image as Pictures
 
 from sft_dist.data.sources import load_rows, stream_rows
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.files import cache_root
 from sft_dist.recipe.schema import Data
-from sft_dist.run.folder import cache_root
 
 
 def write(path: Path, texts: list[str], label: str = "a") -> str:

@@ -12,8 +12,9 @@ import torch.distributed as dist
 
 from sft_dist.engines import start_engine
 from sft_dist.engines.base import COLLECTIVE_TIMEOUT, Setup
+from sft_dist.recipe.files import write_json
 from sft_dist.run.causes import cause_of
-from sft_dist.run.folder import RunFolder, write_json
+from sft_dist.run.folder import RunFolder
 from tests.sft_dist.engines.curves import OPTIMIZERS, build, engine_of
 from tests.sft_dist.engines.ranks import on_ranks
 

@@ -402,14 +402,23 @@ def test_the_fingerprint_is_that_of_the_code_that_prepares(tmp_path: Path, monke
     recipe = load(write(tmp_path))
     monkeypatch.setattr(references, "__file__", str(copy / "recipe/references.py"))
     prints = set()
-    for changed in ("", "data/clean.py", "tasks/base.py", "recipe/tasks.py", "scores_audio.py", "loop.py"):
+    for changed in (
+        "",
+        "data/clean.py",
+        "tasks/base.py",
+        "recipe/tasks.py",
+        "metrics/audio.py",
+        "losses/tokens.py",
+        "training/loop.py",
+        "run/hang_watcher.py",
+    ):
         if changed:
             with (copy / changed).open("a") as file:
                 file.write("# another version\n")
         code_digest.cache_clear()
         prints.add(data_fingerprint(recipe))
     code_digest.cache_clear()
-    assert len(prints) == 5, "the loop prepares nothing"
+    assert len(prints) == 6, "neither the loop nor the hang watcher prepares anything"
 
 
 def test_the_fingerprint_of_a_missing_file_is_a_user_error(tmp_path: Path) -> None:

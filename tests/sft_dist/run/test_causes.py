@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from sft_dist.recipe.files import write_json
 from sft_dist.run.causes import Facts, agents_of, cause_of, classify, facts_of, verdict_of
-from sft_dist.run.folder import RunFolder, write_json
+from sft_dist.run.folder import RunFolder
 from sft_dist.run.requeue_policy import MOST_IN_USE, Ended, decide, failing_nodes
 
 PEER = "[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.213.77.12]:5312"

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from sft_dist.recipe.files import write_json
 from sft_dist.run.causes import Facts, Verdict, verdict_of
-from sft_dist.run.folder import AttemptFolder, RunFolder, write_json
+from sft_dist.run.folder import AttemptFolder, RunFolder
 from sft_dist.run.requeue_policy import MOST_BARREN, Ended, decide, failing_nodes, history_of
-from tests.sft_dist.recipe.test_causes import PEER, beat, error
+from tests.sft_dist.run.test_causes import PEER, beat, error
 
 
 # ── what next ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -20,7 +20,7 @@ from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks import task_of
 from sft_dist.tasks.models import build_model, load_processor
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def recipe_of(folder: Path | str, **model: Any) -> Recipe:
@@ -142,7 +142,7 @@ def test_code_that_comes_with_a_model_does_not_run_unless_the_recipe_names_it(ti
 
 USE = """
 import sys
-from tests.sft_dist.test_models import built, recipe_of
+from tests.sft_dist.tasks.test_models import built, recipe_of
 print(type(built(recipe_of("org/odd", trust_remote_code=sys.argv[1]))).__name__)
 """
 

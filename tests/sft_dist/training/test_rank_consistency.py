@@ -9,8 +9,8 @@ import torch
 from datasets import Dataset
 
 import sft_dist
-from sft_dist.data.rows import Examples, Rows
-from sft_dist.training.rank_consistency import code_digest, differences, table_digest, versions, weights_digest
+from sft_dist.data.rows import Examples, Rows, table_digest
+from sft_dist.training.rank_consistency import code_digest, differences, versions, weights_digest
 
 SAME = {"code": "aa", "torch": "2.13.0"}
 
@@ -42,7 +42,7 @@ def test_the_code_digest_sees_content_and_names(tmp_path):
     shutil.copytree(Path(sft_dist.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     before = code_digest(package)
     assert before == code_digest(Path(sft_dist.__file__).parent)
-    (package / "losses.py").rename(package / "loss.py")
+    (package / "losses/tokens.py").rename(package / "loss.py")
     renamed = code_digest(package)
     (package / "loss.py").write_text((package / "loss.py").read_text() + "#")
     assert len({before, renamed, code_digest(package)}) == 3

@@ -13,7 +13,8 @@ from sft_dist.checkpoints import store as ckpt
 from sft_dist.checkpoints.saver import Saver
 from sft_dist.engines.base import Setup
 from sft_dist.engines.replicated import Replicated
-from sft_dist.run.folder import RunFolder, write_json
+from sft_dist.recipe.files import write_json
+from sft_dist.run.folder import RunFolder
 from sft_dist.training.loop import Progress, _prune
 from sft_dist.training.snapshot import Snapshot, restore
 from sft_dist.tuning import load_weights

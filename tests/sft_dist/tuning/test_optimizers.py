@@ -12,7 +12,14 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from sft_dist.checkpoints.optimizer_state import SavedState, write_pieces
+from sft_dist.checkpoints.optimizer_state import (
+    SavedState,
+    groups_state,
+    load_groups_state,
+    load_pieces,
+    state_pieces,
+    write_pieces,
+)
 from sft_dist.recipe import schema
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.machine import is_installed
@@ -24,12 +31,8 @@ from sft_dist.tuning.optimizers import (
     before_training,
     build_optimizer,
     build_schedule,
-    groups_state,
-    load_groups_state,
-    load_pieces,
     load_schedule_state,
     schedule_state,
-    state_pieces,
 )
 
 IN_TORCH = [

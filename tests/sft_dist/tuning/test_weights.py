@@ -8,12 +8,12 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from test_adapters import ia3, lora, virtual
-from test_freeze import freeze
 from torch import nn
 
 from sft_dist.recipe.schema import BitfitTuning, FullTuning
 from sft_dist.tuning import apply_tuning, load_weights, save_weights, saved_names
+from tests.sft_dist.tuning.test_adapters import ia3, lora, virtual
+from tests.sft_dist.tuning.test_freeze import freeze
 from tests.sft_dist.tuning.tiny_models import NAMES, build, logits, trained
 
 TUNINGS = {
