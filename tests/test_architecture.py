@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 from typing import get_args
@@ -61,3 +64,75 @@ def test_every_recipe_is_valid_at_every_point_and_points_to_things_that_exist(pa
     lacking = [problem.value or "" for problem in problems if (problem.value or "").startswith("sample:")]
     assert {text.removeprefix("sample:").split("/")[0] for text in lacking} <= set(SAMPLES)
     assert len(problems) == len(lacking), problems
+
+
+# ── modules ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+@dataclass(frozen=True)
+class Import:
+    """One import of a module of ours."""
+
+    importer: str
+    imported: str
+    line: int
+    in_function: bool
+
+
+def _modules() -> dict[str, Path]:
+    """Dotted name -> file of every module of the project."""
+    files = [path for package in ("launch", "sft_dist") for path in (ROOT / package).rglob("*.py")]
+    names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
+    return {name.removesuffix(".__init__"): path for path, name in names.items() if "_shipped" not in path.parts}
+
+
+def _imports() -> list[Import]:
+    """All imports among the project's modules: at the top, within functions and for type checking."""
+    modules, imports = _modules(), []
+    for importer, path in modules.items():
+        tree = ast.parse(path.read_text())
+        functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+        inside = {id(node) for function in functions for node in ast.walk(function)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                targets = {name if name in modules else node.module for name in names}
+            elif isinstance(node, ast.Import):
+                targets = {alias.name for alias in node.names}
+            else:
+                continue
+            imports += [Import(importer, name, node.lineno, id(node) in inside) for name in targets if name in modules]
+    return imports
+
+
+def test_no_module_imports_itself_by_a_detour():
+    graph: dict[str, set[str]] = {}
+    for one in _imports():
+        graph.setdefault(one.importer, set()).add(one.imported)
+    try:
+        TopologicalSorter({name: targets - {name} for name, targets in graph.items()}).prepare()
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' <- '.join(error.args[1])}")
+
+
+# Modules that import others of ours within functions, because what they need is slow to import and not always needed.
+# The reason stands beside each import.
+IMPORT_LATE: set[str] = set()
+
+
+def test_imports_within_functions_have_a_reason():
+    late = [one for one in _imports() if one.in_function and one.importer.startswith("sft_dist")]
+    assert {one.importer for one in late} == IMPORT_LATE
+    modules = _modules()
+    for one in late:
+        lines = modules[one.importer].read_text().splitlines()
+        above = [line.strip() for line in lines[max(0, one.line - 6) : one.line]]
+        assert any("#" in line for line in above), f"{modules[one.importer]}:{one.line}: say why it is imported late"
+
+
+def test_every_test_module_mirrors_a_source_module_or_is_an_integration_test():
+    strangers = []
+    for package in ("launch", "sft_dist"):
+        for path in sorted((ROOT / "tests" / package).rglob("test_*.py")):
+            source = (ROOT / path.relative_to(ROOT / "tests")).with_name(path.name.removeprefix("test_"))
+            if not source.exists() and not source.with_suffix("").is_dir():
+                strangers.append(str(path.relative_to(ROOT)))
+    assert not strangers, strangers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import runpy
 import signal
@@ -24,6 +23,7 @@ from sft_dist.recipe.files import write_json
 from sft_dist.recipe.units import seconds_of
 from sft_dist.run.folder import AttemptFolder, RunFolder
 from sft_dist.run.hang_watcher import Watch, found
+from sft_dist.run.locks import acquire
 
 POLL_S = 0.2
 LOOK_S = 1.0  # between looks at the ranks' signs of life
@@ -110,8 +110,7 @@ def _start(folder: RunFolder, plan: Plan, attempt: AttemptFolder, token: str) ->
         env["PYTHONPATH"] = os.pathsep.join([plan.env["PYTHONPATH"], *map(os.path.abspath, others.split(os.pathsep))])
     log = os.open(attempt.launcher_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        # Shared with the processes that inherit the file: locked means that one of them is alive.
-        fcntl.flock(log, fcntl.LOCK_EX)
+        acquire(log)  # with every process that inherits the file: locked means that one of them is alive
         # In the run folder: `python -m` looks there first, and must not find another sft_dist than the sealed one.
         return subprocess.Popen(
             plan.argv,

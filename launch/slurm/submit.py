@@ -6,7 +6,6 @@ crash between sbatch and the record too, because every job carries its submissio
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
@@ -31,7 +30,8 @@ from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import read_json, write_json, write_text
 from sft_dist.recipe.schema import Resources
 from sft_dist.recipe.units import seconds_of
-from sft_dist.run.folder import NO_LOCKS, RunFolder
+from sft_dist.run.folder import RunFolder
+from sft_dist.run.locks import locked
 
 
 @dataclass(frozen=True)
@@ -307,13 +307,5 @@ def _alone(parent: Path) -> Iterator[None]:
     folder = parent / ".submissions"
     for path in (parent, folder):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
+    with locked(folder / "lock"):
         yield
-    finally:
-        os.close(descriptor)

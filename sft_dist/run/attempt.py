@@ -6,7 +6,6 @@ A launcher reads these files instead of exit codes, which `accelerate launch` an
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import socket
@@ -19,7 +18,8 @@ from typing import Any
 
 from sft_dist.recipe.errors import InUse, UserError
 from sft_dist.recipe.files import write_json
-from sft_dist.run.folder import NO_LOCKS, AttemptFolder, RunFolder
+from sft_dist.run.folder import AttemptFolder, RunFolder
+from sft_dist.run.locks import open_lock_file, try_acquire
 from sft_dist.run.requeue_policy import slurm_job
 
 log = logging.getLogger("sft_dist")
@@ -30,21 +30,13 @@ def now() -> str:
 
 
 def take_lock(folder: RunFolder) -> int:
-    """Hold the run for this process; the kernel lets go when the process ends, however it ends. Raises InUse.
-
-    Nothing is held where the file system knows no locks.
-    """
-    descriptor = os.open(folder.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
-    # A killed trainer's other processes may need a moment to go.
+    """Holds the run for this process, until the process ends. Raises InUse."""
+    descriptor = open_lock_file(folder.lock_file)
+    # A killed trainer's other processes may need a moment to end.
     for _ in range(50):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_acquire(descriptor):
             time.sleep(0.1)
             continue
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode())
         return descriptor
