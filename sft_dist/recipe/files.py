@@ -48,3 +48,10 @@ def append_line(path: Path, line: str) -> None:
         os.write(descriptor, (line + "\n").encode())
     finally:
         os.close(descriptor)
+
+
+def shipped(*parts: str) -> Path:
+    """A file or folder that travels with this program: `shipped("recipes")`, in a wheel or in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "_shipped"
+    return (inside if inside.is_dir() else package.parent).joinpath(*parts)
