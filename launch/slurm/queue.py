@@ -20,12 +20,12 @@ from launch.run_state import RunState, state_of, states_of
 from launch.slurm.client import CommandRunner, run_command
 from launch.slurm.records import JobRecord, jobs_of, newest
 from sft_dist.recipe.errors import UserError
-from sft_dist.run.causes import OF_SLURM
+from sft_dist.run.causes import CAUSE_BY_SLURM_STATE
 
 # The comment comes last, because it may contain a `|`.
 SQUEUE = ("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N|%L|%E|%k")
 SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,ExitCode,End", "--jobs")
-FINAL = {*OF_SLURM, "COMPLETED", "FAILED"} - {"REQUEUED"}
+FINAL = {*CAUSE_BY_SLURM_STATE, "COMPLETED", "FAILED"} - {"REQUEUED"}
 LAG_S = 60  # a shared file system may show a node's last files this much later
 
 # Why a job is pending, in words that say what to do. Other reasons are shown as Slurm writes them.
@@ -183,9 +183,9 @@ def _merge_ended(state: RunState, record: JobRecord, job: Job, now: float) -> Ru
         return replace(state, state="ending", cause=f"its job has left the queue; accounting still says {job.state}")
     if job.end is not None and now - job.end < LAG_S and state.state in ("sealed", "killed"):
         return replace(state, state="ending", cause=f"job ended ({job.state}); its last files may not be visible yet")
-    cause = OF_SLURM.get(job.state, f"exit code {job.exit_code}")
+    cause = CAUSE_BY_SLURM_STATE.get(job.state, f"exit code {job.exit_code}")
     log = f"attempts/{state.attempts:03d}/launcher.log" if state.attempts else output_of(record)
-    ended = "killed" if job.state in OF_SLURM else "failed"
+    ended = "killed" if job.state in CAUSE_BY_SLURM_STATE else "failed"
     return replace(state, state=ended, cause=f"{cause} (Slurm: {job.state}); see {log}")
 
 
