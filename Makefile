@@ -43,11 +43,14 @@ test-long: setup ## the long learning proofs: real models on real data
 test-slurm: setup ## the tests on a real Slurm, which they install and start on this machine (root, Debian)
 	SFT_DIST_REQUIRE_SLURM=1 $(PYTEST) tests/slurm tests/integration/test_job_fuzz.py
 
-check: setup     ## ruff, mypy, import-linter, codespell; names and phrases
+check: setup     ## ruff, mypy, import-linter, codespell, shellcheck; names and phrases
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	# `job` is assigned in requeue.sh.tmpl, which is inserted into the other templates.
+	$(BIN)/shellcheck --shell=bash --exclude=SC2154 launch/slurm/*.tmpl
+	$(BIN)/shellcheck --severity=warning tests/golden/*.sbatch slurm/devcluster/devcluster
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_words.py
 
 bench: setup     ## start-up times beside `accelerate launch --help`; encoding beside the tokenizer alone
