@@ -101,6 +101,8 @@ def sqlite_file(text: str) -> str:
 
 def resolve(reference: Reference) -> Path | list[Path] | str:
     """A file or folder, the files of a glob, or a hub id or URL as it is. Raises UserError."""
+    if reference.kind == "url":
+        remote.require_known_protocol(reference.text)
     if reference.kind in ("hub", "url"):
         return reference.text
     try:

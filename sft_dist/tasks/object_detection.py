@@ -28,6 +28,7 @@ from sft_dist.tasks.pictures import (
     content,
     load_image_processor,
     pixels_of,
+    require_readable_path,
     warn_of_batch_statistics,
 )
 
@@ -61,6 +62,7 @@ class ObjectDetection(BaseTask):
         """A picture may well have no objects, but has to say so."""
         if not row["image"]:
             return "no picture"
+        require_readable_path(row, "image", number)
         if row["objects"] is None:
             return NO_LABEL
         boxes, names = _boxes_and_names(row["objects"], number)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -13,6 +12,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 
+from sft_dist.data.media import MediaError, is_url, open_media, require_accepted
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import model_source
 from sft_dist.recipe.schema import Recipe
@@ -47,14 +47,22 @@ def config_of(recipe: Recipe, labels: list[str]) -> PreTrainedConfig:
 
 def content(picture: dict[str, Any]) -> bytes:
     """A hash of the file as it is, so that the same picture under two names is one."""
-    data = picture.get("bytes")
-    if data is None:
-        path = str(picture.get("path"))
-        try:
-            data = Path(path).read_bytes()
-        except OSError:  # not a local file, or none that can be read: `check` says so
-            data = path.encode()
-    return xxhash.xxh128_digest(data)
+    path = str(picture.get("path"))
+    if picture.get("bytes") is None and is_url(path):  # told apart by its address: nothing is downloaded for this
+        return xxhash.xxh128_digest(path.encode())
+    try:
+        with open_media(picture) as file:
+            return xxhash.xxh128_digest(file.read())
+    except (MediaError, OSError):  # `check` says so
+        return xxhash.xxh128_digest(path.encode())
+
+
+def require_readable_path(row: dict[str, Any], role: str, number: int) -> None:
+    """Raises UserError naming the row when its picture may not be opened."""
+    try:
+        require_accepted(row[role])
+    except MediaError as error:
+        raise UserError(Problem(f"row {number}: {error}", f"data.columns.{role}")) from None
 
 
 def pixels_of(processor: Any, pictures: Sequence[Image]) -> dict[str, Tensor]:

@@ -36,6 +36,7 @@ from sft_dist.tasks.pictures import (
     content,
     load_image_processor,
     pixels_of,
+    require_readable_path,
     warn_of_batch_statistics,
 )
 
@@ -74,6 +75,7 @@ class SemanticSegmentation(BaseTask):
         """Masks are opened here, to count the pixels of each class. Raises UserError."""
         if not row["image"] or not row["mask"]:
             return "no picture" if not row["image"] else "no mask"
+        require_readable_path(row, "image", number)
         try:
             mask = load_mask(row["mask"])
         except MediaError as error:
