@@ -16,10 +16,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root, read_json, write_json
 
 log = logging.getLogger("sft_dist")
 
+# Filesystems that data are read from. Others run what they find (`python`, `reference`), reach into programs, or unpack
+# without a limit. `memory` holds what this very process has put there.
+PROTOCOLS = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "file", "memory")
 ANSWER_S = 5.0
 # What filesystems call that which changes with a file, small and without `-` and `_`. Not its address: it may be signed anew.
 _MARKS = {
@@ -27,6 +31,15 @@ _MARKS = {
     "md5hash", "crc32c", "checksum", "sha", "generation", "versionid", "blobid",
 }  # fmt: skip
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def require_known_protocol(url: str) -> None:
+    """Raises UserError unless fsspec may open the URL."""
+    if "::" in url:
+        hint = "download and unpack it, and name the file or folder"
+        raise UserError(Problem("chained URLs are not read", "data.source", value=url, hint=hint))
+    if url.partition("://")[0].lower() not in PROTOCOLS:
+        raise UserError(Problem("data are not read by this protocol", "data.source", value=url, valid=PROTOCOLS))
 
 
 def state_of_url(url: str) -> str:
@@ -107,6 +120,7 @@ def _file(address: str) -> Path:
 def _listed(url: str) -> str:
     import fsspec
 
+    require_known_protocol(url)
     system, path = fsspec.core.url_to_fs(url)
     names = [path]
     if url.endswith("/"):
