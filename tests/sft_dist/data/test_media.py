@@ -17,6 +17,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from sft_dist.data import media
+from sft_dist.data.images import content
 from sft_dist.data.media import REFUSED, MediaError, accepted, load_audio, load_image, load_mask, open_media
 from sft_dist.data.prepare import prepare
 from sft_dist.data.sources import load_rows, stream_rows
@@ -25,7 +26,6 @@ from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Data, Recipe
 from sft_dist.tasks import task_of
 from sft_dist.tasks.audio import content_of, seconds_of
-from sft_dist.tasks.pictures import content
 from tests.sft_dist.data.web import Web
 
 RATE = 16_000
