@@ -111,7 +111,7 @@ class _Live:
             return True
         if not self._folder.jobs_file.exists():
             return False
-        judged = sum(attempt.verdict_file.exists() for attempt in self._folder.all_attempts())
+        judged = sum(attempt.decision_file.exists() for attempt in self._folder.all_attempts())
         if judged > self._judged or time.monotonic() - self._asked >= ASK_S:
             from launch.slurm.queue import is_live
 

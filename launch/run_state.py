@@ -90,9 +90,9 @@ def _verdict(folder: RunFolder, attempts: list[AttemptFolder]) -> tuple[str, str
             return "finished", str(outcome.get("reason", "")), False
     if not attempts:
         return "sealed", "", False
-    from sft_dist.run.causes import verdict_of  # a plan of new runs has no attempts to judge
+    from sft_dist.run.causes import classify_attempt  # a plan of new runs has no attempts to judge
 
-    verdict = verdict_of(folder, attempts[-1])
+    verdict = classify_attempt(folder, attempts[-1])
     return verdict.state, verdict.line, verdict.user_error
 
 

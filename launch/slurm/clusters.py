@@ -14,13 +14,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from sft_dist.recipe.errors import Mark, Problem, UserError
-from sft_dist.recipe.explain import Schema, problems_from
-from sft_dist.recipe.load import Source, shown
-from sft_dist.recipe.references import shipped
+from sft_dist.recipe.explain import problems_from
+from sft_dist.recipe.files import shipped
 from sft_dist.recipe.schema import NAME_PATTERN, Positive
 from sft_dist.recipe.section import Section
+from sft_dist.recipe.source import Schema, Source, shown
+from sft_dist.recipe.suggest import similar_to
 from sft_dist.recipe.units import bytes_of, check_memory, check_time, seconds_of
-from sft_dist.recipe.yaml_lines import read_yaml, similar_to
+from sft_dist.recipe.yaml_lines import read_yaml
 
 LOCAL = "local"  # this machine; no file
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from launch.slurm.client import ask
 from launch.slurm.resources import clock
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.yaml_lines import similar_to
+from sft_dist.recipe.suggest import similar_to
 
 NODE_FORMAT = "%P|%c|%m|%G|%f|%l"  # partition, CPUs, memory in MiB, generic resources, features, time limit
 # Types that come with one size only; a100, v100 and h100 come with several.

@@ -20,11 +20,11 @@ from launch.run_state import RunState, state_of, states_of
 from launch.slurm.client import ask as call
 from launch.slurm.records import JobRecord, jobs_of
 from sft_dist.recipe.errors import UserError
-from sft_dist.run.causes import OF_SLURM
+from sft_dist.run.causes import CAUSE_BY_SLURM_STATE
 
 SQUEUE = ("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N|%L|%E")
 SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,ExitCode,End", "--jobs")
-FINAL = {*OF_SLURM, "COMPLETED", "FAILED"} - {"REQUEUED"}
+FINAL = {*CAUSE_BY_SLURM_STATE, "COMPLETED", "FAILED"} - {"REQUEUED"}
 LAG_S = 60  # a shared file system may show a node's last files this much later
 
 # Why a job waits, in words that say what to do. Others are shown as Slurm writes them.
@@ -166,9 +166,9 @@ def merged(state: RunState, record: JobRecord, answer: Answer, now: float) -> Ru
         return replace(state, state="ending", cause=f"its job has left the queue; accounting still says {past.state}")
     if past.end is not None and now - past.end < LAG_S and state.state in ("sealed", "killed"):
         return replace(state, state="ending", cause=f"job ended ({past.state}); its last files may be on their way")
-    said = OF_SLURM.get(past.state, f"exit code {past.exit}")
+    said = CAUSE_BY_SLURM_STATE.get(past.state, f"exit code {past.exit}")
     where = f"attempts/{state.attempts:03d}/launcher.log" if state.attempts else output_of(record)
-    ended = "killed" if past.state in OF_SLURM else "failed"
+    ended = "killed" if past.state in CAUSE_BY_SLURM_STATE else "failed"
     return replace(state, state=ended, cause=f"{said} (Slurm: {past.state}); see {where}")
 
 

@@ -34,7 +34,7 @@ from sft_dist.data.sources import load_rows
 from sft_dist.data.splits import draw, hold_out
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root, read_json, write_json
-from sft_dist.recipe.references import data_fingerprint
+from sft_dist.recipe.fingerprint import data_fingerprint
 from sft_dist.recipe.schema import SPLITS, Data, Recipe
 from sft_dist.recipe.tasks import TASK_COLUMNS
 from sft_dist.run.locks import locked

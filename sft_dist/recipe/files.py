@@ -39,3 +39,10 @@ def cache_root() -> Path:
     if chosen := os.environ.get("SFT_DIST_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sft-dist"
+
+
+def shipped(*parts: str) -> Path:
+    """A file or folder that travels with this program: `shipped("recipes")`, in a wheel or in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "_shipped"
+    return (inside if inside.is_dir() else package.parent).joinpath(*parts)

@@ -74,11 +74,11 @@ class AttemptFolder:
         return self.path / "hang.json"
 
     @property
-    def verdict_file(self) -> Path:
+    def decision_file(self) -> Path:
         """Written when the attempt was over (`verdict.py`): cause, rank, host, action."""
         return self.path / "verdict.json"
 
-    def beat_file(self, rank: int) -> Path:
+    def heartbeat_file(self, rank: int) -> Path:
         """Renewed by a rank while it lives, also while it waits for others: rank, host, pid, step, phase, time."""
         return self.path / f"rank-{rank}.beat.json"
 

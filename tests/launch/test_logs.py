@@ -84,7 +84,7 @@ def test_slurm_is_asked_at_once_when_an_attempt_has_ended(folder, monkeypatch):
     live = logs._Live(folder)
     attempt = folder.new_attempt()
     assert live.goes_on()
-    write_json(attempt.verdict_file, {"state": "finished"})
+    write_json(attempt.decision_file, {"state": "finished"})
     assert not live.goes_on()
     assert not live.goes_on()
 
