@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.expand import Run
 from launch.row_counts import Rows
-from launch.slurm.resources import Request, request
+from launch.slurm.resources import Request, request_resources
 from launch.strategy import Launch, Shape, StrategyChoice, accelerate_launch, choose
 from sft_dist.recipe.arithmetic import Batch, Steps, batch_of, steps_of
 from sft_dist.recipe.errors import Problem, UserError, collected
@@ -150,7 +150,7 @@ def plan_run(
         choice, launch = _strategy(recipe, shape, machine, python)
         batch = batch_of(recipe, shape.world_size)
     with collected(problems):
-        asked = request(recipe.resources, cluster, min(wanted, machine.gpus or wanted)) if cluster else None
+        asked = request_resources(recipe.resources, cluster, min(wanted, machine.gpus or wanted)) if cluster else None
     if problems:
         raise UserError(problems)
     steps = _steps(recipe, rows.train) if rows.train or recipe.data.streaming else None
