@@ -13,7 +13,6 @@ import sys
 import time
 import traceback
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 from sft_dist.recipe.errors import InUse, UserError
@@ -93,15 +92,6 @@ def record_error(attempt: AttemptFolder, rank: int, step: int, error: BaseExcept
 
 def record_outcome(attempt: AttemptFolder, state: str, last_step: int, reason: str) -> None:
     write_json(attempt.outcome_file, {"state": state, "last_step": last_step, "time": now(), "reason": reason})
-
-
-def append_line(path: Path, line: str) -> None:
-    """One write, so that lines of two processes never mix."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        os.write(descriptor, (line + "\n").encode())
-    finally:
-        os.close(descriptor)
 
 
 def job_facts() -> dict[str, Any]:
