@@ -48,6 +48,16 @@ def _start_fast() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
+class _StrategyOption(click.Option):
+    """Its help names the strategies, which are read only when it is shown."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from sft_dist.recipe.strategies import STRATEGIES
+
+        self.help = (self.help or "").format(names=", ".join(STRATEGIES))
+        return super().get_help_record(ctx)
+
+
 class _Ordered(click.Group):
     """Lists the verbs in the order in which they are used."""
 
@@ -393,9 +403,7 @@ def cluster_probe(partition: str | None) -> None:
 @cli.command()
 @click.argument("run")
 @PROCESSES
-@click.option(
-    "--strategy", metavar="NAME", help="Go on with another strategy: single, ddp, zero1, zero2, zero3, fsdp2."
-)
+@click.option("--strategy", cls=_StrategyOption, metavar="NAME", help="Resume with another strategy: {names}.")
 @RUNS
 def resume(run: str, processes: int | None, strategy: str | None, runs: str | None) -> None:
     """Go on with a RUN (folder, id, or beginning of an id) after its newest checkpoint, here and with the same results also

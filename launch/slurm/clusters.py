@@ -144,7 +144,8 @@ class Cluster(Section):
     gpu_type: Word | None = Field(None, description="GPU type as Slurm names it: `h100`.")
     gpus_per_node: int = Field(0, ge=0, le=1024, description="GPUs of a node; 0: train on its CPUs.")
     gpu_memory: Memory | None = Field(
-        None, description="Memory of one GPU: `80GB`. `train.strategy: auto` goes by it; left out: it takes ddp."
+        None,
+        description="Memory of one GPU: `80GB`. `train.strategy: auto` needs it to choose; without it every process holds the whole model.",
     )
     cpus_per_node: Positive = Field(description="CPUs of a node. A run that takes half the GPUs takes half of them.")
     memory_per_node: Memory | None = Field(
