@@ -71,7 +71,7 @@ def _run_one(one: Prepared, backend: Backend, prefix: str) -> RunState:
     _say(f"{prefix}{plan.name}/{folder.id}{f' ({point})' if point else ''}: {total}, {render.batch_equation(plan)}")
     end = backend.run(folder, plan)
     _say(render.verdict(end, f"sft-dist resume {shlex.quote(str(_shown(folder.path)))}"))
-    if end.state == "failed" and not end.user_error and " no rank said why" in end.cause:
+    if end.state == "failed" and not end.user_error and " no rank reported an error" in end.cause:
         _say(render.tail(folder.all_attempts()[-1].launcher_log, 15))
     return end
 
