@@ -123,7 +123,7 @@ def _child(recipe: Recipe, options: Sequence[str | Path]) -> subprocess.Complete
 def _kept(recipe: Recipe) -> Path:
     """Where the answer about these data, as this model takes them, is kept."""
     asked = [
-        data_fingerprint(recipe, anew=True), code_digest(), recipe.data.max_length,
+        data_fingerprint(recipe, replan=True), code_digest(), recipe.data.max_length,
         recipe.model.model_dump(mode="json"), model_state(recipe),
     ]  # fmt: skip
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:20]

@@ -40,7 +40,7 @@ class RowCounts:
 
 def count_rows(recipe: Recipe, python: str = sys.executable) -> RowCounts:
     """From the cache, else counted in a process of its own. Raises UserError when the data itself is at fault."""
-    kept = cache_root() / "rows" / f"{data_fingerprint(recipe, anew=True)}.json"
+    kept = cache_root() / "rows" / f"{data_fingerprint(recipe, replan=True)}.json"
     known = read_json(kept)
     if known is None:
         known = _count(recipe, python)
