@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 def join_names(names: Iterable[object], limit: int = 8) -> str:
     """`a, b, c and 5 more`."""
-    names = list(map(str, names))
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
+    texts = list(map(str, names))
+    return ", ".join(texts[:limit]) + (f" and {len(texts) - limit:,} more" if len(texts) > limit else "")
 
 
 def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
