@@ -16,10 +16,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root, read_json, write_json
 
 log = logging.getLogger("sft_dist")
 
+# Filesystems that data are read from. Others run what they find (`python`, `reference`), reach into programs, or unpack
+# without a limit. `memory` holds what this very process has put there.
+PROTOCOLS = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "file", "memory")
 ANSWER_S = 5.0
 # Names that filesystems give to what changes with a file, in lower case, without `-` and `_`. Not its address: that may be
 # signed, and differ each time.
@@ -28,6 +32,15 @@ _CHANGING_FIELDS = {
     "md5hash", "crc32c", "checksum", "sha", "generation", "versionid", "blobid",
 }  # fmt: skip
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def require_known_protocol(url: str) -> None:
+    """Raises UserError unless fsspec may open the URL."""
+    if "::" in url:
+        hint = "download and unpack it, and name the file or folder"
+        raise UserError(Problem("chained URLs are not read", "data.source", value=url, hint=hint))
+    if url.partition("://")[0].lower() not in PROTOCOLS:
+        raise UserError(Problem("data are not read by this protocol", "data.source", value=url, valid=PROTOCOLS))
 
 
 def state_of_url(url: str) -> str:
@@ -109,6 +122,7 @@ def _state_file(address: str) -> Path:
 def _state_of_files(url: str) -> str:
     import fsspec  # only recipes with a URL need it
 
+    require_known_protocol(url)
     system, path = fsspec.core.url_to_fs(url)
     names = [path]
     if url.endswith("/"):

@@ -144,6 +144,11 @@ class Data(Section):
     columns: dict[str, str] = Field(
         default_factory=mapping, description="Role -> column name, where they differ: `{text: review, label: stars}`."
     )
+    allow_urls: bool = Field(
+        False,
+        description="Open http(s) URLs that columns of pictures, masks and recordings hold, without credentials. false: they "
+        "name files in the table's folder or below.",
+    )
     labels: Annotated[list[str], Field(min_length=1)] | None = Field(
         None, description="The classes in the order of the model's outputs. Left out: all in the training rows, sorted."
     )
