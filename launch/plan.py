@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.expand import Run
-from launch.row_counts import Rows
+from launch.row_counts import RowCounts
 from launch.slurm.resources import Request, request_resources
 from launch.strategy import Launch, Shape, StrategyChoice, accelerate_launch, choose
 from sft_dist.recipe.arithmetic import Batch, Steps, batch_of, steps_of
@@ -76,7 +76,7 @@ class Plan:
     device: str  # "gpu" | "cpu"
     batch: Batch
     steps: Steps | None
-    rows: Rows
+    rows: RowCounts
     strategy: dict[str, Any]  # name and options; the trainer reads it where the recipe says `auto`
     why: str
     argv: tuple[str, ...]
@@ -132,7 +132,7 @@ def _gpu_memory(visible: str) -> int | None:
 def plan_run(
     run: Run,
     machine: Machine,
-    rows: Rows,
+    rows: RowCounts,
     folder: Path,
     python: str,
     processes: int | None = None,
@@ -269,7 +269,7 @@ _KNOWN_STEPS: dict[tuple[object, ...], Steps] = {}
 
 
 def _warnings(
-    recipe: Recipe, machine: Machine, shape: Shape, threads: int, rows: Rows, steps: Steps | None
+    recipe: Recipe, machine: Machine, shape: Shape, threads: int, rows: RowCounts, steps: Steps | None
 ) -> list[str]:
     found = []
     if not shape.on_gpu and shape.processes_per_node * threads > machine.cores:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from launch.evaluate import board_of
+from launch.evaluate import leaderboard_folder
 from launch.expand import Run
 from launch.plan import Machine, plan_run
-from launch.planning import Prepared
+from launch.planning import PlannedRun
 from launch.slurm.client import clean_environment
 from launch.slurm.clusters import Cluster
 from launch.slurm.divide import RunsByState, divide, plan_jobs
@@ -60,14 +60,14 @@ def sent(submission: Submission, kind: str) -> list[str]:
     return [job_id for job_id, job in submission.jobs if job.kind == kind]
 
 
-def prepared(root: Path, count: int = 1, cluster: Cluster = CLUSTER, **resources: object) -> list[Prepared]:
+def prepared(root: Path, count: int = 1, cluster: Cluster = CLUSTER, **resources: object) -> list[PlannedRun]:
     found = []
     for seed in range(count):
         recipe = make_recipe(train={"seed": seed}, resources=resources)
         run = Run(run_id(recipe), recipe, {"train.seed": seed})
         folder = root / "demo" / run.id
         found.append(
-            Prepared(run, plan_run(run, Machine.node_of(cluster), ROWS, folder, sys.executable, None, cluster))
+            PlannedRun(run, plan_run(run, Machine.node_of(cluster), ROWS, folder, sys.executable, None, cluster))
         )
     return found
 
@@ -130,7 +130,7 @@ def script_of_call(words: list[str]) -> str:
     return Path(words[-1]).read_text()
 
 
-def finish(one: Prepared, step: int = 8) -> None:
+def finish(one: PlannedRun, step: int = 8) -> None:
     """The run has ended with one checkpoint."""
     folder = RunFolder(one.plan.folder)
     write_json(folder.new_attempt().outcome_file, {"state": "finished", "last_step": step})
@@ -162,7 +162,7 @@ def test_one_run_is_judged_by_one_job_and_one_of_a_sweep_leaves_the_sweeps_leade
     assert sent(done, "eval") == ["102"]
     (order,) = tmp_path.glob("runs/demo/.submissions/*/eval.json")
     assert read_json(order) == {"runs": [str(runs[0].plan.folder)], "leaderboard": str(runs[0].plan.folder)}
-    assert board_of([replace(runs[0].plan, point={})]) == runs[0].plan.folder.parent
+    assert leaderboard_folder([replace(runs[0].plan, point={})]) == runs[0].plan.folder.parent
     assert "#SBATCH --dependency=afterany:101\n" in script_of_call(slurm.calls("sbatch")[1])
 
 
@@ -379,7 +379,7 @@ def test_editing_the_source_after_submission_changes_nothing(
 def test_a_source_that_is_far_too_large_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm: Slurm
 ) -> None:
-    monkeypatch.setattr("launch.run_folders.MOST_SOURCE_BYTES", 1000)
+    monkeypatch.setattr("launch.run_folders.MAX_SOURCE_BYTES", 1000)
     with pytest.raises(UserError, match="MiB of source would be copied"):
         submit(prepared(tmp_path / "runs"), CLUSTER)
     assert not slurm.calls("sbatch")
