@@ -72,7 +72,7 @@ def test_a_sample_takes_small_splits_whole():
 def test_texts_are_gone_through_once_and_only_those_that_are_compared_are_read(monkeypatch: pytest.MonkeyPatch):
     facts = lengths.text_facts(text for text in ("ab", " ", "a\ufffd", "ab"))
     assert facts.lengths.tolist() == [2, 1, 2, 2]
-    assert (facts.empty, facts.strange, facts.first, facts.same) == ([1], [2], "ab", 2)
+    assert (facts.empty, facts.strange, facts.first, facts.num_equal) == ([1], [2], "ab", 2)
     asked: list[np.ndarray] = []
 
     def texts_at(chosen: np.ndarray) -> list[str]:
