@@ -80,7 +80,7 @@ def _run(run: PlannedRun, runner: LocalRunner, prefix: str) -> RunState:
     _print(f"{name}{f' ({point})' if point else ''}: {total}, {render.batch_equation(plan)}")
     end = runner.run(folder, plan)
     _print(_describe_end(folder, end))
-    if end.state == "failed" and not end.user_error and " no rank said why" in end.cause:
+    if end.state == "failed" and not end.user_error and " no rank reported an error" in end.cause:
         _print(render.tail(folder.all_attempts()[-1].launcher_log, LOG_LINES))
     return end
 

@@ -111,7 +111,7 @@ def test_a_users_mistake_keeps_its_whole_text(folder: RunFolder) -> None:
 @pytest.mark.parametrize(
     ("exit", "expected", "words"),
     [
-        (None, "killed", "without a word"),
+        (None, "killed", "without an error message"),
         ({"returncode": -9}, "killed", "signal 9"),
         ({"returncode": 1}, "failed", "exit code 1"),
         ({"returncode": -15, "killed": True}, "killed", "before it could save"),
