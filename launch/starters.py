@@ -13,12 +13,12 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.explain import written
 from sft_dist.recipe.reflection import bare, members_of, sections, tag_name, tags_of, type_of
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.suggest import similar_to
 from sft_dist.recipe.tasks import AUGMENTED, LOSSES, NO_CLASSES, ONE_CLASS, TASK_COLUMNS, Task
-from sft_dist.recipe.yaml_lines import KeyPath, parse_scalar
+from sft_dist.recipe.yaml_lines import KeyPath
+from sft_dist.recipe.yaml_values import parse_scalar, to_yaml
 
 WIDTH = 110
 
@@ -250,7 +250,7 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         value = next(iter(dict(value).values()))
-    text = written(value)
+    text = to_yaml(value)
     return text if not isinstance(value, float) or parse_scalar(text) == value else repr(value)
 
 
