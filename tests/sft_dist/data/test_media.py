@@ -242,7 +242,15 @@ def made(cell: str, folder: Path, web: Web) -> str:
 def test_a_cell_opens_no_file_outside_its_folder_and_no_other_protocol(evil, web: Web, cell, form):
     value = read_cell(evil / "data", made(cell, evil, web), form)
     before = sorted(evil.rglob("*"))
-    for read in (load_image, load_mask, lambda one: load_audio(one, RATE), seconds_of, content_of, clip, open_media):
+    for read in (
+        load_image,
+        load_mask,
+        lambda one: load_audio(one, RATE),
+        seconds_of,
+        content_of,
+        read_audio_facts,
+        open_media,
+    ):
         said = refused(read, value)
         assert "cannot be read (" in said
         assert "me:password@" not in said
