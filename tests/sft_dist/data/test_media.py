@@ -21,6 +21,7 @@ from sft_dist.data.images import content
 from sft_dist.data.media import REFUSED, MediaError, accepted, load_audio, load_image, load_mask, open_media
 from sft_dist.data.prepare import prepare
 from sft_dist.data.sources import load_rows, stream_rows
+from sft_dist.quality.media import read_audio_facts
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Data, Recipe
 from sft_dist.tasks import task_of
