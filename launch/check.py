@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.expand import MOST_PROBLEMS, Run, expand
-from launch.planning import Prepared, require_references
+from launch.planning import PlannedRun, require_references
 from launch.subprocesses import environment
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root, read_json
@@ -67,7 +67,7 @@ def run_check(
     return code
 
 
-def gate(prepared: Sequence[Prepared], allow: Collection[str] = ()) -> list[str]:
+def check_before_submit(prepared: Sequence[PlannedRun], allow: Collection[str] = ()) -> list[str]:
     """Warnings about the data of runs that are about to be sent. Raises UserError for what keeps them from it."""
     _check_names(allow)
     problems: list[Problem] = []
@@ -123,7 +123,7 @@ def _child(recipe: Recipe, options: Sequence[str | Path]) -> subprocess.Complete
 def _kept(recipe: Recipe) -> Path:
     """Where the answer about these data, as this model takes them, is kept."""
     asked = [
-        data_fingerprint(recipe, anew=True), code_digest(), recipe.data.max_length,
+        data_fingerprint(recipe, replan=True), code_digest(), recipe.data.max_length,
         recipe.model.model_dump(mode="json"), model_state(recipe),
     ]  # fmt: skip
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:20]

@@ -48,6 +48,16 @@ def _start_fast() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
+class _StrategyOption(click.Option):
+    """Its help names the strategies, which are read only when it is shown."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from sft_dist.recipe.strategies import STRATEGIES
+
+        self.help = (self.help or "").format(names=", ".join(STRATEGIES))
+        return super().get_help_record(ctx)
+
+
 class _Ordered(click.Group):
     """Lists the verbs in the order in which they are used."""
 
@@ -154,7 +164,7 @@ def check(
     Example: sft-dist check my.yaml --preview 10
     """
     from launch.check import run_check
-    from launch.run_state import runs_root
+    from launch.run_folders import runs_root
 
     sys.exit(run_check(recipe, overrides, runs_root(runs), allow, page, preview, timed, as_json))
 
@@ -182,11 +192,11 @@ def plan(
 
     Example: sft-dist plan my.yaml train.lr=1e-4 --processes 1
     """
-    from launch.planning import prepare, with_states
-    from launch.run_state import runs_root
+    from launch.planning import plan_runs, with_states
+    from launch.run_folders import runs_root
 
     where = _cluster(cluster)
-    prepared = prepare(recipe, overrides, runs_root(runs), processes, cluster=where)
+    prepared = plan_runs(recipe, overrides, runs_root(runs), processes, cluster=where)
     if diff:
         from launch.slurm.divide import divide
         from launch.slurm.queue import read_queue
@@ -241,11 +251,11 @@ def run(
 
     Example: sft-dist run my.yaml train.epochs=1
     """
-    from launch.planning import prepare
+    from launch.planning import plan_runs
     from launch.run import MANY_RUNS, run_all, run_in_this_process
-    from launch.run_state import runs_root
+    from launch.run_folders import runs_root
 
-    prepared = prepare(recipe, overrides, runs_root(runs), processes, fresh)
+    prepared = plan_runs(recipe, overrides, runs_root(runs), processes, fresh)
     if len(prepared) > MANY_RUNS and not yes:
         click.confirm(f"{len(prepared):,} runs, one after another. Start?", abort=True, err=True)
     if debug:
@@ -294,19 +304,19 @@ def submit(
 
     Example: sft-dist submit my.yaml --cluster my-cluster --max-parallel 8
     """
-    from launch.planning import prepare
-    from launch.run_state import runs_root
+    from launch.planning import plan_runs
+    from launch.run_folders import runs_root
 
     if not cluster:
         from launch.slurm.clusters import known_clusters
 
         raise click.UsageError(f"--cluster NAME is missing; known: local, {', '.join(known_clusters())}")
     where = _cluster(cluster)
-    prepared = prepare(recipe, overrides, runs_root(runs), processes, fresh, cluster=where)
+    prepared = plan_runs(recipe, overrides, runs_root(runs), processes, fresh, cluster=where)
     if checked and not dry_run:
-        from launch.check import gate
+        from launch.check import check_before_submit
 
-        for warning in gate(prepared, allow):
+        for warning in check_before_submit(prepared, allow):
             click.echo(f"warning: {warning}", err=True)
     if where is None:
         from launch.run import submit_here
@@ -393,9 +403,7 @@ def cluster_probe(partition: str | None) -> None:
 @cli.command()
 @click.argument("run")
 @PROCESSES
-@click.option(
-    "--strategy", metavar="NAME", help="Go on with another strategy: single, ddp, zero1, zero2, zero3, fsdp2."
-)
+@click.option("--strategy", cls=_StrategyOption, metavar="NAME", help="Resume with another strategy: {names}.")
 @RUNS
 def resume(run: str, processes: int | None, strategy: str | None, runs: str | None) -> None:
     """Go on with a RUN (folder, id, or beginning of an id) after its newest checkpoint, here and with the same results also
@@ -404,11 +412,11 @@ def resume(run: str, processes: int | None, strategy: str | None, runs: str | No
     Example: sft-dist resume runs/my/0a1b2c3d4e --processes 4 --strategy fsdp2
     """
     from launch.local.runner import Local
-    from launch.planning import prepare_folder
+    from launch.planning import plan_run_folder
     from launch.run import run_all
-    from launch.run_state import find_run, runs_root
+    from launch.run_folders import find_run, runs_root
 
-    sys.exit(run_all([prepare_folder(find_run(run, runs_root(runs)), processes, strategy)], Local()))
+    sys.exit(run_all([plan_run_folder(find_run(run, runs_root(runs)), processes, strategy)], Local()))
 
 
 @cli.command()
@@ -460,7 +468,7 @@ def logs(run: str, follow: bool, rank: int | None, attempt: int | None, runs: st
     Example: sft-dist logs 0a1b -f
     """
     from launch import logs as log
-    from launch.run_state import find_run, runs_root
+    from launch.run_folders import find_run, runs_root
     from sft_dist.run.folder import RunFolder
 
     folder = RunFolder(find_run(run, runs_root(runs)))
@@ -481,7 +489,7 @@ def cancel(targets: tuple[str, ...], at_once: bool, yes: bool, runs: str | None)
 
     Example: sft-dist cancel 'my-sweep/*'
     """
-    from launch.run_state import runs_root
+    from launch.run_folders import runs_root
     from launch.slurm.cancel import cancel as cancel_jobs
     from launch.slurm.cancel import plan_cancellation
 
@@ -509,7 +517,7 @@ def stop(run: str, wait: float, runs: str | None) -> None:
     Example: sft-dist stop 0a1b
     """
     from launch.run import stop as stop_run
-    from launch.run_state import find_run, runs_root
+    from launch.run_folders import find_run, runs_root
     from sft_dist.run.folder import RunFolder
 
     end = stop_run(RunFolder(find_run(run, runs_root(runs))), wait)
@@ -531,7 +539,7 @@ def evaluate(targets: tuple[str, ...], required: tuple[str, ...], force: bool, r
     Example: sft-dist eval my.yaml --require accuracy=0.75
     """
     from launch import evaluate as judge
-    from launch.run_state import runs_root
+    from launch.run_folders import runs_root
 
     bounds = [judge.requirement(text) for text in required]
     folders, board_in = judge.choose_folders(targets, runs_root(runs))
@@ -556,7 +564,7 @@ def export(run: str, step: int | None, target: Path | None, form: str | None, ru
 
     Example: sft-dist export 0a1b --to my-model
     """
-    from launch.run_state import find_run, runs_root
+    from launch.run_folders import find_run, runs_root
     from launch.subprocesses import run_module
 
     options: list[tuple[str, Any]] = [("--step", step), ("--to", target), ("--form", form)]

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.planning import folders_of
-from launch.run_state import find_run
+from launch.run_folders import find_run, recipe_folders
 from launch.subprocesses import run_module
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json
@@ -28,7 +27,7 @@ def choose_folders(targets: Sequence[str], root: Path) -> tuple[list[Path], Path
     folders: list[Path] = []
     for text in named:
         known = Path(text).exists() or text.endswith((".yaml", ".yml")) or "/" in text
-        folders += folders_of(text, overrides, root) if known else [find_run(text, root)]
+        folders += recipe_folders(text, root, overrides) if known else [find_run(text, root)]
     folders = list(dict.fromkeys(folders))
     judged = [folder for folder in folders if any(RunFolder(folder).checkpoints.glob("step-*"))]
     if not judged:
@@ -44,14 +43,14 @@ def sweep(folders: Sequence[Path], leaderboard: Path, force: bool) -> int:
     return run_module("sft_dist.evaluate", [*folders, "--leaderboard", leaderboard, *(["--force"] if force else [])])
 
 
-def board_of(plans: Sequence[Plan]) -> Path:
+def leaderboard_folder(plans: Sequence[Plan]) -> Path:
     """Where the leaderboard of submitted runs goes: above them. One run of a matrix has its own, and leaves that of the
     whole as it is."""
     folder = plans[0].folder
     return folder if len(plans) == 1 and plans[0].point else folder.parent
 
 
-def all_judged(folders: Sequence[Path], board_in: Path) -> bool:
+def all_evaluated(folders: Sequence[Path], board_in: Path) -> bool:
     """Does the leaderboard have the newest checkpoint of each? A run without one needs no judge."""
     board = read_json(board_in / "leaderboard.json") or {}
     known = {(row["run"], row["step"]) for row in board.get("rows", [])}

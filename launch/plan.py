@@ -9,20 +9,19 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.expand import Run
-from launch.row_counts import Rows
+from launch.row_counts import RowCounts
 from launch.slurm.resources import Request, request_resources
-from launch.strategies import STRATEGIES
-from launch.strategies.base import Launch, Shape
-from launch.strategy_choice import Choice, choose
+from launch.strategy import Launch, Shape, StrategyChoice, accelerate_launch, choose
 from sft_dist.recipe.arithmetic import Batch, Steps, batch_of, steps_of
 from sft_dist.recipe.errors import Problem, UserError, collected
 from sft_dist.recipe.machine import is_installed, needs_gpu
 from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.strategies import Strategy
 from sft_dist.recipe.units import bytes_of
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ class Plan:
     device: str  # "gpu" | "cpu"
     batch: Batch
     steps: Steps | None
-    rows: Rows
+    rows: RowCounts
     strategy: dict[str, Any]  # name and options; the trainer reads it where the recipe says `auto`
     why: str
     argv: tuple[str, ...]
@@ -133,7 +132,7 @@ def _gpu_memory(visible: str) -> int | None:
 def plan_run(
     run: Run,
     machine: Machine,
-    rows: Rows,
+    rows: RowCounts,
     folder: Path,
     python: str,
     processes: int | None = None,
@@ -179,7 +178,7 @@ def plan_run(
         steps=steps,
         rows=rows,
         strategy=choice.strategy,
-        why=choice.why,
+        why=choice.reason,
         argv=(python, "-m", "accelerate.commands.launch", *launch.flags, "-m", "sft_dist.train", where),
         env=env,
         files=tuple("job.sbatch" if cluster and file == "run.sh" else file for file in WRITTEN),
@@ -235,7 +234,7 @@ def _shape(machine: Machine, nodes: int, processes: int) -> Shape:
     return Shape(nodes, processes, on_gpu=machine.gpus > 0)
 
 
-def _strategy(recipe: Recipe, shape: Shape, machine: Machine, python: str) -> tuple[Choice, Launch]:
+def _strategy(recipe: Recipe, shape: Shape, machine: Machine, python: str) -> tuple[StrategyChoice, Launch]:
     train = recipe.train
     key: tuple[object, ...] = (train.strategy, shape)
     if shape.on_gpu:  # what an estimate of memory depends on
@@ -244,14 +243,17 @@ def _strategy(recipe: Recipe, shape: Shape, machine: Machine, python: str) -> tu
         switches = (train.precision, train.gradient_checkpointing, train.compile)
         key += (recipe.model.path, tuning, optimizer, *switches, machine, python)
     if key not in _KNOWN_STRATEGIES:
-        # Another Python's packages are not known here.
-        has_deepspeed = python == sys.executable and is_installed("deepspeed")
-        choice = choose(recipe, shape, machine.gpu_memory, has_deepspeed, machine.memory)
-        _KNOWN_STRATEGIES[key] = choice, STRATEGIES[choice.strategy["name"]](shape)
+        choice = choose(recipe, shape, machine.gpu_memory, partial(_has_packages, python), machine.memory)
+        _KNOWN_STRATEGIES[key] = choice, accelerate_launch(choice.strategy["name"], shape)
     return _KNOWN_STRATEGIES[key]
 
 
-_KNOWN_STRATEGIES: dict[tuple[object, ...], tuple[Choice, Launch]] = {}
+def _has_packages(python: str, row: Strategy) -> bool:
+    """Another Python's packages are not known here."""
+    return not row.packages or (python == sys.executable and all(is_installed(module) for module, _ in row.packages))
+
+
+_KNOWN_STRATEGIES: dict[tuple[object, ...], tuple[StrategyChoice, Launch]] = {}
 
 
 def _steps(recipe: Recipe, rows: int | None) -> Steps:
@@ -267,7 +269,7 @@ _KNOWN_STEPS: dict[tuple[object, ...], Steps] = {}
 
 
 def _warnings(
-    recipe: Recipe, machine: Machine, shape: Shape, threads: int, rows: Rows, steps: Steps | None
+    recipe: Recipe, machine: Machine, shape: Shape, threads: int, rows: RowCounts, steps: Steps | None
 ) -> list[str]:
     found = []
     if not shape.on_gpu and shape.processes_per_node * threads > machine.cores:

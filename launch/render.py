@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft_dist.recipe.text import format_table
+from sft_dist.recipe.units import format_duration
+
 if TYPE_CHECKING:
     from launch.plan import Plan
     from launch.run_state import RunState
@@ -25,7 +28,7 @@ def plans(found: Sequence[tuple[Plan, str]]) -> str:
         [plan.folder.name, *(short(plan.point.get(key, "")) for key in keys), _batch_short(plan), _total(plan), state]
         for plan, state in found[:MOST_ROWS]
     ]
-    text = table(["run", *keys, "batch", "steps", "state"], rows)
+    text = format_table(["run", *keys, "batch", "steps", "state"], rows)
     if len(found) > MOST_ROWS:
         text += f"\nand {len(found) - MOST_ROWS:,} more (--json lists them all)"
     head = f"{found[0][0].name}: {len(found):,} runs in {found[0][0].folder.parent}\n\n"
@@ -143,7 +146,7 @@ def states(found: Sequence[RunState]) -> str:
             "step": f"{run.step}/{run.total_steps or '?'}",
             "loss": "" if run.loss is None else f"{run.loss:.4f}",
             "best score": "" if run.best_score is None else f"{run.best_score:.4f} at {run.best_step}",
-            "left": "" if run.eta_s is None else duration(run.eta_s),
+            "left": "" if run.eta_s is None else format_duration(run.eta_s),
             "attempts": str(run.attempts),
             "job": run.job,
         }
@@ -152,7 +155,7 @@ def states(found: Sequence[RunState]) -> str:
     # A column that no run has anything to say in would only push the others off the screen.
     unused = {name for name in ("best score", "job") if not any(row[name] for row in rows)}
     head = [name for name in rows[0] if name not in unused]
-    text = table(head, [[row[name] for name in head] for row in rows])
+    text = format_table(head, [[row[name] for name in head] for row in rows])
     told = ("failed", "killed", "stopped", "pending", "ending", "sealed")
     causes = [f"{run.name}/{run.id}: {run.cause}" for run in found if run.cause and run.state in told]
     return "\n".join([text, *([""] if causes else []), *causes])
@@ -176,7 +179,7 @@ def train_line(entry: dict[str, Any]) -> str:
     if (speed := entry.get("examples_per_s")) is not None:
         parts.append(f"{speed:.1f} examples/s")
     if (left := entry.get("eta_s")) is not None:
-        parts.append(f"{duration(left)} left")
+        parts.append(f"{format_duration(left)} left")
     return "  ".join(parts)
 
 
@@ -186,25 +189,9 @@ def validation_line(entry: dict[str, Any]) -> str:
     return f"step {entry.get('step')}: validation {scores}"
 
 
-def duration(seconds: float) -> str:
-    """`0:42`, `12:05`, `3:02:10`."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 def short(value: Any, most: int = 40) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return text if len(text) <= most else text[: most - 3] + "..."
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns, two blanks apart."""
-    widths = [max(len(str(cell)) for cell in column) for column in zip(head, *rows, strict=True)]
-    lines = [
-        "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)
-    ]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def tail(file: Path, lines: int) -> str:

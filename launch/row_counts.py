@@ -25,7 +25,7 @@ NOTE_AFTER_S = 2.0
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowCounts:
     """Examples in each split after cleaning, or why that is not known."""
 
     splits: dict[str, int] = field(default_factory=dict)
@@ -38,20 +38,22 @@ class Rows:
         return self.splits.get("train")
 
 
-def rows_of(recipe: Recipe, python: str = sys.executable) -> Rows:
+def count_rows(recipe: Recipe, python: str = sys.executable) -> RowCounts:
     """From the cache, else counted in a process of its own. Raises UserError when the data itself is at fault."""
-    kept = cache_root() / "rows" / f"{data_fingerprint(recipe, anew=True)}.json"
+    kept = cache_root() / "rows" / f"{data_fingerprint(recipe, replan=True)}.json"
     known = read_json(kept)
     if known is None:
         known = _count(recipe, python)
         if "unknown" in known:
-            return Rows(unknown=str(known["unknown"]))
+            return RowCounts(unknown=str(known["unknown"]))
         try:
             kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_json(kept, known)
         except OSError:
             pass  # A cache that cannot be written only costs time.
-    return Rows(dict(known["splits"]), dict(known.get("dropped") or {}), tuple(map(str, known.get("labels") or ())))
+    return RowCounts(
+        dict(known["splits"]), dict(known.get("dropped") or {}), tuple(map(str, known.get("labels") or ()))
+    )
 
 
 def _count(recipe: Recipe, python: str) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from launch import render
 from launch.local.base import Backend
-from launch.planning import Prepared, with_states
-from launch.run_folders import seal
+from launch.planning import PlannedRun, with_states
+from launch.run_folders import create_run_folder
 from launch.run_state import RunState, state_of
 from sft_dist.run.folder import RunFolder
 
@@ -20,7 +20,7 @@ INTERRUPTED = 130
 MANY_RUNS = 20  # more are asked about first
 
 
-def run_all(prepared: Sequence[Prepared], backend: Backend) -> int:
+def run_all(prepared: Sequence[PlannedRun], backend: Backend) -> int:
     """Exit code: 0 all finished, 130 interrupted, 2 only the user can mend it, else 1."""
     ends: list[RunState] = []
     for number, one in enumerate(prepared, 1):
@@ -39,9 +39,9 @@ def run_all(prepared: Sequence[Prepared], backend: Backend) -> int:
     return 2 if all(end.user_error for end in unfinished) else 1
 
 
-def submit_here(prepared: Sequence[Prepared], evaluate: bool, dry_run: bool) -> int:
+def submit_here(prepared: Sequence[PlannedRun], evaluate: bool, dry_run: bool) -> int:
     """`submit --cluster local`: the same plans through the local backend, and what was saved is judged; exit code."""
-    from launch.evaluate import all_judged, board_of, sweep
+    from launch.evaluate import all_evaluated, leaderboard_folder, sweep
     from launch.local.runner import Local
 
     if dry_run:
@@ -49,13 +49,13 @@ def submit_here(prepared: Sequence[Prepared], evaluate: bool, dry_run: bool) -> 
         return 0
     code = run_all(prepared, Local())
     saved = [one.plan.folder for one in prepared if any(RunFolder(one.plan.folder).checkpoints.glob("step-*"))]
-    board = board_of([one.plan for one in prepared])
-    if not evaluate or code == INTERRUPTED or not saved or all_judged(saved, board):
+    board = leaderboard_folder([one.plan for one in prepared])
+    if not evaluate or code == INTERRUPTED or not saved or all_evaluated(saved, board):
         return code
     return sweep(saved, board, force=False) or code
 
 
-def _run_one(one: Prepared, backend: Backend, prefix: str) -> RunState:
+def _run_one(one: PlannedRun, backend: Backend, prefix: str) -> RunState:
     plan = one.plan
     if (plan.folder / "recipe.json").is_file():
         before = state_of(plan.folder)
@@ -65,22 +65,22 @@ def _run_one(one: Prepared, backend: Backend, prefix: str) -> RunState:
             return before
         if before.attempts:
             _say(f"{prefix}{plan.name}/{plan.folder.name} was {before.state} at step {before.step}; going on")
-    folder = seal(plan, one.run.recipe)
+    folder = create_run_folder(plan, one.run.recipe)
     point = ", ".join(f"{key}={render.short(value)}" for key, value in plan.point.items())
     total = f"{plan.steps.total:,} steps" if plan.steps else "steps not known yet"
     _say(f"{prefix}{plan.name}/{folder.id}{f' ({point})' if point else ''}: {total}, {render.batch_equation(plan)}")
     end = backend.run(folder, plan)
     _say(render.verdict(end, f"sft-dist resume {shlex.quote(str(_shown(folder.path)))}"))
-    if end.state == "failed" and not end.user_error and " no rank said why" in end.cause:
+    if end.state == "failed" and not end.user_error and " no rank reported an error" in end.cause:
         _say(render.tail(folder.all_attempts()[-1].launcher_log, 15))
     return end
 
 
-def run_in_this_process(one: Prepared) -> int:
+def run_in_this_process(one: PlannedRun) -> int:
     """--debug: one run, no child process."""
     from launch.local.runner import run_here
 
-    folder = seal(one.plan, one.run.recipe)
+    folder = create_run_folder(one.plan, one.run.recipe)
     code = run_here(folder, one.plan)
     _say(render.verdict(state_of(folder.path), f"sft-dist resume {shlex.quote(str(_shown(folder.path)))}"))
     return code

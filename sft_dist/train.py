@@ -117,7 +117,7 @@ def train(folder: RunFolder) -> int:
     try:
         t = build(recipe, folder, attempt.number, engine, stop_requested, heartbeat.tick, cleanup)
         if accelerator.is_main_process:
-            at.start_record(
+            at.record_start(
                 attempt,
                 world_size=accelerator.num_processes,
                 first_step=t.progress.step,

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from launch.render import duration, train_line, validation_line
+from launch.render import train_line, validation_line
 from launch.run_state import parse_line
+from sft_dist.recipe.units import format_duration
 
 PLAIN_EVERY_S = 10.0
 
@@ -39,7 +40,7 @@ class Progress:
             elif kind == "checkpoint":
                 self._print(f"step {entry.get('step')}: checkpoint saved in {entry.get('seconds', 0):.1f} s")
         if self._live:
-            waited = f"starting ... {duration(time.monotonic() - self._started)}"
+            waited = f"starting ... {format_duration(time.monotonic() - self._started)}"
             self._stream.write(f"\r\x1b[K{(self._text or waited)[: _width(self._stream)]}")
             self._stream.flush()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_dist.data.media import MediaError, load_audio, load_image, load_mask
+from sft_dist.data.media import MediaError, load_audio, load_image, load_mask, open_media
 from sft_dist.quality.duplicates import digest
 from sft_dist.quality.findings import Finding, Places, found, rows_text
 
@@ -91,13 +91,12 @@ def clip(value: Mapping[str, Any]) -> Clip:
 
 
 def _rate(value: Mapping[str, Any]) -> int:
-    import io
-
     import soundfile
 
     try:
-        return int(soundfile.info(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"]).samplerate)
-    except (soundfile.SoundFileError, TypeError, OSError):
+        with open_media(value) as file:
+            return int(soundfile.info(file).samplerate)
+    except (soundfile.SoundFileError, TypeError, OSError, MediaError):
         return 16_000  # load_audio says what is wrong with it
 
 

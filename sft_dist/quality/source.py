@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
+from sft_dist.data.formats.cache import streams_folder
 from sft_dist.data.formats.faults import DELIMITERS, fields_of_any_size, quoting_of
+from sft_dist.data.formats.media import as_stored
 from sft_dist.data.prepare import IDENTITY, REASON, TARGET, built, columns_of, read_rows
 from sft_dist.data.rows import ROW, Rows
 from sft_dist.data.sources import MEDIA, load_rows, stream_tables
 from sft_dist.quality.findings import Finding, Places, RowId, found, rows_text
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.files import cache_root
 from sft_dist.recipe.fingerprint import data_fingerprint
 from sft_dist.recipe.references import classify, resolve, sources_of, suffix_of
 from sft_dist.recipe.schema import Recipe
@@ -70,14 +71,16 @@ def beginning(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
     """The recipe with the first block of its stream for training rows, and the other splits as they are: from disk."""
     data = recipe.data
     assert data.streaming is not None
-    kept = cache_root() / "streams" / data_fingerprint(recipe)[:20]
+    kept = streams_folder() / data_fingerprint(recipe)[:20]
     say(f"reading the first {data.streaming.buffer:,} rows of the stream")
 
     def build(to: Path) -> None:
         train = next(stream_tables(data), None)
         if train is None:
             raise UserError(Problem("the stream has no rows", "data.source"))
-        DatasetDict({"train": train, **load_rows(data)}).save_to_disk(str(to))
+        splits = {"train": train, **load_rows(data)}
+        # As texts: `datasets` opens the files of its own columns when it saves them.
+        DatasetDict({split: as_stored(rows) for split, rows in splits.items()}).save_to_disk(str(to))
 
     with built(kept, build):
         pass

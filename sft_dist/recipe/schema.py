@@ -144,6 +144,11 @@ class Data(Section):
     columns: dict[str, str] = Field(
         default_factory=mapping, description="Role -> column name, where they differ: `{text: review, label: stars}`."
     )
+    allow_urls: bool = Field(
+        False,
+        description="Open http(s) URLs that columns of pictures, masks and recordings hold, without credentials. false: they "
+        "name files in the table's folder or below.",
+    )
     labels: Annotated[list[str], Field(min_length=1)] | None = Field(
         None, description="The classes in the order of the model's outputs. Left out: all in the training rows, sorted."
     )
@@ -468,7 +473,7 @@ class Fsdp2Strategy(Section):
     )
 
 
-Strategy = Annotated[
+StrategySettings = Annotated[
     Annotated[PlainStrategy | ZeroStrategy | Zero3Strategy | Fsdp2Strategy, Field(discriminator="name")],
     shorthand("name"),
 ]
@@ -515,7 +520,7 @@ class Train(Section):
         "Weights and optimizer stay fp32.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Of data order, new weights and dropout.")
-    strategy: Strategy = Field(
+    strategy: StrategySettings = Field(
         default_factory=lambda: PlainStrategy(name="auto"),
         description="How processes share the work: name, or name and options.",
     )

@@ -20,7 +20,13 @@ from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks import ImageClassificationTask
 from sft_dist.tasks.base import Rngs
 from sft_dist.tasks.classes import NO_LABEL, ClassTask
-from sft_dist.tasks.images import PICTURE, load_image_processor, pixels_of, warn_of_batch_statistics
+from sft_dist.tasks.images import (
+    PICTURE,
+    load_image_processor,
+    pixels_of,
+    require_readable_path,
+    warn_of_batch_statistics,
+)
 from sft_dist.tasks.loading import load_pretrained
 
 
@@ -45,7 +51,10 @@ class ImageClassification(ClassTask):
         label = self.parse(row["label"], number)
         if label is None:
             return NO_LABEL
-        return {"image": row["image"], "label": label} if row["image"] else "no picture"
+        if not row["image"]:
+            return "no picture"
+        require_readable_path(row, "image", number)
+        return {"image": row["image"], "label": label}
 
     def identity(self, row: dict[str, Any]) -> bytes:
         return content(row["image"])

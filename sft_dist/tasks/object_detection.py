@@ -22,7 +22,14 @@ from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks import ObjectDetectionTask
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.classes import NO_LABEL, class_name, sorted_labels, unknown_classes
-from sft_dist.tasks.images import PICTURE, config_of, load_image_processor, pixels_of, warn_of_batch_statistics
+from sft_dist.tasks.images import (
+    PICTURE,
+    config_of,
+    load_image_processor,
+    pixels_of,
+    require_readable_path,
+    warn_of_batch_statistics,
+)
 from sft_dist.tasks.loading import load_pretrained
 
 if TYPE_CHECKING:
@@ -55,6 +62,7 @@ class ObjectDetection(BaseTask):
         """A picture may well have no objects, but has to say so."""
         if not row["image"]:
             return "no picture"
+        require_readable_path(row, "image", number)
         if row["objects"] is None:
             return NO_LABEL
         boxes, names = _boxes_and_names(row["objects"], number)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from launch.row_counts import Rows
+from launch.row_counts import RowCounts
 from sft_dist.recipe.files import write_json
 from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
@@ -26,7 +26,7 @@ from sft_dist.run.folder import RunFolder
 ROOT = Path(launch.__file__).parent.parent
 STUBS = Path(__file__).parent / "stubs"
 GOLDEN = Path(__file__).parent.parent / "golden"
-ROWS = Rows({"train": 320, "validation": 40, "test": 40}, {"empty": 2}, ("neg", "pos"))
+ROWS = RowCounts({"train": 320, "validation": 40, "test": 40}, {"empty": 2}, ("neg", "pos"))
 
 RECIPE = """\
 task: text-classification

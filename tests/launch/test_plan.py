@@ -13,7 +13,7 @@ import pytest
 from launch import render
 from launch.expand import Run
 from launch.plan import Machine, Plan, detect_machine, plan_run
-from launch.row_counts import Rows
+from launch.row_counts import RowCounts
 from sft_dist.recipe.errors import UserError
 from tests.launch.conftest import ROWS, make_recipe
 
@@ -22,7 +22,7 @@ SERVER = Machine(gpus=8, cores=64)
 FOLDER = Path("/runs/demo/0123456789")
 
 
-def planned(machine: Machine = LAPTOP, rows: Rows = ROWS, processes: int | None = None, **changes: Any) -> Plan:
+def planned(machine: Machine = LAPTOP, rows: RowCounts = ROWS, processes: int | None = None, **changes: Any) -> Plan:
     return plan_run(Run("0123456789", make_recipe(**changes), {}), machine, rows, FOLDER, "/venv/bin/python", processes)
 
 
@@ -115,7 +115,7 @@ def test_the_plan_tells_the_trainer_the_strategy_with_its_options() -> None:
 
 
 def test_steps_are_unknown_with_a_reason_when_rows_are() -> None:
-    plan = planned(rows=Rows(unknown="no connection to the hub"))
+    plan = planned(rows=RowCounts(unknown="no connection to the hub"))
     assert plan.steps is None
     assert "no connection to the hub" in "".join(plan.warnings)
     assert "not known before the data is read" in render.one_plan(plan, "new")
@@ -128,8 +128,8 @@ def test_deterministic_gpu_runs_set_the_cublas_workspace() -> None:
 
 
 def test_what_will_surprise_is_said() -> None:
-    assert "more than all 10" in " ".join(planned(rows=Rows({"train": 10, "validation": 5})).warnings)
-    assert "no validation examples" in " ".join(planned(rows=Rows({"train": 100})).warnings)
+    assert "more than all 10" in " ".join(planned(rows=RowCounts({"train": 10, "validation": 5})).warnings)
+    assert "no validation examples" in " ".join(planned(rows=RowCounts({"train": 100})).warnings)
     assert "warm-up takes all" in " ".join(planned(train={"warmup": "5 epochs"}).warnings)
     assert "only count on a cluster" in " ".join(planned(resources={"time": "2h"}).warnings)
     assert planned().warnings == ()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch.plan import Plan
-from launch.planning import Prepared, prepare
+from launch.planning import PlannedRun, plan_runs
 from launch.run import run_all
 from launch.run_state import RunState, state_of
 from sft_dist.recipe.files import write_json
@@ -37,8 +37,8 @@ class Recorded:
         return state_of(folder.path)
 
 
-def prepared(workplace: Workplace, *overrides: str, fresh: bool = False) -> list[Prepared]:
-    return prepare(str(workplace.recipe), overrides, workplace.path / "runs", fresh=fresh)
+def prepared(workplace: Workplace, *overrides: str, fresh: bool = False) -> list[PlannedRun]:
+    return plan_runs(str(workplace.recipe), overrides, workplace.path / "runs", fresh=fresh)
 
 
 def test_fresh_starts_over_beside_the_old_run_which_stays_as_it_was(workplace: Workplace) -> None:

@@ -188,7 +188,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests first, so that no worker begins one when the others have finished."""
     ours = [index for index, item in enumerate(items) if item.path.parent == Path(__file__).parent]
-    ordered = sorted((items[index] for index in ours), key=lambda item: not item.get_closest_marker("long"))
+    ordered = sorted((items[index] for index in ours), key=lambda item: not item.get_closest_marker("starts_first"))
     for index, item in zip(ours, ordered, strict=True):
         items[index] = item
 

@@ -33,7 +33,7 @@ from tests.slurm.conftest import Cluster
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.slow,
-    pytest.mark.long,
+    pytest.mark.starts_first,
     pytest.mark.timeout(1500),
 ]
 ROOT = Path(launch.__file__).parent.parent

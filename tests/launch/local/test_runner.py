@@ -118,7 +118,7 @@ def test_a_run_that_hangs_is_ended_named_and_started_again(workplace: Workplace)
     workplace.say(hang_at=4, steps=30)
     done = workplace.run("run", "demo.yaml", "resources.hang_timeout=2s")
     assert done.returncode == 0, done.stderr
-    assert "rank 0 on here: no sign of life" in done.stderr
+    assert "rank 0 on here: no heartbeat" in done.stderr
     assert "starting it again" in done.stderr
     assert [attempt.number for attempt in folder.all_attempts()] == [1, 2]
     assert workplace.processes() == []

@@ -14,7 +14,7 @@ import pytest
 
 from launch.expand import Run
 from launch.plan import Machine, Plan, plan_run
-from launch.planning import Prepared
+from launch.planning import PlannedRun
 from launch.slurm.clusters import Cluster
 from launch.slurm.job import job_script
 from sft_dist.run.folder import run_id
@@ -49,14 +49,14 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     return Slurm(tmp_path, monkeypatch)
 
 
-def prepared(root: Path, count: int = 1, cluster: Cluster = CLUSTER, **resources: object) -> list[Prepared]:
+def prepared(root: Path, count: int = 1, cluster: Cluster = CLUSTER, **resources: object) -> list[PlannedRun]:
     found = []
     for seed in range(count):
         recipe = make_recipe(train={"seed": seed}, resources=resources)
         run = Run(run_id(recipe), recipe, {"train.seed": seed})
         folder = root / "demo" / run.id
         found.append(
-            Prepared(run, plan_run(run, Machine.node_of(cluster), ROWS, folder, sys.executable, None, cluster))
+            PlannedRun(run, plan_run(run, Machine.node_of(cluster), ROWS, folder, sys.executable, None, cluster))
         )
     return found
 

@@ -85,7 +85,7 @@ def test_further_sbatch_options_are_real_ones_and_not_those_this_program_writes(
     assert "sbatch.mail-user: expected text without blanks" in text
     assert "write it without `--`" in text
     assert "sbatch.output: not an sbatch option that can be set here" in text
-    assert "an option that is not wanted is left out" in text
+    assert "remove the option instead of setting it to false" in text
 
 
 @pytest.mark.parametrize(

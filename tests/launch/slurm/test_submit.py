@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from launch.evaluate import board_of
-from launch.planning import Prepared
+from launch.evaluate import leaderboard_folder
+from launch.planning import PlannedRun
 from launch.slurm.divide import divide
 from launch.slurm.queue import read_queue
 from launch.slurm.records import jobs_of
@@ -82,7 +82,7 @@ def script_of_call(words: list[str]) -> str:
     return Path(words[-1]).read_text()
 
 
-def finish(one: Prepared, step: int = 8) -> None:
+def finish(one: PlannedRun, step: int = 8) -> None:
     """The run has ended with one checkpoint."""
     folder = RunFolder(one.plan.folder)
     write_json(folder.new_attempt().outcome_file, {"state": "finished", "last_step": step})
@@ -114,7 +114,7 @@ def test_one_run_is_judged_by_one_job_and_one_of_a_sweep_leaves_the_sweeps_leade
     assert sent(done, "eval") == ["102"]
     (order,) = tmp_path.glob("runs/demo/.submissions/*/eval.json")
     assert read_json(order) == {"runs": [str(runs[0].plan.folder)], "leaderboard": str(runs[0].plan.folder)}
-    assert board_of([replace(runs[0].plan, point={})]) == runs[0].plan.folder.parent
+    assert leaderboard_folder([replace(runs[0].plan, point={})]) == runs[0].plan.folder.parent
     assert "#SBATCH --dependency=afterany:101\n" in script_of_call(slurm.calls("sbatch")[1])
 
 
@@ -326,7 +326,7 @@ def test_editing_the_source_after_submission_changes_nothing(
 def test_a_source_that_is_far_too_large_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm: Slurm
 ) -> None:
-    monkeypatch.setattr("launch.run_folders.MOST_SOURCE_BYTES", 1000)
+    monkeypatch.setattr("launch.run_folders.MAX_SOURCE_BYTES", 1000)
     with pytest.raises(UserError, match="MiB of source would be copied"):
         submit(prepared(tmp_path / "runs"), CLUSTER)
     assert not slurm.calls("sbatch")
