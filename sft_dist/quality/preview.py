@@ -20,8 +20,8 @@ from sft_dist.recipe.augment import AudioAugment, ImageAugment, TextAugment
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LARGEST = 480  # pixels of a picture's longer side on the page
-LONGEST = 4000  # characters of a text
+MAX_SIDE = 480  # pixels of an image's longer side on the page
+MAX_CHARS = 4000  # characters of a text
 _PALETTE = (
     (230, 80, 60),
     (60, 130, 220),
@@ -91,7 +91,7 @@ def _panels(
         for role in TEXTS:
             if row.get(role) is None:
                 continue
-            text = TEXTS[role](row[role])[:LONGEST]
+            text = TEXTS[role](row[role])[:MAX_CHARS]
             if isinstance(augment, TextAugment) and role in subject.task.text_roles:
                 from sft_dist.data.augment.text import augment_text
 
@@ -134,7 +134,7 @@ def _encoded(subject: Subject, index: int) -> list[Panel]:
         return [
             Panel(
                 f"as the model sees it, {len(row['input_ids'])} tokens",
-                (("same", tokenizer.decode(row["input_ids"])[:LONGEST]),),
+                (("same", tokenizer.decode(row["input_ids"])[:MAX_CHARS]),),
             )
         ]
     pieces: list[tuple[str, str]] = []
@@ -158,65 +158,53 @@ def _of_image(
         names = list(row["objects"]["category"])
     classes = subject.task.labels
     size = f"{image.width} x {image.height}"
-    there = sorted(
-        {*names, *(classes[i] for i in np.unique(mask) if i < len(classes))} if mask is not None else set(names)
-    )
-    legend = tuple((_hex(_colour(classes.index(name))), name) for name in there if name in classes)
-    panels = [_picture(f"before, {size}", drawn(image, boxes, names, mask, classes), legend)]
+    present = {*names, *(classes[i] for i in np.unique(mask) if i < len(classes))} if mask is not None else set(names)
+    legend = tuple((_hex(_colour(classes.index(name))), name) for name in sorted(present) if name in classes)
+    panels = [_image_panel(f"before, {size}", draw_annotations(image, boxes, names, mask, classes), legend)]
     if settings is not None:
-        from PIL import Image as Pictures
+        from PIL import Image  # of the extra `vision`, as is what changes images
 
-        from sft_dist.data.augment.image import augment
+        from sft_dist.data.augment.image import augment_image
 
-        changed = augment(image, settings, rng, boxes, mask)
-        after = Pictures.fromarray(changed.image)
-        left = [name for name, kept in zip(names, _flags(changed.kept, len(names)), strict=True) if kept]
-        shown = drawn(after, changed.boxes if boxes is not None else None, left, changed.mask, classes)
-        panels.append(_picture(f"after augmentation, {after.width} x {after.height}", shown, ()))
+        changed = augment_image(image, settings, rng, boxes, mask)
+        after = Image.fromarray(changed.image)
+        remaining = [names[index] for index in changed.box_indices]
+        canvas = draw_annotations(after, changed.boxes if boxes is not None else None, remaining, changed.mask, classes)
+        panels.append(_image_panel(f"after augmentation, {after.width} x {after.height}", canvas, ()))
     return tuple(panels)
 
 
-def _flags(kept: np.ndarray, count: int) -> np.ndarray:
-    """`kept` as one flag an object, whether it holds flags or indices."""
-    if kept.dtype == bool:
-        return kept
-    flags = np.zeros(count, dtype=bool)
-    flags[kept] = True
-    return flags
-
-
-def drawn(
+def draw_annotations(
     image: Image,
     boxes: np.ndarray | None,  # (boxes, 4) x, y, width, height in pixels
     names: list[str],
     mask: np.ndarray | None,  # (height, width)
     classes: list[str],
 ) -> Image:
-    """The picture at the page's size with its boxes and mask on it."""
-    from PIL import Image as Pictures
-    from PIL import ImageDraw, ImageFont
+    """Returns the image at the page's size with its boxes and mask on it."""
+    from PIL import Image, ImageDraw, ImageFont
 
-    scale = LARGEST / max(image.size)
+    scale = MAX_SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    shown = image.resize(size, Pictures.Resampling.NEAREST if scale > 2 else Pictures.Resampling.BICUBIC)
+    canvas = image.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BICUBIC)
     if mask is not None:
         colours = np.array([_colour(number) for number in range(256)], dtype=np.uint8)
-        over = Pictures.fromarray(colours[np.clip(mask, 0, 255)]).resize(size, Pictures.Resampling.NEAREST)
-        cover = np.select([mask == 255, mask == 0], [0, 30], 130).astype(np.uint8)  # class 0 is mostly the background
-        there = Pictures.fromarray(cover).resize(size, Pictures.Resampling.NEAREST)
-        shown = Pictures.composite(over, shown, there)
+        overlay = Image.fromarray(colours[np.clip(mask, 0, 255)]).resize(size, Image.Resampling.NEAREST)
+        opacity = np.select([mask == 255, mask == 0], [0, 30], 130).astype(np.uint8)  # class 0 is mostly the background
+        cover = Image.fromarray(opacity).resize(size, Image.Resampling.NEAREST)
+        canvas = Image.composite(overlay, canvas, cover)
     if boxes is not None:
-        pen = ImageDraw.Draw(shown)
+        pen = ImageDraw.Draw(canvas)
         font = ImageFont.load_default(size=15)
         for (x, y, width, height), name in zip(boxes * scale, names, strict=True):
             colour = _colour(classes.index(name) if name in classes else 0)
             pen.rectangle([x, y, x + width, y + height], outline=(255, 255, 255), width=4)
             pen.rectangle([x, y, x + width, y + height], outline=colour, width=2)
             if len(boxes) <= 20:
-                place = (max(x, 0) + 3, max(y - 17, 0))
-                pen.rectangle(pen.textbbox(place, name, font=font), fill=colour)
-                pen.text(place, name, fill=(255, 255, 255), font=font)
-    return shown
+                corner = (max(x, 0) + 3, max(y - 17, 0))
+                pen.rectangle(pen.textbbox(corner, name, font=font), fill=colour)
+                pen.text(corner, name, fill=(255, 255, 255), font=font)
+    return canvas
 
 
 def _colour(number: int) -> tuple[int, int, int]:
@@ -227,9 +215,9 @@ def _hex(colour: tuple[int, int, int]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
-def _picture(caption: str, shown: Image, legend: tuple[tuple[str, str], ...]) -> Panel:
+def _image_panel(caption: str, image: Image, legend: tuple[tuple[str, str], ...]) -> Panel:
     file = io.BytesIO()
-    shown.convert("RGB").save(file, "JPEG", quality=88)
+    image.convert("RGB").save(file, "JPEG", quality=88)
     return Panel(caption, picture=_data_url(file.getvalue(), "image/jpeg"), legend=legend)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
-from sft_dist.data.augment.image import augment, cutmix, mixup
+from sft_dist.data.augment.image import augment_image, cutmix, mixup
 from sft_dist.data.images import content
 from sft_dist.data.media import load_image
 from sft_dist.recipe.errors import Problem, UserError
@@ -71,7 +71,7 @@ class ImageClassification(ClassTask):
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         pictures = [load_image(row["image"]) for row in rows]
         if rngs is not None and self.augment is not None:
-            changed = (augment(one, self.augment, rng).image for one, rng in zip(pictures, rngs, strict=True))
+            changed = (augment_image(one, self.augment, rng).image for one, rng in zip(pictures, rngs, strict=True))
             pictures = [Image.fromarray(pixels) for pixels in changed]
         inputs = pixels_of(processor, pictures)
         targets = self.targets_of([row["label"] for row in rows]) if "label" in rows[0] else None

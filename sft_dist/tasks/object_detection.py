@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 
-from sft_dist.data.augment.image import augment, cut
+from sft_dist.data.augment.image import augment_image, clip_boxes
 from sft_dist.data.images import content
 from sft_dist.data.media import load_image
 from sft_dist.losses.detection import SOFTMAX, DetectionLoss, capture
@@ -107,10 +107,10 @@ class ObjectDetection(BaseTask):
             picture = load_image(row["image"])
             boxes = np.array(row.get("boxes", []), dtype=np.float64).reshape(-1, 4)
             if rngs is not None and self.augment is not None:
-                changed = augment(picture, self.augment, rngs[position], boxes)
-                picture, boxes, kept = Image.fromarray(changed.image), changed.boxes, changed.kept
+                changed = augment_image(picture, self.augment, rngs[position], boxes)
+                picture, boxes, kept = Image.fromarray(changed.image), changed.boxes, changed.box_indices
             else:
-                boxes, kept = cut(boxes, picture.width, picture.height, visible=0.0)
+                boxes, kept = clip_boxes(boxes, picture.width, picture.height, visible=0.0)
             pictures.append(picture)
             targets.append(_target(boxes, np.array(row.get("classes", []), dtype=np.int64)[kept], picture))
         inputs: dict[str, Any] = pixels_of(processor, pictures)

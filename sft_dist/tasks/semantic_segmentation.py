@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sft_dist.data.augment.image import augment
+from sft_dist.data.augment.image import augment_image
 from sft_dist.data.images import content
 from sft_dist.data.media import MediaError, load_image, load_mask
 from sft_dist.losses.classification import CrossEntropy, build_loss, weights_of_counts
@@ -124,7 +124,7 @@ class SemanticSegmentation(BaseTask):
         )
         if rngs is not None and self.augment is not None:
             several = [
-                augment(picture, self.augment, rng, mask=mask, ignore_index=self.ignore_index)
+                augment_image(picture, self.augment, rng, mask=mask, ignore_index=self.ignore_index)
                 for picture, mask, rng in zip(pictures, masks, rngs, strict=True)
             ]
             pictures, masks = [Image.fromarray(one.image) for one in several], [one.mask for one in several]
