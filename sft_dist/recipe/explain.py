@@ -29,7 +29,8 @@ from sft_dist.recipe.reflection import (
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.source import RECIPE, Source
 from sft_dist.recipe.suggest import similar_to
-from sft_dist.recipe.yaml_lines import KeyPath, parse_scalar
+from sft_dist.recipe.yaml_lines import KeyPath
+from sft_dist.recipe.yaml_values import parse_scalar, to_yaml
 
 MOST_SHOWN = 60
 _QUOTED = re.compile(r"`(\w+)`")
@@ -375,9 +376,9 @@ def _hint(kinds: set[str], value: Any, holds_mappings: bool) -> str:
     if "bool_type" in kinds and str(value).lower() in ("no", "off", "n", "0", "false"):
         return "write false"
     if kinds == {"list_type"} and isinstance(value, (str, int, float)) and not holds_mappings:
-        return f"write [{_cut(written(value))}]"
+        return f"write [{_cut(to_yaml(value))}]"
     if "string_type" in kinds and isinstance(value, (bool, int, float)):
-        return f'to have it as text, put it in quotes: "{written(value)}"'
+        return f'to have it as text, put it in quotes: "{to_yaml(value)}"'
     if value is None:
         return "give it a value, or remove the line"
     return ""
@@ -391,7 +392,7 @@ def _number_hint(text: str, whole: bool) -> str:
     number = parse_scalar(stripped.lstrip("0") or "0") if stripped else None
     if isinstance(number, int) or (isinstance(number, float) and not whole):
         quoted = stripped == text and parse_scalar(text) != text
-        return f"write {written(number)}, without quotes" if quoted else f"write {written(number)}"
+        return f"write {to_yaml(number)}, without quotes" if quoted else f"write {to_yaml(number)}"
     return ""
 
 
@@ -412,25 +413,10 @@ def kind_of(value: Any) -> str:
     return "something else"
 
 
-def written(value: Any) -> str:
-    """A value as YAML would have it, on one line."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return value if value and value.isprintable() and parse_scalar(value) == value else repr(value)
-    if isinstance(value, list):
-        return f"[{', '.join(written(item) for item in value[:20])}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {written(item)}' for key, item in list(value.items())[:20])}}}"
-    return str(value)
-
-
 def _found(value: Any, place: KeyPath, source: Source) -> str:
     if value is None:
         return source.texts.get(place) or "nothing after the `:`"
-    return _cut(source.texts.get(place, written(value)))
+    return _cut(source.texts.get(place, to_yaml(value)))
 
 
 # ── what the schema knows ───────────────────────────────────────────────────────────────────────────────────────────

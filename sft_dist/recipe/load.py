@@ -24,7 +24,8 @@ from sft_dist.recipe.references import absolute
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.source import Source, shown
 from sft_dist.recipe.suggest import neighbours_of, similar_to
-from sft_dist.recipe.yaml_lines import Document, KeyPath, parse_scalar, parse_yaml, read_yaml
+from sft_dist.recipe.yaml_lines import Document, KeyPath, parse_yaml, read_yaml
+from sft_dist.recipe.yaml_values import parse_scalar
 
 MOST_PROBLEMS = 50
 MOST_PARENTS = 10

@@ -77,7 +77,8 @@ def _with_boxes(example: Augmented, boxes: np.ndarray, indices: np.ndarray) -> A
 
 
 def _crop(example: Augmented, smallest: float, rng: np.random.Generator) -> Augmented:
-    left, top, width, height = _draw_crop(*example.image.shape[:2], smallest, rng)
+    image_height, image_width = example.image.shape[:2]
+    left, top, width, height = _draw_crop(image_height, image_width, smallest, rng)
     region = np.s_[top : top + height, left : left + width]
     boxes, indices = clip_boxes(example.boxes - [left, top, 0, 0], width, height)
     mask = None if example.mask is None else example.mask[region]

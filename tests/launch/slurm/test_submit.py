@@ -371,7 +371,7 @@ def test_plan_prints_the_script_that_submit_sends(workplace: Workplace, slurm: S
 
 def test_the_cluster_local_is_this_machine(workplace: Workplace) -> None:
     workplace.say(steps=4, step_s=0.01)
-    (folder,) = workplace.capsules()
+    (folder,) = workplace.run_folders()
     done = workplace.run("submit", "demo.yaml", "--no-check", "--cluster", "local", "--no-eval")
     assert done.returncode == 0, done.stderr
     outcome = read_json(folder.all_attempts()[0].outcome_file)
