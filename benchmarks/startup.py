@@ -31,7 +31,7 @@ GOAL_RATIO = 10.0
 MATRIX = "matrix:\n  train.lr: [{lrs}]\n  train.seed: [{seeds}]\n"
 MANY_RUNS = (
     "import launch.cli; launch.cli._start_fast(); import launch.planning, pathlib, sys;"
-    " launch.planning.prepare(sys.argv[1], [], pathlib.Path('runs'))"
+    " launch.planning.plan_runs(sys.argv[1], [], pathlib.Path('runs'))"
 )
 GOAL_MANY_RUNS_S = 2.0
 

@@ -105,7 +105,7 @@ def test_settings_that_contradict_each_other_in_some_points_only_are_found(tmp_p
         ("matrix:\n  train.lr: []\n", "at least one value"),
         ("matrix:\n  name: [a, b]\n", "`name` cannot vary"),
         ("matrix:\n  train.lr: [0.1]\n  zip: [{train.lr: [0.2]}]\n", "in the matrix twice"),
-        ("matrix:\n  tuning: [full]\n  tuning.r: [4]\n", "lies inside `tuning`"),
+        ("matrix:\n  tuning: [full]\n  tuning.r: [4]\n", "is inside `tuning`"),
         ("matrix:\n  train.lr: [0.1, 0.1]\n", "the same run twice"),
         ("matrix:\n  zip: {train.lr: [0.1]}\n", "expected a list of groups"),
         ("matrix: [1, 2]\n", "key paths with lists"),

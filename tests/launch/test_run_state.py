@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launch.render import states
+from launch.render import describe_run_states
 from launch.run_state import state_of
 from sft_dist.recipe.files import write_json
 from sft_dist.run.folder import AttemptFolder, RunFolder
@@ -47,13 +47,13 @@ def test_a_run_that_was_never_started_is_sealed(folder: RunFolder) -> None:
 
 
 def test_the_best_score_is_the_newest_checkpoints_word_and_shown_where_there_is_one(folder: RunFolder) -> None:
-    assert "best score" not in states([state_of(folder.path)])
+    assert "best score" not in describe_run_states([state_of(folder.path)])
     for step, best in ((8, 0.5), (16, 0.75)):
         folder.checkpoint(step).mkdir(parents=True)
         progress = {"step": step, "best_step": step, "best_score": best}
         write_json(folder.checkpoint(step) / "trainer.json", {"progress": progress})
     assert (state_of(folder.path).best_score, state_of(folder.path).best_step) == (0.75, 16)
-    assert "0.7500 at 16" in states([state_of(folder.path)])
+    assert "0.7500 at 16" in describe_run_states([state_of(folder.path)])
     (folder.checkpoint(16) / "trainer.json").write_text("{")
     assert state_of(folder.path).best_score is None
 
