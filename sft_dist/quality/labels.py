@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sft_dist.quality.findings import Finding, Places, RowId, found, rows_text
+from sft_dist.recipe.text import join_names
 
 UNEVEN = 10.0  # the largest class has this many times the rows of the smallest
 FEW = 10  # training rows of a class
@@ -45,7 +46,9 @@ def look_at_classes(
             guess = f"; did you mean {near[0]!r}?" if near else ""
             findings.append(found("label-not-in-training", f"{name!r} is in {split} and not in train{guess}", rows))
         if missing := sorted(set(train) - set(classes)):
-            findings.append(found("label-missing-in-split", f"{split} has no row of {_listed(missing)}", label=missing))
+            findings.append(
+                found("label-missing-in-split", f"{split} has no row of {join_names(missing, 10)}", label=missing)
+            )
     classes = {name: count for name, count in train.items() if name != _OUTSIDE}
     if rare := sorted((name for name, count in classes.items() if count < FEW), key=lambda name: classes[name]):
         said = ", ".join(f"{name} ({classes[name]})" for name in rare[:10])
@@ -80,7 +83,7 @@ def look_at_order(labels: Sequence[str], model_labels: Mapping[int, str] | None)
     return [
         found(
             "label-order",
-            f"the model knows {_listed(order)}, in this order; the recipe gives {_listed(labels)}",
+            f"the model knows {join_names(order, 10)}, in this order; the recipe gives {join_names(labels, 10)}",
             model=order,
         )
     ]
@@ -213,7 +216,3 @@ def text_features(texts: Sequence[str]) -> Any:
 def class_counts(values: Sequence[Any]) -> Counter[str]:
     """Rows of each class; a row with a list counts for each of its classes."""
     return Counter(str(name) for value in values for name in (value if isinstance(value, list) else [value]))
-
-
-def _listed(names: Sequence[str], most: int = 10) -> str:
-    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")

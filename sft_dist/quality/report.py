@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sft_dist.quality.estimate import Estimate, clock
+from sft_dist.quality.estimate import Estimate
 from sft_dist.quality.findings import MOST_ROWS, Finding, RowId, in_order
+from sft_dist.recipe.units import format_duration
 
 SHOWN_ROWS = 20
 SHOWN_CLASSES = 8
@@ -112,7 +113,11 @@ def to_text(report: Report, width: int = 100) -> str:
 
 
 def steps_text(found: Estimate) -> str:
-    time = f"about {clock(found.seconds)} ({found.source})" if found.seconds is not None else f"time {found.source}"
+    time = (
+        f"about {format_duration(found.seconds)} ({found.source})"
+        if found.seconds is not None
+        else f"time {found.source}"
+    )
     epoch = f" ({found.steps_per_epoch:,} an epoch)" if found.steps_per_epoch is not None else ""
     return f"{found.steps:,}{epoch}, {time}"
 
