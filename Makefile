@@ -29,10 +29,12 @@ fetch-samples: setup ## real weights and data for recipes and tests, into the ca
 # Each run leaves the durations of its tests in reports/*.xml.
 PYTEST := $(BIN)/python -m pytest -q --durations=25 --durations-min=5
 
+SLURM_WORKERS := -n 4 --dist load --maxschedchunk 1
+
 test: setup      ## the suite, without the long learning proofs
 	$(PYTEST) -n 2 --dist loadfile -m "not slurm and not long" --junitxml=reports/tests.xml
-	# By themselves: they start a cluster on this machine and have deadlines.
-	$(PYTEST) tests/slurm --junitxml=reports/slurm.xml
+	# By themselves: they start clusters on this machine and have deadlines. They mostly wait, so more workers than cores.
+	$(PYTEST) $(SLURM_WORKERS) tests/slurm --junitxml=reports/slurm.xml
 
 test-fast: setup ## the tests without training processes
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not slurm and not long"
@@ -41,7 +43,7 @@ test-long: setup ## the long learning proofs: real models on real data
 	$(PYTEST) -n 2 --dist load -m "long" --junitxml=reports/long.xml
 
 test-slurm: setup ## the tests on a real Slurm, which they install and start on this machine (root, Debian)
-	SFT_DIST_REQUIRE_SLURM=1 $(PYTEST) tests/slurm tests/integration/test_job_fuzz.py
+	SFT_DIST_REQUIRE_SLURM=1 $(PYTEST) $(SLURM_WORKERS) tests/slurm tests/integration/test_job_fuzz.py
 
 check: setup     ## ruff, mypy, import-linter, codespell, shellcheck; names and phrases
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

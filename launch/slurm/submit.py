@@ -199,9 +199,9 @@ def _log_entry(job: JobPlan) -> dict[str, object]:
 
 
 def _record(folders: Sequence[Path], job_id: str, cluster: str, kind: str, is_array: bool) -> None:
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
     for task, folder in enumerate(folders):
-        record_job(RunFolder(folder), JobRecord(job_id, task if is_array else None, cluster, kind, now))
+        record_job(RunFolder(folder), JobRecord(job_id, task if is_array else None, cluster, kind, time))
 
 
 def _recover_records(parent: Path, queue: Queue) -> None:

@@ -43,7 +43,7 @@ from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import SUFFIXES, Reference, classify, resolve, sources_of, sqlite_file, suffix_of
 from sft_dist.recipe.schema import SPLITS, Data, SplitSources, Streaming
 
-MEDIA = ("image", "mask", "audio")  # roles whose values may be names of files
+MEDIA_ROLES = ("image", "mask", "audio")  # roles whose values may be names of files
 HUB_FILES = (str(datasets.config.HF_DATASETS_CACHE), str(datasets.config.DOWNLOADED_DATASETS_PATH))
 STREAMED_URLS = (*TABLES, "conll")  # formats that are read from a URL as they come; the others are fetched first
 
@@ -284,13 +284,13 @@ def _names_media(rows: Any, data: Data) -> bool:
             names = next(iter(rows), {})
         except Exception:  # every reader has its own; said with its place when the stream comes to it
             names = {}
-    return any(data.columns.get(role, role) in names for role in MEDIA)
+    return any(data.columns.get(role, role) in names for role in MEDIA_ROLES)
 
 
 def _confined(splits: dict[str, Any], data: Data, folders: Sequence[str]) -> dict[str, Any]:
     """The splits with what names a picture or sound outside these folders marked as refused. Into the hub's cache lead
     the links of a data set that was downloaded from there."""
-    columns = [data.columns.get(role, role) for role in MEDIA]
+    columns = [data.columns.get(role, role) for role in MEDIA_ROLES]
     return {split: confined(rows, columns, [*folders, HF_HUB_CACHE], data.allow_urls) for split, rows in splits.items()}
 
 

@@ -21,7 +21,7 @@ from sft_dist.data.images import content
 from sft_dist.data.media import REFUSED, MediaError, accepted, load_audio, load_image, load_mask, open_media
 from sft_dist.data.prepare import prepare
 from sft_dist.data.sources import load_rows, stream_rows
-from sft_dist.quality.media import clip
+from sft_dist.quality.media import read_audio_facts
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Data, Recipe
 from sft_dist.tasks import task_of
@@ -243,7 +243,15 @@ def made(cell: str, folder: Path, web: Web) -> str:
 def test_a_cell_opens_no_file_outside_its_folder_and_no_other_protocol(evil, web: Web, cell, form):
     value = read_cell(evil / "data", made(cell, evil, web), form)
     before = sorted(evil.rglob("*"))
-    for read in (load_image, load_mask, lambda one: load_audio(one, RATE), seconds_of, content_of, clip, open_media):
+    for read in (
+        load_image,
+        load_mask,
+        lambda one: load_audio(one, RATE),
+        seconds_of,
+        content_of,
+        read_audio_facts,
+        open_media,
+    ):
         said = refused(read, value)
         assert "cannot be read (" in said
         assert "me:password@" not in said
