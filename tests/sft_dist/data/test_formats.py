@@ -68,7 +68,7 @@ def test_packed_files_are_unpacked(tmp_path, name):
 def test_the_format_can_be_named_for_a_file_that_is_called_otherwise(tmp_path):
     file = write(tmp_path / "reviews.dat", "text\tlabel\na\tb\n")
     assert "found: .dat" in mistake(file)
-    assert "data.format names the format" in mistake(file)
+    assert "set data.format for files with other suffixes" in mistake(file)
     assert rows_of(file, format="tsv")[:] == {"text": ["a"], "label": ["b"]}
 
 

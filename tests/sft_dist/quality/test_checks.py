@@ -79,7 +79,7 @@ def test_texts_are_gone_through_once_and_only_those_that_are_compared_are_read(m
         asked.append(chosen)
         return [f"{number} is a text of its own" * int(number) for number in chosen]
 
-    monkeypatch.setattr(duplicates, "MOST_NEAR", 4)
+    monkeypatch.setattr(duplicates, "MAX_NEAR_TEXTS", 4)
     duplicates.check_near_copies(ROW_INDEX, texts_at)
     assert [len(chosen) for chosen in asked] == [4]
 
