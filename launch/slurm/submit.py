@@ -250,7 +250,7 @@ class _Sender:
         order = self._folder / "eval.json"
         plans = [one.plan for one in part.runs]
         write_json(order, {"runs": [str(one.folder) for one in plans], "leaderboard": str(board_of(plans))})
-        return self._call("judge_runs", [order], part.runs[0], comment, after)
+        return self._call("evaluate_runs", [order], part.runs[0], comment, after)
 
     def _call(self, function: str, paths: Sequence[Path], first: Prepared, comment: str, after: Sequence[str]) -> str:
         plan, asked = first.plan, evaluation_request(self._cluster)
