@@ -37,11 +37,14 @@ test-fast: setup ## the part without training processes
 test-slurm: setup ## the part on a real Slurm, which it installs and starts on this machine (root, Debian)
 	SFT_DIST_REQUIRE_SLURM=1 $(BIN)/python -m pytest -q tests/slurm tests/integration/test_job_fuzz.py
 
-check: setup     ## ruff, mypy, import-linter, codespell
+check: setup     ## ruff, mypy, import-linter, codespell, shellcheck
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	# `job` is assigned in requeue.sh.tmpl, which is inserted into the other templates.
+	$(BIN)/shellcheck --shell=bash --exclude=SC2154 launch/slurm/*.tmpl
+	$(BIN)/shellcheck --severity=warning tests/golden/*.sbatch slurm/devcluster/devcluster
 
 bench: setup     ## start-up times beside `accelerate launch --help`; encoding beside the tokenizer alone
 	$(BIN)/python benchmarks/startup.py

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sft_dist.recipe.tunings import KINDS, STRATEGIES, best_form, has_adapter, refusal
+from sft_dist.recipe.strategies import STRATEGIES, tuning_refusal
+from sft_dist.recipe.tunings import KINDS, best_form, has_adapter
 
 PAGE = Path(__file__).with_name("strategies.md")
 MARKS = re.compile(r"(<!-- table: tunings -->\n).*(<!-- end -->\n)", re.DOTALL)
@@ -18,7 +19,7 @@ def tunings() -> str:
     for name, tuning in KINDS.items():
         cells = []
         for strategy in STRATEGIES:
-            reason = refusal(strategy, tuning)
+            reason = tuning_refusal(strategy, tuning)
             if reason is not None and reason not in notes:
                 notes.append(reason)
             where = " (GPU)" if tuning.method == "qlora" else ""

@@ -20,10 +20,10 @@ from launch.subprocesses import environment
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root, read_json
 from sft_dist.recipe.findings import KINDS
+from sft_dist.recipe.fingerprint import code_digest, data_fingerprint, file_states, model_state
 from sft_dist.recipe.load import read
-from sft_dist.recipe.references import code_digest, data_fingerprint, file_states, model_state
 from sft_dist.recipe.schema import Recipe
-from sft_dist.recipe.yaml_lines import similar_to
+from sft_dist.recipe.suggest import similar_to
 
 ERRORS = 1  # the child's exit code
 USER_ERROR = 2

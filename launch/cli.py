@@ -48,6 +48,16 @@ def _start_fast() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
+class _StrategyOption(click.Option):
+    """Its help names the strategies, which are read only when it is shown."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from sft_dist.recipe.strategies import STRATEGIES
+
+        self.help = (self.help or "").format(names=", ".join(STRATEGIES))
+        return super().get_help_record(ctx)
+
+
 class _Ordered(click.Group):
     """Lists the verbs in the order in which they are used."""
 
@@ -188,12 +198,12 @@ def plan(
     where = _cluster(cluster)
     prepared = prepare(recipe, overrides, runs_root(runs), processes, cluster=where)
     if diff:
-        from launch.slurm.client import live_jobs
-        from launch.slurm.render import divided, divided_json
-        from launch.slurm.submit import divide
+        from launch.slurm.divide import divide
+        from launch.slurm.queue import read_queue
+        from launch.slurm.render import describe_states, states_json
 
-        found = divide(prepared, live_jobs() if where else ())
-        click.echo(json.dumps(divided_json(found), indent=2) if as_json else divided(found))
+        by_state = divide(prepared, read_queue() if where else {})
+        click.echo(json.dumps(states_json(by_state), indent=2) if as_json else describe_states(by_state))
         return
     if as_json:
         click.echo(json.dumps([one.plan.to_json() for one in prepared], indent=2, ensure_ascii=False))
@@ -205,13 +215,13 @@ def plan(
             raise click.UsageError("--script prints a cluster's job script; add --cluster NAME")
         click.echo(plans(with_states(prepared)))
         return
-    from launch.slurm.render import asked_of
-    from launch.slurm.submit import check_places, script_of
+    from launch.slurm.render import describe_requests
+    from launch.slurm.submit import check_folders, script_of
 
-    check_places(prepared, where)
+    check_folders(prepared, where)
     if not script_only:
         click.echo(plans(with_states(prepared)))
-        click.echo(asked_of(prepared, where))
+        click.echo(describe_requests(prepared, where))
         click.echo(f"\n{prepared[0].plan.folder}/job.sbatch:\n")
     click.echo(script_of(prepared[0], where), nl=False)
 
@@ -312,17 +322,17 @@ def submit(
         from launch.run import submit_here
 
         sys.exit(submit_here(prepared, evaluate, dry_run))
-    from launch.slurm.client import live_jobs
-    from launch.slurm.render import submitted, would_submit
-    from launch.slurm.submit import divide, parts_of
+    from launch.slurm.divide import divide, plan_jobs
+    from launch.slurm.queue import read_queue
+    from launch.slurm.render import describe_dry_run, describe_submission
     from launch.slurm.submit import submit as send
 
     if dry_run:
-        live = live_jobs()
-        found = divide(prepared, live)
-        click.echo(would_submit(found, parts_of(prepared, found, live, where, evaluate), max_parallel))
+        queue = read_queue()
+        by_state = divide(prepared, queue)
+        click.echo(describe_dry_run(by_state, plan_jobs(prepared, by_state, queue, where, evaluate), max_parallel))
         return
-    click.echo(submitted(send(prepared, where, max_parallel, evaluate), where))
+    click.echo(describe_submission(send(prepared, where, max_parallel, evaluate), where))
 
 
 def _cluster(name: str | None) -> Any:
@@ -393,9 +403,7 @@ def cluster_probe(partition: str | None) -> None:
 @cli.command()
 @click.argument("run")
 @PROCESSES
-@click.option(
-    "--strategy", metavar="NAME", help="Go on with another strategy: single, ddp, zero1, zero2, zero3, fsdp2."
-)
+@click.option("--strategy", cls=_StrategyOption, metavar="NAME", help="Resume with another strategy: {names}.")
 @RUNS
 def resume(run: str, processes: int | None, strategy: str | None, runs: str | None) -> None:
     """Go on with a RUN (folder, id, or beginning of an id) after its newest checkpoint, here and with the same results also
@@ -427,10 +435,10 @@ def status(targets: tuple[str, ...], watch: bool, every: int, runs: str | None, 
     import time
 
     from launch.render import states
-    from launch.slurm.queue import look
+    from launch.slurm.queue import query_states
 
     while True:
-        found, answer, lines = look(targets, runs)
+        found, answer, lines = query_states(targets, runs)
         if as_json:
             click.echo(json.dumps([one.to_json() for one in found], indent=2, ensure_ascii=False))
         else:
@@ -482,19 +490,21 @@ def cancel(targets: tuple[str, ...], at_once: bool, yes: bool, runs: str | None)
     Example: sft-dist cancel 'my-sweep/*'
     """
     from launch.run_state import runs_root
-    from launch.slurm.cancel import cancel as end_jobs
-    from launch.slurm.cancel import to_cancel
+    from launch.slurm.cancel import cancel as cancel_jobs
+    from launch.slurm.cancel import plan_cancellation
 
-    found = to_cancel(targets, runs_root(runs))
-    if not found.jobs:
+    cancellation = plan_cancellation(targets, runs_root(runs))
+    if not cancellation.num_jobs:
         click.echo("none of these runs has a job in the queue")
         return
-    running = f"{len(found.running)} running ({'ended at once' if at_once else 'saved first'})"
-    judged = f", {len(found.judges)} evaluation" if found.judges else ""
-    click.echo(f"{len(found.folders)} runs: {len(found.waiting)} waiting, {running}{judged}", err=True)
+    running = f"{len(cancellation.running)} running ({'ended at once' if at_once else 'saved first'})"
+    evaluations = f", {len(cancellation.evaluations)} evaluation" if cancellation.evaluations else ""
+    click.echo(
+        f"{len(cancellation.folders)} runs: {len(cancellation.pending)} waiting, {running}{evaluations}", err=True
+    )
     if not yes:
-        click.confirm(f"Cancel {found.jobs} jobs?", abort=True, err=True)
-    end_jobs(found, at_once)
+        click.confirm(f"Cancel {cancellation.num_jobs} jobs?", abort=True, err=True)
+    cancel_jobs(cancellation, at_once)
 
 
 @cli.command()

@@ -17,8 +17,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from sft_dist.recipe.checks import cross_checks
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.load import Source, problems_from, validate
+from sft_dist.recipe.explain import problems_from
+from sft_dist.recipe.load import validate
 from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.source import Source
 from sft_dist.run.folder import run_id
 
 MOST_RUNS = 100_000

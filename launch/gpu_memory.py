@@ -3,7 +3,7 @@ weights' files and the recipe. Torch-free.
 
 Counted, in bytes for each weight (fp32 under every precision): 4 for itself; where it is trained 4 for its gradient and the
 optimizer's state (Adam: 8), so 16 in all; DDP keeps 4 more for exchanging gradients; 16-bit autocast 2 for its copy. Not
-counted but left room for: activations and CUDA (`ROOM`), which depend on texts, kernels and micro-batch.
+counted but left room for: activations and CUDA (`ACTIVATION_SHARE`), which depend on texts, kernels and micro-batch.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Any
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.references import model_source
 from sft_dist.recipe.schema import BitfitTuning, FreezeTuning, FullTuning, LoraTuning, QloraTuning, Recipe, Sgd
+from sft_dist.recipe.strategies import GRADIENTS, OPTIMIZER, PARAMETERS, STRATEGIES
 
-ROOM = 0.25  # share of a GPU's memory that is left to activations and CUDA
+ACTIVATION_SHARE = 0.25  # share of a GPU's memory that is left to activations and CUDA
 LARGEST_HEADER = 100_000_000  # safetensors' own limit
 
 # Bytes of optimizer state a trained weight has; Adam's two moments where a name is not here.
@@ -68,32 +69,25 @@ def sizes_of(recipe: Recipe) -> Sizes | None:
     return Sizes(total + added, trained, max(layers.values(), default=0), total - sum(layers.values()))
 
 
-def needed(strategy: str, offload: bool, sizes: Sizes, recipe: Recipe, processes: int) -> int:
-    """Bytes on each GPU, without activations. `offload`: all that is shared lies in the machine's own memory."""
-    train = recipe.train
-    state = _state_bytes(recipe)
+def bytes_needed(strategy: str, offloaded: bool, sizes: Sizes, recipe: Recipe, processes: int) -> int:
+    """Returns the bytes on each GPU, without activations. `offloaded`: all that is sharded is in the machine's main memory."""
+    row, train = STRATEGIES[strategy], recipe.train
     base = _QLORA_BASE if isinstance(recipe.tuning, QloraTuning) else 4
-    weights = base * (sizes.all - sizes.trained) + 4 * sizes.trained
-    copies = 2 * sizes.all if train.precision != "fp32" else 0
-    gathered = (
-        12 * sizes.largest_layer + 8 * sizes.outside
-    )  # one layer, the next one, a layer's gradients; the rest twice
-    match strategy:
-        case "single":
-            found = weights + copies + (4 + state) * sizes.trained
-        case "ddp":
-            found = weights + copies + (8 + state) * sizes.trained
-        case "zero1":  # the optimizer works on a copy of its share of the weights
-            found = weights + copies + 4 * sizes.trained + (4 + state) * sizes.trained / processes
-        case "zero2":
-            found = weights + copies + (8 + state) * sizes.trained / processes
-        case _:
-            # Computing layers again is what frees autocast's copies, too.
-            copies = 0 if train.gradient_checkpointing else copies
-            shared = 0 if offload else (weights + (4 + state) * sizes.trained) / processes
-            shared += 0 if offload or strategy == "fsdp2" else 4 * sizes.trained / processes
-            found = shared + gathered + copies
-    return int(found)
+    amounts = {
+        PARAMETERS: base * (sizes.all - sizes.trained) + 4 * sizes.trained,
+        GRADIENTS: 4 * sizes.trained,
+        OPTIMIZER: _state_bytes(recipe) * sizes.trained,
+    }
+    if row.buffered:
+        amounts[row.buffered] += 4 * sizes.trained
+    sharded = sum(amount for noun, amount in amounts.items() if noun in row.shards)
+    total = sum(amounts.values()) - sharded + (0 if offloaded else sharded / processes)
+    autocast = 2 * sizes.all if train.precision != "fp32" else 0
+    if PARAMETERS not in row.shards:
+        return int(total + autocast)
+    # Gathered: one layer, the next one, a layer's gradients; the rest twice. Computing layers again frees autocast's copies.
+    gathered = 12 * sizes.largest_layer + 8 * sizes.outside
+    return int(total + gathered + (0 if train.gradient_checkpointing else autocast))
 
 
 def _trained(recipe: Recipe, shapes: dict[str, tuple[int, ...]], layers: int) -> tuple[int, int]:

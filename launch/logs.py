@@ -111,11 +111,11 @@ class _Live:
             return True
         if not self._folder.jobs_file.exists():
             return False
-        judged = sum(attempt.verdict_file.exists() for attempt in self._folder.all_attempts())
+        judged = sum(attempt.decision_file.exists() for attempt in self._folder.all_attempts())
         if judged > self._judged or time.monotonic() - self._asked >= ASK_S:
-            from launch.slurm.queue import is_live
+            from launch.slurm.queue import is_queued
 
-            self._queued = is_live(self._folder.path)
+            self._queued = is_queued(self._folder.path)
             self._asked = time.monotonic()
             self._judged = judged
         return self._queued

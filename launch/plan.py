@@ -9,20 +9,19 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.expand import Run
 from launch.row_counts import Rows
-from launch.slurm.resources import Request, request
-from launch.strategies import STRATEGIES
-from launch.strategies.base import Launch, Shape
-from launch.strategy_choice import Choice, choose
+from launch.slurm.resources import Request, request_resources
+from launch.strategy import Launch, Shape, StrategyChoice, accelerate_launch, choose
 from sft_dist.recipe.arithmetic import Batch, Steps, batch_of, steps_of
 from sft_dist.recipe.errors import Problem, UserError, collected
 from sft_dist.recipe.machine import is_installed, needs_gpu
 from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.strategies import Strategy
 from sft_dist.recipe.units import bytes_of
 
 if TYPE_CHECKING:
@@ -151,7 +150,7 @@ def plan_run(
         choice, launch = _strategy(recipe, shape, machine, python)
         batch = batch_of(recipe, shape.world_size)
     with collected(problems):
-        asked = request(recipe.resources, cluster, min(wanted, machine.gpus or wanted)) if cluster else None
+        asked = request_resources(recipe.resources, cluster, min(wanted, machine.gpus or wanted)) if cluster else None
     if problems:
         raise UserError(problems)
     steps = _steps(recipe, rows.train) if rows.train or recipe.data.streaming else None
@@ -179,7 +178,7 @@ def plan_run(
         steps=steps,
         rows=rows,
         strategy=choice.strategy,
-        why=choice.why,
+        why=choice.reason,
         argv=(python, "-m", "accelerate.commands.launch", *launch.flags, "-m", "sft_dist.train", where),
         env=env,
         files=tuple("job.sbatch" if cluster and file == "run.sh" else file for file in WRITTEN),
@@ -235,7 +234,7 @@ def _shape(machine: Machine, nodes: int, processes: int) -> Shape:
     return Shape(nodes, processes, on_gpu=machine.gpus > 0)
 
 
-def _strategy(recipe: Recipe, shape: Shape, machine: Machine, python: str) -> tuple[Choice, Launch]:
+def _strategy(recipe: Recipe, shape: Shape, machine: Machine, python: str) -> tuple[StrategyChoice, Launch]:
     train = recipe.train
     key: tuple[object, ...] = (train.strategy, shape)
     if shape.on_gpu:  # what an estimate of memory depends on
@@ -244,14 +243,17 @@ def _strategy(recipe: Recipe, shape: Shape, machine: Machine, python: str) -> tu
         switches = (train.precision, train.gradient_checkpointing, train.compile)
         key += (recipe.model.path, tuning, optimizer, *switches, machine, python)
     if key not in _KNOWN_STRATEGIES:
-        # Another Python's packages are not known here.
-        has_deepspeed = python == sys.executable and is_installed("deepspeed")
-        choice = choose(recipe, shape, machine.gpu_memory, has_deepspeed, machine.memory)
-        _KNOWN_STRATEGIES[key] = choice, STRATEGIES[choice.strategy["name"]](shape)
+        choice = choose(recipe, shape, machine.gpu_memory, partial(_has_packages, python), machine.memory)
+        _KNOWN_STRATEGIES[key] = choice, accelerate_launch(choice.strategy["name"], shape)
     return _KNOWN_STRATEGIES[key]
 
 
-_KNOWN_STRATEGIES: dict[tuple[object, ...], tuple[Choice, Launch]] = {}
+def _has_packages(python: str, row: Strategy) -> bool:
+    """Another Python's packages are not known here."""
+    return not row.packages or (python == sys.executable and all(is_installed(module) for module, _ in row.packages))
+
+
+_KNOWN_STRATEGIES: dict[tuple[object, ...], tuple[StrategyChoice, Launch]] = {}
 
 
 def _steps(recipe: Recipe, rows: int | None) -> Steps:

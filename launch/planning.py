@@ -16,15 +16,16 @@ from launch.plan import Machine, Plan, detect_machine, plan_run
 from launch.row_counts import Rows, rows_of
 from launch.run_folders import folder_name, newest
 from launch.run_state import all_runs, state_of
-from launch.strategies import STRATEGIES
 from sft_dist.recipe.checks import cross_checks
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import read_json
-from sft_dist.recipe.load import Source, read
+from sft_dist.recipe.load import read
 from sft_dist.recipe.machine import missing_packages
 from sft_dist.recipe.references import check_references
 from sft_dist.recipe.schema import Recipe, Train
-from sft_dist.recipe.yaml_lines import similar_to
+from sft_dist.recipe.source import Source
+from sft_dist.recipe.strategies import STRATEGIES
+from sft_dist.recipe.suggest import similar_to
 from sft_dist.run.folder import RunFolder
 
 if TYPE_CHECKING:

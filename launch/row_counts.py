@@ -18,7 +18,7 @@ from typing import Any
 from launch.subprocesses import environment
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import cache_root, read_json, write_json
-from sft_dist.recipe.references import data_fingerprint
+from sft_dist.recipe.fingerprint import data_fingerprint
 from sft_dist.recipe.schema import Recipe
 
 NOTE_AFTER_S = 2.0

@@ -6,7 +6,6 @@ done. So the ranks' own files decide, and the kernel's locks say what is alive.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -17,7 +16,8 @@ from typing import Any
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json
-from sft_dist.run.folder import NO_LOCKS, AttemptFolder, RunFolder
+from sft_dist.run.folder import AttemptFolder, RunFolder
+from sft_dist.run.locks import is_locked
 
 TAIL_BYTES = 64 * 1024  # of metrics.jsonl; the newest train and validation lines are in it
 
@@ -90,9 +90,9 @@ def _verdict(folder: RunFolder, attempts: list[AttemptFolder]) -> tuple[str, str
             return "finished", str(outcome.get("reason", "")), False
     if not attempts:
         return "sealed", "", False
-    from sft_dist.run.causes import verdict_of  # a plan of new runs has no attempts to judge
+    from sft_dist.run.causes import classify_attempt  # a plan of new runs has no attempts to judge
 
-    verdict = verdict_of(folder, attempts[-1])
+    verdict = classify_attempt(folder, attempts[-1])
     return verdict.state, verdict.line, verdict.user_error
 
 
@@ -100,24 +100,7 @@ def is_running(folder: RunFolder) -> bool:
     """A trainer holds the run's lock, or a process of the last attempt still has its output open (it is starting)."""
     attempts = folder.all_attempts()
     files = [folder.lock_file, *([attempts[-1].launcher_log] if attempts else [])]
-    return any(_is_locked(file) for file in files)
-
-
-def _is_locked(file: Path) -> bool:
-    try:
-        descriptor = os.open(file, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-    finally:
-        os.close(descriptor)
-    return False
+    return any(is_locked(file) for file in files)
 
 
 def _newest_scores(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:

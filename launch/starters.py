@@ -12,10 +12,12 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.explain import bare, members_of, sections, tag_name, tags_of, type_of, written
+from sft_dist.recipe.explain import written
+from sft_dist.recipe.reflection import bare, members_of, sections, tag_name, tags_of, type_of
 from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.suggest import similar_to
 from sft_dist.recipe.tasks import AUGMENTED, LOSSES, NO_CLASSES, ONE_CLASS, TASK_COLUMNS, Task
-from sft_dist.recipe.yaml_lines import KeyPath, parse_scalar, similar_to
+from sft_dist.recipe.yaml_lines import KeyPath, parse_scalar
 
 WIDTH = 110
 

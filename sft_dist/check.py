@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import write_text
 from sft_dist.recipe.findings import KINDS
-from sft_dist.recipe.references import file_states
+from sft_dist.recipe.fingerprint import file_states
 from sft_dist.recipe.schema import Recipe
 
 if TYPE_CHECKING:

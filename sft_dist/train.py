@@ -95,7 +95,7 @@ def train(folder: RunFolder) -> int:
     from sft_dist.logging_setup import quiet_libraries
     from sft_dist.run import attempt as at
     from sft_dist.run.failures import Failure
-    from sft_dist.run.heartbeat import Heart
+    from sft_dist.run.heartbeat import Heartbeat
     from sft_dist.training import loop
     from sft_dist.training.out_of_memory import explained
 
@@ -111,11 +111,11 @@ def train(folder: RunFolder) -> int:
     accelerator = engine.accelerator
     rank = accelerator.process_index
     at.start_logging(attempt, rank)
-    heart = Heart(attempt, rank, seconds_of(recipe.resources.hang_timeout))
+    heartbeat = Heartbeat(attempt, rank, seconds_of(recipe.resources.hang_timeout))
     cleanup = ExitStack()
     t = None
     try:
-        t = build(recipe, folder, attempt.number, engine, stop_requested, heart.beat, cleanup)
+        t = build(recipe, folder, attempt.number, engine, stop_requested, heartbeat.tick, cleanup)
         if accelerator.is_main_process:
             at.start_record(
                 attempt,
@@ -135,7 +135,7 @@ def train(folder: RunFolder) -> int:
         accelerator.end_training()
         return 0
     except BaseException as raised:
-        failure = explained(raised, recipe, accelerator.num_processes, t, heart.reached[1])
+        failure = explained(raised, recipe, accelerator.num_processes, t, heartbeat.reached[1])
         at.record_error(attempt, rank, t.progress.step if t else 0, failure)
         if t:
             t.saver.wait_for_pending()
@@ -145,7 +145,7 @@ def train(folder: RunFolder) -> int:
             log.exception("rank %d failed", rank)
         return 2 if isinstance(failure, UserError) else 1
     finally:
-        heart.stop()
+        heartbeat.stop()
         cleanup.close()
         if lock is not None:
             os.close(lock)

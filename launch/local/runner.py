@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import runpy
 import signal
@@ -23,7 +22,8 @@ from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import write_json
 from sft_dist.recipe.units import seconds_of
 from sft_dist.run.folder import AttemptFolder, RunFolder
-from sft_dist.run.hang_watcher import Watch, found
+from sft_dist.run.hang_watcher import HangDetector, detect_hang
+from sft_dist.run.locks import acquire
 
 POLL_S = 0.2
 LOOK_S = 1.0  # between looks at the ranks' signs of life
@@ -56,7 +56,7 @@ class Local:
         token = new_token()
         progress = Progress(folder.metrics_file, self._stream)
         progress.say(f"attempt {attempt.path.name}; output in {attempt.launcher_log}")
-        watch = Watch(attempt, seconds_of(folder.recipe().resources.hang_timeout))
+        watch = HangDetector(attempt, seconds_of(folder.recipe().resources.hang_timeout))
         with _counted_signals() as signals:
             guard = Guard.start(token)
             try:
@@ -76,7 +76,7 @@ class Local:
         progress: Progress,
         signals: list[int],
         token: str,
-        watch: Watch,
+        watch: HangDetector,
     ) -> bool:
         """Wait for the end, showing progress. True when the run had to be killed."""
         told = False
@@ -91,7 +91,7 @@ class Local:
             hangs = False
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + LOOK_S
-                hangs = found(watch) is not None
+                hangs = detect_hang(watch) is not None
             if hangs or len(signals) > 1:
                 progress.say("it hangs; ending it" if hangs else "ending it now")
                 end_all(token, IMPATIENT_S if len(signals) == 2 else 0)
@@ -110,8 +110,7 @@ def _start(folder: RunFolder, plan: Plan, attempt: AttemptFolder, token: str) ->
         env["PYTHONPATH"] = os.pathsep.join([plan.env["PYTHONPATH"], *map(os.path.abspath, others.split(os.pathsep))])
     log = os.open(attempt.launcher_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        # Shared with the processes that inherit the file: locked means that one of them is alive.
-        fcntl.flock(log, fcntl.LOCK_EX)
+        acquire(log)  # with every process that inherits the file: locked means that one of them is alive
         # In the run folder: `python -m` looks there first, and must not find another sft_dist than the sealed one.
         return subprocess.Popen(
             plan.argv,

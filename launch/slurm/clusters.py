@@ -14,13 +14,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from sft_dist.recipe.errors import Mark, Problem, UserError
-from sft_dist.recipe.explain import Schema, problems_from
-from sft_dist.recipe.load import Source, shown
-from sft_dist.recipe.references import shipped
+from sft_dist.recipe.explain import problems_from
+from sft_dist.recipe.files import shipped
 from sft_dist.recipe.schema import NAME_PATTERN, Positive
 from sft_dist.recipe.section import Section
+from sft_dist.recipe.source import Schema, Source, shown
+from sft_dist.recipe.suggest import similar_to
 from sft_dist.recipe.units import bytes_of, check_memory, check_time, seconds_of
-from sft_dist.recipe.yaml_lines import read_yaml, similar_to
+from sft_dist.recipe.yaml_lines import read_yaml
 
 LOCAL = "local"  # this machine; no file
 
@@ -143,7 +144,8 @@ class Cluster(Section):
     gpu_type: Word | None = Field(None, description="GPU type as Slurm names it: `h100`.")
     gpus_per_node: int = Field(0, ge=0, le=1024, description="GPUs of a node; 0: train on its CPUs.")
     gpu_memory: Memory | None = Field(
-        None, description="Memory of one GPU: `80GB`. `train.strategy: auto` goes by it; left out: it takes ddp."
+        None,
+        description="Memory of one GPU: `80GB`. `train.strategy: auto` needs it to choose; without it every process holds the whole model.",
     )
     cpus_per_node: Positive = Field(description="CPUs of a node. A run that takes half the GPUs takes half of them.")
     memory_per_node: Memory | None = Field(

@@ -1,8 +1,8 @@
-"""Python functions as Slurm jobs: the evaluation sweep now, whatever else is a function of one path later.
+"""Python functions of a path as Slurm jobs: the evaluation sweep.
 
-submitit renders, sends and restarts these jobs, one task a path. Training has a script of its own (`job.py`): several
-nodes, signals and requeue rules are more than a function call. Who waits for a job and how it ended is asked of
-squeue and sacct by its id, as for training; submitit's own polling is not used.
+submitit renders, sends and restarts these jobs, one task per path. Training has a script of its own (`job.py`): several
+nodes, signals and requeue rules are more than a function call. The state of a job is read from squeue and sacct by its id,
+as for training; submitit's own polling is not used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.slurm.client import clean_environment
-from launch.slurm.job import CLEAN, contained, directive, exports, options, software
+from launch.slurm.job import CLEAN, contained, directive, exports, sbatch_options, software
 from sft_dist.recipe.errors import UserError
 from sft_dist.run.remote_call import Call
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from launch.slurm.clusters import Cluster
     from launch.slurm.resources import Request
 
-MOST_TIMEOUTS = 10  # a function that ten time limits did not suffice for is not started again
+MAX_TIMEOUTS = 10  # a function that ten time limits were not enough for is not started again
 
 
 @dataclass(frozen=True)
 class Work:
-    """A function of one path, and what it needs around it."""
+    """A function of one path, and the environment it runs in."""
 
     name: str
     function: str  # "sft_dist.evaluate:score_run"
-    paths: Sequence[Path]  # one task each
-    source: Path  # of a run: the sealed sft_dist is in it
+    paths: Sequence[Path]  # one task for each
+    source: Path  # of a run: contains the sealed sft_dist
     python: str
     env: Mapping[str, str]
 
@@ -45,30 +45,31 @@ class Work:
 def check_installed() -> None:
     """Raises UserError where submitit is missing."""
     if importlib.util.find_spec("submitit") is None:
-        raise UserError("submitit is not installed, which sends evaluations: pip install 'sft-dist[slurm]'")
+        raise UserError("evaluating on Slurm needs submitit: pip install 'sft-dist[slurm]'")
 
 
 def send(
     work: Work,
-    asked: Request,
+    request: Request,
     cluster: Cluster,
     folder: Path,
     after: Sequence[str] = (),
     comment: str = "",
     parallel: int | None = None,
 ) -> str:
-    """The new job's id; an array's when there are several paths. `folder` takes script, pickles and output; `after`
-    are jobs whose end, good or bad, is waited for. Raises UserError with what sbatch said."""
+    """Submits the calls; returns the new job's id, an array's when there are several paths. `folder` takes script, pickles
+    and output; the job waits until the jobs `after` have ended, successfully or not. Raises UserError with the message of
+    sbatch."""
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     calls = [Call(work.function, str(path)) for path in work.paths]
-    with _clean_surroundings():
+    with _clean_process_environment():
         try:
-            executor = SlurmExecutor(folder, max_num_timeout=MOST_TIMEOUTS, python=python_command(work, cluster))
-            executor.update_parameters(**parameters(work, asked, cluster, after, comment, parallel))
-            with redirect_stderr(io.StringIO()):  # it is in the error, too
+            executor = SlurmExecutor(folder, max_num_timeout=MAX_TIMEOUTS, python=python_command(work, cluster))
+            executor.update_parameters(**parameters(work, request, cluster, after, comment, parallel))
+            with redirect_stderr(io.StringIO()):  # the error contains it, too
                 jobs = executor.submit_array(calls)
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(f"sbatch: {str(error).removeprefix('sbatch: ')}") from None
@@ -76,20 +77,21 @@ def send(
 
 
 def parameters(
-    work: Work, asked: Request, cluster: Cluster, after: Sequence[str], comment: str, parallel: int | None
+    work: Work, request: Request, cluster: Cluster, after: Sequence[str], comment: str, parallel: int | None
 ) -> dict[str, Any]:
-    """What SlurmExecutor is told. Pure. The header is the one of training jobs, so that all of a cluster's settings hold."""
-    header: dict[str, Any] = options(asked, cluster, work.name)
+    """Returns SlurmExecutor's parameters. Pure. The options are those of training jobs, so that all of a cluster's settings
+    hold."""
+    header: dict[str, Any] = sbatch_options(request, cluster, work.name)
     header |= {"comment": comment} if comment else {}
     header |= {"dependency": f"afterany:{':'.join(after)}"} if after else {}
     for option, value in header.items():
-        directive(option, value)  # the last look, as at training jobs: raises when it is not safe in a header
+        directive(option, value)  # raises when it is not safe in a header, as for training jobs
     return {
-        "time": math.ceil(asked.time_s / 60) if asked.time_s else None,
+        "time": math.ceil(request.time_s / 60) if request.time_s else None,
         "signal_delay_s": cluster.signal_lead_s,
         "array_parallelism": parallel or len(work.paths),
         "stderr_to_stdout": True,
-        "wckey": None,  # submitit's own; not every cluster knows it
+        "wckey": None,  # submitit sets one by default, which not every cluster accepts
         "setup": _setup(work, cluster),
         "srun_args": _srun_arguments(work, cluster),
         "additional_parameters": {key.replace("-", "_"): value for key, value in header.items()},
@@ -97,12 +99,12 @@ def parameters(
 
 
 def python_command(work: Work, cluster: Cluster) -> str:
-    """As the shell reads it, which submitit leaves to its caller."""
+    """Quoted for the shell, which submitit leaves to its caller."""
     return contained(cluster, shlex.quote(work.python))
 
 
 def _setup(work: Work, cluster: Cluster) -> list[str]:
-    """The script before srun. submitit writes these lines as they are."""
+    """The lines of the script before srun. submitit writes them as they are."""
     return [
         CLEAN,
         *exports(cluster, work.env),
@@ -125,7 +127,7 @@ def _srun_arguments(work: Work, cluster: Cluster) -> list[str]:
 
 
 @contextmanager
-def _clean_surroundings() -> Iterator[None]:
+def _clean_process_environment() -> Iterator[None]:
     """submitit calls sbatch with this process's environment."""
     before = dict(os.environ)
     for name in before.keys() - clean_environment(before).keys():

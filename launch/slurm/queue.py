@@ -1,8 +1,8 @@
-"""What Slurm says about runs: one squeue and at most one sacct, however many runs are asked about.
+"""What Slurm knows about jobs: one squeue and at most one sacct, however many runs are asked about.
 
-The run folders know best how a run is doing; Slurm knows what waits and why, and what became of a job whose ranks could
-not say it. squeue is asked for all of this user's jobs, because it refuses to answer for ids it has forgotten. sacct may
-be switched off, or late: then the folders' word stands.
+The run folders know best how a run is doing; Slurm knows why a job is pending, and what became of one whose ranks could
+not write it down. squeue lists all of this user's jobs, because it refuses to answer for ids that it has forgotten. sacct
+may be disabled, or lag behind: then only the folders count.
 """
 
 from __future__ import annotations
@@ -11,37 +11,38 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
 from launch.run_state import RunState, state_of, states_of
-from launch.slurm.client import ask as call
-from launch.slurm.records import JobRecord, jobs_of
+from launch.slurm.client import CommandRunner, run_command
+from launch.slurm.records import JobRecord, jobs_of, newest
 from sft_dist.recipe.errors import UserError
-from sft_dist.run.causes import OF_SLURM
+from sft_dist.run.causes import CAUSE_BY_SLURM_STATE
 
-SQUEUE = ("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N|%L|%E")
+# The comment comes last, because it may contain a `|`.
+SQUEUE = ("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N|%L|%E|%k")
 SACCT = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,ExitCode,End", "--jobs")
-FINAL = {*OF_SLURM, "COMPLETED", "FAILED"} - {"REQUEUED"}
+FINAL = {*CAUSE_BY_SLURM_STATE, "COMPLETED", "FAILED"} - {"REQUEUED"}
 LAG_S = 60  # a shared file system may show a node's last files this much later
 
-# Why a job waits, in words that say what to do. Others are shown as Slurm writes them.
+# Why a job is pending, in words that say what to do. Other reasons are shown as Slurm writes them.
 REASONS = {
     "None": "about to start",
-    "Priority": "others come first",
+    "Priority": "other jobs have a higher priority",
     "Resources": "waits for free nodes",
     "Dependency": "waits for another job",
     "DependencyNeverSatisfied": "will never start: the job it waits for has failed; cancel it, and submit again",
     "JobArrayTaskLimit": "waits for other runs of the sweep (--max-parallel)",
     "BeginTime": "waits a moment after a requeue",
-    "JobHeldUser": "held; `scontrol release` lets it go",
+    "JobHeldUser": "held; `scontrol release` releases it",
     "JobHeldAdmin": "held by an administrator",
     "PartitionTimeLimit": "will never start: it asks for more time than the partition allows",
     "PartitionNodeLimit": "will never start: it asks for more nodes than the partition has",
     "ReqNodeNotAvail": "waits for nodes that are down, drained or reserved",
-    "BadConstraints": "will never start: no nodes have what it asks for, or too many were left out",
+    "BadConstraints": "will never start: no nodes have what it asks for, or too many are excluded",
     "AssocGrpGRES": "the account's limit of GPUs is reached",
     "QOSMaxJobsPerUserLimit": "your limit of jobs is reached",
     "QOSMaxGRESPerUser": "your limit of GPUs is reached",
@@ -51,92 +52,100 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Job:
-    """One line of squeue."""
+    """A job or one task of an array: from squeue while it is in the queue, from sacct when it has left."""
 
     id: str
     state: str
-    reason: str
-    nodes: str
-    left: str
-    dependency: str
+    reason: str = ""
+    nodes: str = ""
+    time_left: str = ""
+    dependency: str = ""
+    comment: str = ""
+    exit_code: str = ""  # of sacct, as `end`
+    end: float | None = None
+
+    @property
+    def is_pending(self) -> bool:
+        return self.state == "PENDING"
 
 
-@dataclass(frozen=True)
-class Past:
-    """One line of sacct: how a job that has left the queue ended."""
-
-    id: str
-    state: str
-    exit: str
-    end: float | None
+Queue = Mapping[str, Job]  # by id
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What Slurm knew, and what it took to ask."""
+    """What Slurm knew, and the commands it took."""
 
-    jobs: dict[str, Job] = field(default_factory=dict)
-    past: dict[str, Past] = field(default_factory=dict)
-    calls: tuple[str, ...] = ()
+    queued: Queue = field(default_factory=dict)
+    ended: Queue = field(default_factory=dict)
+    commands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    answered: bool = True  # squeue did
+    is_complete: bool = True  # squeue answered
 
     def summary(self) -> str:
-        counted = [f"{self.calls.count(name)} {name}" for name in dict.fromkeys(self.calls)]
-        return "; ".join([f"asked Slurm: {', '.join(counted)}", *self.notes]) if counted else "; ".join(self.notes)
-
-
-Runner = Callable[[Sequence[str]], str]
+        counts = [f"{self.commands.count(name)} {name}" for name in dict.fromkeys(self.commands)]
+        return "; ".join([f"asked Slurm: {', '.join(counts)}", *self.notes]) if counts else "; ".join(self.notes)
 
 
 # ── asking ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-def ask(wanted: Sequence[str], accounting: bool = True, run: Runner = call) -> Answer:
-    """About jobs by id (`7`, `8_3`). Never raises: without Slurm the folders' word stands, and a note says so."""
-    if not wanted:
+def read_queue(run: CommandRunner = run_command) -> dict[str, Job]:
+    """Returns all of this user's jobs that are pending or running, array tasks separately: one squeue. Raises UserError."""
+    return parse_squeue(run([*SQUEUE, f"--user={os.getuid()}"]))
+
+
+def query(job_ids: Sequence[str], accounting: bool = True, run: CommandRunner = run_command) -> Answer:
+    """Asks about jobs by id (`7`, `8_3`). Never raises: without Slurm the run folders count, and a note says so."""
+    if not job_ids:
         return Answer()
     try:
-        jobs = parse_squeue(run([*SQUEUE, f"--user={os.getuid()}"]))
+        queued = read_queue(run)
     except UserError as error:
         note = f"{error}; shown is what the run folders say"
-        return Answer(calls=("squeue",), notes=(note,), answered=False)
-    gone = sorted({one.split("_")[0] for one in wanted if one not in jobs}, key=int)
-    if not gone or not accounting:
-        return Answer(jobs, calls=("squeue",))
+        return Answer(commands=("squeue",), notes=(note,), is_complete=False)
+    absent = sorted({job_id.split("_")[0] for job_id in job_ids if job_id not in queued}, key=int)
+    if not absent or not accounting:
+        return Answer(queued, commands=("squeue",))
     try:
-        past = parse_sacct(run([*SACCT, ",".join(gone)]))
+        ended = parse_sacct(run([*SACCT, ",".join(absent)]))
     except UserError as error:
-        return Answer(jobs, calls=("squeue", "sacct"), notes=(f"no accounting ({error})",))
-    return Answer(jobs, past, ("squeue", "sacct"))
+        return Answer(queued, commands=("squeue", "sacct"), notes=(f"no accounting ({error})",))
+    return Answer(queued, ended, ("squeue", "sacct"))
 
 
 def parse_squeue(text: str) -> dict[str, Job]:
-    """Lines that are not as asked for are left out."""
-    rows = [line.split("|") for line in text.splitlines()]
-    return {row[0]: Job(*(cell.strip() for cell in row)) for row in rows if len(row) == 6}
+    """Skips lines of another form."""
+    jobs = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split("|", 6)]
+        if len(cells) == 7:
+            job_id, state, reason, nodes, time_left, dependency, comment = cells
+            jobs[job_id] = Job(job_id, state, reason, nodes, time_left, dependency, comment)
+    return jobs
 
 
-def parse_sacct(text: str) -> dict[str, Past]:
+def parse_sacct(text: str) -> dict[str, Job]:
     """`CANCELLED by 0` is CANCELLED; `8_[2-3,7%2]` are tasks that never started."""
-    found = {}
+    jobs = {}
     for line in text.splitlines():
         row = line.split("|")
         if len(row) == 4 and row[1]:
-            for name in _tasks(row[0]):
-                found[name] = Past(name, row[1].split()[0].rstrip("+"), row[2], _seconds(row[3]))
-    return found
+            for job_id in _expand_tasks(row[0]):
+                state = row[1].split()[0].rstrip("+")
+                jobs[job_id] = Job(job_id, state, exit_code=row[2], end=_timestamp(row[3]))
+    return jobs
 
 
-def _tasks(text: str) -> list[str]:
+def _expand_tasks(text: str) -> list[str]:
     if not (match := re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", text)):
         return [text]
-    names = []
-    for part in match[2].split(","):
-        first, _, last = part.partition("-")
-        names += [f"{match[1]}_{number}" for number in range(int(first), int(last or first) + 1)]
-    return names
+    job_ids = []
+    for interval in match[2].split(","):
+        first, _, last = interval.partition("-")
+        job_ids += [f"{match[1]}_{task}" for task in range(int(first), int(last or first) + 1)]
+    return job_ids
 
 
-def _seconds(text: str) -> float | None:
+def _timestamp(text: str) -> float | None:
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:  # Unknown
@@ -144,89 +153,96 @@ def _seconds(text: str) -> float | None:
 
 
 # ── merging ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-def merged(state: RunState, record: JobRecord, answer: Answer, now: float) -> RunState:
-    """A run's state, with what Slurm knows of its newest training job. Pure."""
+def merge(state: RunState, record: JobRecord, answer: Answer, now: float) -> RunState:
+    """Returns a run's state with what Slurm knows of its newest training job."""
     state = replace(state, job=record.id)
     if state.state == "finished":
         return state
-    if job := answer.jobs.get(record.id):
-        if job.state == "PENDING":
-            before = f"attempt {state.attempts} ended ({state.cause}); " if state.attempts and state.cause else ""
-            return replace(state, state="pending", cause=before + reason(job))
-        if job.state == "COMPLETING":
-            return state if state.state in ("failed", "stopped") else replace(state, state="ending", cause="")
-        return replace(state, state="running", cause=f"on {job.nodes}, {job.left} left" if job.nodes else "")
-    past = answer.past.get(record.id)
-    if past is None and state.state == "sealed" and answer.answered:
-        cause = f"job {record.id} has left the queue before it began, and nothing says why (scancel?); submit it again"
-        return replace(state, cause=cause)
-    if past is None or state.state in ("running", "stopped") or (state.state == "failed" and past.state != "CANCELLED"):
+    if job := answer.queued.get(record.id):
+        return _merge_queued(state, job)
+    if job := answer.ended.get(record.id):
+        return _merge_ended(state, record, job, now)
+    if state.state == "sealed" and answer.is_complete:
+        return replace(state, cause=f"job {record.id} left the queue before it began (scancel?); submit it again")
+    return state
+
+
+def _merge_queued(state: RunState, job: Job) -> RunState:
+    if job.is_pending:
+        previous = f"attempt {state.attempts} ended ({state.cause}); " if state.attempts and state.cause else ""
+        return replace(state, state="pending", cause=previous + explain(job))
+    if job.state == "COMPLETING":
+        return state if state.state in ("failed", "stopped") else replace(state, state="ending", cause="")
+    return replace(state, state="running", cause=f"on {job.nodes}, {job.time_left} left" if job.nodes else "")
+
+
+def _merge_ended(state: RunState, record: JobRecord, job: Job, now: float) -> RunState:
+    if state.state in ("running", "stopped") or (state.state == "failed" and job.state != "CANCELLED"):
         return state
-    if past.state not in FINAL:
-        return replace(state, state="ending", cause=f"its job has left the queue; accounting still says {past.state}")
-    if past.end is not None and now - past.end < LAG_S and state.state in ("sealed", "killed"):
-        return replace(state, state="ending", cause=f"job ended ({past.state}); its last files may be on their way")
-    said = OF_SLURM.get(past.state, f"exit code {past.exit}")
-    where = f"attempts/{state.attempts:03d}/launcher.log" if state.attempts else output_of(record)
-    ended = "killed" if past.state in OF_SLURM else "failed"
-    return replace(state, state=ended, cause=f"{said} (Slurm: {past.state}); see {where}")
+    if job.state not in FINAL:
+        return replace(state, state="ending", cause=f"its job has left the queue; accounting still says {job.state}")
+    if job.end is not None and now - job.end < LAG_S and state.state in ("sealed", "killed"):
+        return replace(state, state="ending", cause=f"job ended ({job.state}); its last files may not be visible yet")
+    cause = CAUSE_BY_SLURM_STATE.get(job.state, f"exit code {job.exit_code}")
+    log = f"attempts/{state.attempts:03d}/launcher.log" if state.attempts else output_of(record)
+    ended = "killed" if job.state in CAUSE_BY_SLURM_STATE else "failed"
+    return replace(state, state=ended, cause=f"{cause} (Slurm: {job.state}); see {log}")
 
 
 def output_of(record: JobRecord) -> str:
-    """What a job prints before its first attempt has begun; beside the run, or for an array beside its submission."""
+    """Where a job prints before its first attempt: beside the run, or for an array beside its submission."""
     return f"slurm-{record.id}.out" if record.task is None else f"../.submissions/*/slurm-{record.id}.out"
 
 
-def reason(job: Job) -> str:
-    """Why a job waits."""
+def explain(job: Job) -> str:
+    """Returns why a job is pending."""
     if job.reason == "Dependency" and "(failed)" in job.dependency:
         return f"{REASONS['DependencyNeverSatisfied']} ({job.dependency})"
-    known = REASONS.get(job.reason.split(",")[0].strip("()"))
+    explanation = REASONS.get(job.reason.split(",")[0].strip("()"))
     if job.reason in ("Dependency", "DependencyNeverSatisfied"):
-        return f"{known} ({job.dependency})"
-    return f"{known} ({job.reason})" if known else job.reason
+        return f"{explanation} ({job.dependency})"
+    return f"{explanation} ({job.reason})" if explanation else job.reason
 
 
-def newest(records: Iterable[JobRecord], kind: str = "train") -> JobRecord | None:
-    return next((one for one in reversed(list(records)) if one.kind == kind), None)
-
-
-def look(targets: Iterable[str], runs: str | None, run: Runner = call) -> tuple[list[RunState], Answer, list[str]]:
-    """States of runs, Slurm's part merged in; what was asked; lines about evaluation jobs. Raises UserError."""
+def query_states(
+    targets: Iterable[str], runs: str | None, run: CommandRunner = run_command
+) -> tuple[list[RunState], Answer, list[str]]:
+    """Returns the states of runs with what Slurm knows merged in, Slurm's answer, and lines about evaluation jobs. Raises
+    UserError."""
     states = states_of(targets, runs)
     records = [jobs_of(Path(state.folder)) for state in states]
-    trains = [newest(known) for known in records]
-    judges = {one.id: one for known in records for kind in ("score", "eval") if (one := newest(known, kind))}
-    asked = [one.id for state, one in zip(states, trains, strict=True) if one and state.state != "finished"]
-    answer = ask([*asked, *judges], _accounting(trains), run)
+    trainings = [newest(jobs) for jobs in records]
+    evaluations = {job.id: job for jobs in records for kind in ("score", "eval") if (job := newest(jobs, kind))}
+    unfinished = [job.id for state, job in zip(states, trainings, strict=True) if job and state.state != "finished"]
+    answer = query([*unfinished, *evaluations], _has_accounting(trainings), run)
     now = time.time()
-    found = [merged(state, one, answer, now) if one else state for state, one in zip(states, trains, strict=True)]
-    return found, answer, _judging(judges.values(), answer)
+    merged = [merge(state, job, answer, now) if job else state for state, job in zip(states, trainings, strict=True)]
+    return merged, answer, _evaluation_lines(evaluations.values(), answer)
 
 
-def _judging(records: Iterable[JobRecord], answer: Answer) -> list[str]:
-    """A line for each evaluation job of which there is something to say; tasks of an array by what is said of them."""
-    told: dict[str, Counter[str]] = {}
+def _evaluation_lines(records: Iterable[JobRecord], answer: Answer) -> list[str]:
+    """A line for each evaluation job that is unfinished or failed; tasks of an array are counted by state."""
+    counts: dict[str, Counter[str]] = {}
     for record in records:
-        if text := _judge(answer, record.id):
-            told.setdefault(record.job, Counter())[text] += 1
+        if text := _evaluation_state(answer, record.id):
+            counts.setdefault(record.job, Counter())[text] += 1
     return [
         f"evaluation, job {job}: {'; '.join(f'{count:,} {text}' if count > 1 else text for text, count in texts.items())}"
-        for job, texts in told.items()
+        for job, texts in counts.items()
     ]
 
 
-def _judge(answer: Answer, name: str) -> str:
-    if job := answer.jobs.get(name):
-        return f"pending, {reason(job)}" if job.state == "PENDING" else job.state.lower()
-    past = answer.past.get(name)
-    return "" if past is None or past.state == "COMPLETED" else f"{past.state.lower()} ({past.exit})"
+def _evaluation_state(answer: Answer, job_id: str) -> str:
+    if job := answer.queued.get(job_id):
+        return f"pending, {explain(job)}" if job.is_pending else job.state.lower()
+    ended = answer.ended.get(job_id)
+    return "" if ended is None or ended.state == "COMPLETED" else f"{ended.state.lower()} ({ended.exit_code})"
 
 
-def _accounting(records: Iterable[JobRecord | None]) -> bool:
-    """Whether sacct can be asked; a cluster file that is gone does not forbid it."""
+def _has_accounting(records: Iterable[JobRecord | None]) -> bool:
+    """Whether sacct can be asked; a cluster file that no longer exists does not forbid it."""
     for name in {record.cluster for record in records if record}:
-        from launch.slurm.clusters import load_cluster  # only when there are jobs: `status` of local runs stays instant
+        from launch.slurm.clusters import load_cluster  # pydantic: `status` of local runs stays instant
 
         try:
             if not load_cluster(name).accounting:
@@ -236,9 +252,9 @@ def _accounting(records: Iterable[JobRecord | None]) -> bool:
     return True
 
 
-def is_live(folder: Path, run: Runner = call) -> bool:
-    """Whether a run's newest job waits or runs."""
+def is_queued(folder: Path, run: CommandRunner = run_command) -> bool:
+    """Whether a run's newest job is pending or running."""
     record = newest(jobs_of(folder))
     if record is None or state_of(folder).state == "finished":
         return False
-    return record.id in ask([record.id], False, run).jobs
+    return record.id in query([record.id], False, run).queued

@@ -1,19 +1,19 @@
-"""Which Slurm jobs belong to a run: one line each in the run's `jobs.jsonl`, written when it was handed over."""
+"""Which Slurm jobs belong to a run: one line each in the run's `jobs.jsonl`, appended when the job was submitted."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sft_dist.recipe.files import append_line
 from sft_dist.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
 class JobRecord:
-    """One job, or one task of a job array."""
+    """One job, or one task of a job array, as it was submitted."""
 
     job: str  # as sbatch printed it: "1234"
     task: int | None  # index in the array
@@ -28,24 +28,23 @@ class JobRecord:
 
 
 def record_job(folder: RunFolder, record: JobRecord) -> None:
-    """One write, so that lines of two processes never mix."""
-    descriptor = os.open(folder.jobs_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        os.write(descriptor, (json.dumps(vars(record)) + "\n").encode())
-    finally:
-        os.close(descriptor)
+    append_line(folder.jobs_file, json.dumps(vars(record)))
 
 
 def jobs_of(path: Path) -> list[JobRecord]:
-    """Every job of a run, oldest first. Lines that are not whole are left out: the file may be growing."""
+    """Returns every job of a run, oldest first. Incomplete lines are skipped: the file may be growing."""
     try:
         lines = RunFolder(path).jobs_file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    return list(_whole(lines))
+    return list(_parse(lines))
 
 
-def _whole(lines: Iterable[str]) -> Iterable[JobRecord]:
+def newest(records: Iterable[JobRecord], kind: str = "train") -> JobRecord | None:
+    return next((record for record in reversed(list(records)) if record.kind == kind), None)
+
+
+def _parse(lines: Iterable[str]) -> Iterator[JobRecord]:
     for line in lines:
         try:
             yield JobRecord(**json.loads(line))

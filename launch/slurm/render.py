@@ -1,89 +1,90 @@
-"""Texts for people about what goes to Slurm. Pure."""
+"""What people read about plans and submissions on Slurm. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from launch.slurm.resources import clock
+from launch.slurm.resources import format_time
 
 if TYPE_CHECKING:
     from launch.planning import Prepared
     from launch.slurm.clusters import Cluster
+    from launch.slurm.divide import JobPlan, RunsByState
     from launch.slurm.resources import Request
-    from launch.slurm.submit import Divided, Part, Submission
+    from launch.slurm.submit import Submission
 
 
 PURPOSE = {
-    "score": "scores the checkpoints of each run when training has ended",
-    "eval": "chooses among all checkpoints when that has ended, tests the winner and exports it",
+    "score": "scores the checkpoints of each run after its training",
+    "eval": "chooses among all checkpoints after that, tests the winner and exports it",
 }
+MAX_NAMED = 10  # runs of a state
 
 
-def asked_of(prepared: Sequence[Prepared], cluster: Cluster) -> str:
-    """What Slurm is asked for, by kind of run."""
-    asked = list(dict.fromkeys(one.plan.request for one in prepared if one.plan.request))
-    lines = [f"  {'cluster':<13}{cluster.name}: {of_job(one)}" for one in asked]
-    return "\n".join(lines)
+def describe_requests(runs: Sequence[Prepared], cluster: Cluster) -> str:
+    """What is requested from Slurm, a line for each different request."""
+    requests = list(dict.fromkeys(run.plan.request for run in runs if run.plan.request))
+    return "\n".join(f"  {'cluster':<13}{cluster.name}: {describe_request(request)}" for request in requests)
 
 
-def of_job(asked: Request) -> str:
+def describe_request(request: Request) -> str:
     """`2 nodes, each 2 CPUs, 7,629 MiB; at most 04:00:00`."""
-    parts = [f"{asked.gpus} GPUs"] if asked.gpus else []
-    parts += [f"{asked.cpus} CPUs"]
-    parts += [f"{asked.memory_mb:,} MiB"] if asked.memory_mb else []
-    nodes = "1 node," if asked.nodes == 1 else f"{asked.nodes} nodes, each"
-    return f"{nodes} {', '.join(parts)}; " + (
-        f"at most {clock(asked.time_s)}" if asked.time_s else "no time limit asked"
-    )
+    amounts = [f"{request.gpus} GPUs"] if request.gpus else []
+    amounts += [f"{request.cpus} CPUs"]
+    amounts += [f"{request.memory_mb:,} MiB"] if request.memory_mb else []
+    nodes = "1 node," if request.nodes == 1 else f"{request.nodes} nodes, each"
+    limit = f"at most {format_time(request.time_s)}" if request.time_s else "no time limit requested"
+    return f"{nodes} {', '.join(amounts)}; {limit}"
 
 
-def divided(found: Divided) -> str:
+def describe_states(by_state: RunsByState) -> str:
     """`plan --diff`."""
     lines = []
-    for name, runs in vars(found).items():
-        lines.append(f"{name:<8} {len(runs):>6,}")
-        lines += [f"  {one.plan.name}/{one.plan.folder.name}{_point(one)}" for one in runs[:10]]
-        lines += [f"  and {len(runs) - 10:,} more"] if len(runs) > 10 else []
+    for state, runs in vars(by_state).items():
+        lines.append(f"{state:<8} {len(runs):>6,}")
+        lines += [f"  {run.plan.name}/{run.plan.folder.name}{_point(run)}" for run in runs[:MAX_NAMED]]
+        lines += [f"  and {len(runs) - MAX_NAMED:,} more"] if len(runs) > MAX_NAMED else []
     return "\n".join(lines)
 
 
-def divided_json(found: Divided) -> dict[str, list[str]]:
-    return {name: [str(one.plan.folder) for one in runs] for name, runs in vars(found).items()}
+def states_json(by_state: RunsByState) -> dict[str, list[str]]:
+    return {state: [str(run.plan.folder) for run in runs] for state, runs in vars(by_state).items()}
 
 
-def _point(one: Prepared) -> str:
-    return "".join(f"  {key}={value}" for key, value in one.plan.point.items())
+def _point(run: Prepared) -> str:
+    return "".join(f"  {key}={value}" for key, value in run.plan.point.items())
 
 
-def would_submit(found: Divided, parts: Sequence[Part], parallel: int | None) -> str:
+def describe_dry_run(by_state: RunsByState, jobs: Sequence[JobPlan], parallel: int | None) -> str:
     """`submit --dry-run`."""
-    lines = [_counts(found)]
-    for part in parts:
-        what = f"one array of {len(part.runs):,}" if part.is_array else "one job"
-        cap = f", at most {parallel} at a time" if parallel and part.is_array else ""
-        lines.append(f"would send {what}{cap}: {of_job(part.asked) if part.kind == 'train' else PURPOSE[part.kind]}")
+    lines = [_counts(by_state)]
+    for job in jobs:
+        size = f"one array of {len(job.runs):,}" if job.is_array else "one job"
+        cap = f", at most {parallel} at a time" if parallel and job.is_array else ""
+        purpose = describe_request(job.request) if job.kind == "train" else PURPOSE[job.kind]
+        lines.append(f"would send {size}{cap}: {purpose}")
     return "\n".join(lines)
 
 
-def submitted(done: Submission, cluster: Cluster) -> str:
-    lines = [_counts(done.divided)]
-    for job, part in done.jobs:
-        if part.kind != "train":
-            what = PURPOSE[part.kind]
-        elif part.is_array:
-            what = f"{len(part.runs):,} runs as an array"
-        else:
-            what = f"{part.runs[0].plan.name}/{part.runs[0].plan.folder.name}"
-        lines.append(f"job {job}: {what}")
-    if done.jobs:
-        calls = f"{len(done.jobs)} call{'s' if len(done.jobs) > 1 else ''} of sbatch"
+def describe_submission(submission: Submission, cluster: Cluster) -> str:
+    lines = [_counts(submission.by_state), *(f"job {job_id}: {_purpose(job)}" for job_id, job in submission.jobs)]
+    if num_calls := len(submission.jobs):
+        calls = f"{num_calls} call{'s' if num_calls > 1 else ''} of sbatch"
         lines.append(f"sent to {cluster.name} with {calls}; next: sft-dist status")
     return "\n".join(lines)
 
 
-def _counts(found: Divided) -> str:
-    known = {"finished": found.done, "running": found.running, "waiting": found.waiting}
-    old = [f"{len(runs):,} {name}" for name, runs in known.items() if runs]
-    new = f"{len(found.missing):,} to send"
-    return f"{new}; left alone: {', '.join(old)}" if old else new
+def _purpose(job: JobPlan) -> str:
+    if job.kind != "train":
+        return PURPOSE[job.kind]
+    if job.is_array:
+        return f"{len(job.runs):,} runs as an array"
+    return f"{job.runs[0].plan.name}/{job.runs[0].plan.folder.name}"
+
+
+def _counts(by_state: RunsByState) -> str:
+    unchanged = {"finished": by_state.done, "running": by_state.running, "waiting": by_state.waiting}
+    counts = [f"{len(runs):,} {state}" for state, runs in unchanged.items() if runs]
+    missing = f"{len(by_state.missing):,} to send"
+    return f"{missing}; left alone: {', '.join(counts)}" if counts else missing

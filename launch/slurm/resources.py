@@ -1,4 +1,4 @@
-"""What a run asks Slurm for: the recipe's resources meet the cluster. What does not fit is refused with the nearest
+"""What a run requests from Slurm: the recipe's resources on a cluster. What does not fit is refused, with the nearest value
 that does, before anything is queued."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SHORTEST_WORK_S = 60  # between a job's start and Slurm's warning of its end
 
 @dataclass(frozen=True)
 class Request:
-    """Of each node but for `nodes` and `time_s`."""
+    """For each node, except `nodes` and `time_s`."""
 
     cluster: str
     nodes: int
@@ -30,24 +30,11 @@ class Request:
     time_s: int | None
 
 
-def request(resources: Resources, cluster: Cluster, processes: int) -> Request:
-    """`processes` per node, already held against the node's GPUs. Raises UserError with every problem."""
+def request_resources(resources: Resources, cluster: Cluster, processes: int) -> Request:
+    """`processes` per node, checked against the node's GPUs before. Raises UserError with every problem."""
     share = processes / cluster.gpus_per_node if cluster.gpus_per_node else 1.0
-    cpus = max(1, math.floor(cluster.cpus_per_node * share))
     problems: list[Problem] = []
-    if resources.threads_per_process:
-        cpus = processes * resources.threads_per_process
-        if cpus > cluster.cpus_per_node:
-            most = cluster.cpus_per_node // processes
-            problems.append(
-                Problem(
-                    f"{processes} processes x {resources.threads_per_process} threads need {cpus} CPUs, and a node of "
-                    f"{cluster.name} has {cluster.cpus_per_node}",
-                    "resources.threads_per_process",
-                    value=str(resources.threads_per_process),
-                    hint=_nearest(str(most)) if most else _nearest(f"processes_per_node: {cluster.cpus_per_node}"),
-                )
-            )
+    cpus = _cpus(resources, cluster, processes, share, problems)
     memory_mb = _memory(resources, cluster, share, problems)
     time_s = _time(resources, cluster, problems)
     if problems:
@@ -55,12 +42,30 @@ def request(resources: Resources, cluster: Cluster, processes: int) -> Request:
     return Request(cluster.name, resources.nodes, cpus, processes if cluster.gpus_per_node else 0, memory_mb, time_s)
 
 
+def _cpus(resources: Resources, cluster: Cluster, processes: int, share: float, problems: list[Problem]) -> int:
+    if not resources.threads_per_process:
+        return max(1, math.floor(cluster.cpus_per_node * share))
+    cpus = processes * resources.threads_per_process
+    if cpus > cluster.cpus_per_node:
+        threads = cluster.cpus_per_node // processes
+        problems.append(
+            Problem(
+                f"{processes} processes x {resources.threads_per_process} threads need {cpus} CPUs, and a node of "
+                f"{cluster.name} has {cluster.cpus_per_node}",
+                "resources.threads_per_process",
+                value=str(resources.threads_per_process),
+                hint=_nearest(str(threads)) if threads else _nearest(f"processes_per_node: {cluster.cpus_per_node}"),
+            )
+        )
+    return cpus
+
+
 def _memory(resources: Resources, cluster: Cluster, share: float, problems: list[Problem]) -> int | None:
-    has = cluster.memory_mb
+    node_mb = cluster.memory_mb
     if resources.memory is None:
-        return math.floor(has * min(1.0, share)) if has else None
-    wanted = math.ceil(bytes_of(resources.memory) / 2**20)
-    if has and wanted > has:
+        return math.floor(node_mb * min(1.0, share)) if node_mb else None
+    memory_mb = math.ceil(bytes_of(resources.memory) / 2**20)
+    if node_mb and memory_mb > node_mb:
         problems.append(
             Problem(
                 f"a node of {cluster.name} has {cluster.memory_per_node}",
@@ -69,44 +74,44 @@ def _memory(resources: Resources, cluster: Cluster, share: float, problems: list
                 hint=_nearest(cluster.memory_per_node or ""),
             )
         )
-    return wanted
+    return memory_mb
 
 
 def _time(resources: Resources, cluster: Cluster, problems: list[Problem]) -> int | None:
-    most = cluster.max_time_s
-    wanted = seconds_of(resources.time) if resources.time else most
-    if most and wanted and wanted > most:
+    longest_s = cluster.max_time_s
+    time_s = seconds_of(resources.time) if resources.time else longest_s
+    if longest_s and time_s and time_s > longest_s:
         problems.append(
             Problem(
                 f"jobs on {cluster.name} end after {cluster.max_time}",
                 "resources.time",
                 value=resources.time,
-                hint=f"{_nearest(cluster.max_time or '')}; a longer run goes on by itself in the queue again"
+                hint=f"{_nearest(cluster.max_time or '')}; longer runs are requeued automatically"
                 if cluster.preemption.requeue
                 else _nearest(cluster.max_time or ""),
             )
         )
-    least = cluster.signal_lead_s + SHORTEST_WORK_S
-    if wanted and wanted < least:
+    shortest_s = cluster.signal_lead_s + SHORTEST_WORK_S
+    if time_s and time_s < shortest_s:
         problems.append(
             Problem(
                 f"Slurm warns {cluster.preemption.signal_lead} before the end, so nothing would be trained",
                 "resources.time",
                 value=resources.time,
-                hint=_nearest(f"{math.ceil(least / 60)}min"),
+                hint=_nearest(f"{math.ceil(shortest_s / 60)}min"),
             )
         )
-    return wanted
+    return time_s
 
 
-def _nearest(what: str) -> str:
-    return f"nearest that fits: {what}"
+def _nearest(value: str) -> str:
+    return f"nearest that fits: {value}"
 
 
 @lru_cache(maxsize=64)
-def clock(seconds: int) -> str:
+def format_time(seconds: int) -> str:
     """`1-12:00:00`, as sbatch takes a time."""
-    minutes, rest = divmod(seconds, 60)
+    minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
-    return f"{days}-{hours:02d}:{minutes:02d}:{rest:02d}" if days else f"{hours:02d}:{minutes:02d}:{rest:02d}"
+    return f"{days}-{hours:02d}:{minutes:02d}:{seconds:02d}" if days else f"{hours:02d}:{minutes:02d}:{seconds:02d}"

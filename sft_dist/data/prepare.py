@@ -7,7 +7,6 @@ a sweep and judge maps it into memory. Nothing here needs a GPU or another proce
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -35,9 +34,10 @@ from sft_dist.data.sources import load_rows
 from sft_dist.data.splits import draw, hold_out
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root, read_json, write_json
-from sft_dist.recipe.references import data_fingerprint
+from sft_dist.recipe.fingerprint import data_fingerprint
 from sft_dist.recipe.schema import SPLITS, Data, Recipe
 from sft_dist.recipe.tasks import TASK_COLUMNS
+from sft_dist.run.locks import locked
 
 if TYPE_CHECKING:
     from sft_dist.tasks.base import Task
@@ -409,29 +409,30 @@ def built(folder: Path, build: Callable[[Path], None]) -> Iterator[Path]:
     """The folder, made by `build` unless it is there; others that want it too wait. It appears whole or not at all."""
     if not folder.is_dir():
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(folder.with_name(f"{folder.name}.lock")):
+        with locked(folder.with_name(f"{folder.name}.lock")):
             if not folder.is_dir():
                 aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
                 try:
                     build(aside)
                     _clear(aside)
-                    os.replace(aside, folder)
+                    _publish(aside, folder)
                 finally:
                     shutil.rmtree(aside, ignore_errors=True)
     yield folder
+
+
+def _publish(aside: Path, folder: Path) -> None:
+    try:
+        os.replace(aside, folder)
+    except OSError:
+        if not folder.is_dir():  # another process was first, on a file system without locks
+            raise
 
 
 def _clear(folder: Path) -> None:
     """Of what `map` has written on the way."""
     for scrap in (*folder.glob("*.reading*"), *folder.glob("*.encoding*")):
         scrap.unlink()
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    with file.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def processor_digest(processor: Any) -> str:

@@ -1,4 +1,4 @@
-"""How ranks share the work while a run trains: one class a way. To add one, write it and name it in the table."""
+"""How ranks share the work while a run trains: one class a way, named by the rows of `recipe/strategies.py`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from sft_dist.recipe.files import read_json
 from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.strategies import STRATEGIES, UNPLANNED
 from sft_dist.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from sft_dist.engines.base import Engine
 
-ENGINES: dict[str, str] = {
-    "single": "sft_dist.engines.replicated:Replicated",
-    "ddp": "sft_dist.engines.replicated:Replicated",
-    "zero1": "sft_dist.engines.zero:Zero",
-    "zero2": "sft_dist.engines.zero:Zero",
-    "zero3": "sft_dist.engines.zero:Zero",
-    "fsdp2": "sft_dist.engines.fsdp2:Fsdp2",
-}
+
+def engine_class(strategy: str) -> type[Engine]:
+    """Imports the engine that the strategy's row names."""
+    module, name = STRATEGIES[strategy].engine.split(":")
+    engine: type[Engine] = getattr(import_module(module), name)
+    return engine
 
 
 def start_engine(recipe: Recipe, folder: RunFolder) -> Engine:
@@ -33,9 +32,8 @@ def start_engine(recipe: Recipe, folder: RunFolder) -> Engine:
     if planned_on_gpu:
         require_gpu(torch.accelerator.is_available())  # before the others wait for this process
     options = strategy_options(recipe, folder)
-    module, name = ENGINES[options["name"]].split(":")
     setup = Setup(recipe.train.precision, tuple(recipe.train.tracking), str(folder.path), options)
-    engine: Engine = getattr(import_module(module), name)(setup)
+    engine: Engine = engine_class(options["name"])(setup)
     if planned_on_gpu:
         require_gpu(engine.accelerator.device.type != "cpu")
     return engine
@@ -45,7 +43,7 @@ def strategy_options(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """The strategy with its options, as it was planned: `auto` chosen, or replaced when the run was resumed. Without a plan
     it is the recipe's, and `auto` the whole model on every rank."""
     planned = (read_json(folder.plan_file) or {}).get("strategy")
-    if isinstance(planned, dict) and planned.get("name") in ENGINES:
+    if isinstance(planned, dict) and planned.get("name") in STRATEGIES:
         return dict(planned)
     asked = recipe.train.strategy
-    return {"name": "ddp"} if asked.name == "auto" else asked.model_dump()
+    return {"name": UNPLANNED.name} if asked.name == "auto" else asked.model_dump()

@@ -1,6 +1,6 @@
 """What an engine is: the one place that knows how ranks share the work while a run trains.
 
-`launch/strategies` says how the processes of a strategy are started; the engine of the same name is what they then do.
+A strategy's row in `recipe/strategies.py` names its engine; `launch/strategy.py` starts the processes.
 The loop, the checkpoints and the tasks know strategies only through this protocol.
 """
 

@@ -9,13 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+from sft_dist.recipe.strategies import STRATEGIES
+
 AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
+
+
+def zero_stage(strategy: Mapping[str, object]) -> int:
+    """1: ranks shard the optimizer's state; 2: gradients, too; 3: parameters, too."""
+    return len(STRATEGIES[str(strategy["name"])].shards)
 
 
 def deepspeed_config(strategy: Mapping[str, object], precision: str) -> dict[str, Any]:
     """`strategy`: name and options as in the recipe. The keys are those of https://www.deepspeed.ai/docs/config-json/."""
-    stage = STAGES[str(strategy["name"])]
+    stage = zero_stage(strategy)
     zero: dict[str, Any] = {
         "stage": stage,
         "overlap_comm": False,  # one order of work, so that a run can be repeated to the bit

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sft_dist.checkpoints.optimizer_state import Piece, SavedState, check_names, names_of
 from sft_dist.engines.base import COLLECTIVE_TIMEOUT, NonFiniteGradient, Setup, copy_tensors, start_accelerator
-from sft_dist.engines.deepspeed_config import AUTOCAST, STAGES, deepspeed_config
+from sft_dist.engines.deepspeed_config import AUTOCAST, deepspeed_config, zero_stage
 from sft_dist.recipe.errors import Problem, UserError
 
 
@@ -33,7 +33,7 @@ class Zero:
 
     def __init__(self, setup: Setup) -> None:
         self.precision = setup.precision
-        self.stage = STAGES[str(setup.strategy["name"])]
+        self.stage = zero_stage(setup.strategy)
         self.config = deepspeed_config(setup.strategy, setup.precision)
         self.accelerator = start_accelerator(setup)
         on_gpu = self.accelerator.device.type != "cpu"

@@ -22,7 +22,8 @@ from sft_dist.data.sources import MEDIA, load_rows, stream_tables
 from sft_dist.quality.findings import Finding, Places, RowId, found, rows_text
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root
-from sft_dist.recipe.references import classify, data_fingerprint, resolve, sources_of, suffix_of
+from sft_dist.recipe.fingerprint import data_fingerprint
+from sft_dist.recipe.references import classify, resolve, sources_of, suffix_of
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks.base import Task
 

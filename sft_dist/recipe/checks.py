@@ -20,10 +20,10 @@ from sft_dist.recipe.schema import (
     SplitSources,
 )
 from sft_dist.recipe.strategies import refusals
+from sft_dist.recipe.suggest import similar_to
 from sft_dist.recipe.tasks import AUGMENTED, LOSSES, METRICS, NO_CLASSES, ONE_CLASS, TASK_COLUMNS, TextToTextTask
 from sft_dist.recipe.tunings import has_adapter, merge_refusal
 from sft_dist.recipe.units import in_epochs
-from sft_dist.recipe.yaml_lines import similar_to
 
 
 def cross_checks(recipe: Recipe) -> list[Problem]:

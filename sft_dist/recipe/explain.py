@@ -8,67 +8,31 @@ from __future__ import annotations
 import copy
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from sft_dist.recipe.errors import Problem
+from sft_dist.recipe.reflection import (
+    bare,
+    is_section,
+    keys_of,
+    members_of,
+    sections,
+    tag_name,
+    tags_of,
+    type_of,
+)
 from sft_dist.recipe.schema import Recipe
-from sft_dist.recipe.yaml_lines import KeyPath, parse_scalar, similar_to
+from sft_dist.recipe.source import RECIPE, Source
+from sft_dist.recipe.suggest import similar_to
+from sft_dist.recipe.yaml_lines import KeyPath, parse_scalar
 
-if TYPE_CHECKING:
-    from sft_dist.recipe.load import Source
-
-# What other tools call our settings.
-OTHER_NAMES = {
-    "learning_rate": "train.lr",
-    "num_train_epochs": "train.epochs",
-    "num_epochs": "train.epochs",
-    "max_steps": "train.steps",
-    "num_steps": "train.steps",
-    "batch_size": "train.global_batch",
-    "train_batch_size": "train.global_batch",
-    "per_device_train_batch_size": "train.micro_batch",
-    "per_device_eval_batch_size": "evaluate.micro_batch",
-    "gradient_accumulation_steps": "train.global_batch (accumulation follows from it)",
-    "lr_scheduler_type": "train.schedule",
-    "scheduler": "train.schedule",
-    "warmup_ratio": "train.warmup (such as 6%)",
-    "warmup_steps": "train.warmup (such as 100 steps)",
-    "max_grad_norm": "train.clip_norm",
-    "save_steps": "train.save_every",
-    "eval_steps": "train.eval_every",
-    "bf16": "train.precision (bf16)",
-    "weight_decay": "train.optimizer: {name: adamw, weight_decay: ...}",
-    "label_smoothing": "train.loss: {name: cross-entropy, label_smoothing: ...}",
-    "model_name_or_path": "model.path",
-    "max_seq_length": "data.max_length",
-    "dataset": "data.source",
-    "lora_r": "tuning.r",
-    "lora_alpha": "tuning.alpha",
-    "lora_dropout": "tuning.dropout",
-    "rank": "tuning.r",
-    "walltime": "resources.time",
-}
 MOST_SHOWN = 60
 _QUOTED = re.compile(r"`(\w+)`")
-
-
-@dataclass(frozen=True)
-class Schema:
-    """What a file is held against. Recipes are not the only files that people write (`launch/slurm/clusters.py`)."""
-
-    root: type[BaseModel]
-    noun: str  # "recipe", as in "at the top of a recipe"
-    other_names: Mapping[str, str] = field(default_factory=dict)
-
-
-RECIPE = Schema(Recipe, "recipe", OTHER_NAMES)
 
 
 @dataclass(frozen=True)
@@ -148,10 +112,6 @@ def _take_out(data: Any, path: KeyPath) -> bool:
     return isinstance(data, dict) and data.pop(path[-1], data) is not data
 
 
-def keys_of(section: type[BaseModel]) -> tuple[str, ...]:
-    return tuple(section.model_fields)
-
-
 # ── from pydantic's loc to a key path ───────────────────────────────────────────────────────────────────────────────
 def _locate(loc: tuple[int | str, ...], kind: str, root: type[BaseModel]) -> _Spot:
     """Walk the schema along `loc`, leaving out what pydantic puts in to say which member of a union it tried."""
@@ -188,46 +148,6 @@ def _locate(loc: tuple[int | str, ...], kind: str, root: type[BaseModel]) -> _Sp
         elif here is Any or here is None:
             path.append(step)
     return _Spot(tuple(path), here, None, section, union, tag)
-
-
-def type_of(field: FieldInfo) -> Any:
-    """A field's annotation with the metadata pydantic took off it."""
-    noted: Any = field.annotation
-    for note in field.metadata:
-        noted = Annotated[noted, note]
-    return noted
-
-
-@cache
-def members_of(annotation: Any) -> tuple[Any, ...]:
-    """What a value may be: the members of a union without None and without nesting; else the type itself."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        members = members_of(get_args(annotation)[0])
-        return members if len(members) > 1 or is_section(members[0]) else (annotation,)
-    if origin in (Union, types.UnionType):
-        return tuple(one for part in get_args(annotation) if part is not type(None) for one in members_of(part))
-    return (annotation,)
-
-
-def is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def tag_name(section: type[BaseModel]) -> str | None:
-    """The key that names a choice: its first field when that is a required literal (`method`, `name`, `type`)."""
-    name, field = next(iter(section.model_fields.items()))
-    return name if get_origin(field.annotation) is Literal and field.is_required() else None
-
-
-def tags_of(section: type[BaseModel]) -> tuple[str, ...]:
-    name = tag_name(section)
-    return get_args(section.model_fields[name].annotation) if name else ()
-
-
-def bare(annotation: Any) -> Any:
-    """The type without Annotated."""
-    return bare(get_args(annotation)[0]) if get_origin(annotation) is Annotated else annotation
 
 
 def _is_tag_of(tag: str, member: Any) -> bool:
@@ -514,21 +434,6 @@ def _found(value: Any, place: KeyPath, source: Source) -> str:
 
 
 # ── what the schema knows ───────────────────────────────────────────────────────────────────────────────────────────
-@cache
-def sections(root: type[BaseModel] = Recipe) -> dict[KeyPath, tuple[type[BaseModel], ...]]:
-    """Key path -> the section there, or all the choices."""
-    found: dict[KeyPath, tuple[type[BaseModel], ...]] = {}
-
-    def visit(path: KeyPath, classes: tuple[type[BaseModel], ...]) -> None:
-        found[path] = classes
-        for one in classes:
-            for key, info in one.model_fields.items():
-                inner = tuple(member for member in members_of(type_of(info)) if is_section(member))
-                if inner:
-                    visit((*path, key), inner)
-
-    visit((), (root,))
-    return found
 
 
 def _choices(root: type[BaseModel]) -> Iterable[tuple[type[BaseModel], ...]]:

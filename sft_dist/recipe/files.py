@@ -39,3 +39,19 @@ def cache_root() -> Path:
     if chosen := os.environ.get("SFT_DIST_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sft-dist"
+
+
+def append_line(path: Path, line: str) -> None:
+    """Appends a line in one write, so that lines of two processes never mix."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(descriptor, (line + "\n").encode())
+    finally:
+        os.close(descriptor)
+
+
+def shipped(*parts: str) -> Path:
+    """A file or folder that travels with this program: `shipped("recipes")`, in a wheel or in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "_shipped"
+    return (inside if inside.is_dir() else package.parent).joinpath(*parts)

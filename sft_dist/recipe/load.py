@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,13 @@ from pydantic import ValidationError
 
 from sft_dist.recipe.checks import cross_checks
 from sft_dist.recipe.errors import Mark, Problem, UserError
-from sft_dist.recipe.explain import RECIPE, Schema, problems_from, without_wrong_parts
-from sft_dist.recipe.references import absolute, shipped
+from sft_dist.recipe.explain import problems_from, without_wrong_parts
+from sft_dist.recipe.files import shipped
+from sft_dist.recipe.references import absolute
 from sft_dist.recipe.schema import Recipe
-from sft_dist.recipe.yaml_lines import (
-    Document,
-    KeyPath,
-    neighbours_of,
-    parse_scalar,
-    parse_yaml,
-    read_yaml,
-    similar_to,
-)
-
-__all__ = ["Source", "load", "problems_from", "read", "shown", "validate"]
+from sft_dist.recipe.source import Source, shown
+from sft_dist.recipe.suggest import neighbours_of, similar_to
+from sft_dist.recipe.yaml_lines import Document, KeyPath, parse_scalar, parse_yaml, read_yaml
 
 MOST_PROBLEMS = 50
 MOST_PARENTS = 10
@@ -49,29 +42,6 @@ CHOICES: dict[KeyPath, str] = {
 RIVALS = ((("train", "epochs"), ("train", "steps")),)
 # These say which file it is, so a recipe does not take them from its parent.
 OWN = ("name", "description")
-
-
-@dataclass(frozen=True)
-class Source:
-    """A recipe as written: base files merged in, overrides applied, not yet validated."""
-
-    data: dict[str, Any]
-    file: Path
-    keys: dict[KeyPath, Mark] = field(default_factory=dict)
-    values: dict[KeyPath, Mark] = field(default_factory=dict)
-    texts: dict[KeyPath, str] = field(default_factory=dict)  # numbers, booleans and null as they were written
-    schema: Schema = RECIPE
-
-    def mark(self, path: KeyPath) -> Mark | None:
-        """The place of a key path, or of the nearest thing around it. List positions may be text: ("labels", "0")."""
-        exact = tuple(
-            int(part) if isinstance(part, str) and part.isdecimal() and len(part) < 9 else part for part in path
-        )
-        for length in range(len(path), -1, -1):
-            for known in (path[:length], exact[:length]):
-                if known in self.values:
-                    return self.values[known]
-        return None
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -165,15 +135,6 @@ def _find(path: Path, named_at: Mark | None, text: str | None = None) -> Path:
     if named_at:
         raise UserError(Problem("no such file", "base", mark=named_at, value=text, hint=hint))
     raise UserError(Problem("no such file", mark=Mark(text), hint=hint))
-
-
-def shown(file: Path) -> str:
-    """The file's name as the user would type it."""
-    try:
-        relative = os.path.relpath(file)
-    except (OSError, ValueError):
-        return str(file)
-    return str(file) if relative.startswith("..") else relative
 
 
 # ── merging ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -8,7 +8,8 @@ from functools import cache
 
 from sft_dist.recipe.errors import Problem
 from sft_dist.recipe.optimizers import NAMED_OPTIMIZERS
-from sft_dist.recipe.schema import Fsdp2Strategy, NamedOptimizer, QloraTuning, Recipe
+from sft_dist.recipe.schema import NamedOptimizer, QloraTuning, Recipe
+from sft_dist.recipe.strategies import STRATEGIES
 
 FLASH_ATTENTION = {
     "flash_attention_2": ("flash_attn", "flash-attn"),
@@ -64,8 +65,10 @@ def _packages(recipe: Recipe) -> Iterator[tuple[str, str, str, str]]:
         yield "train.liger", "true", "liger_kernel", "liger-kernel"
     if isinstance(recipe.tuning, QloraTuning):
         yield "tuning.method", "qlora", "bitsandbytes", "bitsandbytes"
-    if recipe.train.strategy.name.startswith("zero"):
-        yield "train.strategy", recipe.train.strategy.name, "deepspeed", "sft-dist[deepspeed]"
+    strategy = recipe.train.strategy.name
+    if strategy in STRATEGIES:
+        for module, package in STRATEGIES[strategy].packages:
+            yield "train.strategy", strategy, module, package
 
 
 def needs_gpu(recipe: Recipe) -> list[Problem]:
@@ -116,6 +119,9 @@ def _offload(recipe: Recipe) -> Iterator[Problem]:
                 valid=("none", "cpu"),
                 hint=hint,
             )
-    if isinstance(strategy, Fsdp2Strategy) and strategy.offload == "cpu":
-        hint = "remove it: without a GPU everything lies there"
-        yield Problem("has no effect on a CPU", "train.strategy.offload", value="cpu", valid=("none",), hint=hint)
+    row = STRATEGIES.get(strategy.name)
+    for option in row.offload_options if row and row.offload_needs_gpu else ():
+        if getattr(strategy, option) == "cpu":
+            hint = "remove it: without a GPU everything is in the machine's memory"
+            path = f"train.strategy.{option}"
+            yield Problem("has no effect on a CPU", path, value="cpu", valid=("none",), hint=hint)

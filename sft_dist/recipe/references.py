@@ -4,23 +4,18 @@ what this program ships itself. Packages are found without importing them, and n
 from __future__ import annotations
 
 import glob
-import hashlib
 import importlib.util
-import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from sft_dist import __version__
-from sft_dist.recipe import remote
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root
 from sft_dist.recipe.schema import Data, Recipe, SplitSources
-from sft_dist.recipe.yaml_lines import neighbours_of, similar_to
+from sft_dist.recipe.suggest import neighbours_of, similar_to
 
 # What a file holds, by the end of its name. `.json` may also be COCO annotations: their content tells.
 SUFFIXES = {
@@ -39,8 +34,7 @@ SUFFIXES = {
 DATA_SUFFIXES = tuple(SUFFIXES)
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")  # may follow the suffix of a text format
 _SQL = ("sqlite", "postgresql", "mysql", "mariadb", "oracle", "mssql")  # the dialects SQLAlchemy brings along
-_HERE = ("file", "local", "memory")  # filesystems whose state costs nothing to ask for
-_SCHEME = re.compile(r"([a-z][a-z0-9]*)(?:\+[a-z0-9]+)?://", re.IGNORECASE)
+SCHEME = re.compile(r"([a-z][a-z0-9]*)(?:\+[a-z0-9]+)?://", re.IGNORECASE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?$", re.ASCII)
 _PACKAGE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?$|[A-Za-z_][A-Za-z0-9_]*$")
 
@@ -66,7 +60,7 @@ def classify(text: str, base: Path) -> Reference:
         return Reference("package", text, Path(inside), name)
     if text.startswith("sample:"):
         return Reference("sample", text, Path(text[len("sample:") :]))
-    if scheme := _SCHEME.match(text):
+    if scheme := SCHEME.match(text):
         return Reference("sql" if scheme[1].lower() in _SQL else "url", text)
     if _HUB_ID.match(text) and ".." not in text and suffix_of(text) not in SUFFIXES:
         return Reference("hub", text)
@@ -124,13 +118,6 @@ def model_source(text: str) -> str:
     return str(found)
 
 
-def shipped(*parts: str) -> Path:
-    """A file or folder that travels with this program: `shipped("recipes")`, in a wheel or in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "_shipped"
-    return (inside if inside.is_dir() else package.parent).joinpath(*parts)
-
-
 def sources_of(data: Data) -> Iterator[tuple[str, str]]:
     """(key path, reference) of every data source."""
     by_path: dict[str, str | list[str] | None] = {"data.source": None}
@@ -159,58 +146,6 @@ def check_references(recipe: Recipe) -> list[Problem]:
     for path, text in sources_of(recipe.data):
         problems += _problems_of(path, text, is_model=False, format=recipe.data.format)
     return problems
-
-
-def data_fingerprint(recipe: Recipe, anew: bool = False) -> str:
-    """SHA-256 of all that decides which rows a run has: the code that prepares them, the data settings, the task, each
-    local file's size and time of change, and the state of what lies elsewhere, as far as it is known
-    (`sft_dist.recipe.remote`). `anew` is for who plans a run: what a database server holds is then taken for changed.
-    Raises UserError when a file is missing."""
-    settings = recipe.data.model_dump(mode="json", exclude={"max_length"})
-    files: list[tuple[str, int, int] | tuple[str, str]] = []
-    for _, text in sources_of(recipe.data):
-        reference = classify(text, Path.cwd())
-        for path in _files_of(reference, resolve(reference)):
-            status = path.stat()
-            files.append((str(path), status.st_size, status.st_mtime_ns))
-        if state := _state_of(reference, recipe.data.revision, anew):
-            files.append((text, state))
-    known = {
-        "version": __version__,
-        "code": code_digest("data", "tasks", "recipe", "losses/tokens.py", "metrics/audio.py"),
-        "data": settings,
-        "task": recipe.task.model_dump(mode="json"),
-        "files": files,
-    }
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-
-
-def model_state(recipe: Recipe) -> list[tuple[str, int, int]]:
-    """Of all local files that decide how a recipe's rows become examples: its model's, tokenizer's and chat template."""
-    named = [recipe.model.path, recipe.model.tokenizer, getattr(recipe.task, "chat_template", None)]
-    places = [classify(text, Path.cwd()) for text in named if text is not None]
-    return file_states(str(path) for place in places for path in _files_of(place, resolve(place)))
-
-
-def file_states(paths: Iterable[str]) -> list[tuple[str, int, int]]:
-    """(path, size, time of change) of each; -1 of one that is not there."""
-    states = []
-    for path in paths:
-        try:
-            status = os.stat(path)
-            states.append((path, status.st_size, status.st_mtime_ns))
-        except OSError:
-            states.append((path, -1, -1))
-    return states
-
-
-@lru_cache
-def code_digest(*names: str) -> str:
-    """Of these modules and packages of this program, all without a name: another version of them may do otherwise."""
-    package = Path(__file__).resolve().parents[1]
-    places = [package / name for name in names] or [package]
-    files = sorted(file for place in places for file in ([place] if place.is_file() else place.rglob("*.py")))
-    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
 def _problems_of(path: str, text: str, is_model: bool, format: str = "auto") -> list[Problem]:
@@ -304,39 +239,6 @@ def _in_samples(reference: Reference) -> Path | list[Path]:
 
 
 _FETCH = "run `make fetch-samples`"
-
-
-def _state_of(reference: Reference, revision: str | None, anew: bool) -> str:
-    """What tells one state of data that are no local files from another; empty where that is not known."""
-    text = reference.text
-    if reference.kind == "hub":
-        return remote.state_of_hub(text, revision)
-    if reference.kind == "sql":
-        return "" if sqlite_file(text) else remote.state_of_server(text, anew)
-    if reference.kind != "url":
-        return ""
-    if _SCHEME.match(text)[1].lower() not in _HERE:  # type: ignore[index]
-        return remote.state_of_url(text)
-    import fsspec
-
-    try:
-        system, path = fsspec.core.url_to_fs(text)
-        found = sorted(system.find(path)) or sorted(system.glob(path))
-        return " ".join(str(system.ukey(one)) for one in found)
-    except (OSError, ValueError):
-        return ""
-
-
-def _files_of(reference: Reference, found: Path | list[Path] | str) -> list[Path]:
-    if isinstance(found, str):
-        return []
-    if isinstance(found, list):
-        return found
-    if reference.kind == "sql":  # SQLite may keep the latest changes beside the file
-        return [path for path in (found, Path(f"{found}-wal")) if path.exists()]
-    if found.is_dir():
-        return sorted(Path(folder) / name for folder, _, names in os.walk(found) for name in names)
-    return [found]
 
 
 # ── packages ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -468,7 +468,7 @@ class Fsdp2Strategy(Section):
     )
 
 
-Strategy = Annotated[
+StrategySettings = Annotated[
     Annotated[PlainStrategy | ZeroStrategy | Zero3Strategy | Fsdp2Strategy, Field(discriminator="name")],
     shorthand("name"),
 ]
@@ -515,7 +515,7 @@ class Train(Section):
         "Weights and optimizer stay fp32.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Of data order, new weights and dropout.")
-    strategy: Strategy = Field(
+    strategy: StrategySettings = Field(
         default_factory=lambda: PlainStrategy(name="auto"),
         description="How processes share the work: name, or name and options.",
     )

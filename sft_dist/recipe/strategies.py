@@ -1,65 +1,147 @@
-"""What a strategy cannot be combined with, whatever the machine. Asked for what a recipe names, and for what `auto` may choose.
-Torch-free."""
+"""How the processes of a run can share the work: one row a strategy, and everything that depends on the strategy reads it.
+
+`launch.strategy` starts the processes and chooses for `auto`, `launch.gpu_memory` estimates, the row's engine trains. To add a
+strategy, add a row, and an engine if none serves. Torch-free.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import get_args
 
 from sft_dist.recipe.errors import Problem
 from sft_dist.recipe.optimizers import ELEMENTWISE
-from sft_dist.recipe.schema import Recipe, Train
-from sft_dist.recipe.tunings import refusal, strategies_for
+from sft_dist.recipe.schema import (
+    FreezeTuning,
+    Fsdp2Strategy,
+    PlainStrategy,
+    Recipe,
+    Train,
+    Tuning,
+    Zero3Strategy,
+    ZeroStrategy,
+)
 
-# Strategies under which a process has only part of a weight, or of its optimizer's state.
-SHARING = ("zero1", "zero2", "zero3", "fsdp2")
+PARAMETERS, GRADIENTS, OPTIMIZER = "parameters", "gradients", "optimizer"
+PRECISIONS: tuple[str, ...] = get_args(Train.model_fields["precision"].annotation)
+GRADUAL = "freeze with unfreeze_every"  # a kind of tuning, in `refused_tunings`
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """The facts of one strategy. `refused_*` maps a value of that setting to the reason why it does not work."""
+
+    name: str
+    settings: type[PlainStrategy | ZeroStrategy | Zero3Strategy | Fsdp2Strategy]  # its section of the recipe
+    engine: str  # module:class, what the ranks do
+    min_processes: int = 1
+    max_processes: int | None = None
+    shards: frozenset[str] = frozenset()  # of which each process has only its share
+    buffered: str = ""  # of which a process has a second copy, 4 bytes an element
+    offload_options: tuple[str, ...] = ()  # settings that move what is sharded from the GPU to `cpu`
+    offload_needs_gpu: bool = False
+    packages: tuple[tuple[str, str], ...] = ()  # (module, what to install)
+    env_on_cpu: Mapping[str, str] = field(default_factory=dict)
+    next_strategy: str = ""  # shards more, when memory is out
+    refused_tunings: Mapping[str, str] = field(default_factory=dict)
+    refused_precisions: Mapping[str, str] = field(default_factory=dict)
+    refused_optimizers: Mapping[str, str] = field(default_factory=dict)
+    refused_compile: str = ""
+    refused_offloads: Mapping[str, str] = field(default_factory=dict)  # values of `offload_optimizer`
+
+
+_REPLICATED = "sft_dist.engines.replicated:Replicated"
+_NO_4_BIT_SHARDS = {"qlora": "weights in 4 bits cannot be cut into shards that are trained in fp32"}
+_ZERO = Strategy(
+    name="",
+    settings=ZeroStrategy,
+    engine="sft_dist.engines.zero:Zero",
+    buffered=OPTIMIZER,  # the optimizer works on a copy of its share of the weights
+    offload_options=("offload_optimizer",),
+    packages=(("deepspeed", "sft-dist[deepspeed]"),),
+    env_on_cpu={"DS_ACCELERATOR": "cpu"},  # without it DeepSpeed looks for a GPU, and warns that it found none
+    refused_tunings={
+        GRADUAL: "DeepSpeed updates all trained weights as one flat tensor, so weights that are still frozen would gather "
+        "optimizer state and count in the gradient norm"
+    },
+    refused_precisions={"fp8": "DeepSpeed casts by its own autocast, which has no 8-bit types"},
+    refused_optimizers={"adagrad": "DeepSpeed replaces Adagrad by its own, with one group for all weights"},
+    refused_offloads={"nvme": "no checkpoint could be written: DeepSpeed keeps the state in files of its own"},
+)
+_ROWS = (
+    Strategy("single", PlainStrategy, _REPLICATED, max_processes=1, next_strategy="fsdp2"),
+    Strategy("ddp", PlainStrategy, _REPLICATED, min_processes=2, buffered=GRADIENTS, next_strategy="fsdp2"),
+    replace(_ZERO, name="zero1", shards=frozenset([OPTIMIZER]), next_strategy="zero2"),
+    replace(_ZERO, name="zero2", shards=frozenset([OPTIMIZER, GRADIENTS]), next_strategy="zero3"),
+    replace(
+        _ZERO,
+        name="zero3",
+        settings=Zero3Strategy,
+        shards=frozenset([OPTIMIZER, GRADIENTS, PARAMETERS]),
+        offload_options=("offload_optimizer", "offload_parameters"),
+        refused_tunings={**_ZERO.refused_tunings, **_NO_4_BIT_SHARDS},
+        refused_compile="cannot see the weights that zero3 gathers around every layer",
+    ),
+    Strategy(
+        "fsdp2",
+        Fsdp2Strategy,
+        "sft_dist.engines.fsdp2:Fsdp2",
+        shards=frozenset([OPTIMIZER, GRADIENTS, PARAMETERS]),
+        offload_options=("offload",),
+        offload_needs_gpu=True,
+        refused_tunings=_NO_4_BIT_SHARDS,
+        refused_precisions={
+            "fp16": "the loss scale has to be the same on all ranks, and each rank sees only its own part of the gradients",
+            "fp8": "its layers keep scales beside their weights, which cannot be cut into shards",
+        },
+    ),
+)
+STRATEGIES = {row.name: row for row in _ROWS}
+UNPLANNED = STRATEGIES["ddp"]  # what `auto` means on a rank whose run has no plan: the whole model on every rank
 
 
 def refusals(strategy: str, recipe: Recipe) -> list[Problem]:
-    """Every setting of the recipe that `strategy` cannot work with, with the reason."""
-    train, tuning = recipe.train, recipe.tuning
-    found = []
-    if reason := refusal(strategy, tuning):
-        valid = ("auto", *strategies_for(tuning))
-        found.append(
-            Problem(f"not with tuning: {tuning.method}: {reason}", "train.strategy", value=strategy, valid=valid)
-        )
-    if strategy in SHARING and train.optimizer.name not in ELEMENTWISE:
-        reason = f"updates a weight as a whole, and with {strategy} a process has only part of it"
-        valid = tuple(sorted(ELEMENTWISE))
-        hint = "or set train.strategy: ddp"
-        found.append(
-            Problem(
-                f"{train.optimizer.name} {reason}",
-                "train.optimizer",
-                value=train.optimizer.name,
-                valid=valid,
-                hint=hint,
-            )
-        )
-    if strategy.startswith("zero"):
-        found += _zero(strategy, train)
-    if strategy == "fsdp2" and train.precision in ("fp16", "fp8"):
-        reason = {
-            "fp16": "the loss scale has to be the same for all, and each process sees only its own part of the gradients",
-            "fp8": "its layers keep scales beside their weights, which cannot be cut into shards",
-        }[train.precision]
-        found.append(
-            Problem(f"not with fsdp2: {reason}", "train.precision", value=train.precision, valid=("fp32", "bf16"))
-        )
-    return found
+    """Returns every setting of the recipe that the strategy cannot work with, with the reason. `auto` refuses nothing."""
+    row = STRATEGIES.get(strategy)
+    return (
+        []
+        if row is None
+        else [*_tuning(row, recipe.tuning), *_optimizer(row, recipe.train), *_settings(row, recipe.train)]
+    )
 
 
-def _zero(strategy: str, train: Train) -> Iterator[Problem]:
-    if train.optimizer.name == "adagrad":
-        reason = "not with DeepSpeed: it makes an Adagrad of its own, with one group for all weights"
-        valid = tuple(sorted(ELEMENTWISE - {"adagrad"}))
-        yield Problem(reason, "train.optimizer", value="adagrad", valid=valid, hint="or set train.strategy: fsdp2")
-    if train.compile and strategy == "zero3":
-        reason = "cannot see the weights that zero3 gathers around every layer"
-        yield Problem(reason, "train.compile", value="true", hint="use zero2, fsdp2 or ddp, or leave it out")
-    if train.precision == "fp8":
-        reason = f"not with {strategy}: DeepSpeed casts by its own autocast, which knows no 8 bits"
-        yield Problem(reason, "train.precision", value="fp8", valid=("fp32", "bf16", "fp16"))
-    if getattr(train.strategy, "offload_optimizer", "none") == "nvme":
-        reason = "no checkpoint could be written: it lies in files of DeepSpeed's own"
-        yield Problem(reason, "train.strategy.offload_optimizer", value="nvme", valid=("none", "cpu"))
+def tuning_refusal(strategy: str, tuning: Tuning) -> str | None:
+    """Returns why a tuning does not work with a strategy, or None when it does."""
+    gradual = isinstance(tuning, FreezeTuning) and tuning.unfreeze_every is not None
+    return STRATEGIES[strategy].refused_tunings.get(GRADUAL if gradual else tuning.method)
+
+
+def _tuning(row: Strategy, tuning: Tuning) -> Iterator[Problem]:
+    if reason := tuning_refusal(row.name, tuning):
+        valid = ("auto", *(name for name in STRATEGIES if tuning_refusal(name, tuning) is None))
+        yield Problem(f"not with tuning: {tuning.method}: {reason}", "train.strategy", value=row.name, valid=valid)
+
+
+def _optimizer(row: Strategy, train: Train) -> Iterator[Problem]:
+    name = train.optimizer.name
+    if row.shards and name not in ELEMENTWISE:
+        reason = f"{name} updates a weight as a whole, and with {row.name} a process has only part of it"
+        valid, hint = tuple(sorted(ELEMENTWISE)), "or set train.strategy: ddp"
+        yield Problem(reason, "train.optimizer", value=name, valid=valid, hint=hint)
+    if reason := row.refused_optimizers.get(name, ""):
+        valid, hint = tuple(sorted(ELEMENTWISE - {name})), "or set train.strategy: fsdp2"
+        yield Problem(f"not with {row.name}: {reason}", "train.optimizer", value=name, valid=valid, hint=hint)
+
+
+def _settings(row: Strategy, train: Train) -> Iterator[Problem]:
+    if train.compile and row.refused_compile:
+        hint = "use zero2, fsdp2 or ddp, or remove it"
+        yield Problem(row.refused_compile, "train.compile", value="true", hint=hint)
+    if reason := row.refused_precisions.get(train.precision):
+        valid = tuple(name for name in PRECISIONS if name not in row.refused_precisions)
+        yield Problem(f"not with {row.name}: {reason}", "train.precision", value=train.precision, valid=valid)
+    device = getattr(train.strategy, "offload_optimizer", "none")
+    if reason := row.refused_offloads.get(device):
+        valid = ("none", "cpu")
+        yield Problem(reason, "train.strategy.offload_optimizer", value=device, valid=valid)

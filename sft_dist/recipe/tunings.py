@@ -1,5 +1,4 @@
-"""What each kind of tuning can be combined with: strategies, and forms of export. The table in `docs/strategies.md` is made
-of this. Torch-free."""
+"""The kinds of tuning, and in which form each can be exported. `docs/strategies.md` has a table of them. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,9 +14,6 @@ from sft_dist.recipe.schema import (
     Recipe,
     Tuning,
 )
-
-# Strategies a tuning runs with; `auto` becomes one of them when a run is planned.
-STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 
 # The kinds of tuning there are, each with an example. tests/integration/test_strategies.py runs every one of them with every
 # strategy that does not refuse it.
@@ -35,22 +31,6 @@ KINDS: dict[str, Tuning] = {
     "prompt": PromptTuning(method="prompt", virtual_tokens=4),
     "qlora": QloraTuning(method="qlora", r=4),
 }
-
-
-def refusal(strategy: str, tuning: Tuning) -> str | None:
-    """Why a tuning does not work with a strategy; None: it does."""
-    if strategy.startswith("zero") and isinstance(tuning, FreezeTuning) and tuning.unfreeze_every is not None:
-        return (
-            "DeepSpeed updates all trained weights as one flat tensor, so weights that wait would gather optimizer state and "
-            "count in the gradient norm"
-        )
-    if isinstance(tuning, QloraTuning) and strategy in ("zero3", "fsdp2"):
-        return "weights in 4 bits cannot be cut into shards that are trained in fp32"
-    return None
-
-
-def strategies_for(tuning: Tuning) -> tuple[str, ...]:
-    return tuple(strategy for strategy in STRATEGIES if refusal(strategy, tuning) is None)
 
 
 def has_adapter(tuning: Tuning) -> bool:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import re
 import stat
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
 from sft_dist.recipe.errors import Mark, Problem, UserError
+from sft_dist.recipe.suggest import neighbours_of, similar_to
 
 KeyPath = tuple[Any, ...]  # ("train", "lr"), ("data", "labels", 0)
 
@@ -114,27 +113,6 @@ def parse_scalar(text: str) -> Any:
         if _HEX.match(text):
             return int(text, 0)
     return text
-
-
-def similar_to(word: str, known: Iterable[str]) -> str:
-    """`did you mean ...?`, or nothing. Case counts for nothing."""
-    by_lower: dict[str, str] = {}
-    for name in known:
-        by_lower.setdefault(name.lower(), name)
-    close = get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
-    return f"did you mean `{by_lower[close[0]]}`?" if close else ""
-
-
-def neighbours_of(path: Path) -> str:
-    """A hint about the files beside a path that does not exist."""
-    parent = path.parent
-    try:
-        if not parent.is_dir():
-            return f"there is no folder {parent}"
-        names = sorted(entry.name for entry in parent.iterdir())[:5000]
-    except OSError:
-        return ""
-    return similar_to(path.name, names)
 
 
 def _bytes_of(path: Path, file: str) -> bytes:

@@ -6,7 +6,6 @@ A launcher reads these files instead of exit codes, which `accelerate launch` an
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import socket
@@ -14,12 +13,12 @@ import sys
 import time
 import traceback
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 from sft_dist.recipe.errors import InUse, UserError
 from sft_dist.recipe.files import write_json
-from sft_dist.run.folder import NO_LOCKS, AttemptFolder, RunFolder
+from sft_dist.run.folder import AttemptFolder, RunFolder
+from sft_dist.run.locks import open_lock_file, try_acquire
 from sft_dist.run.requeue_policy import slurm_job
 
 log = logging.getLogger("sft_dist")
@@ -30,21 +29,13 @@ def now() -> str:
 
 
 def take_lock(folder: RunFolder) -> int:
-    """Hold the run for this process; the kernel lets go when the process ends, however it ends. Raises InUse.
-
-    Nothing is held where the file system knows no locks.
-    """
-    descriptor = os.open(folder.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
-    # A killed trainer's other processes may need a moment to go.
+    """Holds the run for this process, until the process ends. Raises InUse."""
+    descriptor = open_lock_file(folder.lock_file)
+    # A killed trainer's other processes may need a moment to end.
     for _ in range(50):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_acquire(descriptor):
             time.sleep(0.1)
             continue
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode())
         return descriptor
@@ -101,15 +92,6 @@ def record_error(attempt: AttemptFolder, rank: int, step: int, error: BaseExcept
 
 def record_outcome(attempt: AttemptFolder, state: str, last_step: int, reason: str) -> None:
     write_json(attempt.outcome_file, {"state": state, "last_step": last_step, "time": now(), "reason": reason})
-
-
-def append_line(path: Path, line: str) -> None:
-    """One write, so that lines of two processes never mix."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        os.write(descriptor, (line + "\n").encode())
-    finally:
-        os.close(descriptor)
 
 
 def job_facts() -> dict[str, Any]:

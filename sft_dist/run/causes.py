@@ -18,7 +18,7 @@ from sft_dist.run.folder import AttemptFolder, RunFolder
 
 LOG_BYTES = 256 * 1024
 
-OF_SLURM = {
+CAUSE_BY_SLURM_STATE = {
     "NODE_FAIL": "node lost",
     "BOOT_FAIL": "node lost",
     "PREEMPTED": "preempted",
@@ -76,7 +76,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AttemptEnd:
     """`state`: finished, stopped, failed or killed. `line` is for people; the rest for decisions."""
 
     state: str
@@ -91,9 +91,9 @@ class Verdict:
 
 
 # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-def facts_of(attempt: AttemptFolder, **told: Any) -> Facts:
+def read_facts(attempt: AttemptFolder, **told: Any) -> Facts:
     """What the attempt's files say; `told` is what only the batch script knows, else what it knew at the time."""
-    before = read_json(attempt.verdict_file) or {}
+    before = read_json(attempt.decision_file) or {}
     told = {**{key: before[key] for key in TOLD if key in before}, **told}
     outcome = _mapping(attempt.outcome_file)
     errors = _each(attempt, "rank-*.error.json")
@@ -122,13 +122,13 @@ def agents_of(log: str) -> tuple[dict[str, Any], ...]:
     return tuple(sorted(found, key=lambda one: str(one["time"])))
 
 
-def verdict_of(folder: RunFolder, attempt: AttemptFolder) -> Verdict:
+def classify_attempt(folder: RunFolder, attempt: AttemptFolder) -> AttemptEnd:
     """Why an attempt ended, as the ledger shows it."""
-    facts = facts_of(attempt)
+    facts = read_facts(attempt)
     job = job_of(facts)
     later = [one for one in folder.all_attempts() if one.number > attempt.number]
-    again = bool(job) and bool(later) and not _requeued_itself(attempt) and job_of(facts_of(later[0])) == job
-    return classify(replace(facts, started_again=again))
+    again = bool(job) and bool(later) and not _requeued_itself(attempt) and job_of(read_facts(later[0])) == job
+    return classify_facts(replace(facts, started_again=again))
 
 
 def job_of(facts: Facts) -> str:
@@ -137,10 +137,10 @@ def job_of(facts: Facts) -> str:
 
 
 # ── classification ──────────────────────────────────────────────────────────────────────────────────────────────────
-def classify(facts: Facts) -> Verdict:
+def classify_facts(facts: Facts) -> AttemptEnd:
     """Why an attempt ended. Pure."""
     if facts.outcome.get("state") == "finished":
-        return Verdict("finished", "finished", str(facts.outcome.get("reason", "")))
+        return AttemptEnd("finished", "finished", str(facts.outcome.get("reason", "")))
     if facts.hang:
         return _hang(facts)
     if facts.errors:
@@ -149,11 +149,11 @@ def classify(facts: Facts) -> Verdict:
     if facts.outcome.get("state") == "stopped":
         cause = _reason_to_stop(facts)
         reason = str(facts.outcome.get("reason", ""))
-        return Verdict("stopped", cause, reason if cause == "asked to stop" else f"saved and stopped: {cause}")
+        return AttemptEnd("stopped", cause, reason if cause == "asked to stop" else f"saved and stopped: {cause}")
     return _silence(facts)
 
 
-def _of_errors(facts: Facts) -> Verdict:
+def _of_errors(facts: Facts) -> AttemptEnd:
     # Only what is no echo can be the first cause; clocks of two machines differ, so the time alone does not decide.
     echoes = [error for error in facts.errors if cause_of(error) == "network"]
     own = [error for error in facts.errors if error not in echoes]
@@ -161,19 +161,19 @@ def _of_errors(facts: Facts) -> Verdict:
         return dead
     if not own and (outside := _from_outside(facts, "")):
         line = f"{outside}: the ranks lost each other when they were ended; see {_log(facts, 'launcher.log')}"
-        return Verdict("killed", outside, line)
+        return AttemptEnd("killed", outside, line)
     first = min(own or echoes, key=lambda error: (float(error.get("time") or 0), int(error.get("rank") or 0)))
     cause = cause_of(first)
     message = str(first.get("message", "")).strip()
     if cause in ("user error", "in use"):
-        return Verdict("failed", cause, message, _rank(first), str(first.get("host")), user_error=True)
+        return AttemptEnd("failed", cause, message, _rank(first), str(first.get("host")), user_error=True)
     log = _log(facts, f"rank-{first.get('rank')}.log")
     what = f"{first.get('type')}: {(message.splitlines() or [''])[0]}"
     known = what if cause == "error" else f"{cause} ({what})"
     line = f"rank {first.get('rank')} on {first.get('host')}: {known}; see {log}"
     host = str(first.get("host") or "")
     blamed = (host,) if own else ()  # of echoes, the first to be heard is a victim like the others
-    return Verdict("failed", cause, line, _rank(first), host, log, False, blamed, _number(first.get("step")))
+    return AttemptEnd("failed", cause, line, _rank(first), host, log, False, blamed, _number(first.get("step")))
 
 
 def cause_of(error: dict[str, Any]) -> str:
@@ -189,7 +189,7 @@ def cause_of(error: dict[str, Any]) -> str:
     return "data" if DATA_FRAMES.search(str(error.get("traceback", ""))) else "error"
 
 
-def _died_silently(facts: Facts) -> Verdict | None:
+def _died_silently(facts: Facts) -> AttemptEnd | None:
     """All that was written is about lost connections: the first to go is one that could not write."""
     said = {_rank(error) for error in facts.errors}
     agent = next((one for one in facts.agents if one["rank"] not in said), None)
@@ -209,10 +209,10 @@ def _died_silently(facts: Facts) -> Verdict | None:
     cause = _from_outside(facts, "out of memory" if facts.oom_kill else "killed")
     at = f" at step {step}" if step is not None else ""
     line = f"rank {rank} on {host}: {how}{at}, the other ranks lost their connection to it; see {log}"
-    return Verdict("failed", cause, line, rank, host, log, False, (host,), step)
+    return AttemptEnd("failed", cause, line, rank, host, log, False, (host,), step)
 
 
-def _lost_node(facts: Facts, silent: Sequence[dict[str, Any]]) -> Verdict | None:
+def _lost_node(facts: Facts, silent: Sequence[dict[str, Any]]) -> AttemptEnd | None:
     """Every rank of one host went silent, and others did not."""
     hosts = {str(beat.get("host")) for beat in silent}
     everywhere = {str(beat.get("host")) for beat in facts.beats}
@@ -224,23 +224,23 @@ def _lost_node(facts: Facts, silent: Sequence[dict[str, Any]]) -> Verdict | None
     if len(here) != len(silent) or (len(here) == 1 and state not in ("NODE_FAIL", "BOOT_FAIL")):
         return None  # one rank a node: it may as well be the rank that died
     line = f"node {host} lost: none of its {len(here)} ranks said why, and the others lost their connection to it"
-    return Verdict(
+    return AttemptEnd(
         "failed", "node lost", line, _rank(here[0]), host, hosts=(host,), at_step=_number(here[0].get("step"))
     )
 
 
-def _hang(facts: Facts) -> Verdict:
+def _hang(facts: Facts) -> AttemptEnd:
     hang = facts.hang
     hosts = tuple(str(host) for host in hang.get("hosts", ()))
     rank, host = _number(hang.get("rank")), str(hang.get("host") or "")
     log = _log(facts, str(hang.get("log") or "hang.json"))
     cause = "node lost" if hang.get("kind") == "node" else "hang"
-    return Verdict(
+    return AttemptEnd(
         "failed", cause, f"{hang.get('line')}; see {log}", rank, host, log, False, hosts, _number(hang.get("step"))
     )
 
 
-def _silence(facts: Facts) -> Verdict:
+def _silence(facts: Facts) -> AttemptEnd:
     """No rank said anything: killed from outside, or the machine went down."""
     if facts.agents and (dead := _died_silently(facts)):
         return dead
@@ -248,21 +248,23 @@ def _silence(facts: Facts) -> Verdict:
     code = facts.exit.get("returncode")
     cause = _from_outside(facts, "")
     if cause:
-        return Verdict("killed", cause, f"{cause}: ended before it could save; see {log}")
+        return AttemptEnd("killed", cause, f"{cause}: ended before it could save; see {log}")
     if facts.exit.get("killed"):
-        return Verdict("killed", "cancelled", f"interrupted before it could save; see {log}")
+        return AttemptEnd("killed", "cancelled", f"interrupted before it could save; see {log}")
     if isinstance(code, int) and code > 0:
-        return Verdict("failed", "error", f"the launcher ended with exit code {code} and no rank said why; see {log}")
+        return AttemptEnd(
+            "failed", "error", f"the launcher ended with exit code {code} and no rank said why; see {log}"
+        )
     if isinstance(code, int) and code < 0:
-        return Verdict("killed", "killed", f"signal {-code}; see {log}")
-    return Verdict("killed", "killed", f"ended without a word (killed, or the machine went down); see {log}")
+        return AttemptEnd("killed", "killed", f"signal {-code}; see {log}")
+    return AttemptEnd("killed", "killed", f"ended without a word (killed, or the machine went down); see {log}")
 
 
 def _from_outside(facts: Facts, otherwise: str) -> str:
     state = facts.slurm_state.upper().split() or [""]  # "CANCELLED by 0"
     if facts.cancelled:
         return "cancelled"
-    if cause := OF_SLURM.get(state[0].rstrip("+")):
+    if cause := CAUSE_BY_SLURM_STATE.get(state[0].rstrip("+")):
         return cause
     if facts.started_again:
         return "requeued"
@@ -274,7 +276,7 @@ def _reason_to_stop(facts: Facts) -> str:
     state = facts.slurm_state.upper().split() or [""]
     if facts.cancelled:
         return "cancelled"
-    if cause := OF_SLURM.get(state[0].rstrip("+")):
+    if cause := CAUSE_BY_SLURM_STATE.get(state[0].rstrip("+")):
         return cause
     if facts.batch_signal == "USR1":  # sent before a time limit, and at a preemption with a grace time
         return "time limit" if facts.limit_near else "preempted"
@@ -285,7 +287,7 @@ def _reason_to_stop(facts: Facts) -> str:
 
 # ── small things ────────────────────────────────────────────────────────────────────────────────────────────────────
 def _requeued_itself(attempt: AttemptFolder) -> bool:
-    return _mapping(attempt.verdict_file).get("action") == "requeue"
+    return _mapping(attempt.decision_file).get("action") == "requeue"
 
 
 def _mapping(path: Path) -> dict[str, Any]:

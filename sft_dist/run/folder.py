@@ -22,7 +22,6 @@ runs/<recipe name>/<run id>/
 
 from __future__ import annotations
 
-import errno
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +31,6 @@ from sft_dist.recipe.files import write_text
 
 if TYPE_CHECKING:
     from sft_dist.recipe.schema import Recipe
-
-
-# What `flock` says on file systems without locks: Lustre mounted without them, NFS without its lock service.
-NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def run_id(recipe: Recipe) -> str:
@@ -79,11 +74,11 @@ class AttemptFolder:
         return self.path / "hang.json"
 
     @property
-    def verdict_file(self) -> Path:
+    def decision_file(self) -> Path:
         """Written when the attempt was over (`verdict.py`): cause, rank, host, action."""
         return self.path / "verdict.json"
 
-    def beat_file(self, rank: int) -> Path:
+    def heartbeat_file(self, rank: int) -> Path:
         """Renewed by a rank while it lives, also while it waits for others: rank, host, pid, step, phase, time."""
         return self.path / f"rank-{rank}.beat.json"
 

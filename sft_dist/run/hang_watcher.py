@@ -69,7 +69,7 @@ class Hang:
 
 
 @dataclass
-class Watch:
+class HangDetector:
     """Looks at an attempt's signs of life, as often as it is asked to."""
 
     attempt: AttemptFolder
@@ -79,7 +79,7 @@ class Watch:
     _life: dict[int, tuple[object, float]] = field(default_factory=dict)
     _progress: dict[int, tuple[object, float]] = field(default_factory=dict)
 
-    def look(self) -> Hang | None:
+    def check(self) -> Hang | None:
         """A hang, once a rank has been silent or without progress for longer than it may be."""
         ranks = self.ranks()
         late = [rank for rank in ranks if self._is_late(rank)]
@@ -89,7 +89,7 @@ class Watch:
         silent = [rank for rank in ranks if rank.silent_s > SILENT * self.timeout_s]
         if not silent and any(rank.silent_s > DOUBTFUL * self.timeout_s for rank in ranks):
             return None
-        return name(ranks, silent, late, self._stack)
+        return blame_ranks(ranks, silent, late, self._stack)
 
     def start_over(self) -> None:
         """Whatever was seen before does not count: all processes, this one too, have been suspended for a while."""
@@ -98,7 +98,7 @@ class Watch:
 
     def ranks(self) -> list[Rank]:
         """Ranks that are on their way."""
-        found = []
+        ranks = []
         for file in sorted(self.attempt.path.glob("rank-*.beat.json")):
             beat = read_json(file)
             if not isinstance(beat, dict) or beat.get("phase") == "ended":
@@ -106,8 +106,8 @@ class Watch:
             rank, step, phase = int(beat["rank"]), int(beat["step"]), str(beat["phase"])
             silent = self._unchanged_for(self._life, rank, beat["time"])
             still = self._unchanged_for(self._progress, rank, (step, phase))
-            found.append(Rank(rank, str(beat["host"]), int(beat["pid"]), step, phase, silent, still))
-        return found
+            ranks.append(Rank(rank, str(beat["host"]), int(beat["pid"]), step, phase, silent, still))
+        return ranks
 
     def _is_late(self, rank: Rank) -> bool:
         allowed = {"starting": max(self.start_s, self.timeout_s), "training": self.timeout_s}
@@ -127,7 +127,9 @@ class Watch:
             return ""
 
 
-def name(ranks: Sequence[Rank], silent: Sequence[Rank], late: Sequence[Rank], stack_of: Callable[[int], str]) -> Hang:
+def blame_ranks(
+    ranks: Sequence[Rank], silent: Sequence[Rank], late: Sequence[Rank], stack_of: Callable[[int], str]
+) -> Hang:
     """Which of them is to blame. Pure but for `stack_of`."""
     if silent:
         host = silent[0].host
@@ -141,7 +143,7 @@ def name(ranks: Sequence[Rank], silent: Sequence[Rank], late: Sequence[Rank], st
             return _hang("node", here[0], line, here)
         return _hang("silent", first, f"rank {first.rank} on {first.host}: {since}; its process was stopped", silent)
     since = f"no progress for {max(rank.still_s for rank in late):.0f} s at step {late[0].step} ({late[0].phase})"
-    if not (accused := _odd_one(late, stack_of)):
+    if not (accused := _diverging_rank(late, stack_of)):
         hosts = sorted({rank.host for rank in late})
         between = f", or the network between {' and '.join(hosts)}" if len(hosts) > 1 else ""
         line = f"all {len(late)} ranks: {since}; none differs from the others: a collective that cannot end{between}"
@@ -159,7 +161,7 @@ def _hang(kind: str, first: Rank, line: str, ranks: Sequence[Rank]) -> Hang:
     return Hang(kind, first.rank, first.host, first.step, line, tuple(rank.rank for rank in ranks), hosts, log)
 
 
-def _odd_one(late: Sequence[Rank], stack_of: Callable[[int], str]) -> tuple[Rank, str] | None:
+def _diverging_rank(late: Sequence[Rank], stack_of: Callable[[int], str]) -> tuple[Rank, str] | None:
     """All live and none moves: the one behind, in another phase, not waiting, or standing where no other stands."""
     behind = min(rank.step for rank in late)
     if any(rank.step > behind for rank in late):
@@ -189,30 +191,30 @@ def innermost(stack: str) -> str:
 
 
 # ── beside a launch ─────────────────────────────────────────────────────────────────────────────────────────────────
-def follow(watch: Watch, pid: int, poll_s: float) -> Hang | None:
+def watch_process(detector: HangDetector, pid: int, poll_s: float) -> Hang | None:
     """Look until the process `pid` is gone; a hang is recorded, and the process ended."""
     while _is_alive(pid):
-        if hang := found(watch):
-            end(pid)
+        if hang := detect_hang(detector):
+            end_process(pid)
             return hang
         since = time.monotonic()
         time.sleep(poll_s)
         if time.monotonic() - since > poll_s + SUSPENDED_S:
-            watch.start_over()
+            detector.start_over()
     return None
 
 
-def found(watch: Watch) -> Hang | None:
+def detect_hang(detector: HangDetector) -> Hang | None:
     """A hang, certain and written down as `hang.json`, where the verdict finds it."""
-    if not watch.look():
+    if not detector.check():
         return None
     time.sleep(STACKS_S)
-    if hang := watch.look():  # once more, now that the stacks are there
-        write_json(watch.attempt.hang_file, {**asdict(hang), "time": round(time.time(), 3)})
+    if hang := detector.check():  # once more, now that the stacks are there
+        write_json(detector.attempt.hang_file, {**asdict(hang), "time": round(time.time(), 3)})
     return hang
 
 
-def end(pid: int) -> None:
+def end_process(pid: int) -> None:
     """SIGTERM, then SIGKILL. In a Slurm job the steps are killed through Slurm, which reaches every node."""
     _signal(pid, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
@@ -253,8 +255,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pid", type=int, required=True, help="process to end: srun or accelerate launch")
     options = parser.parse_args(arguments)
     attempt = AttemptFolder(RunFolder(options.run).attempts / f"{options.attempt:03d}")
-    watch = Watch(attempt, options.timeout, options.start_timeout)
-    hang = follow(watch, options.pid, poll_s=min(10.0, max(0.2, options.timeout / 10)))
+    detector = HangDetector(attempt, options.timeout, options.start_timeout)
+    hang = watch_process(detector, options.pid, poll_s=min(10.0, max(0.2, options.timeout / 10)))
     if hang:
         print(f"hang: {json.dumps(hang.line, ensure_ascii=False)}", file=sys.stderr)
     return 0

@@ -28,11 +28,11 @@ def interval_of(timeout_s: float) -> float:
     return min(SLOWEST_S, max(FASTEST_S, timeout_s / 20))
 
 
-class Heart:
+class Heartbeat:
     """One rank's signs of life, until `stop`."""
 
     def __init__(self, attempt: AttemptFolder, rank: int, timeout_s: float) -> None:
-        self._file = attempt.beat_file(rank)
+        self._file = attempt.heartbeat_file(rank)
         self._stack = attempt.stack_file(rank).open("a")
         self._timeout_s = timeout_s
         self._who = {"rank": rank, "host": socket.gethostname(), "pid": os.getpid()}
@@ -41,7 +41,7 @@ class Heart:
         self._thread = threading.Thread(target=self._live, name="heart", daemon=True)
         self._thread.start()
 
-    def beat(self, step: int, phase: str) -> None:
+    def tick(self, step: int, phase: str) -> None:
         """This rank is at `step`. Phases: starting, training, validating, saving. Costs nothing."""
         self.reached = (step, phase)
 

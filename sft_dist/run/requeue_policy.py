@@ -19,12 +19,14 @@ from pathlib import Path
 
 from sft_dist.recipe.files import write_json
 from sft_dist.recipe.units import seconds_of
-from sft_dist.run.causes import Facts, Verdict, classify, facts_of, job_of, verdict_of
+from sft_dist.run.causes import AttemptEnd, Facts, classify_attempt, classify_facts, job_of, read_facts
 from sft_dist.run.folder import AttemptFolder, RunFolder
 
 LATE_S = 10.0  # a shared file system may show what ranks on other nodes wrote this much later
-MOST_BARREN = 5  # attempts in a row that infrastructure ended before anything new was saved
-MOST_IN_USE = 20  # in a row that found the run in use: a node that is cut off may keep it so until it is switched off
+MAX_ATTEMPTS_WITHOUT_PROGRESS = 5  # attempts in a row that infrastructure ended before anything new was saved
+MAX_ATTEMPTS_IN_USE = (
+    20  # in a row that found the run in use: a node that is cut off may keep it so until it is switched off
+)
 TWICE = 2
 
 # Not the run's own fault, so worth another start even without progress.
@@ -45,14 +47,14 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndedAttempt:
     """An attempt that is over: what happened and whether it left something new to go on from."""
 
-    verdict: Verdict
+    verdict: AttemptEnd
     progress: bool
 
 
-def decide(history: Sequence[Ended]) -> Decision:
+def decide(history: Sequence[EndedAttempt]) -> Decision:
     """What follows the last of one job's attempts. Pure.
 
     Another start is worth it after progress or when the machines were to blame. What fails the same way twice at the
@@ -66,7 +68,7 @@ def decide(history: Sequence[Ended]) -> Decision:
     while barren < len(history) and not history[-1 - barren].progress:
         barren += 1
     if last.cause in INFRASTRUCTURE:
-        if barren >= (MOST_IN_USE if last.cause == "in use" else MOST_BARREN):
+        if barren >= (MAX_ATTEMPTS_IN_USE if last.cause == "in use" else MAX_ATTEMPTS_WITHOUT_PROGRESS):
             return Decision("stop", exclude, f"{barren} attempts in a row ended before anything was saved")
         return Decision("requeue", exclude, f"{last.cause} is not the run's own fault")
     if len(history) >= TWICE:
@@ -78,23 +80,23 @@ def decide(history: Sequence[Ended]) -> Decision:
     return Decision("requeue", exclude, "it got further than before" if barren == 0 else "one more try")
 
 
-def failing_nodes(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
+def failing_nodes(verdicts: Sequence[AttemptEnd]) -> tuple[str, ...]:
     """Hosts that were to blame at least twice."""
     blamed = Counter(host for one in verdicts if one.cause in BLAMES_NODE for host in set(one.hosts) if host)
     return tuple(sorted(host for host, times in blamed.items() if times >= TWICE))
 
 
-def history_of(folder: RunFolder, upto: int, last: Facts) -> list[Ended]:
+def history_of(folder: RunFolder, upto: int, last: Facts) -> list[EndedAttempt]:
     """The attempts of the same Slurm job (or of none) up to `upto`, whose facts are `last`; oldest first."""
-    ended: list[Ended] = []
+    ended: list[EndedAttempt] = []
     reached = saved_step(folder)
     for attempt in reversed([one for one in folder.all_attempts() if one.number <= upto]):
-        facts = facts_of(attempt) if ended else last
+        facts = read_facts(attempt) if ended else last
         if job_of(facts) != job_of(last):
             break
         begun = facts.start.get("first_step")  # unknown when it failed before it had looked for a checkpoint
-        verdict = verdict_of(folder, attempt) if ended else classify(last)
-        ended.append(Ended(verdict, begun is not None and reached > begun))
+        verdict = classify_attempt(folder, attempt) if ended else classify_facts(last)
+        ended.append(EndedAttempt(verdict, begun is not None and reached > begun))
         reached = reached if begun is None else begun
     return ended[::-1]
 
@@ -150,9 +152,9 @@ def main(arguments: list[str] | None = None) -> int:
     }
     if job:
         _fill_in(folder, options.attempt, job)
-    history = history_of(folder, options.attempt, facts_of(attempt, **told))
+    history = history_of(folder, options.attempt, read_facts(attempt, **told))
     verdict, decision = history[-1].verdict, decide(history)
-    write_json(attempt.verdict_file, {**asdict(verdict), **asdict(decision), **told, "time": _now()})
+    write_json(attempt.decision_file, {**asdict(verdict), **asdict(decision), **told, "time": _now()})
     print(f"attempt {options.attempt:03d} {verdict.state}: {verdict.line}", file=sys.stderr)
     if verdict.state != "finished":
         print(f"{decision.action}: {decision.why}", file=sys.stderr)
@@ -171,7 +173,7 @@ def _now() -> float:
 def _wait_for_files(attempt: AttemptFolder) -> None:
     """Ranks on other nodes may have said why they ended in files that are not to be seen here yet."""
     deadline = time.monotonic() + LATE_S
-    while time.monotonic() < deadline and _unheard(facts_of(attempt)):
+    while time.monotonic() < deadline and _unheard(read_facts(attempt)):
         time.sleep(0.5)
 
 
@@ -199,7 +201,7 @@ def _fill_in(folder: RunFolder, upto: int, job: str) -> None:
     unjudged = [
         (one, facts)
         for one in folder.all_attempts()
-        if one.number < upto and not one.verdict_file.exists() and job_of(facts := facts_of(one)) == job
+        if one.number < upto and not one.decision_file.exists() and job_of(facts := read_facts(one)) == job
     ]
     if not unjudged:
         return
@@ -208,8 +210,8 @@ def _fill_in(folder: RunFolder, upto: int, job: str) -> None:
         start = int(facts.start.get("restart_count") or 0)
         if start < len(states):
             known = {"job_id": job, "slurm_state": states[start], "time": _now()}
-            found = classify(replace(facts, slurm_state=states[start], started_again=True))
-            write_json(attempt.verdict_file, {**asdict(found), **known})
+            found = classify_facts(replace(facts, slurm_state=states[start], started_again=True))
+            write_json(attempt.decision_file, {**asdict(found), **known})
 
 
 def _output(*argv: str) -> str:

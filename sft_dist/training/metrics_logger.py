@@ -8,7 +8,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from sft_dist.run.attempt import append_line
+from sft_dist.recipe.files import append_line
 
 if TYPE_CHECKING:
     from sft_dist.training.loop import Training

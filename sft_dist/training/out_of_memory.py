@@ -15,6 +15,7 @@ from sft_dist.evaluation.inference import length_sorted_batches
 from sft_dist.recipe.arithmetic import batch_of
 from sft_dist.recipe.checks import cross_checks
 from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.strategies import STRATEGIES, UNPLANNED
 from sft_dist.run.failures import OutOfMemory, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -100,9 +101,8 @@ def _shorter_texts(recipe: Recipe, world_size: int, on_gpu: bool) -> Change | No
 
 
 def _sharded(recipe: Recipe, world_size: int, on_gpu: bool) -> Change | None:
-    """The next strategy that shares more between the processes."""
-    more = {"auto": "fsdp2", "single": "fsdp2", "ddp": "fsdp2", "zero1": "zero2", "zero2": "zero3"}
-    name = more.get(recipe.train.strategy.name)
+    """The next strategy that shards more between the processes."""
+    name = STRATEGIES.get(recipe.train.strategy.name, UNPLANNED).next_strategy
     effect = f"{world_size} processes share what each has a copy of now"
     return ("train.strategy", {"name": name}, effect) if name and world_size > 1 else None
 
@@ -110,8 +110,8 @@ def _sharded(recipe: Recipe, world_size: int, on_gpu: bool) -> Change | None:
 def _offloaded(recipe: Recipe, world_size: int, on_gpu: bool) -> Change | None:
     if not on_gpu:
         return None
-    for option in ("offload_optimizer", "offload_parameters", "offload"):
-        if getattr(recipe.train.strategy, option, "") == "none":
+    for option in STRATEGIES.get(recipe.train.strategy.name, UNPLANNED).offload_options:
+        if getattr(recipe.train.strategy, option) == "none":
             return (f"train.strategy.{option}", "cpu", "the machine's memory instead of the GPU's, slower")
     return None
 

@@ -15,7 +15,7 @@ from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.machine import is_installed
 from sft_dist.recipe.optimizers import NAMED_OPTIMIZERS
 from sft_dist.recipe.schema import Adafactor, Adam, AdamW, NamedOptimizer, Schedule, Sgd, Train
-from sft_dist.recipe.yaml_lines import similar_to
+from sft_dist.recipe.suggest import similar_to
 from sft_dist.tuning.layers import layer_depths
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {

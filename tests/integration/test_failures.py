@@ -14,9 +14,9 @@ import pytest
 
 import sft_dist
 from sft_dist.recipe.load import read, validate
-from sft_dist.run.causes import verdict_of
+from sft_dist.run.causes import classify_attempt
 from sft_dist.run.folder import RunFolder
-from sft_dist.run.requeue_policy import Ended, decide
+from sft_dist.run.requeue_policy import EndedAttempt, decide
 from tests.conftest import write_reviews
 from tests.integration import harness
 
@@ -61,7 +61,7 @@ def errors(folder: Path, attempt: int = 1) -> list[dict]:
 
 def verdict(folder: Path):
     run = RunFolder(folder)
-    return verdict_of(run, run.all_attempts()[-1])
+    return classify_attempt(run, run.all_attempts()[-1])
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -91,7 +91,7 @@ def test_a_poisoned_example_stops_before_the_save_and_is_named(tiny_model, poiso
     found = verdict(folder)
     assert found.cause == "not a number"
     assert message in found.line
-    assert decide([Ended(found, True)]).action == "stop"
+    assert decide([EndedAttempt(found, True)]).action == "stop"
     assert "Traceback" not in (tmp_path / "runs/output.log").read_text()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sft_dist.checkpoints import store as ckpt
-from sft_dist.run.causes import verdict_of
+from sft_dist.run.causes import classify_attempt
 from sft_dist.run.folder import RunFolder
 from tests.integration import harness
 from tests.integration.test_resume import STEPS, write_recipe
@@ -40,7 +40,7 @@ def test_a_full_disk_ends_the_run_with_its_cause_and_loses_nothing(disk, tiny_mo
     recipe = write_recipe(tmp_path / "cut.yaml", tiny_model, reviews, save_every="5 steps")
     runs = disk("20m") / "runs"
     folder = RunFolder(harness.run(recipe, runs, expect=1))
-    verdict = verdict_of(folder, folder.all_attempts()[0])
+    verdict = classify_attempt(folder, folder.all_attempts()[0])
     assert verdict.cause == "disk full"
     assert "the checkpoint of step 10 could not be saved, those before it are untouched" in verdict.line
     assert os.listdir(folder.checkpoints) == ["step-00000005"]

@@ -9,9 +9,9 @@ from functools import partial
 
 import pytest
 
-from sft_dist.run.causes import verdict_of
+from sft_dist.run.causes import classify_attempt
 from sft_dist.run.folder import RunFolder
-from sft_dist.run.hang_watcher import Watch, found
+from sft_dist.run.hang_watcher import HangDetector, detect_hang
 from tests.integration import harness
 from tests.integration.test_resume import assert_same, write_recipe
 
@@ -31,11 +31,11 @@ def test_a_stopped_rank_is_named_and_the_run_goes_on_exactly(tiny_model, reviews
     stopped = time.monotonic()
     folder = RunFolder(harness.the_run(tmp_path / "runs"))
     (attempt,) = folder.all_attempts()
-    watch, hang = Watch(attempt, TIMEOUT_S), None
+    watch, hang = HangDetector(attempt, TIMEOUT_S), None
     try:
         while hang is None:
             assert time.monotonic() - stopped < 2 * TIMEOUT_S
-            hang = found(watch)
+            hang = detect_hang(watch)
             time.sleep(0.1)
         assert (hang.kind, hang.ranks) == ("silent", (1,))
         assert 0 < hang.step <= 7  # its last sign of life may be older than the step it stopped after
@@ -44,8 +44,8 @@ def test_a_stopped_rank_is_named_and_the_run_goes_on_exactly(tiny_model, reviews
             time.sleep(0.1)
     finally:
         harness.kill(processes)
-    assert verdict_of(folder, attempt).cause == "hang"
-    assert "rank 1 on" in verdict_of(folder, attempt).line
+    assert classify_attempt(folder, attempt).cause == "hang"
+    assert "rank 1 on" in classify_attempt(folder, attempt).line
     assert_same(harness.run(recipe, tmp_path / "runs", world_size=2), expected)
 
 
@@ -56,6 +56,6 @@ def test_a_killed_rank_is_named_though_only_the_others_can_say_something(tiny_mo
     for process in processes:
         process.join(60)
     folder = RunFolder(harness.the_run(tmp_path / "runs"))
-    found = verdict_of(folder, folder.all_attempts()[-1])
+    found = classify_attempt(folder, folder.all_attempts()[-1])
     assert (found.state, found.rank, found.cause) == ("failed", 2, "killed")
     assert "rank 2 on" in found.line

@@ -28,7 +28,7 @@ from launch.slurm.array import array_script
 from launch.slurm.clusters import Cluster, read_cluster
 from launch.slurm.functions import Work, send
 from launch.slurm.job import job_script, software
-from launch.slurm.submit import check_places
+from launch.slurm.submit import check_folders
 from sft_dist.recipe.errors import UserError
 from tests.launch.conftest import ROWS, STUBS, make_recipe
 
@@ -79,7 +79,7 @@ def plan_in(folder: Path, cluster: Cluster) -> Plan | None:
     run = Run(RUN_ID, make_recipe(), {})
     plan = plan_run(run, Machine.node_of(cluster), ROWS, folder, python_of(cluster), None, cluster)
     try:
-        check_places([Prepared(run, plan)], cluster)
+        check_folders([Prepared(run, plan)], cluster)
         folder.mkdir(parents=True)
     except (UserError, OSError, ValueError):
         return None

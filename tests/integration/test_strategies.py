@@ -17,7 +17,8 @@ from PIL import Image
 from transformers import ConvNextImageProcessor, ResNetConfig, ResNetModel
 
 from sft_dist.evaluate import sweep
-from sft_dist.recipe.tunings import KINDS, STRATEGIES, refusal
+from sft_dist.recipe.strategies import STRATEGIES, tuning_refusal
+from sft_dist.recipe.tunings import KINDS
 from sft_dist.run.folder import RunFolder
 from tests.integration import harness
 
@@ -29,7 +30,7 @@ CELLS = [
     (name, strategy)
     for name, tuning in CPU_KINDS.items()
     for strategy in STRATEGIES
-    if strategy != "single" and refusal(strategy, tuning) is None
+    if strategy != "single" and tuning_refusal(strategy, tuning) is None
 ]
 
 

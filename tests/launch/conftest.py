@@ -119,8 +119,8 @@ def put_stubs(folder: RunFolder) -> None:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+    from sft_dist.recipe.fingerprint import data_fingerprint
     from sft_dist.recipe.load import load
-    from sft_dist.recipe.references import data_fingerprint
 
     (tmp_path / "demo.yaml").write_text(RECIPE)
     (tmp_path / "rows.csv").write_text("text,label\na,0\nb,1\n")

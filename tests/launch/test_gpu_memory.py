@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launch.gpu_memory import Sizes, needed, sizes_of
+from launch.gpu_memory import Sizes, bytes_needed, sizes_of
 from sft_dist.recipe.schema import Recipe
 
 SHAPES = {
@@ -105,19 +105,23 @@ BILLION = Sizes(all=10**9, trained=10**9, largest_layer=10**7, outside=10**8)
 
 
 def test_full_training_with_adam_takes_sixteen_bytes_a_weight() -> None:
-    assert needed("single", False, BILLION, recipe("/m"), 1) == 16 * 10**9
-    assert needed("ddp", False, BILLION, recipe("/m"), 8) == 20 * 10**9
-    assert needed("single", False, BILLION, recipe("/m", optimizer={"name": "sgd", "momentum": 0.0}), 1) == 8 * 10**9
+    assert bytes_needed("single", False, BILLION, recipe("/m"), 1) == 16 * 10**9
+    assert bytes_needed("ddp", False, BILLION, recipe("/m"), 8) == 20 * 10**9
+    assert (
+        bytes_needed("single", False, BILLION, recipe("/m", optimizer={"name": "sgd", "momentum": 0.0}), 1) == 8 * 10**9
+    )
 
 
 def test_frozen_weights_take_four_bytes_and_their_copy_under_autocast_two() -> None:
     lora = Sizes(all=10**9, trained=0, largest_layer=10**7, outside=10**8)
-    assert needed("single", False, lora, recipe("/m", "lora"), 1) == 4 * 10**9
-    assert needed("single", False, lora, recipe("/m", "lora", precision="bf16"), 1) == 6 * 10**9
+    assert bytes_needed("single", False, lora, recipe("/m", "lora"), 1) == 4 * 10**9
+    assert bytes_needed("single", False, lora, recipe("/m", "lora", precision="bf16"), 1) == 6 * 10**9
 
 
 def test_each_strategy_needs_less_than_the_one_before_and_less_on_more_processes() -> None:
     order = [("ddp", False), ("zero1", False), ("zero2", False), ("zero3", False), ("fsdp2", False), ("fsdp2", True)]
-    found = [needed(name, offload, BILLION, recipe("/m"), 8) for name, offload in order]
+    found = [bytes_needed(name, offload, BILLION, recipe("/m"), 8) for name, offload in order]
     assert found == sorted(found, reverse=True)
-    assert needed("fsdp2", False, BILLION, recipe("/m"), 16) < needed("fsdp2", False, BILLION, recipe("/m"), 8)
+    assert bytes_needed("fsdp2", False, BILLION, recipe("/m"), 16) < bytes_needed(
+        "fsdp2", False, BILLION, recipe("/m"), 8
+    )

@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> RunFolder:
 def test_later_attempts_of_a_job_are_shown_until_it_has_left_the_queue(folder, monkeypatch, capfdbinary):
     record_job(folder, JobRecord("7", None, "devcluster", "train", ""))
     live = [True]
-    monkeypatch.setattr(queue, "is_live", lambda path: live[0])
+    monkeypatch.setattr(queue, "is_queued", lambda path: live[0])
     monkeypatch.setattr(logs, "ASK_S", 0.05)
     monkeypatch.setattr(logs, "POLL_S", 0.02)
     folder.new_attempt().launcher_log.write_text("first\n")
@@ -60,7 +60,7 @@ def test_a_run_that_is_over_is_shown_from_its_newest_attempt_and_not_waited_for(
 def test_a_job_that_waits_is_waited_for(folder, monkeypatch, capfdbinary):
     record_job(folder, JobRecord("7", None, "devcluster", "train", ""))
     answers = iter([True] * 3)
-    monkeypatch.setattr(queue, "is_live", lambda path: next(answers, False))
+    monkeypatch.setattr(queue, "is_queued", lambda path: next(answers, False))
     monkeypatch.setattr(logs, "ASK_S", 0.0)
     monkeypatch.setattr(logs, "POLL_S", 0.02)
     logs.follow(folder, None)
@@ -71,7 +71,7 @@ def test_a_job_that_waits_is_waited_for(folder, monkeypatch, capfdbinary):
 def test_slurm_is_not_asked_more_often_than_it_bears(folder, monkeypatch):
     record_job(folder, JobRecord("7", None, "devcluster", "train", ""))
     asked = []
-    monkeypatch.setattr(queue, "is_live", lambda path: bool(asked.append(path)) or True)
+    monkeypatch.setattr(queue, "is_queued", lambda path: bool(asked.append(path)) or True)
     live = logs._Live(folder)
     assert all(live.goes_on() for _ in range(100))
     assert len(asked) == 1
@@ -80,11 +80,11 @@ def test_slurm_is_not_asked_more_often_than_it_bears(folder, monkeypatch):
 def test_slurm_is_asked_at_once_when_an_attempt_has_ended(folder, monkeypatch):
     record_job(folder, JobRecord("7", None, "devcluster", "train", ""))
     answers = iter([True, False])
-    monkeypatch.setattr(queue, "is_live", lambda path: next(answers))
+    monkeypatch.setattr(queue, "is_queued", lambda path: next(answers))
     live = logs._Live(folder)
     attempt = folder.new_attempt()
     assert live.goes_on()
-    write_json(attempt.verdict_file, {"state": "finished"})
+    write_json(attempt.decision_file, {"state": "finished"})
     assert not live.goes_on()
     assert not live.goes_on()
 

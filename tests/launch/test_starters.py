@@ -11,8 +11,8 @@ import pytest
 
 from launch.starters import json_schema, starter
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.explain import sections, tag_name
 from sft_dist.recipe.load import load
+from sft_dist.recipe.reflection import sections, tag_name
 from sft_dist.recipe.tasks import TASK_COLUMNS
 from tests.sft_dist.recipe.recipe_texts import write
 

@@ -35,7 +35,7 @@ def test_the_quickstart_trains_on_two_nodes_with_two_processes_each(idle_cluster
     assert (state.state, state.step, state.attempts) == ("finished", 10, 1), state.cause
     assert sorted(harness.losses(run.path)) == list(range(1, 11))
     (attempt,) = run.all_attempts()
-    hosts = [(read_json(attempt.beat_file(rank)) or {})["host"] for rank in range(4)]
+    hosts = [(read_json(attempt.heartbeat_file(rank)) or {})["host"] for rank in range(4)]
     first, second = idle_cluster.nodes[:2]
     assert hosts == [first, first, second, second]
     assert harness.weights(run.path, 10)

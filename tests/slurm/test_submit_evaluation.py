@@ -33,7 +33,7 @@ import sys
 from pathlib import Path
 from launch.slurm.clusters import load_cluster
 from launch.slurm.functions import Work, send
-from launch.slurm.resources import request
+from launch.slurm.resources import request_resources
 from sft_dist.recipe.schema import Resources
 
 here = Path.cwd()
@@ -41,7 +41,7 @@ cluster = load_cluster("./here.yaml")
 paths = [here / name for name in sys.argv[1:]]
 python = f"{cluster.venv}/bin/python"
 work = Work("errands", "sft_dist.errand:work", paths, here / "checkout", python, {})
-print(send(work, request(Resources(), cluster, 1), cluster, here / "it's 100 jobs"))
+print(send(work, request_resources(Resources(), cluster, 1), cluster, here / "it's 100 jobs"))
 """
 
 

@@ -16,7 +16,7 @@ import launch
 from launch.slurm.clusters import read_cluster
 from launch.slurm.records import jobs_of
 from sft_dist.recipe.files import read_json, write_json
-from sft_dist.recipe.references import data_fingerprint
+from sft_dist.recipe.fingerprint import data_fingerprint
 from sft_dist.run.folder import RunFolder
 from tests.launch.conftest import RECIPE
 from tests.slurm.conftest import Cluster

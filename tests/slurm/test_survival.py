@@ -23,7 +23,7 @@ import launch
 from launch.run_state import state_of
 from launch.slurm.records import jobs_of
 from sft_dist.recipe.files import read_json
-from sft_dist.run.causes import Verdict, verdict_of
+from sft_dist.run.causes import AttemptEnd, classify_attempt
 from sft_dist.run.folder import AttemptFolder, RunFolder
 from sft_dist.run.requeue_policy import saved_step
 from tests.integration import harness
@@ -170,8 +170,8 @@ class Job:
                 found.append(int(entry.name))
         return found
 
-    def verdict(self, number: int) -> Verdict:
-        return verdict_of(self.folder, AttemptFolder(self.folder.attempts / f"{number:03d}"))
+    def verdict(self, number: int) -> AttemptEnd:
+        return classify_attempt(self.folder, AttemptFolder(self.folder.attempts / f"{number:03d}"))
 
     def sft_dist(self, *words: str) -> str:
         done = subprocess.run(
@@ -308,7 +308,7 @@ def test_the_first_node_is_lost_with_the_batch_script_on_it(submit: Submit, undi
     old = job.ranks()[0]
     job.cluster.devcluster("node-cut", number_of(old.host))
     job.wait_for_attempt(2)
-    job.cluster.wait_until(job.folder.all_attempts()[1].verdict_file.exists, 180, "the second attempt's end")
+    job.cluster.wait_until(job.folder.all_attempts()[1].decision_file.exists, 180, "the second attempt's end")
     assert job.verdict(2).cause == "in use"
     os.kill(old.pid, signal.SIGKILL)  # somebody switches the node off
     job.end()
@@ -336,7 +336,7 @@ def test_one_killed_rank_of_eight_is_named(submit: Submit):
     rank = job.ranks()[5]
     os.kill(rank.pid, signal.SIGKILL)
     job.go_on()
-    job.cluster.wait_until(job.folder.all_attempts()[0].verdict_file.exists, 120, "a verdict")
+    job.cluster.wait_until(job.folder.all_attempts()[0].decision_file.exists, 120, "a verdict")
     job.sft_dist("cancel", str(job.folder.path), "--yes", "--now")
     found = job.verdict(1)
     assert (found.cause, found.rank, found.host) == ("killed", 5, rank.host)

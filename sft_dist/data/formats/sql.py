@@ -15,7 +15,7 @@ from datasets import Dataset
 from sft_dist.data.formats.cache import tables_folder
 from sft_dist.data.formats.faults import no_rows, unreadable
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.yaml_lines import similar_to
+from sft_dist.recipe.suggest import similar_to
 
 if TYPE_CHECKING:
     from sqlalchemy import URL

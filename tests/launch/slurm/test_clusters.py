@@ -9,8 +9,8 @@ import pytest
 from launch.expand import Run
 from launch.plan import Machine, Plan, plan_run
 from launch.slurm.clusters import Cluster, find_cluster, known_clusters, load_cluster, read_cluster
-from launch.slurm.probe import Probed, draft, gpu_memory_gb, gpus_of, seconds
-from launch.slurm.resources import clock
+from launch.slurm.probe import Probed, draft, gpu_memory_gb, gpus_of, parse_time
+from launch.slurm.resources import format_time
 from sft_dist.recipe.errors import UserError
 from tests.launch.conftest import ROWS, make_recipe
 
@@ -203,8 +203,8 @@ def test_all_mistakes_of_a_cluster_file_are_told_together(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("time_s", "text"), [(59, "00:00:59"), (5400, "01:30:00"), (129600, "1-12:00:00")])
 def test_times_are_written_as_sbatch_reads_them(time_s: int, text: str) -> None:
-    assert clock(time_s) == text
-    assert seconds(text) == time_s
+    assert format_time(time_s) == text
+    assert parse_time(text) == time_s
 
 
 def test_auto_goes_by_the_memory_of_a_clusters_gpus() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from launch.slurm.clusters import Cluster
 from launch.slurm.functions import Work, parameters, send
-from launch.slurm.resources import request
+from launch.slurm.resources import request_resources
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Resources
 from sft_dist.run.remote_call import Call
@@ -31,7 +31,7 @@ def make_cluster(**settings: Any) -> Cluster:
 
 def told(cluster: Cluster, **changes: Any) -> dict[str, Any]:
     return parameters(
-        replace(WORK, **changes), request(Resources(), cluster, 1), cluster, ["7", "8"], "sft-dist:x:1", 5
+        replace(WORK, **changes), request_resources(Resources(), cluster, 1), cluster, ["7", "8"], "sft-dist:x:1", 5
     )
 
 
@@ -78,7 +78,7 @@ def test_a_container_is_around_the_python_or_in_sruns_options() -> None:
 
 def test_without_a_time_none_is_asked_for(tmp_path: Path, slurm: Path) -> None:
     cluster = make_cluster(max_time=None)
-    send(WORK, request(Resources(), cluster, 1), cluster, tmp_path / "jobs")
+    send(WORK, request_resources(Resources(), cluster, 1), cluster, tmp_path / "jobs")
     assert "--time" not in (tmp_path / "jobs/101_submission.sh").read_text()
 
 
@@ -108,7 +108,7 @@ def test_a_warning_where_no_time_was_asked_for_is_a_preemption(tmp_path: Path, m
 
 def test_what_is_pickled_is_the_names_of_a_function_and_a_path(tmp_path: Path, slurm: Path) -> None:
     cluster = make_cluster()
-    assert send(WORK, request(Resources(), cluster, 1), cluster, tmp_path / "jobs") == "101"
+    assert send(WORK, request_resources(Resources(), cluster, 1), cluster, tmp_path / "jobs") == "101"
     files = sorted((tmp_path / "jobs").glob("*.pkl"))
     assert [file.name for file in files] == ["101_0_submitted.pkl", "101_1_submitted.pkl"]
     for file, path in zip(files, WORK.paths, strict=True):
@@ -122,7 +122,7 @@ def test_what_sbatch_refuses_is_passed_on(tmp_path: Path, slurm: Path, monkeypat
     monkeypatch.setenv("STUB_SBATCH", "fail")
     cluster = make_cluster()
     with pytest.raises(UserError, match="no such partition"):
-        send(WORK, request(Resources(), cluster, 1), cluster, tmp_path / "jobs")
+        send(WORK, request_resources(Resources(), cluster, 1), cluster, tmp_path / "jobs")
 
 
 def test_sbatch_hears_nothing_of_a_job_around_this_one(
@@ -131,7 +131,7 @@ def test_sbatch_hears_nothing_of_a_job_around_this_one(
     monkeypatch.setenv("SBATCH_PARTITION", "inherited")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
     cluster = make_cluster()
-    send(WORK, request(Resources(), cluster, 1), cluster, tmp_path / "jobs")
+    send(WORK, request_resources(Resources(), cluster, 1), cluster, tmp_path / "jobs")
     heard = Path(f"{slurm}.env").read_text()
     assert "=inherited" not in heard
     assert "SLURM_CONF=/etc/slurm.conf" in heard

@@ -13,13 +13,12 @@ from launch.slurm.queue import (
     LAG_S,
     Answer,
     Job,
-    Past,
-    ask,
-    look,
-    merged,
+    explain,
+    merge,
     parse_sacct,
     parse_squeue,
-    reason,
+    query,
+    query_states,
 )
 from launch.slurm.records import JobRecord, record_job
 from sft_dist.recipe.errors import UserError
@@ -28,15 +27,15 @@ from sft_dist.run.folder import RunFolder
 from tests.launch.conftest import make_recipe
 
 SQUEUE = """\
-20|PENDING|Resources||30:00|(null)
-19|PENDING|BeginTime||30:00|(null)
-14_2|PENDING|JobArrayTaskLimit||30:00|(null)
-14_3|PENDING|JobArrayTaskLimit||30:00|(null)
-18|PENDING|Dependency||30:00|afterany:14_*(unfulfilled)
-16|PENDING|DependencyNeverSatisfied||30:00|afterok:15(failed)
-17|PENDING|JobHeldUser||30:00|(null)
-14_0|RUNNING|None|node1|29:56|(null)
-14_1|RUNNING|None|node1|29:56|(null)
+20|PENDING|Resources||30:00|(null)|(null)
+19|PENDING|BeginTime||30:00|(null)|(null)
+14_2|PENDING|JobArrayTaskLimit||30:00|(null)|(null)
+14_3|PENDING|JobArrayTaskLimit||30:00|(null)|(null)
+18|PENDING|Dependency||30:00|afterany:14_*(unfulfilled)|(null)
+16|PENDING|DependencyNeverSatisfied||30:00|afterok:15(failed)|(null)
+17|PENDING|JobHeldUser||30:00|(null)|(null)
+14_0|RUNNING|None|node1|29:56|(null)|sft-dist:a|b:0
+14_1|RUNNING|None|node1|29:56|(null)|sft-dist:a|b:0
 """
 SACCT = """\
 15|FAILED|3:0|2026-11-21T05:30:32
@@ -67,20 +66,20 @@ class Slurm:
 def test_lines_of_squeue_become_jobs_and_strange_ones_are_left_out():
     jobs = parse_squeue(SQUEUE + "slurm_load_jobs error: something\n\n")
     assert len(jobs) == 9
-    assert jobs["14_0"] == Job("14_0", "RUNNING", "None", "node1", "29:56", "(null)")
+    assert jobs["14_0"] == Job("14_0", "RUNNING", "None", "node1", "29:56", "(null)", "sft-dist:a|b:0")
 
 
 def test_tasks_of_an_array_that_never_started_are_told_apart():
-    past = parse_sacct(SACCT)
-    assert {name for name, one in past.items() if one.state == "CANCELLED"} == {
+    ended = parse_sacct(SACCT)
+    assert {name for name, job in ended.items() if job.state == "CANCELLED"} == {
         "16", "14_0", "14_2", "14_3", "14_4", "14_7",
     }  # fmt: skip
-    assert past["21"].end is None
+    assert ended["21"].end is None
 
 
 def test_any_number_of_runs_costs_one_squeue_and_one_sacct():
     slurm = Slurm()
-    answer = ask([f"14_{task}" for task in range(2000)], run=slurm)
+    answer = query([f"14_{task}" for task in range(2000)], run=slurm)
     assert [call[0] for call in slurm.calls] == ["squeue", "sacct"]
     assert slurm.calls[1][-1] == "14"  # the array, not 2,000 names
     assert answer.summary() == "asked Slurm: 1 squeue, 1 sacct"
@@ -89,25 +88,25 @@ def test_any_number_of_runs_costs_one_squeue_and_one_sacct():
 def test_sacct_is_not_asked_when_all_jobs_are_in_the_queue_or_it_is_switched_off():
     for wanted, accounting in ((["14_0", "20"], True), (["14_0", "15"], False)):
         slurm = Slurm()
-        ask(wanted, accounting, slurm)
+        query(wanted, accounting, slurm)
         assert [call[0] for call in slurm.calls] == ["squeue"]
 
 
 def test_runs_without_jobs_cost_nothing():
     slurm = Slurm()
-    assert ask([], run=slurm).summary() == ""
+    assert query([], run=slurm).summary() == ""
     assert slurm.calls == []
 
 
 def test_a_sacct_that_fails_is_said_and_does_no_harm():
-    answer = ask(["14_0", "15"], run=Slurm(sacct=None))
-    assert answer.jobs
+    answer = query(["14_0", "15"], run=Slurm(sacct=None))
+    assert answer.queued
     assert "no accounting" in answer.summary()
 
 
 def test_without_squeue_the_folders_word_stands():
-    answer = ask(["15"], run=Slurm(squeue=None))
-    assert answer.jobs == {}
+    answer = query(["15"], run=Slurm(squeue=None))
+    assert answer.queued == {}
     assert "shown is what the run folders say" in answer.summary()
 
 
@@ -116,10 +115,10 @@ STATE = RunState("demo", "0123456789", "/runs/x", "sealed", 0, None, None, None,
 NOW = 2e9
 
 
-def merge(state: RunState, name: str, answer: Answer | None = None) -> RunState:
+def merged(state: RunState, name: str, answer: Answer | None = None) -> RunState:
     job, _, task = name.partition("_")
     record = JobRecord(job, int(task) if task else None, "devcluster", "train", "")
-    return merged(state, record, answer or Answer(parse_squeue(SQUEUE), parse_sacct(SACCT)), NOW)
+    return merge(state, record, answer or Answer(parse_squeue(SQUEUE), parse_sacct(SACCT)), NOW)
 
 
 @pytest.mark.parametrize(
@@ -133,32 +132,32 @@ def merge(state: RunState, name: str, answer: Answer | None = None) -> RunState:
     ],
 )
 def test_waiting_is_explained(job, words):
-    found = merge(STATE, job)
+    found = merged(STATE, job)
     assert found.state == "pending"
     assert words in found.cause
 
 
 def test_a_reason_slurm_alone_knows_is_shown_as_it_is():
-    assert reason(Job("1", "PENDING", "AssocGrpCpuLimit", "", "", "(null)")) == "AssocGrpCpuLimit"
+    assert explain(Job("1", "PENDING", "AssocGrpCpuLimit")) == "AssocGrpCpuLimit"
 
 
 def test_a_requeued_run_says_why_its_last_attempt_ended():
     state = replace(STATE, state="stopped", attempts=2, cause="saved and stopped: time limit")
-    assert merge(state, "19").cause.startswith("attempt 2 ended (saved and stopped: time limit); waits a moment")
+    assert merged(state, "19").cause.startswith("attempt 2 ended (saved and stopped: time limit); waits a moment")
 
 
 def test_a_run_whose_job_runs_is_running_though_its_files_are_not_here_yet():
-    assert merge(STATE, "14_0").state == "running"
-    assert "on node1" in merge(STATE, "14_0").cause
+    assert merged(STATE, "14_0").state == "running"
+    assert "on node1" in merged(STATE, "14_0").cause
 
 
 def test_finished_stays_finished_whatever_slurm_says():
-    assert merge(replace(STATE, state="finished"), "14_0").state == "finished"
+    assert merged(replace(STATE, state="finished"), "14_0").state == "finished"
 
 
 def test_what_the_ranks_said_outweighs_slurms_exit_code():
     state = replace(STATE, state="failed", attempts=1, cause="rank 3 on node1: out of memory")
-    assert merge(state, "15").cause == "rank 3 on node1: out of memory"
+    assert merged(state, "15").cause == "rank 3 on node1: out of memory"
 
 
 @pytest.mark.parametrize(
@@ -172,33 +171,35 @@ def test_what_the_ranks_said_outweighs_slurms_exit_code():
     ],
 )
 def test_a_run_that_could_say_nothing_is_explained_by_slurm(past, state, words):
-    answer = Answer(past={"5": Past("5", past, "3:0", NOW - LAG_S - 1)})
-    found = merge(replace(STATE, state="killed", attempts=1), "5", answer)
+    answer = Answer(ended={"5": Job("5", past, exit_code="3:0", end=NOW - LAG_S - 1)})
+    found = merged(replace(STATE, state="killed", attempts=1), "5", answer)
     assert found.state == state
     assert words in found.cause
 
 
 def test_files_that_may_be_late_are_not_taken_for_failure():
     for past in ("COMPLETED", "FAILED"):
-        answer = Answer(past={"5": Past("5", past, "0:0", NOW - LAG_S + 5)})
-        assert merge(replace(STATE, state="killed", attempts=1), "5", answer).state == "ending"
+        answer = Answer(ended={"5": Job("5", past, exit_code="0:0", end=NOW - LAG_S + 5)})
+        assert merged(replace(STATE, state="killed", attempts=1), "5", answer).state == "ending"
 
 
 @pytest.mark.parametrize("past", ["RUNNING", "PENDING"])
 def test_accounting_that_is_behind_is_not_taken_for_failure(past):
-    found = merge(replace(STATE, state="killed", attempts=1), "5", Answer(past={"5": Past("5", past, "0:0", None)}))
+    found = merged(
+        replace(STATE, state="killed", attempts=1), "5", Answer(ended={"5": Job("5", past, exit_code="0:0")})
+    )
     assert found.state == "ending"
 
 
 def test_a_job_that_went_before_it_began_without_a_trace_is_told():
-    assert "job 5 has left the queue" in merge(STATE, "5", Answer()).cause
-    assert merge(STATE, "5", Answer(answered=False)).cause == ""
+    assert "job 5 left the queue" in merged(STATE, "5", Answer()).cause
+    assert merged(STATE, "5", Answer(is_complete=False)).cause == ""
 
 
 def test_a_job_that_is_ending_is_neither_running_nor_dead():
     answer = Answer({"9": Job("9", "COMPLETING", "None", "node1", "1:00", "(null)")})
-    assert merge(replace(STATE, state="killed"), "9", answer).state == "ending"
-    assert merge(replace(STATE, state="stopped"), "9", answer).state == "stopped"
+    assert merged(replace(STATE, state="killed"), "9", answer).state == "ending"
+    assert merged(replace(STATE, state="stopped"), "9", answer).state == "stopped"
 
 
 # ── runs on disk ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -219,9 +220,9 @@ def test_the_newest_training_job_counts_and_evaluation_has_its_own_line(tmp_path
     make_run(tmp_path, "0000000000", record("15"), record("14", 0), record("16", kind="eval"))
     make_run(tmp_path, "1111111111")  # never submitted
     slurm = Slurm()
-    states, answer, lines = look([], str(tmp_path), slurm)
+    states, answer, lines = query_states([], str(tmp_path), slurm)
     assert [(state.state, state.job) for state in states] == [("running", "14_0"), ("sealed", "")]
-    assert answer.calls == ("squeue",)
+    assert answer.commands == ("squeue",)
     assert "evaluation, job 16: pending, will never start" in lines[0]
 
 
@@ -229,7 +230,7 @@ def test_runs_that_have_finished_are_not_asked_about(tmp_path):
     path = make_run(tmp_path, "0000000000", record("15"))
     write_json(RunFolder(path).new_attempt().outcome_file, {"state": "finished", "last_step": 3})
     slurm = Slurm()
-    assert look([], str(tmp_path), slurm)[0][0].state == "finished"
+    assert query_states([], str(tmp_path), slurm)[0][0].state == "finished"
     assert slurm.calls == []
 
 
@@ -237,12 +238,12 @@ def test_scoring_tasks_are_counted_by_what_they_do(tmp_path):
     for task in range(3):
         make_run(tmp_path, f"{task}" * 10, record("14", task), record("20", task, "score"), record("21", kind="eval"))
     waits = "|PENDING|Dependency||1:00|afterany"
-    rows = ["20_0|RUNNING|None|node1|1:00|(null)", f"20_1{waits}:14_*", f"20_2{waits}:14_*", f"21{waits}:20_*"]
+    rows = ["20_0|RUNNING|None|node1|1:00|(null)|", f"20_1{waits}:14_*|", f"20_2{waits}:14_*|", f"21{waits}:20_*|"]
 
     def slurm(argv):
         return "\n".join(rows) if argv[0] == "squeue" else ""
 
-    _, _, lines = look([], str(tmp_path), slurm)
+    _, _, lines = query_states([], str(tmp_path), slurm)
     assert lines == [
         "evaluation, job 20: running; 2 pending, waits for another job (afterany:14_*)",
         "evaluation, job 21: pending, waits for another job (afterany:20_*)",

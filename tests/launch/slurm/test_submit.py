@@ -17,10 +17,12 @@ from launch.evaluate import board_of
 from launch.expand import Run
 from launch.plan import Machine, plan_run
 from launch.planning import Prepared
-from launch.slurm.client import Live, clean_environment, live_jobs
+from launch.slurm.client import clean_environment
 from launch.slurm.clusters import Cluster
+from launch.slurm.divide import RunsByState, divide, plan_jobs
+from launch.slurm.queue import Job, read_queue
 from launch.slurm.records import JobRecord, jobs_of, record_job
-from launch.slurm.submit import Divided, _record, divide, parts_of, submit
+from launch.slurm.submit import Submission, _record, submit
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json, write_json
 from sft_dist.run.folder import RunFolder, run_id
@@ -43,12 +45,19 @@ class Slurm:
         return [re.findall(r"<([^>]*)>", line) for line in lines if line.startswith(f"{name} ")]
 
     def show(self, *lines: str) -> None:
-        self.queue.write_text("".join(f"{line}\n" for line in lines))
+        """`JOB|STATE|COMMENT`."""
+        rows = (line.split("|") for line in lines)
+        text = (f"{job}|{state}|None|node1|1:00|(null)|{comment}\n" for job, state, comment in rows)
+        self.queue.write_text("".join(text))
 
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     return Slurm(tmp_path, monkeypatch)
+
+
+def sent(submission: Submission, kind: str) -> list[str]:
+    return [job_id for job_id, job in submission.jobs if job.kind == kind]
 
 
 def prepared(root: Path, count: int = 1, cluster: Cluster = CLUSTER, **resources: object) -> list[Prepared]:
@@ -70,7 +79,7 @@ def test_one_run_is_one_job_with_the_capsules_own_script(tmp_path: Path, slurm: 
     (words,) = slurm.calls("sbatch")
     assert words[-1] == str(folder / "job.sbatch")
     assert f"--chdir={folder}" in words
-    assert done.of_kind("train") == ["101"]
+    assert sent(done, "train") == ["101"]
     assert [(record.id, record.kind, record.cluster) for record in jobs_of(folder)] == [("101", "train", "here")]
 
 
@@ -112,8 +121,8 @@ def test_a_thousand_runs_are_one_call_of_sbatch(tmp_path: Path, slurm: Slurm) ->
 
 def test_runs_that_ask_for_different_things_are_not_in_one_array(tmp_path: Path) -> None:
     one, two = prepared(tmp_path, 2), prepared(tmp_path, 2, nodes=2)
-    missing = Divided(missing=[*one, *two])
-    assert [len(part.runs) for part in parts_of([*one, *two], missing, [], CLUSTER, evaluate=False)] == [2, 2]
+    missing = RunsByState(missing=[*one, *two])
+    assert [len(job.runs) for job in plan_jobs([*one, *two], missing, {}, CLUSTER, evaluate=False)] == [2, 2]
 
 
 def script_of_call(words: list[str]) -> str:
@@ -138,7 +147,7 @@ def test_an_array_scores_each_run_and_one_job_chooses_whatever_became_of_trainin
         assert "#SBATCH --dependency=afterany:101:102\n" in script_of_call(words)
     assert "#SBATCH --array=0-2%3\n" in script_of_call(score)
     assert "#SBATCH --dependency=afterany:103:104\n" in script_of_call(judge)
-    assert [done.of_kind(kind) for kind in ("train", "score", "eval")] == [["101", "102"], ["103", "104"], ["105"]]
+    assert [sent(done, kind) for kind in ("train", "score", "eval")] == [["101", "102"], ["103", "104"], ["105"]]
     assert [[record.id for record in jobs_of(one.plan.folder)] for one in runs[::3]] == [
         ["101_0", "103_0", "105"],
         ["102", "104", "105"],
@@ -150,7 +159,7 @@ def test_one_run_is_judged_by_one_job_and_one_of_a_sweep_leaves_the_sweeps_leade
 ) -> None:
     runs = prepared(tmp_path / "runs")
     done = submit(runs, CLUSTER)
-    assert done.of_kind("eval") == ["102"]
+    assert sent(done, "eval") == ["102"]
     (order,) = tmp_path.glob("runs/demo/.submissions/*/eval.json")
     assert read_json(order) == {"runs": [str(runs[0].plan.folder)], "leaderboard": str(runs[0].plan.folder)}
     assert board_of([replace(runs[0].plan, point={})]) == runs[0].plan.folder.parent
@@ -174,7 +183,7 @@ def test_submitting_twice_submits_nothing_new(tmp_path: Path, slurm: Slurm) -> N
     slurm.show("101_0|RUNNING|x", "101_1|PENDING|x", "101_2|PENDING|x", "102_0|PENDING|x", "103|PENDING|x")
     done = submit(runs, CLUSTER)
     assert len(slurm.calls("sbatch")) == before
-    assert (len(done.divided.running), len(done.divided.waiting), done.jobs) == (1, 2, [])
+    assert (len(done.by_state.running), len(done.by_state.waiting), done.jobs) == (1, 2, [])
 
 
 def test_an_evaluation_that_was_left_out_is_sent_later_and_waits_for_what_is_queued(
@@ -195,7 +204,7 @@ def test_finished_runs_are_judged_at_once_and_not_again(tmp_path: Path, slurm: S
     submit(runs, CLUSTER, evaluate=False)
     for one in runs:
         finish(one)
-    assert submit(runs, CLUSTER).of_kind("eval") == ["103"]
+    assert sent(submit(runs, CLUSTER), "eval") == ["103"]
     assert "dependency" not in script_of_call(slurm.calls("sbatch")[1])
     slurm.show("103|RUNNING|x")
     assert submit(runs, CLUSTER).jobs == []
@@ -205,7 +214,7 @@ def test_finished_runs_are_judged_at_once_and_not_again(tmp_path: Path, slurm: S
     write_json(runs[0].plan.folder.parent / "leaderboard.json", board)
     assert submit(runs, CLUSTER).jobs == []
     RunFolder(runs[0].plan.folder).checkpoint(16).mkdir()
-    assert submit(runs, CLUSTER).of_kind("eval") == ["105"]
+    assert sent(submit(runs, CLUSTER), "eval") == ["105"]
 
 
 def test_an_evaluation_of_some_runs_does_not_do_for_all(tmp_path: Path, slurm: Slurm) -> None:
@@ -214,7 +223,7 @@ def test_an_evaluation_of_some_runs_does_not_do_for_all(tmp_path: Path, slurm: S
     submit(runs[2:], CLUSTER, evaluate=False)
     slurm.show("101_0|PENDING|x", "101_1|PENDING|x", "103|PENDING|x", "104|PENDING|x")
     assert submit(runs[:2], CLUSTER).jobs == []
-    assert len(submit(runs, CLUSTER).of_kind("eval")) == 1
+    assert len(sent(submit(runs, CLUSTER), "eval")) == 1
 
 
 def test_only_what_is_missing_is_sent(tmp_path: Path, slurm: Slurm) -> None:
@@ -224,7 +233,7 @@ def test_only_what_is_missing_is_sent(tmp_path: Path, slurm: Slurm) -> None:
     write_json(attempt.outcome_file, {"state": "finished", "last_step": 9})
     slurm.show("101_1|PENDING|x")
     done = submit(runs, CLUSTER, evaluate=False)
-    assert [one.run.id for one in done.divided.missing] == [one.run.id for one in runs[2:]]
+    assert [one.run.id for one in done.by_state.missing] == [one.run.id for one in runs[2:]]
     assert jobs_of(runs[3].plan.folder)[-1].id == "102_1"
 
 
@@ -270,7 +279,7 @@ def test_a_submission_that_died_after_sbatch_is_not_repeated(
     slurm.show(*(f"101_{task}|PENDING|{comment_of(slurm.calls('sbatch')[0])}" for task in range(3)))
     done = submit(runs, CLUSTER, evaluate=False)
     assert len(slurm.calls("sbatch")) == 1
-    assert len(done.divided.waiting) == 3
+    assert len(done.by_state.waiting) == 3
     assert jobs_of(runs[2].plan.folder)[0].id == "101_2"
 
 
@@ -282,7 +291,7 @@ def test_a_refusal_is_passed_on_and_the_runs_stay_missing(
     monkeypatch.setenv("STUB_SBATCH", answer)
     with pytest.raises(UserError, match=said):
         submit(runs, CLUSTER)
-    assert divide(runs, []).missing == runs
+    assert divide(runs, {}).missing == runs
 
 
 def test_what_was_sent_before_a_refusal_is_told_and_not_sent_again(
@@ -294,7 +303,7 @@ def test_what_was_sent_before_a_refusal_is_told_and_not_sent_again(
     with pytest.raises(UserError, match=r"(?s)QOSMaxSubmit.*sent before that.*job 101 \(train of 8 runs\)"):
         submit(runs, small, evaluate=False)
     slurm.show(*(f"101_{task}|PENDING|x" for task in range(8)))
-    assert divide(runs, live_jobs()).missing == runs[8:]
+    assert divide(runs, read_queue()).missing == runs[8:]
 
 
 def test_nothing_is_sent_while_the_queue_is_unknown(
@@ -314,7 +323,7 @@ def test_runs_outside_the_folder_that_nodes_see_are_refused(tmp_path: Path, slur
 
 @pytest.mark.parametrize("name", ["100%", "a\\b"])
 def test_a_folder_whose_name_slurm_would_not_take_as_it_is_is_refused(tmp_path: Path, slurm: Slurm, name: str) -> None:
-    with pytest.raises(UserError, match="a meaning"):
+    with pytest.raises(UserError, match="special in Slurm log paths"):
         submit(prepared(tmp_path / name), CLUSTER)
 
 
@@ -386,8 +395,8 @@ def test_a_record_that_is_being_written_is_left_out(tmp_path: Path) -> None:
 def test_a_failed_run_with_no_job_left_is_missing_again(tmp_path: Path, slurm: Slurm) -> None:
     runs = prepared(tmp_path / "runs")
     submit(runs, CLUSTER, evaluate=False)
-    assert divide(runs, [Live("101", "COMPLETING", "x")]).running == runs
-    assert divide(runs, []).missing == runs
+    assert divide(runs, {"101": Job("101", "COMPLETING")}).running == runs
+    assert divide(runs, {}).missing == runs
 
 
 # ── the command line ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -14,7 +14,7 @@ from sft_dist.checkpoints import store as ckpt
 from sft_dist.checkpoints.optimizer_state import Piece, write_pieces
 from sft_dist.checkpoints.saver import Saved, SaveError, Saver
 from sft_dist.run.attempt import record_error
-from sft_dist.run.causes import Facts, classify
+from sft_dist.run.causes import Facts, classify_facts
 from sft_dist.run.folder import AttemptFolder, RunFolder
 
 
@@ -195,7 +195,7 @@ def test_a_full_disk_on_any_rank_loses_nothing_and_says_so(small_disk, tmp_path,
         assert said.startswith("the checkpoint of step 20 could not be saved, those before it are untouched: ")
         record_error(AttemptFolder(tmp_path / "attempt"), rank, 20, results[rank])
         error = {"rank": rank, "time": 1.0, "type": "SaveError", "message": said, "host": "here"}
-        verdict = classify(Facts(errors=(error,)))
+        verdict = classify_facts(Facts(errors=(error,)))
         assert (verdict.state, verdict.cause) == ("failed", "disk full"), said
     # Started again, with room: the same step is saved.
     again = ranks_of(folder, world_size, attempt=2)

@@ -86,12 +86,9 @@ def train(case: Case) -> Curve:
 
 
 def engine_of(strategy: str) -> Any:
-    from importlib import import_module
+    from sft_dist.engines import engine_class
 
-    from sft_dist.engines import ENGINES
-
-    module, name = ENGINES[strategy].split(":")
-    return getattr(import_module(module), name)
+    return engine_class(strategy)
 
 
 def build(kind: str) -> nn.Module:

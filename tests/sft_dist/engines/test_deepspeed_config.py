@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from sft_dist.engines.deepspeed_config import deepspeed_config
-from sft_dist.recipe.schema import Strategy
+from sft_dist.recipe.schema import StrategySettings
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "deepspeed"
 
@@ -26,7 +26,7 @@ STRATEGIES = {
 
 
 def config_of(strategy: str, precision: str) -> dict[str, object]:
-    options = TypeAdapter(Strategy).validate_python(STRATEGIES[strategy]).model_dump()
+    options = TypeAdapter(StrategySettings).validate_python(STRATEGIES[strategy]).model_dump()
     return deepspeed_config(options, precision)
 
 

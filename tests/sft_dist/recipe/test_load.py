@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.files import shipped
 from sft_dist.recipe.load import load, read, validate
-from sft_dist.recipe.references import shipped
 from tests.sft_dist.recipe.recipe_texts import GOOD, write
 
 

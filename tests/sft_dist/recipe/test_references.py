@@ -14,21 +14,12 @@ from threading import Thread
 
 import pytest
 
-from sft_dist.recipe import references, remote
+from sft_dist.recipe import fingerprint, references, remote
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.files import shipped
+from sft_dist.recipe.fingerprint import code_digest, data_fingerprint
 from sft_dist.recipe.load import load
-from sft_dist.recipe.references import (
-    Reference,
-    absolute,
-    check_references,
-    classify,
-    code_digest,
-    data_fingerprint,
-    model_source,
-    resolve,
-    shipped,
-    suffix_of,
-)
+from sft_dist.recipe.references import Reference, absolute, check_references, classify, model_source, resolve, suffix_of
 from tests.sft_dist.recipe.recipe_texts import GOOD, write
 
 BASE = Path("/base")
@@ -400,7 +391,7 @@ def test_the_fingerprint_is_that_of_the_code_that_prepares(tmp_path: Path, monke
     shutil.copytree(Path(references.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "train.csv").write_text("text,label\n")
     recipe = load(write(tmp_path))
-    monkeypatch.setattr(references, "__file__", str(copy / "recipe/references.py"))
+    monkeypatch.setattr(fingerprint, "__file__", str(copy / "recipe/fingerprint.py"))
     prints = set()
     for changed in (
         "",

@@ -15,8 +15,8 @@ from tests.sft_dist.recipe.recipe_texts import write
     ("settings", "path", "reason"),
     [
         (["train.strategy=zero2", "train.optimizer=adafactor"], "train.optimizer", "updates a weight as a whole"),
-        (["train.strategy=zero1", "train.optimizer=adagrad"], "train.optimizer", "an Adagrad of its own"),
-        (["train.strategy=zero3", "train.precision=fp8"], "train.precision", "knows no 8 bits"),
+        (["train.strategy=zero1", "train.optimizer=adagrad"], "train.optimizer", "replaces Adagrad"),
+        (["train.strategy=zero3", "train.precision=fp8"], "train.precision", "no 8-bit types"),
         (
             ["train.strategy={name: zero3, offload_optimizer: nvme, nvme_path: /fast}"],
             "train.strategy.offload_optimizer",

@@ -12,7 +12,8 @@ from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import load
 from sft_dist.recipe.machine import missing_packages, needs_gpu
 from sft_dist.recipe.schema import Fsdp2Strategy, PlainStrategy, Tuning, Zero3Strategy, ZeroStrategy
-from sft_dist.recipe.tunings import KINDS, STRATEGIES, best_form, export_form, has_adapter, refusal, virtual_tokens
+from sft_dist.recipe.strategies import STRATEGIES, tuning_refusal
+from sft_dist.recipe.tunings import KINDS, best_form, export_form, has_adapter, virtual_tokens
 from tests.sft_dist.recipe.recipe_texts import GOOD, write
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -94,7 +95,7 @@ def test_only_virtual_tokens_take_up_positions() -> None:
 
 
 def test_plain_strategies_refuse_nothing() -> None:
-    assert {refusal(strategy, tuning) for strategy in ("single", "ddp") for tuning in KINDS.values()} == {None}
+    assert {tuning_refusal(strategy, tuning) for strategy in ("single", "ddp") for tuning in KINDS.values()} == {None}
 
 
 def test_qlora_needs_a_gpu_and_bitsandbytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

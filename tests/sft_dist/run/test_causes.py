@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from sft_dist.recipe.files import write_json
-from sft_dist.run.causes import Facts, agents_of, cause_of, classify, facts_of, verdict_of
+from sft_dist.run.causes import Facts, agents_of, cause_of, classify_attempt, classify_facts, read_facts
 from sft_dist.run.folder import RunFolder
-from sft_dist.run.requeue_policy import MOST_IN_USE, Ended, decide, failing_nodes
+from sft_dist.run.requeue_policy import MAX_ATTEMPTS_IN_USE, EndedAttempt, decide, failing_nodes
 
 PEER = "[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.213.77.12]:5312"
 
@@ -78,7 +78,7 @@ def test_an_error_while_examples_are_read_is_the_datas():
 # ── who was first ───────────────────────────────────────────────────────────────────────────────────────────────────
 def test_lost_connections_are_the_echo_of_what_one_rank_says_even_if_its_clock_is_late():
     facts = Facts(errors=(error(0, PEER, time=10.0), error(5, "CUDA out of memory", "OutOfMemoryError", time=12.0)))
-    found = classify(facts)
+    found = classify_facts(facts)
     assert (found.rank, found.host, found.cause) == (5, "node2", "out of memory")
     assert found.line == (
         "rank 5 on node2: out of memory (OutOfMemoryError: CUDA out of memory); see attempts/001/rank-5.log"
@@ -91,7 +91,7 @@ def test_a_rank_killed_by_a_signal_writes_nothing_and_is_named_by_its_agent():
         beats=tuple(beat(rank) for rank in range(8)),
         agents=agents_of(AGENT),
     )
-    found = classify(facts)
+    found = classify_facts(facts)
     assert (found.rank, found.host, found.cause, found.at_step) == (5, "node2", "killed", 7)
     assert found.line.startswith("rank 5 on node2: killed by signal 9")
 
@@ -101,7 +101,7 @@ def test_without_an_agents_word_the_silent_rank_whose_life_ended_first_is_named(
         errors=tuple(error(rank, PEER) for rank in range(6)),  # 6 was ended by its agent, 7 before
         beats=(*(beat(rank, time=20.0) for rank in range(7)), beat(7, time=11.0)),
     )
-    assert classify(facts).rank == 7
+    assert classify_facts(facts).rank == 7
 
 
 def test_ranks_ended_by_torchruns_own_sigterm_are_not_named():
@@ -111,23 +111,25 @@ def test_ranks_ended_by_torchruns_own_sigterm_are_not_named():
 
 def test_a_host_whose_ranks_are_all_silent_is_a_lost_node():
     facts = Facts(errors=tuple(error(rank, PEER) for rank in range(4)), beats=tuple(beat(rank) for rank in range(8)))
-    found = classify(facts)
+    found = classify_facts(facts)
     assert (found.cause, found.host, found.hosts) == ("node lost", "node2", ("node2",))
 
 
 def test_only_lost_connections_and_no_silent_rank_is_the_network():
     facts = Facts(errors=(error(0, PEER, time=11.0), error(4, "NCCL timeout", time=10.0)), beats=(beat(0), beat(4)))
-    found = classify(facts)
+    found = classify_facts(facts)
     assert (found.cause, found.rank, found.host) == ("network", 4, "node2")
     assert found.hosts == ()  # whoever complains first need not be to blame
 
 
 def test_a_run_that_another_process_still_trains_is_tried_again():
     """A node is cut off, and its rank 0 lives on for a while."""
-    found = classify(Facts(errors=(error(0, "another process is training this run", type="InUse", user_error=True),)))
+    found = classify_facts(
+        Facts(errors=(error(0, "another process is training this run", type="InUse", user_error=True),))
+    )
     assert (found.cause, found.user_error) == ("in use", True)
-    assert decide([Ended(found, False)] * (MOST_IN_USE - 1)).action == "requeue"
-    assert decide([Ended(found, False)] * MOST_IN_USE).action == "stop"
+    assert decide([EndedAttempt(found, False)] * (MAX_ATTEMPTS_IN_USE - 1)).action == "requeue"
+    assert decide([EndedAttempt(found, False)] * MAX_ATTEMPTS_IN_USE).action == "stop"
 
 
 def test_a_rank_that_used_too_much_memory_is_not_the_fault_of_its_node(tmp_path):
@@ -139,7 +141,7 @@ def test_a_rank_that_used_too_much_memory_is_not_the_fault_of_its_node(tmp_path)
         write_json(attempt.path / f"rank-{rank}.beat.json", beat(rank))
         if rank != 5:
             write_json(attempt.error_file(rank), error(rank, PEER))
-    found = classify(facts_of(attempt))
+    found = classify_facts(read_facts(attempt))
     assert (found.cause, found.rank) == ("out of memory", 5)
     assert "more memory than the job may" in found.line
     assert failing_nodes([found, found]) == ()
@@ -147,7 +149,7 @@ def test_a_rank_that_used_too_much_memory_is_not_the_fault_of_its_node(tmp_path)
 
 def test_ranks_that_lose_each_other_while_slurm_ends_them_do_not_accuse_the_network():
     facts = Facts(errors=(error(0, PEER), error(1, PEER)), beats=(beat(0), beat(1)), started_again=True)
-    assert classify(facts).cause == "requeued"
+    assert classify_facts(facts).cause == "requeued"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_ranks_that_lose_each_other_while_slurm_ends_them_do_not_accuse_the_netw
     ],
 )
 def test_silence_and_orderly_stops_are_explained_by_what_slurm_says(told, state, cause):
-    found = classify(Facts(**told))
+    found = classify_facts(Facts(**told))
     assert (found.state, found.cause) == (state, cause)
 
 
@@ -188,7 +190,7 @@ def test_a_hang_names_the_rank_the_watcher_named():
         "step": 9,
         "line": "rank 3 on node1 stopped",
     }
-    found = classify(Facts(hang=hang, errors=(error(0, PEER),)))
+    found = classify_facts(Facts(hang=hang, errors=(error(0, PEER),)))
     assert (found.cause, found.rank, found.hosts, found.line) == (
         "hang", 3, ("node1",), "rank 3 on node1 stopped; see attempts/001/hang.json",
     )  # fmt: skip
@@ -196,7 +198,7 @@ def test_a_hang_names_the_rank_the_watcher_named():
 
 def test_a_hang_without_anybody_to_blame_blames_nobody():
     hang = {"kind": "all", "rank": None, "host": "", "hosts": [], "step": 9, "line": "all 4 ranks: no progress"}
-    found = classify(Facts(hang=hang))
+    found = classify_facts(Facts(hang=hang))
     assert (found.cause, found.rank, found.hosts) == ("hang", None, ())
 
 
@@ -208,4 +210,4 @@ def test_facts_of_a_half_written_attempt_do_not_raise(tmp_path: Path):
     made.outcome_file.write_text('{"state": "fin')
     made.hang_file.write_text("[]")
     made.error_file(1).write_text("")
-    assert verdict_of(run, made).state == "killed"
+    assert classify_attempt(run, made).state == "killed"

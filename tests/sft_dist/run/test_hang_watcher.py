@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from sft_dist.run import hang_watcher as watching
-from sft_dist.run.causes import facts_of
+from sft_dist.run import hang_watcher
+from sft_dist.run.causes import read_facts
 from sft_dist.run.folder import AttemptFolder
-from sft_dist.run.hang_watcher import UNHURRIED, Watch, innermost
+from sft_dist.run.hang_watcher import UNHURRIED, HangDetector, innermost
 
 STACK = """\
 Timeout (0:00:02)!
@@ -35,7 +35,7 @@ class Ranks:
 
     def __init__(self, attempt: AttemptFolder, hosts: list[str], timeout_s: float = 10) -> None:
         self.attempt, self.hosts, self.now = attempt, hosts, 0.0
-        self.watch = Watch(attempt, timeout_s, start_s=100, clock=lambda: self.now)
+        self.detector = HangDetector(attempt, timeout_s, start_s=100, clock=lambda: self.now)
 
     def live(self, seconds: float, ranks: dict[int, tuple[int, str]]):
         """These ranks live on, at (step, phase), for so long; then look. Others are silent."""
@@ -51,8 +51,8 @@ class Ranks:
                     "phase": phase,
                     "time": self.now,
                 }
-                self.attempt.beat_file(rank).write_text(json.dumps(sign))
-            hang = hang or self.watch.look()
+                self.attempt.heartbeat_file(rank).write_text(json.dumps(sign))
+            hang = hang or self.detector.check()
         return hang
 
 
@@ -137,12 +137,12 @@ def test_ranks_that_have_ended_owe_nothing(four):
 
 
 def test_an_attempt_that_has_written_nothing_yet_is_no_hang(attempt):
-    assert Watch(attempt, 1).look() is None
+    assert HangDetector(attempt, 1).check() is None
 
 
 def test_a_half_written_sign_is_passed_over(four):
     four.live(3, everyone(1))
-    four.attempt.beat_file(1).write_text('{"rank": 1, "ho')
+    four.attempt.heartbeat_file(1).write_text('{"rank": 1, "ho')
     assert four.live(2, everyone(1, but=(1,))) is None
 
 
@@ -154,29 +154,29 @@ def test_the_main_thread_is_the_last_that_faulthandler_lists():
 def test_a_job_that_was_suspended_does_not_hang(attempt, monkeypatch):
     """Slurm stops all its processes, this one too; afterwards every sign of life is old."""
     sign = {"rank": 0, "host": "node1", "pid": 1, "step": 4, "phase": "training", "time": 1.0}
-    attempt.beat_file(0).write_text(json.dumps(sign))
+    attempt.heartbeat_file(0).write_text(json.dumps(sign))
     clock, sleeps = [0.0], iter((1.0, 1000.0, 1.0, 1.0))
     looks = iter((True, True, True, True, False))
 
     def sleep(_: float) -> None:
         clock[0] += next(sleeps)
 
-    monkeypatch.setattr(watching.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(watching.time, "sleep", sleep)
-    monkeypatch.setattr(watching, "_is_alive", lambda pid: next(looks))
-    assert watching.follow(Watch(attempt, 60, clock=lambda: clock[0]), 1, 1.0) is None
+    monkeypatch.setattr(hang_watcher.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(hang_watcher.time, "sleep", sleep)
+    monkeypatch.setattr(hang_watcher, "_is_alive", lambda pid: next(looks))
+    assert hang_watcher.watch_process(HangDetector(attempt, 60, clock=lambda: clock[0]), 1, 1.0) is None
     assert not attempt.hang_file.exists()
 
 
 def test_of_an_array_only_the_task_that_hangs_is_killed(monkeypatch):
     calls: list[list[str]] = []
-    monkeypatch.setattr(watching, "GRACE_S", 0.0)
-    monkeypatch.setattr(watching, "_is_alive", lambda pid: True)
-    monkeypatch.setattr(watching, "_signal", lambda pid, number: None)
-    monkeypatch.setattr(watching.subprocess, "run", lambda argv, check: calls.append(argv))
+    monkeypatch.setattr(hang_watcher, "GRACE_S", 0.0)
+    monkeypatch.setattr(hang_watcher, "_is_alive", lambda pid: True)
+    monkeypatch.setattr(hang_watcher, "_signal", lambda pid, number: None)
+    monkeypatch.setattr(hang_watcher.subprocess, "run", lambda argv, check: calls.append(argv))
     for name, value in (("SLURM_JOB_ID", "70"), ("SLURM_ARRAY_JOB_ID", "70"), ("SLURM_ARRAY_TASK_ID", "3")):
         monkeypatch.setenv(name, value)
-    watching.end(1)
+    hang_watcher.end_process(1)
     assert calls == [["scancel", "--signal=KILL", "70_3"]]
 
 
@@ -189,7 +189,7 @@ def test_the_launch_is_ended_and_the_reason_left_for_the_verdict(attempt):
     assert launch.stdout is not None
     launch.stdout.readline()
     sign = {"rank": 0, "host": "node1", "pid": 1, "step": 4, "phase": "training", "time": 1.0}
-    attempt.beat_file(0).write_text(json.dumps(sign))
+    attempt.heartbeat_file(0).write_text(json.dumps(sign))
     argv = [sys.executable, "-m", "sft_dist.run.hang_watcher", str(attempt.path.parent.parent), "1", "--timeout", "1"]
     env = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
     watcher = subprocess.Popen([*argv, "--pid", str(launch.pid)], env=env, stderr=subprocess.PIPE, text=True)
@@ -197,7 +197,7 @@ def test_the_launch_is_ended_and_the_reason_left_for_the_verdict(attempt):
     assert watcher.wait(60) == 0
     assert watcher.stderr is not None
     assert "rank 0 on node1" in watcher.stderr.read()
-    assert facts_of(attempt).hang["rank"] == 0
+    assert read_facts(attempt).hang["rank"] == 0
 
 
 def test_the_watcher_leaves_when_the_launch_has_ended(attempt):

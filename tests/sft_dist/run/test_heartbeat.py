@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sft_dist.run.folder import AttemptFolder
-from sft_dist.run.heartbeat import FASTEST_S, SLOWEST_S, Heart, interval_of
+from sft_dist.run.heartbeat import FASTEST_S, SLOWEST_S, Heartbeat, interval_of
 
 
 @pytest.fixture
@@ -22,29 +22,29 @@ def attempt(tmp_path: Path) -> AttemptFolder:
 
 def beat_of(attempt: AttemptFolder) -> dict:
     deadline = time.monotonic() + 5
-    while not attempt.beat_file(0).exists():
+    while not attempt.heartbeat_file(0).exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    return json.loads(attempt.beat_file(0).read_text())
+    return json.loads(attempt.heartbeat_file(0).read_text())
 
 
 def test_a_waiting_rank_goes_on_living_without_progress(attempt):
-    heart = Heart(attempt, 0, timeout_s=1)
-    heart.beat(5, "training")
+    heartbeat = Heartbeat(attempt, 0, timeout_s=1)
+    heartbeat.tick(5, "training")
     time.sleep(3 * FASTEST_S)
     first = later = beat_of(attempt)
     deadline = time.monotonic() + 30
     while later["time"] == first["time"] and time.monotonic() < deadline:
         later = beat_of(attempt)
-    heart.stop()
+    heartbeat.stop()
     assert (first["step"], first["phase"]) == (later["step"], later["phase"]) == (5, "training")
     assert later["time"] > first["time"]
 
 
 def test_the_last_word_is_that_it_has_ended(attempt):
-    heart = Heart(attempt, 0, timeout_s=1)
-    heart.beat(9, "saving")
-    heart.stop()
+    heartbeat = Heartbeat(attempt, 0, timeout_s=1)
+    heartbeat.tick(9, "saving")
+    heartbeat.stop()
     assert (beat_of(attempt)["step"], beat_of(attempt)["phase"]) == (9, "ended")
 
 
@@ -55,34 +55,34 @@ def test_signs_of_life_are_as_rare_as_the_timeout_allows():
 
 
 def test_a_beat_costs_nothing_and_writes_nothing_by_itself(attempt):
-    heart = Heart(attempt, 0, timeout_s=1800)
+    heartbeat = Heartbeat(attempt, 0, timeout_s=1800)
     started = time.thread_time()
     for step in range(100_000):
-        heart.beat(step, "training")
+        heartbeat.tick(step, "training")
     assert time.thread_time() - started < 1
-    assert not attempt.beat_file(0).exists()
-    heart.stop()
+    assert not attempt.heartbeat_file(0).exists()
+    heartbeat.stop()
 
 
 def test_a_full_disk_does_not_stop_training(attempt, monkeypatch):
-    heart = Heart(attempt, 0, timeout_s=1)
+    heartbeat = Heartbeat(attempt, 0, timeout_s=1)
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    heart.beat(1, "training")
+    heartbeat.tick(1, "training")
     time.sleep(2 * FASTEST_S)
-    assert heart._thread.is_alive()
-    heart.stop()
+    assert heartbeat._thread.is_alive()
+    heartbeat.stop()
 
 
 STUCK = """
 import sys, time
 from pathlib import Path
-from sft_dist.run.heartbeat import Heart
+from sft_dist.run.heartbeat import Heartbeat
 from sft_dist.run.folder import AttemptFolder
 attempt = AttemptFolder(Path(sys.argv[1]))
-heart = Heart(attempt, 0, timeout_s=0.5)
+heartbeat = Heartbeat(attempt, 0, timeout_s=0.5)
 def beat_and_wait(step, phase):
-    heart.beat(step, phase)
-    while f'"step": {step}' not in (attempt.beat_file(0).read_text() if attempt.beat_file(0).exists() else ""):
+    heartbeat.tick(step, phase)
+    while f'"step": {step}' not in (attempt.heartbeat_file(0).read_text() if attempt.heartbeat_file(0).exists() else ""):
         time.sleep(0.01)
 beat_and_wait(1, "training")
 def spin_with_the_lock_held():
@@ -95,7 +95,7 @@ if sys.argv[2] == "training":
 else:
     beat_and_wait(2, "saving")
     slow_but_well()
-heart.stop()
+heartbeat.stop()
 """
 
 

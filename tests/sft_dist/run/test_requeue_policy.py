@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 
 from sft_dist.recipe.files import write_json
-from sft_dist.run.causes import Facts, Verdict, verdict_of
+from sft_dist.run.causes import AttemptEnd, Facts, classify_attempt
 from sft_dist.run.folder import AttemptFolder, RunFolder
-from sft_dist.run.requeue_policy import MOST_BARREN, Ended, decide, failing_nodes, history_of
+from sft_dist.run.requeue_policy import MAX_ATTEMPTS_WITHOUT_PROGRESS, EndedAttempt, decide, failing_nodes, history_of
 from tests.sft_dist.run.test_causes import PEER, beat, error
 
 
 # ── what next ───────────────────────────────────────────────────────────────────────────────────────────────────────
-def ended(cause: str, progress: bool = False, host: str = "", at_step: int | None = None) -> Ended:
-    return Ended(Verdict("failed", cause, "", hosts=(host,), at_step=at_step), progress)
+def ended(cause: str, progress: bool = False, host: str = "", at_step: int | None = None) -> EndedAttempt:
+    return EndedAttempt(AttemptEnd("failed", cause, "", hosts=(host,), at_step=at_step), progress)
 
 
 @pytest.mark.parametrize("cause", ["user error", "not a number", "disk full", "cancelled", "asked to stop"])
@@ -49,8 +49,8 @@ def test_two_failures_before_anything_was_saved_are_enough_even_if_they_differ()
 
 @pytest.mark.parametrize("cause", ["node lost", "preempted", "time limit", "hang", "network", "gpu", "requeued"])
 def test_infrastructure_is_worth_another_start_but_not_for_ever(cause):
-    assert decide([ended(cause)] * (MOST_BARREN - 1)).action == "requeue"
-    assert decide([ended(cause)] * MOST_BARREN).action == "stop"
+    assert decide([ended(cause)] * (MAX_ATTEMPTS_WITHOUT_PROGRESS - 1)).action == "requeue"
+    assert decide([ended(cause)] * MAX_ATTEMPTS_WITHOUT_PROGRESS).action == "stop"
     assert decide([ended(cause, progress=True)] * 50).action == "requeue"
 
 
@@ -61,7 +61,7 @@ def test_a_node_that_was_to_blame_twice_is_excluded():
 
 
 def test_a_node_is_not_blamed_for_the_programs_errors():
-    assert failing_nodes([Verdict("failed", "error", "", hosts=("node1",))] * 3) == ()
+    assert failing_nodes([AttemptEnd("failed", "error", "", hosts=("node1",))] * 3) == ()
 
 
 # ── history from files ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -106,11 +106,11 @@ def test_what_an_earlier_job_went_through_does_not_count_against_this_one(run: R
 def test_an_attempt_nobody_judged_whose_job_goes_on_was_requeued_by_slurm(run: RunFolder):
     first = attempt(run, 0, "7")
     attempt(run, 0, "7")
-    assert verdict_of(run, first).cause == "requeued"
-    write_json(first.verdict_file, {"batch_signal": "TERM", "action": "stop", "job_id": "7"})
-    assert verdict_of(run, first).cause == "requeued"
-    write_json(first.verdict_file, {"slurm_state": "NODE_FAIL", "job_id": "7"})
-    assert verdict_of(run, first).cause == "node lost"
+    assert classify_attempt(run, first).cause == "requeued"
+    write_json(first.decision_file, {"batch_signal": "TERM", "action": "stop", "job_id": "7"})
+    assert classify_attempt(run, first).cause == "requeued"
+    write_json(first.decision_file, {"slurm_state": "NODE_FAIL", "job_id": "7"})
+    assert classify_attempt(run, first).cause == "node lost"
 
 
 def call(run: RunFolder, number: int, *options: str) -> tuple[dict[str, str], str]:
@@ -172,7 +172,7 @@ def test_cancelled_jobs_do_not_requeue_themselves_and_later_ones_do(run: RunFold
     monkeypatch.setenv("PATH", "")  # no squeue to ask
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     assert call(run, 1, "--batch-signal", "USR1")[0]["action"] == "stop"
-    made.verdict_file.unlink()
+    made.decision_file.unlink()
     monkeypatch.setenv("SLURM_JOB_ID", "9")
     assert call(run, 1, "--batch-signal", "USR1")[0]["action"] == "requeue"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
@@ -218,7 +218,7 @@ def test_what_ended_earlier_starts_is_asked_of_the_accounting(run: RunFolder, sl
         write_json(made.start_file, {"first_step": first_step, "job_id": "8", "restart_count": number})
     slurm("JobId=8", "PREEMPTED", "NODE_FAIL", "RUNNING")
     call(run, 3)
-    found = [verdict_of(run, one).cause for one in run.all_attempts()[:2]]
+    found = [classify_attempt(run, one).cause for one in run.all_attempts()[:2]]
     assert found == ["preempted", "node lost"]
 
 
@@ -227,7 +227,7 @@ def test_without_accounting_a_start_that_slurm_ended_was_requeued(run: RunFolder
     attempt(run, 7, "8")
     slurm("JobId=8")
     call(run, 2)
-    assert verdict_of(run, run.all_attempts()[0]).cause == "requeued"
+    assert classify_attempt(run, run.all_attempts()[0]).cause == "requeued"
 
 
 def test_what_ranks_on_other_nodes_say_may_come_late(run: RunFolder):

@@ -1,0 +1,91 @@
+"""A file as its user wrote it, with the place of every key and value, and the schema that it is held against."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from sft_dist.recipe.errors import Mark
+from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.yaml_lines import KeyPath
+
+# What other tools call our settings.
+OTHER_NAMES = {
+    "learning_rate": "train.lr",
+    "num_train_epochs": "train.epochs",
+    "num_epochs": "train.epochs",
+    "max_steps": "train.steps",
+    "num_steps": "train.steps",
+    "batch_size": "train.global_batch",
+    "train_batch_size": "train.global_batch",
+    "per_device_train_batch_size": "train.micro_batch",
+    "per_device_eval_batch_size": "evaluate.micro_batch",
+    "gradient_accumulation_steps": "train.global_batch (accumulation follows from it)",
+    "lr_scheduler_type": "train.schedule",
+    "scheduler": "train.schedule",
+    "warmup_ratio": "train.warmup (such as 6%)",
+    "warmup_steps": "train.warmup (such as 100 steps)",
+    "max_grad_norm": "train.clip_norm",
+    "save_steps": "train.save_every",
+    "eval_steps": "train.eval_every",
+    "bf16": "train.precision (bf16)",
+    "weight_decay": "train.optimizer: {name: adamw, weight_decay: ...}",
+    "label_smoothing": "train.loss: {name: cross-entropy, label_smoothing: ...}",
+    "model_name_or_path": "model.path",
+    "max_seq_length": "data.max_length",
+    "dataset": "data.source",
+    "lora_r": "tuning.r",
+    "lora_alpha": "tuning.alpha",
+    "lora_dropout": "tuning.dropout",
+    "rank": "tuning.r",
+    "walltime": "resources.time",
+}
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a file is held against. Recipes are not the only files that people write (`launch/slurm/clusters.py`)."""
+
+    root: type[BaseModel]
+    noun: str  # "recipe", as in "at the top of a recipe"
+    other_names: Mapping[str, str] = field(default_factory=dict)
+
+
+RECIPE = Schema(Recipe, "recipe", OTHER_NAMES)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recipe as written: base files merged in, overrides applied, not yet validated."""
+
+    data: dict[str, Any]
+    file: Path
+    keys: dict[KeyPath, Mark] = field(default_factory=dict)
+    values: dict[KeyPath, Mark] = field(default_factory=dict)
+    texts: dict[KeyPath, str] = field(default_factory=dict)  # numbers, booleans and null as they were written
+    schema: Schema = RECIPE
+
+    def mark(self, path: KeyPath) -> Mark | None:
+        """The place of a key path, or of the nearest thing around it. List positions may be text: ("labels", "0")."""
+        exact = tuple(
+            int(part) if isinstance(part, str) and part.isdecimal() and len(part) < 9 else part for part in path
+        )
+        for length in range(len(path), -1, -1):
+            for known in (path[:length], exact[:length]):
+                if known in self.values:
+                    return self.values[known]
+        return None
+
+
+def shown(file: Path) -> str:
+    """The file's name as the user would type it."""
+    try:
+        relative = os.path.relpath(file)
+    except (OSError, ValueError):
+        return str(file)
+    return str(file) if relative.startswith("..") else relative
