@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart fetch-samples test test-fast test-slurm check bench bench-checkpoint bench-memory clean
+.PHONY: help setup quickstart fetch-samples test test-fast test-long test-slurm check bench bench-checkpoint bench-memory clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -19,25 +19,33 @@ $(STAMP): pyproject.toml constraints.txt samples.txt
 	$(BIN)/python -m compileall -q launch sft_dist  # else the first start of each program compiles them
 	touch $@
 
-quickstart: setup  ## train, judge and export recipes/text-classification/quickstart.yaml
+quickstart: setup  ## train, evaluate and export recipes/text-classification/quickstart.yaml
 	$(BIN)/python -m launch run recipes/text-classification/quickstart.yaml
 	$(BIN)/python -m launch eval recipes/text-classification/quickstart.yaml --require accuracy=0.75
 
 fetch-samples: setup ## real weights and data for recipes and tests, into the cache (docs/samples.md)
 	$(BIN)/python -m samples.fetch
 
-test: setup      ## the suite
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slurm"
-	# By themselves: they start a cluster on this machine and have deadlines.
-	$(BIN)/python -m pytest -q tests/slurm
+# Each run leaves the durations of its tests in reports/*.xml.
+PYTEST := $(BIN)/python -m pytest -q --durations=25 --durations-min=5
 
-test-fast: setup ## the part without training processes
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not slurm"
+SLURM_WORKERS := -n 4 --dist load --maxschedchunk 1
 
-test-slurm: setup ## the part on a real Slurm, which it installs and starts on this machine (root, Debian)
-	SFT_DIST_REQUIRE_SLURM=1 $(BIN)/python -m pytest -q tests/slurm tests/integration/test_job_fuzz.py
+test: setup      ## the suite, without the long learning proofs
+	$(PYTEST) -n 2 --dist loadfile -m "not slurm and not long" --junitxml=reports/tests.xml
+	# By themselves: they start clusters on this machine and have deadlines. They mostly wait, so more workers than cores.
+	$(PYTEST) $(SLURM_WORKERS) tests/slurm --junitxml=reports/slurm.xml
 
-check: setup     ## ruff, mypy, import-linter, codespell, shellcheck
+test-fast: setup ## the tests without training processes
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not slurm and not long"
+
+test-long: setup ## the long learning proofs: real models on real data
+	$(PYTEST) -n 2 --dist load -m "long" --junitxml=reports/long.xml
+
+test-slurm: setup ## the tests on a real Slurm, which they install and start on this machine (root, Debian)
+	SFT_DIST_REQUIRE_SLURM=1 $(PYTEST) $(SLURM_WORKERS) tests/slurm tests/integration/test_job_fuzz.py
+
+check: setup     ## ruff, mypy, import-linter, codespell, shellcheck; names and phrases
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
@@ -45,6 +53,7 @@ check: setup     ## ruff, mypy, import-linter, codespell, shellcheck
 	# `job` is assigned in requeue.sh.tmpl, which is inserted into the other templates.
 	$(BIN)/shellcheck --shell=bash --exclude=SC2154 launch/slurm/*.tmpl
 	$(BIN)/shellcheck --severity=warning tests/golden/*.sbatch slurm/devcluster/devcluster
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_words.py
 
 bench: setup     ## start-up times beside `accelerate launch --help`; encoding beside the tokenizer alone
 	$(BIN)/python benchmarks/startup.py
@@ -57,4 +66,4 @@ bench-memory: setup ## preparing 5 GB of text within 1 GB of memory
 	$(BIN)/python benchmarks/memory.py --gigabytes 5 --limit 1
 
 clean:           ## remove what was built (runs/ stays)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist reports *.egg-info .pytest_cache .mypy_cache .ruff_cache

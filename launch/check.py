@@ -1,6 +1,6 @@
-"""The gate before a job: `sft_dist.check` in a process of its own, and what of its findings keeps a run from being sent.
+"""The data check before a job: runs `sft_dist.check` in a subprocess, and decides which findings block a submission.
 
-What was found is kept by everything it depends on, so that sending a sweep, or the same recipe again, asks once.
+The report is cached by everything it depends on, so that a sweep, or the same recipe submitted again, is checked once.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.expand import MOST_PROBLEMS, Run, expand
-from launch.planning import Prepared, require_references
+from launch.expand import MAX_PROBLEMS, Run, expand
+from launch.planning import PlannedRun, require_references
 from launch.subprocesses import environment
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root, read_json
@@ -25,9 +25,9 @@ from sft_dist.recipe.load import read
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.suggest import similar_to
 
-ERRORS = 1  # the child's exit code
+ERRORS = 1  # exit codes of `sft_dist.check`
 USER_ERROR = 2
-MOST_ROWS = 10  # of a finding, in a message
+MAX_ROWS = 10  # of a finding, in a message
 
 
 def run_check(
@@ -40,13 +40,13 @@ def run_check(
     timed: bool = False,
     as_json: bool = False,
 ) -> int:
-    """Look at the data of a recipe, each distinct set of its matrix in turn; the worst exit code."""
+    """Checks a recipe's data, each distinct data set of its matrix in turn; returns the worst exit code."""
     _check_names(allow)
     source = read(target, overrides)
-    runs = _distinct(expand(source))
+    runs = _distinct_data(expand(source))
     require_references(runs, source)
     code = 0
-    answers: list[Any] = []
+    reports: list[Any] = []
     for number, run in enumerate(runs, 1):
         options: list[str | Path] = [option for name in allow for option in ("--allow", name)]
         options += ["--runs", root]
@@ -54,118 +54,115 @@ def run_check(
             options.append("--time")
         file = _page(root, run.recipe, page, number if len(runs) > 1 else 0)
         options += ["--html", file, "--preview", str(preview)]
-        done = _child(run.recipe, [*options, *(["--json"] if as_json else [])])
+        done = _check_in_subprocess(run.recipe, [*options, *(["--json"] if as_json else [])])
         if as_json:
-            answers.append(json.loads(done.stdout) if done.stdout.strip() else None)
+            reports.append(json.loads(done.stdout) if done.stdout.strip() else None)
         else:
             print(done.stdout, end="")
             if done.returncode in (0, ERRORS) and file.is_file():
                 print(f"page      {file}")
         code = max(code, done.returncode)
     if as_json:
-        print(json.dumps(answers[0] if len(answers) == 1 else answers, ensure_ascii=False, indent=2))
+        print(json.dumps(reports[0] if len(reports) == 1 else reports, ensure_ascii=False, indent=2))
     return code
 
 
-def gate(prepared: Sequence[Prepared], allow: Collection[str] = ()) -> list[str]:
-    """Warnings about the data of runs that are about to be sent. Raises UserError for what keeps them from it."""
+def check_before_submit(runs: Sequence[PlannedRun], allow: Collection[str] = ()) -> list[str]:
+    """Returns warnings about the data of runs that are about to be submitted. Raises UserError for findings that block it."""
     _check_names(allow)
     problems: list[Problem] = []
     warnings: list[str] = []
-    for run in _distinct([one.run for one in prepared]):
-        known = _known(run.recipe)
-        if known is None:
-            warnings.append("the data could not be checked here; they are sent unchecked")
+    for run in _distinct_data([planned.run for planned in runs]):
+        report = _report_of(run.recipe)
+        if report is None:
+            warnings.append("the data could not be checked here; it is submitted unchecked")
             continue
-        for one in known["findings"]:
-            if one["severity"] == "error" and one["kind"] not in allow:
-                hint = f"{one['hint']}; to send it as it is: --allow {one['kind']}"
-                problems.append(Problem(f"{one['kind']}: {one['message']}", "data", value=_rows(one), hint=hint))
-        if known["warnings"]:
-            warnings.append(f"{known['warnings']} warnings about the data: `sft-dist check` shows them")
+        for finding in report["findings"]:
+            if finding["severity"] == "error" and finding["kind"] not in allow:
+                hint = f"{finding['hint']}; to submit it anyway: --allow {finding['kind']}"
+                message = f"{finding['kind']}: {finding['message']}"
+                problems.append(Problem(message, "data", value=_rows(finding), hint=hint))
+        if report["warnings"]:
+            warnings.append(f"{report['warnings']} warnings about the data: `sft-dist check` shows them")
     if problems:
-        raise UserError(problems[:MOST_PROBLEMS])
+        raise UserError(problems[:MAX_PROBLEMS])
     return list(dict.fromkeys(warnings))
 
 
-def _known(recipe: Recipe) -> dict[str, Any] | None:
-    """What the gate found in these data, now or before; None when it could not look. Raises UserError."""
-    kept = _kept(recipe)
-    if (known := read_json(kept)) is not None and _holds(known):
-        return dict(known)
-    print("checking the data (done once for these; --no-check leaves it out) ...", file=sys.stderr, flush=True)
-    done = _child(recipe, ["--json"])
+def _report_of(recipe: Recipe) -> dict[str, Any] | None:
+    """Returns the report about this data, from the cache or a new check; None when the check failed. Raises UserError."""
+    file = _report_file(recipe)
+    if (report := read_json(file)) is not None and _is_current(report):
+        return dict(report)
+    print("checking the data (cached; skip with --no-check) ...", file=sys.stderr, flush=True)
+    done = _check_in_subprocess(recipe, ["--json"])
     if done.returncode == USER_ERROR:
         problems = json.loads(done.stdout)["problems"]
-        raise UserError([Problem(**{**one, "mark": None, "valid": tuple(one["valid"])}) for one in problems])
-    found = read_json(kept) if done.returncode in (0, ERRORS) else None
-    return dict(found) if found is not None else None
+        raise UserError(
+            [Problem(**{**problem, "mark": None, "valid": tuple(problem["valid"])}) for problem in problems]
+        )
+    report = read_json(file) if done.returncode in (0, ERRORS) else None
+    return dict(report) if report is not None else None
 
 
-def _holds(known: dict[str, Any]) -> bool:
-    """Whether an answer is still that about these data: what tables name may have changed, or have been put there."""
-    unreadable = any(one["kind"].startswith("unreadable-") for one in known["findings"])
-    return not unreadable and file_states(path for path, *_ in known["files"]) == list(map(tuple, known["files"]))
+def _is_current(report: dict[str, Any]) -> bool:
+    """Whether a report still describes the data: files that tables refer to may have changed, or may exist by now."""
+    unreadable = any(finding["kind"].startswith("unreadable-") for finding in report["findings"])
+    return not unreadable and file_states(path for path, *_ in report["files"]) == list(map(tuple, report["files"]))
 
 
-def _child(recipe: Recipe, options: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
-    """Progress goes to this process's stderr; its answer is returned, and kept."""
+def _check_in_subprocess(recipe: Recipe, options: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
+    """Runs the check, which also writes the report to the cache. Its progress goes to this process's stderr."""
     with tempfile.TemporaryDirectory(prefix="sft-dist-") as folder:
         file = Path(folder) / "recipe.json"
         file.write_text(recipe.model_dump_json(), encoding="utf-8")
-        command = [sys.executable, "-m", "sft_dist.check", file, "--keep", _kept(recipe), *options]
+        command = [sys.executable, "-m", "sft_dist.check", file, "--keep", _report_file(recipe), *options]
         return subprocess.run(
-            [str(part) for part in command], env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            list(map(str, command)), env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             text=True, check=False,
         )  # fmt: skip
 
 
-def _kept(recipe: Recipe) -> Path:
-    """Where the answer about these data, as this model takes them, is kept."""
-    asked = [
-        data_fingerprint(recipe, anew=True), code_digest(), recipe.data.max_length,
+def _report_file(recipe: Recipe) -> Path:
+    """The cache file of the report about this data, as this model reads it."""
+    key = [
+        data_fingerprint(recipe, replan=True), code_digest(), recipe.data.max_length,
         recipe.model.model_dump(mode="json"), model_state(recipe),
     ]  # fmt: skip
-    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:20]
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
     return cache_root() / "checks" / f"{name}.json"
 
 
-def _page(root: Path, recipe: Recipe, chosen: Path | None, number: int) -> Path:
-    file = chosen or root / recipe.name / "check.html"
+def _page(root: Path, recipe: Recipe, page: Path | None, number: int) -> Path:
+    file = page or root / recipe.name / "check.html"
     return file.with_name(f"{file.stem}-{number}{file.suffix}") if number else file
 
 
-def _distinct(runs: Iterable[Run]) -> list[Run]:
-    """One run for each of the data sets, tasks and models among them."""
-    found: dict[str, Run] = {}
-    seen = set()
+def _distinct_data(runs: Iterable[Run]) -> list[Run]:
+    """Returns one run for each distinct combination of data, task and model."""
+    by_content: dict[str, Run] = {}
+    ids = set()
     for run in runs:
-        recipe = run.recipe
-        parts = tuple(
-            map(id, (recipe.data, recipe.task, recipe.model))
-        )  # points of a matrix share what they do not vary
-        if parts in seen:
-            continue
-        seen.add(parts)
-        key = json.dumps([part.model_dump(mode="json") for part in (recipe.data, recipe.task, recipe.model)])
-        found.setdefault(key, run)
-    return list(found.values())
+        sections = (run.recipe.data, run.recipe.task, run.recipe.model)
+        identity = tuple(map(id, sections))  # points of a matrix share the sections that they do not vary
+        if identity not in ids:
+            ids.add(identity)
+            by_content.setdefault(json.dumps([section.model_dump(mode="json") for section in sections]), run)
+    return list(by_content.values())
 
 
 def _check_names(allow: Collection[str]) -> None:
-    known = tuple(kind for kind, one in KINDS.items() if one.severity == "error")
+    valid = tuple(name for name, kind in KINDS.items() if kind.severity == "error")
     for name in allow:
-        if name not in known:
-            raise UserError(
-                Problem("no error has this name", "--allow", value=name, valid=known, hint=similar_to(name, known))
-            )
+        if name not in valid:
+            hint = similar_to(name, valid)
+            raise UserError(Problem("no error has this name", "--allow", value=name, valid=valid, hint=hint))
 
 
 def _rows(finding: dict[str, Any]) -> str | None:
-    rows = finding["rows"]
+    rows = finding["rows"][:MAX_ROWS]
     if not rows:
         return None
-    more = finding["count"] - len(rows[:MOST_ROWS])
-    return ", ".join(f"{one['split']} {one['row']}" for one in rows[:MOST_ROWS]) + (
-        f" and {more:,} more" if more > 0 else ""
-    )
+    num_more = finding["count"] - len(rows)
+    text = ", ".join(f"{row['split']} {row['row']}" for row in rows)
+    return text + (f" and {num_more:,} more" if num_more > 0 else "")

@@ -1,5 +1,5 @@
-"""The command line: each verb parses, calls one function and prints. Only click and the standard library are imported
-here; a verb imports what it needs, so that `--help` is instant and nothing short of training imports torch."""
+"""The command line: each verb parses and calls one function. Only click and the standard library are imported here; a verb
+imports what it needs, so that `--help` is instant and nothing short of training imports torch."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any
 
 import click
 
-SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-RUNS = click.option("--runs", metavar="DIR", help="Where run folders are ($SFT_DIST_RUNS, else ./runs).")
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
+RUNS = click.option("--runs", metavar="DIR", help="Folder of the runs.", show_default="$SFT_DIST_RUNS, else ./runs")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 ALLOW = click.option(
-    "--allow", multiple=True, metavar="FINDING", help="An error of `check` that is known and accepted (repeatable)."
+    "--allow", multiple=True, metavar="FINDING", help="Accept this finding although it is an error (repeatable)."
 )
 CLUSTER = click.option(
-    "--cluster", metavar="NAME", envvar="SFT_DIST_CLUSTER", help="Cluster's name or file; local: this machine."
+    "--cluster", metavar="NAME", envvar="SFT_DIST_CLUSTER", help="Name or file of the cluster; local: this machine."
 )
 PROCESSES = click.option("--processes", type=click.IntRange(1), metavar="N", help="Processes on this machine.")
 
 
 def main() -> None:
-    """Entry point. A user's mistake ends with exit code 2 and no traceback, anything else with 1 and its traceback."""
+    """Entry point. Errors of the user exit with code 2 and no traceback, all others with 1 and their traceback."""
     _start_fast()
     try:
         cli(prog_name="sft-dist")
@@ -43,8 +43,8 @@ def main() -> None:
 
 
 def _start_fast() -> None:
-    """Before anything else is imported (docs/decisions/0005-start-up.md)."""
-    gc.set_threshold(200_000)  # importing makes many objects that stay; there is no garbage to look for among them
+    """Speeds up what is imported from here on (docs/decisions/0005-start-up.md)."""
+    gc.set_threshold(200_000)  # importing makes many objects that stay; none of them is garbage
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
@@ -59,7 +59,7 @@ class _StrategyOption(click.Option):
 
 
 class _Ordered(click.Group):
-    """Lists the verbs in the order in which they are used."""
+    """Lists the verbs in the order in which they are typically used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -78,13 +78,13 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
 )
 def cli() -> None:
-    """Recipes in, trained and judged models out.
+    """Recipes in, trained and evaluated models out.
 
     \b
-    sft-dist check recipes/text-classification/quickstart.yaml    what is wrong with the data
-    sft-dist plan recipes/text-classification/quickstart.yaml     what would happen
+    sft-dist check recipes/text-classification/quickstart.yaml    check the data
+    sft-dist plan recipes/text-classification/quickstart.yaml     show what would happen
     sft-dist run  recipes/text-classification/quickstart.yaml     train
-    sft-dist eval recipes/text-classification/quickstart.yaml     judge every checkpoint, export the best
+    sft-dist eval recipes/text-classification/quickstart.yaml     evaluate every checkpoint, export the best
     sft-dist submit recipes/text-classification/quickstart.yaml --cluster NAME     the same on a Slurm cluster
     """
 
@@ -97,21 +97,12 @@ def init(task: str, output: Path | None) -> None:
 
     Example: sft-dist init text-classification -o my.yaml
     """
-    from launch.starters import starter
+    from launch.starters import starter, write_starter
 
-    text = starter(task)
     if output is None:
-        click.echo(text, nl=False)
+        click.echo(starter(task), nl=False)
         return
-    from sft_dist.recipe.errors import UserError
-
-    try:
-        with output.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise UserError(f"{output} exists already") from None
-    except OSError as error:
-        raise UserError(f"{output}: {error.strerror}") from None
+    write_starter(task, output)
     click.echo(f"wrote {output}; next: sft-dist plan {output}", err=True)
 
 
@@ -135,16 +126,19 @@ def schema() -> None:
     "page",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Where the page goes (RUNS/NAME/check.html).",
+    help="File of the HTML page.",
+    show_default="RUNS/NAME/check.html",
 )
 @click.option(
     "--preview",
     type=click.IntRange(0),
     default=0,
     metavar="N",
-    help="N examples on the page, before and after augmentation.",
+    help="Show N examples on the page, before and after augmentation.",
 )
-@click.option("--time", "timed", is_flag=True, help="Measure a few steps here, to estimate the time.")
+@click.option(
+    "--time", "timed", is_flag=True, help="Measure a few steps on this machine to estimate the training time."
+)
 @RUNS
 @AS_JSON
 def check(
@@ -157,14 +151,14 @@ def check(
     runs: str | None,
     as_json: bool,
 ) -> None:
-    """Look at a RECIPE's data before they cost GPUs: labels, leaks, duplicates, unreadable files, lengths.
+    """Check a RECIPE's data before it costs GPU time: labels, leaks, duplicates, unreadable files, lengths.
 
-    Exit code 0: nothing or only warnings, 1: errors, which also keep `submit` from sending it.
+    Exit code 0: no findings or only warnings; 1: errors found (`submit` refuses such a recipe).
 
     Example: sft-dist check my.yaml --preview 10
     """
     from launch.check import run_check
-    from launch.run_state import runs_root
+    from launch.run_folders import runs_root
 
     sys.exit(run_check(recipe, overrides, runs_root(runs), allow, page, preview, timed, as_json))
 
@@ -173,9 +167,9 @@ def check(
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @PROCESSES
-@click.option("--cluster", metavar="NAME", help="Plan for a Slurm cluster, and print the job script.")
-@click.option("--script", "script_only", is_flag=True, help="Print nothing but the (first) job script.")
-@click.option("--diff", is_flag=True, help="Which runs are missing, waiting, running, done.")
+@click.option("--cluster", metavar="NAME", help="Plan for a Slurm cluster and print the job script.")
+@click.option("--script", "script_only", is_flag=True, help="Print only the (first) job script.")
+@click.option("--diff", is_flag=True, help="List which runs are missing, queued, running and finished.")
 @RUNS
 @AS_JSON
 def plan(
@@ -192,50 +186,20 @@ def plan(
 
     Example: sft-dist plan my.yaml train.lr=1e-4 --processes 1
     """
-    from launch.planning import prepare, with_states
-    from launch.run_state import runs_root
+    from launch.run_folders import runs_root
+    from launch.show_plan import show_plan
 
-    where = _cluster(cluster)
-    prepared = prepare(recipe, overrides, runs_root(runs), processes, cluster=where)
-    if diff:
-        from launch.slurm.divide import divide
-        from launch.slurm.queue import read_queue
-        from launch.slurm.render import describe_states, states_json
-
-        by_state = divide(prepared, read_queue() if where else {})
-        click.echo(json.dumps(states_json(by_state), indent=2) if as_json else describe_states(by_state))
-        return
-    if as_json:
-        click.echo(json.dumps([one.plan.to_json() for one in prepared], indent=2, ensure_ascii=False))
-        return
-    from launch.render import plans
-
-    if where is None:
-        if script_only:
-            raise click.UsageError("--script prints a cluster's job script; add --cluster NAME")
-        click.echo(plans(with_states(prepared)))
-        return
-    from launch.slurm.render import describe_requests
-    from launch.slurm.submit import check_folders, script_of
-
-    check_folders(prepared, where)
-    if not script_only:
-        click.echo(plans(with_states(prepared)))
-        click.echo(describe_requests(prepared, where))
-        click.echo(f"\n{prepared[0].plan.folder}/job.sbatch:\n")
-    click.echo(script_of(prepared[0], where), nl=False)
+    click.echo(show_plan(recipe, overrides, runs_root(runs), processes, cluster, script_only, diff, as_json), nl=False)
 
 
 @cli.command()
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @PROCESSES
-@click.option(
-    "--debug", is_flag=True, help="Train in this very process (with --processes 1), so that breakpoints work."
-)
-@click.option("--fresh", is_flag=True, help="Start over in a new folder beside the old one.")
+@click.option("--debug", is_flag=True, help="Train in this process (with --processes 1), so that breakpoints work.")
+@click.option("--fresh", is_flag=True, help="Start over in a new run folder beside the old one.")
 @RUNS
-@click.option("-y", "--yes", is_flag=True, help="Do not ask before starting many runs.")
+@click.option("-y", "--yes", is_flag=True, help="Start many runs without asking.")
 def run(
     recipe: str,
     overrides: tuple[str, ...],
@@ -245,43 +209,31 @@ def run(
     runs: str | None,
     yes: bool,
 ) -> None:
-    """Train all runs of a RECIPE here, in turn.
+    """Train all runs of a RECIPE on this machine, one after another.
 
-    Finished runs are skipped, unfinished ones go on. The first Ctrl-C saves and stops, the second ends at once.
+    Finished runs are skipped, unfinished ones are resumed. The first Ctrl-C saves and stops, the second ends at once.
 
     Example: sft-dist run my.yaml train.epochs=1
     """
-    from launch.planning import prepare
-    from launch.run import MANY_RUNS, run_all, run_in_this_process
-    from launch.run_state import runs_root
+    from launch.run import run_recipe
+    from launch.run_folders import runs_root
 
-    prepared = prepare(recipe, overrides, runs_root(runs), processes, fresh)
-    if len(prepared) > MANY_RUNS and not yes:
-        click.confirm(f"{len(prepared):,} runs, one after another. Start?", abort=True, err=True)
-    if debug:
-        if len(prepared) > 1:
-            raise click.UsageError(f"--debug trains one run, and the recipe stands for {len(prepared)}")
-        sys.exit(run_in_this_process(prepared[0]))
-    from launch.local.runner import Local
-
-    sys.exit(run_all(prepared, Local()))
+    sys.exit(run_recipe(recipe, overrides, runs_root(runs), processes, fresh, debug, ask=not yes))
 
 
 @cli.command()
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @CLUSTER
-@click.option("--max-parallel", type=click.IntRange(1), metavar="N", help="Most runs of a sweep at a time.")
+@click.option("--max-parallel", type=click.IntRange(1), metavar="N", help="Maximum number of runs at the same time.")
 @click.option(
-    "--eval/--no-eval", "evaluate", default=True, help="Judge the checkpoints afterwards, as a job of its own."
+    "--eval/--no-eval", "evaluate", default=True, help="Evaluate the checkpoints in a separate job afterwards."
 )
 @click.option(
-    "--fresh", is_flag=True, help="Start over in new folders beside the old ones, with the source as it is now."
+    "--fresh", is_flag=True, help="Start over in new run folders beside the old ones, with the current source."
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be sent.")
-@click.option(
-    "--check/--no-check", "checked", default=True, help="Look at the data first; errors in them keep it here."
-)
+@click.option("--dry-run", is_flag=True, help="Only print what would be submitted.")
+@click.option("--check/--no-check", "checked", default=True, help="Check the data first; errors block the submission.")
 @ALLOW
 @PROCESSES
 @RUNS
@@ -298,55 +250,26 @@ def submit(
     processes: int | None,
     runs: str | None,
 ) -> None:
-    """Send all runs of a RECIPE (or a run folder) to a Slurm cluster, as one job or one job array.
+    """Submit all runs of a RECIPE (or a run folder) to a Slurm cluster, as one job or one job array.
 
-    Finished runs and those with a job in the queue are left alone, so that sending twice sends nothing new.
+    Finished runs and runs with a job in the queue are skipped, so submitting again is safe.
 
     Example: sft-dist submit my.yaml --cluster my-cluster --max-parallel 8
     """
-    from launch.planning import prepare
-    from launch.run_state import runs_root
+    from launch.run_folders import runs_root
+    from launch.submit import submit_recipe
 
-    if not cluster:
-        from launch.slurm.clusters import known_clusters
-
-        raise click.UsageError(f"--cluster NAME is missing; known: local, {', '.join(known_clusters())}")
-    where = _cluster(cluster)
-    prepared = prepare(recipe, overrides, runs_root(runs), processes, fresh, cluster=where)
-    if checked and not dry_run:
-        from launch.check import gate
-
-        for warning in gate(prepared, allow):
-            click.echo(f"warning: {warning}", err=True)
-    if where is None:
-        from launch.run import submit_here
-
-        sys.exit(submit_here(prepared, evaluate, dry_run))
-    from launch.slurm.divide import divide, plan_jobs
-    from launch.slurm.queue import read_queue
-    from launch.slurm.render import describe_dry_run, describe_submission
-    from launch.slurm.submit import submit as send
-
-    if dry_run:
-        queue = read_queue()
-        by_state = divide(prepared, queue)
-        click.echo(describe_dry_run(by_state, plan_jobs(prepared, by_state, queue, where, evaluate), max_parallel))
-        return
-    click.echo(describe_submission(send(prepared, where, max_parallel, evaluate), where))
-
-
-def _cluster(name: str | None) -> Any:
-    """The cluster, or None for this machine."""
-    if name in (None, "", "local"):
-        return None
-    from launch.slurm.clusters import load_cluster  # after the question: a plan for this machine does not wait for it
-
-    return load_cluster(str(name))
+    sys.exit(
+        submit_recipe(
+            recipe, overrides, runs_root(runs), cluster, processes, max_parallel, allow,
+            fresh=fresh, evaluate=evaluate, check=checked, dry_run=dry_run,
+        )
+    )  # fmt: skip
 
 
 @cli.group("cluster", cls=_Ordered)
 def clusters() -> None:
-    """Cluster files: which there are, what they say, a first draft of a new one.
+    """List, show and draft cluster files.
 
     Example: sft-dist cluster list
     """
@@ -361,11 +284,11 @@ def cluster_list(as_json: bool) -> None:
     """
     from launch.slurm.clusters import known_clusters
 
-    known = known_clusters()
+    files = known_clusters()
     if as_json:
-        click.echo(json.dumps({name: str(file) for name, file in known.items()}, indent=2))
+        click.echo(json.dumps({name: str(file) for name, file in files.items()}, indent=2))
         return
-    for name, file in {"local": "this machine", **known}.items():
+    for name, file in {"local": "this machine", **files}.items():
         click.echo(f"{name:<20} {file}")
 
 
@@ -373,7 +296,7 @@ def cluster_list(as_json: bool) -> None:
 @click.argument("name")
 @AS_JSON
 def cluster_show(name: str, as_json: bool) -> None:
-    """Check a cluster's file, and print it with every default filled in.
+    """Check a cluster file and print it with every default filled in.
 
     Example: sft-dist cluster show devcluster
     """
@@ -382,16 +305,17 @@ def cluster_show(name: str, as_json: bool) -> None:
     from launch.slurm.clusters import find_cluster, read_cluster
 
     file = find_cluster(name)
-    found = read_cluster(file).model_dump()
-    click.echo(
-        json.dumps(found, indent=2) if as_json else f"# {file}\n{yaml.safe_dump(found, sort_keys=False)}", nl=as_json
+    settings = read_cluster(file).model_dump()
+    text = (
+        json.dumps(settings, indent=2) + "\n" if as_json else f"# {file}\n{yaml.safe_dump(settings, sort_keys=False)}"
     )
+    click.echo(text, nl=False)
 
 
 @clusters.command("probe")
-@click.option("--partition", metavar="NAME", help="Of which partition (the default one).")
+@click.option("--partition", metavar="NAME", help="Partition to describe.", show_default="the cluster's default")
 def cluster_probe(partition: str | None) -> None:
-    """Draft a cluster file from what Slurm says about itself here.
+    """Draft a cluster file from what Slurm reports on this machine.
 
     Example: sft-dist cluster probe > ~/.config/sft-dist/clusters/mine.yaml
     """
@@ -406,90 +330,66 @@ def cluster_probe(partition: str | None) -> None:
 @click.option("--strategy", cls=_StrategyOption, metavar="NAME", help="Resume with another strategy: {names}.")
 @RUNS
 def resume(run: str, processes: int | None, strategy: str | None, runs: str | None) -> None:
-    """Go on with a RUN (folder, id, or beginning of an id) after its newest checkpoint, here and with the same results also
-    on another number of processes or with another strategy.
+    """Resume a RUN (folder, id, or beginning of an id) from its newest checkpoint, on this machine.
+
+    Results are the same on any number of processes and with any strategy.
 
     Example: sft-dist resume runs/my/0a1b2c3d4e --processes 4 --strategy fsdp2
     """
-    from launch.local.runner import Local
-    from launch.planning import prepare_folder
-    from launch.run import run_all
-    from launch.run_state import find_run, runs_root
+    from launch.run import resume_run
+    from launch.run_folders import find_run, runs_root
 
-    sys.exit(run_all([prepare_folder(find_run(run, runs_root(runs)), processes, strategy)], Local()))
+    sys.exit(resume_run(find_run(run, runs_root(runs)), processes, strategy))
 
 
 @cli.command()
 @click.argument("targets", nargs=-1, metavar="[RECIPE_OR_FOLDER]...")
-@click.option("-w", "--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
-@click.option("--every", type=click.IntRange(5), default=30, metavar="SECONDS", help="How often (30).")
+@click.option("-w", "--watch", is_flag=True, help="Refresh until Ctrl-C.")
+@click.option("--every", type=click.IntRange(5), default=30, metavar="SECONDS", help="Seconds between refreshes.")
 @RUNS
 @AS_JSON
 def status(targets: tuple[str, ...], watch: bool, every: int, runs: str | None, as_json: bool) -> None:
-    """Show how runs are doing; all of them without arguments.
+    """Show the state of runs; of all runs without arguments.
 
-    Slurm is asked only about runs that were submitted: one squeue, and one sacct when a job has left the queue.
+    Slurm is queried only about submitted runs: one squeue, and one sacct when a job has left the queue.
 
     Example: sft-dist status my.yaml --watch
     """
-    import time
+    from launch.status import show_status
 
-    from launch.render import states
-    from launch.slurm.queue import query_states
-
-    while True:
-        found, answer, lines = query_states(targets, runs)
-        if as_json:
-            click.echo(json.dumps([one.to_json() for one in found], indent=2, ensure_ascii=False))
-        else:
-            if watch and sys.stdout.isatty():
-                click.clear()
-            click.echo(states(found) if found else "no runs yet")
-            for line in (*lines, answer.summary()):
-                if line:
-                    click.echo(line)
-        if not watch:
-            return
-        try:
-            time.sleep(every)
-        except KeyboardInterrupt:  # as the help says
-            return
+    show_status(targets, runs, every if watch else None, as_json)
 
 
 @cli.command()
 @click.argument("run")
-@click.option("-f", "--follow", is_flag=True, help="Go on printing until the run has ended, its later attempts too.")
-@click.option("--rank", type=click.IntRange(0), metavar="N", help="One rank's own log.")
-@click.option("--attempt", type=click.IntRange(1), metavar="N", help="An earlier start of the run (the last one).")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing until the run has ended, later attempts included.")
+@click.option("--rank", type=click.IntRange(0), metavar="N", help="Print the log of one rank.")
+@click.option("--attempt", type=click.IntRange(1), metavar="N", help="Attempt to print.", show_default="the newest")
 @RUNS
 def logs(run: str, follow: bool, rank: int | None, attempt: int | None, runs: str | None) -> None:
-    """Print what a RUN printed.
+    """Print a RUN's log.
 
     Example: sft-dist logs 0a1b -f
     """
-    from launch import logs as log
-    from launch.run_state import find_run, runs_root
+    from launch.logs import print_log
+    from launch.run_folders import find_run, runs_root
     from sft_dist.run.folder import RunFolder
 
-    folder = RunFolder(find_run(run, runs_root(runs)))
     with contextlib.suppress(KeyboardInterrupt):  # the way to stop following
-        if follow and attempt is None:
-            log.follow(folder, rank)
-        else:
-            log.show(folder, log.log_file(folder, attempt, rank), follow)
+        print_log(RunFolder(find_run(run, runs_root(runs))), attempt, rank, follow)
 
 
 @cli.command()
 @click.argument("targets", nargs=-1, required=True, metavar="RECIPE_OR_RUN_OR_PATTERN...")
-@click.option("--now", "at_once", is_flag=True, help="End running jobs at once instead of letting them save.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--now", "at_once", is_flag=True, help="End running jobs at once, without saving.")
+@click.option("-y", "--yes", is_flag=True, help="Cancel without asking.")
 @RUNS
 def cancel(targets: tuple[str, ...], at_once: bool, yes: bool, runs: str | None) -> None:
-    """Take runs off the cluster: waiting jobs go, running ones save a checkpoint and leave.
+    """Cancel runs: queued jobs are removed, running ones save a checkpoint and exit.
 
     Example: sft-dist cancel 'my-sweep/*'
     """
-    from launch.run_state import runs_root
+    from launch.run_folders import runs_root
     from launch.slurm.cancel import cancel as cancel_jobs
     from launch.slurm.cancel import plan_cancellation
 
@@ -497,7 +397,7 @@ def cancel(targets: tuple[str, ...], at_once: bool, yes: bool, runs: str | None)
     if not cancellation.num_jobs:
         click.echo("none of these runs has a job in the queue")
         return
-    running = f"{len(cancellation.running)} running ({'ended at once' if at_once else 'saved first'})"
+    running = f"{len(cancellation.running)} running ({'ended at once' if at_once else 'which save first'})"
     evaluations = f", {len(cancellation.evaluations)} evaluation" if cancellation.evaluations else ""
     click.echo(
         f"{len(cancellation.folders)} runs: {len(cancellation.pending)} waiting, {running}{evaluations}", err=True
@@ -509,15 +409,15 @@ def cancel(targets: tuple[str, ...], at_once: bool, yes: bool, runs: str | None)
 
 @cli.command()
 @click.argument("run")
-@click.option("--wait", default=300.0, metavar="SECONDS", help="How long to wait for the checkpoint (300).")
+@click.option("--wait", default=300.0, metavar="SECONDS", help="Seconds to wait for the checkpoint.")
 @RUNS
 def stop(run: str, wait: float, runs: str | None) -> None:
-    """Let a RUN save a checkpoint and leave.
+    """Stop a RUN after it has saved a checkpoint.
 
     Example: sft-dist stop 0a1b
     """
-    from launch.run import stop as stop_run
-    from launch.run_state import find_run, runs_root
+    from launch.run import stop_run
+    from launch.run_folders import find_run, runs_root
     from sft_dist.run.folder import RunFolder
 
     end = stop_run(RunFolder(find_run(run, runs_root(runs))), wait)
@@ -528,54 +428,57 @@ def stop(run: str, wait: float, runs: str | None) -> None:
 @cli.command("eval")
 @click.argument("targets", nargs=-1, required=True, metavar="RECIPE_OR_FOLDER... [KEY=VALUE]...")
 @click.option(
-    "--require", "required", multiple=True, metavar="SCORE=NUMBER", help="Fail if the winner's test score is worse."
+    "--require",
+    "required",
+    multiple=True,
+    metavar="SCORE=NUMBER",
+    help="Exit with 1 if the winner's test score is worse.",
 )
-@click.option("--force", is_flag=True, help="Score again what has been scored.")
+@click.option("--force", is_flag=True, help="Re-evaluate checkpoints that have scores already.")
 @RUNS
 @AS_JSON
 def evaluate(targets: tuple[str, ...], required: tuple[str, ...], force: bool, runs: str | None, as_json: bool) -> None:
-    """Score every checkpoint, choose on validation, test the winner once, export it.
+    """Evaluate every checkpoint, select one on validation, test it once, export it.
 
     Example: sft-dist eval my.yaml --require accuracy=0.75
     """
-    from launch import evaluate as judge
-    from launch.run_state import runs_root
+    from launch.evaluate import evaluate_runs
+    from launch.run_folders import runs_root
 
-    bounds = [judge.requirement(text) for text in required]
-    folders, board_in = judge.choose_folders(targets, runs_root(runs))
-    if code := judge.sweep(folders, board_in, force):
-        sys.exit(code)
-    board = judge.read_leaderboard(board_in)
-    click.echo(json.dumps(board, indent=2, ensure_ascii=False) if as_json else judge.leaderboard_text(board_in))
-    missed = judge.shortfall(board, bounds)
-    for line in missed:
-        click.echo(line, err=True)
-    sys.exit(1 if missed else 0)
+    sys.exit(evaluate_runs(targets, runs_root(runs), required, force, as_json))
 
 
 @cli.command()
 @click.argument("run")
-@click.option("--step", type=click.IntRange(1), metavar="N", help="Which checkpoint (the sweep's winner).")
-@click.option("--to", "target", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write (RUN/export).")
-@click.option("--form", type=click.Choice(["merged", "adapter"]), help="LoRA weights in the base, or apart.")
+@click.option(
+    "--step", type=click.IntRange(1), metavar="N", help="Step of the checkpoint.", show_default="the winner's"
+)
+@click.option(
+    "--to", "target", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.", show_default="RUN/export"
+)
+@click.option(
+    "--form",
+    type=click.Choice(["merged", "adapter"]),
+    help="merged: LoRA merged into the base model; adapter: separate.",
+)
 @RUNS
 def export(run: str, step: int | None, target: Path | None, form: str | None, runs: str | None) -> None:
-    """Write a checkpoint of a RUN as a plain Hugging Face folder.
+    """Export a checkpoint of a RUN as a plain Hugging Face folder.
 
     Example: sft-dist export 0a1b --to my-model
     """
-    from launch.run_state import find_run, runs_root
+    from launch.run_folders import find_run, runs_root
     from launch.subprocesses import run_module
 
     options: list[tuple[str, Any]] = [("--step", step), ("--to", target), ("--form", form)]
-    given = [str(part) for name, value in options if value is not None for part in (name, value)]
-    sys.exit(run_module("sft_dist.export", [find_run(run, runs_root(runs)), *given]))
+    arguments = [str(word) for name, value in options if value is not None for word in (name, value)]
+    sys.exit(run_module("sft_dist.export", [find_run(run, runs_root(runs)), *arguments]))
 
 
 @cli.command()
 @click.argument("model", type=click.Path(exists=True, file_okay=False))
 @click.argument("file", default="-")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with all probabilities.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with all probabilities.")
 def predict(model: str, file: str, as_json: bool) -> None:
     """Label the texts in FILE (or standard input) with an exported MODEL or a run's winner.
 

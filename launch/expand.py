@@ -1,7 +1,7 @@
-"""A recipe with a matrix becomes its runs: the grid over all axes, zipped groups counting as one axis.
+"""Expands a recipe's matrix into runs: the grid over all axes, where a zipped group counts as one axis.
 
-Ten thousand points have to be quick, so a section of the recipe (train, tuning, ...) is validated once for each
-distinct value it takes, and a run is put together from validated sections.
+Ten thousand points have to be quick, so a section of the recipe (train, tuning, ...) is validated once for each distinct value
+it takes, and runs are assembled from validated sections.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
@@ -23,9 +23,9 @@ from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.source import Source
 from sft_dist.run.folder import run_id
 
-MOST_RUNS = 100_000
-MOST_PROBLEMS = 50
-FIXED = ("name", "description", "base", "matrix")  # Not part of what a run is, so they cannot tell runs apart.
+MAX_RUNS = 100_000
+MAX_PROBLEMS = 50
+FIXED = ("name", "description", "base", "matrix")  # not part of a run's identity, so they cannot vary
 HASHED = tuple(name for name in Recipe.model_fields if name not in ("name", "description", "matrix"))  # as in run_id
 CHOICE_TAGS = {
     "task": "type",
@@ -43,65 +43,65 @@ class Run:
     id: str
     recipe: Recipe
     point: dict[str, Any]  # key path -> this run's value; empty without a matrix
-    places: Mapping[KeyPath, KeyPath] = field(default_factory=dict)  # where in the matrix each of these values stands
+    origins: Mapping[KeyPath, KeyPath] = field(default_factory=dict)  # where in the matrix each value comes from
 
 
 @dataclass(frozen=True)
 class Value:
-    """One value of one key path, and where it stands in the recipe."""
+    """One value of one key path, and where it comes from in the recipe."""
 
     path: KeyPath  # ("train", "lr")
-    place: KeyPath  # ("matrix", "train.lr", 0)
+    origin: KeyPath  # ("matrix", "train.lr", 0)
     value: Any
 
 
-Choice = tuple[Value, ...]  # values taken together: one for a grid axis, several for a zipped group
+AxisPoint = tuple[Value, ...]  # values that vary together: one of a grid axis, several of a zipped group
 
 
 def expand(source: Source) -> list[Run]:
-    """All runs, in the order of the matrix (the last axis changes fastest). Raises UserError with every problem."""
+    """Returns all runs, in the order of the matrix (the last axis changes fastest). Raises UserError with every problem."""
     if not source.data.get("matrix"):
-        only = validate(source)
-        return [Run(run_id(only), only, {})]
+        single = validate(source)
+        return [Run(run_id(single), single, {})]
     axes = _axes(source)
     size = math.prod(len(axis) for axis in axes)
-    if size > MOST_RUNS:
-        what = " x ".join(str(len(axis)) for axis in axes)
+    if size > MAX_RUNS:
+        product = " x ".join(str(len(axis)) for axis in axes)
         raise UserError(
-            Problem(f"{what} = {size:,} runs; at most {MOST_RUNS:,}", path="matrix", mark=source.mark(("matrix",)))
+            Problem(f"{product} = {size:,} runs; at most {MAX_RUNS:,}", path="matrix", mark=source.mark(("matrix",)))
         )
     base = {key: value for key, value in source.data.items() if key != "matrix"}
     first = tuple(value for axis in axes for value in axis[0])
-    sections = _Sections(source, base, _whole(source, base, first))
+    sections = _Sections(source, base, _first_recipe(source, base, first))
     runs: list[Run] = []
     problems: dict[tuple[str, str, str], Problem] = {}
     for choices in itertools.product(*axes):
         values = tuple(itertools.chain.from_iterable(choices))
-        recipe, wrong = sections.recipe(values)
+        recipe, of_recipe = sections.recipe(values)
         if recipe is None:
-            problems.update({(problem.path, problem.message, str(problem.mark)): problem for problem in wrong})
+            problems.update({(problem.path, problem.message, str(problem.mark)): problem for problem in of_recipe})
             continue
         point = {".".join(value.path): value.value for value in values}
-        runs.append(Run(sections.id(recipe), recipe, point, {value.path: value.place for value in values}))
-    _report([*problems.values(), *_twins(runs, source)])
+        runs.append(Run(sections.id(recipe), recipe, point, {value.path: value.origin for value in values}))
+    _report([*problems.values(), *_duplicate_runs(runs, source)])
     return runs
 
 
-def locate(problem: Problem, source: Source, places: Mapping[KeyPath, KeyPath]) -> Problem:
-    """The problem with its place in the file: the matrix's item when the value came from there."""
+def locate(problem: Problem, source: Source, origins: Mapping[KeyPath, KeyPath]) -> Problem:
+    """Returns the problem with its position in the file: that of the matrix item when the value comes from there."""
     if problem.mark is not None or not problem.path:
         return problem
     path = tuple(problem.path.split("."))
-    mark = source.mark(_remap(path, places))
+    mark = source.mark(_remap(path, origins))
     return Problem(
         problem.message, problem.path, mark=mark, value=problem.value, valid=problem.valid, hint=problem.hint
     )
 
 
-def _remap(path: KeyPath, places: Mapping[KeyPath, KeyPath]) -> KeyPath:
+def _remap(path: KeyPath, origins: Mapping[KeyPath, KeyPath]) -> KeyPath:
     for length in range(len(path), 0, -1):
-        if path[:length] in places:
-            return places[path[:length]] + path[length:]
+        if path[:length] in origins:
+            return origins[path[:length]] + path[length:]
     return path
 
 
@@ -117,44 +117,44 @@ class _Sections:
         default = {key: value for key, value in dict(self._recipe.train).items() if isinstance(value, BaseModel)}
         self._defaults = {"train": default}
         self._adapters: dict[str, TypeAdapter[Any]] = {}
-        self._json: dict[int, str] = {}  # by the section's identity; `_known` and `_recipe` keep them all alive
-        self._known: dict[tuple[KeyPath, ...], Any] = {}  # places of the values -> section, or None when it is wrong
+        self._json: dict[int, str] = {}  # by the section's identity; `_validated` and `_recipe` keep them all alive
+        self._validated: dict[tuple[KeyPath, ...], Any] = {}  # origins of its values -> section, or None when invalid
 
     def recipe(self, values: tuple[Value, ...]) -> tuple[Recipe | None, list[Problem]]:
-        touched: dict[str, list[Value]] = {}
+        values_by_section: dict[str, list[Value]] = {}
         for value in values:
-            touched.setdefault(value.path[0], []).append(value)
+            values_by_section.setdefault(value.path[0], []).append(value)
         update = {}
-        for name, own in touched.items():
-            key = tuple(value.place for value in own)
-            if key not in self._known:
-                self._known[key] = self._section(name, own)
-            update[name] = self._known[key]
-        places = {value.path: value.place for value in values}
+        for name, section_values in values_by_section.items():
+            key = tuple(value.origin for value in section_values)
+            if key not in self._validated:
+                self._validated[key] = self._section(name, section_values)
+            update[name] = self._validated[key]
+        origins = {value.path: value.origin for value in values}
         if any(section is None for section in update.values()):
-            # Rare: the whole recipe is validated again for messages with full key paths.
-            return None, _validated(self._source, _applied(self._base, values), places)[1]
+            # Rare: all of the recipe is validated again for messages with full key paths.
+            return None, _validate_recipe(self._source, _applied(self._base, values), origins)[1]
         recipe = self._recipe.model_copy(update=update)
-        wrong = [locate(problem, self._source, places) for problem in cross_checks(recipe)]
-        return (None, wrong) if wrong else (recipe, [])
+        problems = [locate(problem, self._source, origins) for problem in cross_checks(recipe)]
+        return (None, problems) if problems else (recipe, [])
 
     def id(self, recipe: Recipe) -> str:
-        """`run_id(recipe)`, writing out only the sections that are new."""
-        sections, written = recipe.__dict__, self._json
-        parts = []
+        """Returns `run_id(recipe)`, serializing only the sections that are new."""
+        sections, json_by_id = recipe.__dict__, self._json
+        texts = []
         for name in HASHED:
             section = sections[name]
-            if (text := written.get(id(section))) is None:
-                text = written[id(section)] = f'"{name}":{section.model_dump_json()}'
-            parts.append(text)
-        return hashlib.sha256(f"{{{','.join(parts)}}}".encode()).hexdigest()[:10]
+            if (text := json_by_id.get(id(section))) is None:
+                text = json_by_id[id(section)] = f'"{name}":{section.model_dump_json()}'
+            texts.append(text)
+        return hashlib.sha256(f"{{{','.join(texts)}}}".encode()).hexdigest()[:10]
 
-    def _section(self, name: str, own: Sequence[Value]) -> Any:
+    def _section(self, name: str, values: Sequence[Value]) -> Any:
         if name not in self._hints:
             return None
         if name not in self._adapters:
             self._adapters[name] = TypeAdapter(self._hints[name])
-        data = _applied({name: self._base.get(name)} if name in self._base else {}, own)[name]
+        data = _applied({name: self._base.get(name)} if name in self._base else {}, values)[name]
         if isinstance(data, dict):
             data = {**self._defaults.get(name, {}), **data}
         try:
@@ -163,16 +163,16 @@ class _Sections:
             return None
 
 
-def _whole(source: Source, base: dict[str, Any], first: tuple[Value, ...]) -> Recipe:
-    """The first run's recipe, validated as a whole; the rest differ only in sections the matrix touches."""
-    places = {value.path: value.place for value in first}
-    recipe, problems = _validated(source, _applied(base, first), places)
+def _first_recipe(source: Source, base: dict[str, Any], first: tuple[Value, ...]) -> Recipe:
+    """Returns the first run's recipe, validated completely; the others differ only in sections that the matrix sets."""
+    origins = {value.path: value.origin for value in first}
+    recipe, problems = _validate_recipe(source, _applied(base, first), origins)
     if recipe is None:
-        # Other points' own mistakes are reported together with these where that is cheap: one value at a time.
+        # Problems of other points are reported together with these where that is cheap: one value at a time.
         for value in _alternatives(source):
-            swapped = tuple(value if old.path == value.path else old for old in first)
-            problems += _validated(source, _applied(base, swapped), {**places, value.path: value.place})[1]
-            if len(problems) > 10 * MOST_PROBLEMS:
+            values = tuple(value if old.path == value.path else old for old in first)
+            problems += _validate_recipe(source, _applied(base, values), {**origins, value.path: value.origin})[1]
+            if len(problems) > 10 * MAX_PROBLEMS:
                 break
         _report(list({(problem.path, problem.message, str(problem.mark)): problem for problem in problems}.values()))
     assert recipe is not None
@@ -181,114 +181,114 @@ def _whole(source: Source, base: dict[str, Any], first: tuple[Value, ...]) -> Re
 
 def _alternatives(source: Source) -> Iterator[Value]:
     for axis in _axes(source):
-        for choice in axis[1:]:
-            yield from choice
+        for point in axis[1:]:
+            yield from point
 
 
-def _validated(
-    source: Source, data: dict[str, Any], places: Mapping[KeyPath, KeyPath]
+def _validate_recipe(
+    source: Source, data: dict[str, Any], origins: Mapping[KeyPath, KeyPath]
 ) -> tuple[Recipe | None, list[Problem]]:
     try:
         recipe = Recipe.model_validate({"name": source.file.stem, **data})
     except ValidationError as error:
-        return None, problems_from(error, source, lambda path: _remap(path, places))
+        return None, problems_from(error, source, lambda path: _remap(path, origins))
     return recipe, []
 
 
-def _axes(source: Source) -> list[list[Choice]]:
-    """The matrix as axes. Raises UserError with every problem in its form."""
+def _axes(source: Source) -> list[list[AxisPoint]]:
+    """Returns the matrix as axes. Raises UserError with every problem of its form."""
     matrix = source.data["matrix"]
     problems: list[Problem] = []
 
-    def wrong(message: str, place: KeyPath, hint: str = "") -> None:
-        problems.append(Problem(message, ".".join(map(str, place)), mark=source.mark(place), hint=hint))
+    def report(message: str, path: KeyPath, hint: str = "") -> None:
+        problems.append(Problem(message, ".".join(map(str, path)), mark=source.mark(path), hint=hint))
 
-    def choices(key: Any, values: Any, place: KeyPath) -> list[Value]:
+    def axis_values(key: Any, values: Any, origin: KeyPath) -> list[Value]:
         path = tuple(str(key).split("."))
-        if path in seen:
-            wrong(f"`{key}` is in the matrix twice", place)
-        seen.add(path)
+        if path in paths:
+            report(f"`{key}` is in the matrix twice", origin)
+        paths.add(path)
         if path[0] in FIXED:
-            wrong(f"`{path[0]}` cannot vary: it does not change what a run does", place)
+            report(f"`{path[0]}` cannot vary: it does not change what a run does", origin)
         elif not all(path):
-            wrong("expected a key path such as train.lr", place)
+            report("expected a key path such as train.lr", origin)
         if not isinstance(values, list) or not values:
-            wrong("expected a list with at least one value", place, hint=f"such as {key}: [1, 2]")
+            report("expected a list with at least one value", origin, hint=f"such as {key}: [1, 2]")
             return []
-        return [Value(path, (*place, index), value) for index, value in enumerate(values)]
+        return [Value(path, (*origin, index), value) for index, value in enumerate(values)]
 
-    seen: set[KeyPath] = set()
-    axes: list[list[Choice]] = []
+    paths: set[KeyPath] = set()
+    axes: list[list[AxisPoint]] = []
     if not isinstance(matrix, dict):
-        wrong("expected key paths with lists of values", ("matrix",), hint="such as train.lr: [1e-4, 2e-4]")
+        report("expected key paths with lists of values", ("matrix",), hint="such as train.lr: [1e-4, 2e-4]")
         _report(problems)
     for key, values in matrix.items():
         if key != "zip":
-            axes.append([(value,) for value in choices(key, values, ("matrix", key))])
+            axes.append([(value,) for value in axis_values(key, values, ("matrix", key))])
     groups = matrix.get("zip", [])
     if not isinstance(groups, list) or not all(isinstance(group, dict) and group for group in groups):
-        wrong(
+        report(
             "expected a list of groups",
             ("matrix", "zip"),
             hint="such as [{train.lr: [1e-4, 2e-4], train.seed: [1, 2]}]",
         )
         groups = []
     for number, group in enumerate(groups):
-        columns = [choices(key, values, ("matrix", "zip", number, key)) for key, values in group.items()]
+        columns = [axis_values(key, values, ("matrix", "zip", number, key)) for key, values in group.items()]
         if len({len(column) for column in columns}) > 1:
             counts = ", ".join(f"{key} has {len(column)}" for key, column in zip(group, columns, strict=True))
-            wrong(f"zipped lists must be equally long: {counts}", ("matrix", "zip", number))
+            report(f"zipped lists must be equally long: {counts}", ("matrix", "zip", number))
         axes.append(list(zip(*columns, strict=False)))
-    _nested(seen, wrong)
+    _check_nesting(paths, report)
     _report(problems)
     return axes
 
 
-def _nested(paths: set[KeyPath], wrong: Any) -> None:
-    """`tuning` and `tuning.r` on two axes would undo each other."""
+def _check_nesting(paths: set[KeyPath], report: Callable[[str, KeyPath], None]) -> None:
+    """`tuning` and `tuning.r` on two axes would overwrite each other."""
     for path in sorted(paths):
         for length in range(1, len(path)):
             if path[:length] in paths:
                 inner, outer = ".".join(path), ".".join(path[:length])
-                wrong(f"`{inner}` lies inside `{outer}`, which the matrix sets too", ("matrix", inner))
+                report(f"`{inner}` is inside `{outer}`, which the matrix sets, too", ("matrix", inner))
 
 
 def _applied(base: dict[str, Any], values: Sequence[Value]) -> dict[str, Any]:
-    """A copy of `base` with the values put at their paths; only what lies on the paths is copied."""
+    """Returns a copy of `base` with the values set; only the dictionaries on their paths are copied."""
     data = dict(base)
     for value in values:
-        here = data
+        section = data
         for depth, key in enumerate(value.path[:-1]):
-            inner = here.get(key)
+            inner = section.get(key)
             if isinstance(inner, str) and key in CHOICE_TAGS:
                 inner = {CHOICE_TAGS[key]: inner}  # `tuning: lora` is short for `tuning: {method: lora}`
             elif inner is None:
                 inner = {}
             elif not isinstance(inner, dict):
                 inner = {".".join(value.path[depth + 1 :]): value.value}  # reported as an unknown key by the schema
-            here[key] = dict(inner)
-            here = here[key]
-        here[value.path[-1]] = value.value
+            section[key] = dict(inner)
+            section = section[key]
+        section[value.path[-1]] = value.value
     return data
 
 
-def _twins(runs: Sequence[Run], source: Source) -> list[Problem]:
-    """Points that resolve to the same run; training them twice would be a waste and their folders would meet."""
+def _duplicate_runs(runs: Sequence[Run], source: Source) -> list[Problem]:
+    """Reports points that resolve to the same run: it would be trained twice, and in one folder."""
     first: dict[str, Run] = {}
     problems = []
     for run in runs:
-        other = first.setdefault(run.id, run)
-        if other is not run:
-            place = next((p for path, p in run.places.items() if other.places[path] != p), ("matrix",))
-            shown = ", ".join(f"{key}={value}" for key, value in run.point.items())
-            earlier = ", ".join(f"{key}={value}" for key, value in other.point.items())
-            problems.append(Problem(f"the same run twice: {shown} equals {earlier}", "matrix", mark=source.mark(place)))
+        earlier = first.setdefault(run.id, run)
+        if earlier is not run:
+            path = next((p for key, p in run.origins.items() if earlier.origins[key] != p), ("matrix",))
+            points = [", ".join(f"{key}={value}" for key, value in twin.point.items()) for twin in (run, earlier)]
+            message = f"the same run twice: {points[0]} equals {points[1]}"
+            problems.append(Problem(message, "matrix", mark=source.mark(path)))
     return problems
 
 
 def _report(problems: Sequence[Problem]) -> None:
-    if len(problems) > MOST_PROBLEMS:
-        more = Problem(f"and {len(problems) - MOST_PROBLEMS:,} more problems of this kind")
-        raise UserError([*problems[:MOST_PROBLEMS], more])
+    if len(problems) > MAX_PROBLEMS:
+        remainder = Problem(f"and {len(problems) - MAX_PROBLEMS:,} more problems")
+        raise UserError([*problems[:MAX_PROBLEMS], remainder])
     if problems:
         raise UserError(problems)

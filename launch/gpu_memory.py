@@ -1,9 +1,9 @@
-"""How much GPU memory a process needs under each strategy, before anything is loaded: an estimate from the headers of the
-weights' files and the recipe. Torch-free.
+"""Estimates the GPU memory that a process needs with each strategy, from the recipe and the headers of the safetensors files.
+Torch-free.
 
-Counted, in bytes for each weight (fp32 under every precision): 4 for itself; where it is trained 4 for its gradient and the
+Counted, in bytes for each weight (fp32 under every precision): 4 for itself; if it is trained, 4 for its gradient and the
 optimizer's state (Adam: 8), so 16 in all; DDP keeps 4 more for exchanging gradients; 16-bit autocast 2 for its copy. Not
-counted but left room for: activations and CUDA (`ACTIVATION_SHARE`), which depend on texts, kernels and micro-batch.
+counted, but reserved: activations and CUDA (`ACTIVATION_SHARE`), which depend on texts, kernels and micro-batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sft_dist.recipe.strategies import GRADIENTS, OPTIMIZER, PARAMETERS, STRATEG
 ACTIVATION_SHARE = 0.25  # share of a GPU's memory that is left to activations and CUDA
 LARGEST_HEADER = 100_000_000  # safetensors' own limit
 
-# Bytes of optimizer state a trained weight has; Adam's two moments where a name is not here.
+# Bytes of optimizer state a trained weight has; other optimizers are assumed to keep Adam's two moments.
 STATE_BYTES = {
     "adafactor": 0,
     "adagrad": 4,
@@ -49,15 +49,15 @@ class Sizes:
     all: int
     trained: int
     largest_layer: int
-    outside: int  # of all, those in no layer: embeddings, head
+    outside: int  # in no layer: embeddings, head
 
 
 def sizes_of(recipe: Recipe) -> Sizes | None:
-    """None when they are not known: the model is on the hub, or its weights are no safetensors."""
+    """Returns None when they are unknown: the model is on the hub, or its weights are not safetensors."""
     try:
         shapes = _shapes(model_source(recipe.model.path))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError):
-        return None  # whatever is wrong with the files, reading the model will say it better
+        return None  # loading the model reports what is wrong with the files
     if not shapes:
         return None
     layers: dict[int, int] = {}
@@ -91,7 +91,7 @@ def bytes_needed(strategy: str, offloaded: bool, sizes: Sizes, recipe: Recipe, p
 
 
 def _trained(recipe: Recipe, shapes: dict[str, tuple[int, ...]], layers: int) -> tuple[int, int]:
-    """(weights that are trained, of these: those that the model does not have yet). New heads are not counted."""
+    """Returns (weights that are trained, how many of them the tuning adds). New heads are not counted."""
     tuning = recipe.tuning
     match tuning:
         case FullTuning():
@@ -136,13 +136,13 @@ def _layer_of(name: str) -> int | None:
 
 @lru_cache(maxsize=64)
 def _shapes(folder: str) -> dict[str, tuple[int, ...]]:
-    """Every weight's shape, from the headers of a model folder's safetensors. Raises OSError and ValueError."""
+    """Returns every weight's shape, from the headers of a folder's safetensors files. Raises OSError and ValueError."""
     path = Path(folder)
     if not path.is_dir():
         return {}  # a hub id
     index = path / "model.safetensors.index.json"
     files = sorted(set(_read(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         if Path(file).name != file:
             raise ValueError(f"{index}: {file} is not beside it")
@@ -151,8 +151,8 @@ def _shapes(folder: str) -> dict[str, tuple[int, ...]]:
             if length > LARGEST_HEADER:
                 raise ValueError(f"{path / file}: not a safetensors file")
             header = json.loads(stream.read(length))
-        found |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    return found
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    return shapes
 
 
 def _read(file: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Prints a run's logs, and goes on printing while it runs."""
+"""Prints a run's logs, and follows them while it runs."""
 
 from __future__ import annotations
 
@@ -11,35 +11,43 @@ from sft_dist.recipe.errors import UserError
 from sft_dist.run.folder import AttemptFolder, RunFolder
 
 POLL_S = 0.3
-ASK_S = 30.0  # between questions to Slurm
-LAST_S = 1.0  # what the batch script says last comes a moment after its verdict
+QUERY_S = 30.0  # between queries to Slurm
+LAST_LINES_S = 1.0  # the batch script prints its last lines a moment after its decision is written
 
 
 def log_file(folder: RunFolder, attempt: int | None, rank: int | None) -> Path:
-    """The launcher's log (all that was printed), or one rank's. Raises UserError when there is none."""
+    """Returns the launcher's log (all output), or one rank's. Raises UserError when there is none."""
     attempts = folder.all_attempts()
     if not attempts:
         raise UserError(f"{folder.path.parent.name}/{folder.id} was never started")
-    chosen = attempts[-1] if attempt is None else AttemptFolder(folder.attempts / f"{attempt:03d}")
-    if chosen.path not in [known.path for known in attempts]:
-        numbers = ", ".join(str(known.number) for known in attempts)
-        raise UserError(f"there is no attempt {attempt}; there are: {numbers}")
+    attempt_folder = attempts[-1] if attempt is None else AttemptFolder(folder.attempts / f"{attempt:03d}")
+    if attempt_folder.path not in [existing.path for existing in attempts]:
+        numbers = ", ".join(str(existing.number) for existing in attempts)
+        raise UserError(f"there is no attempt {attempt}; the attempts are: {numbers}")
     if rank is not None:
-        file = chosen.rank_log(rank)
+        file = attempt_folder.rank_log(rank)
     else:
-        # Training that was started without the launcher has only the ranks' own logs.
-        file = chosen.launcher_log if chosen.launcher_log.exists() else chosen.rank_log(0)
+        # Without the launcher there are only the ranks' own logs.
+        file = attempt_folder.launcher_log if attempt_folder.launcher_log.exists() else attempt_folder.rank_log(0)
     if not file.exists():
-        logs = ", ".join(sorted(path.name for path in chosen.path.glob("*.log"))) or "none"
-        raise UserError(f"{file.name} is not in attempt {chosen.number}; logs there: {logs}")
+        logs = ", ".join(sorted(path.name for path in attempt_folder.path.glob("*.log"))) or "none"
+        raise UserError(f"{file.name} is not in attempt {attempt_folder.number}; logs there: {logs}")
     return file
 
 
+def print_log(folder: RunFolder, attempt: int | None, rank: int | None, follow: bool) -> None:
+    """Prints one attempt's log, or with `follow` and no attempt, the logs of all that come. Raises UserError."""
+    if follow and attempt is None:
+        follow_run(folder, rank)
+    else:
+        show(folder, log_file(folder, attempt, rank), follow)
+
+
 def show(folder: RunFolder, file: Path, follow: bool) -> None:
-    """Copy the log to standard output; with `follow`, until the run has ended."""
+    """Copies the log to standard output; with `follow`, until the run has ended."""
     with file.open("rb") as stream:
         while True:
-            running = is_running(folder)  # asked before reading, so that the last lines are not missed
+            running = is_running(folder)  # checked before reading, so that the last lines are not missed
             while chunk := stream.read(1 << 16):
                 sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
@@ -48,35 +56,35 @@ def show(folder: RunFolder, file: Path, follow: bool) -> None:
             time.sleep(POLL_S)
 
 
-def follow(folder: RunFolder, rank: int | None) -> None:
-    """Copy the log of the newest attempt, and of those that follow it, until the run has ended."""
-    live = _Live(folder)
-    if not folder.all_attempts() and not live.goes_on():
-        log_file(folder, None, rank)  # says that it was never started
-    shown = 0
+def follow_run(folder: RunFolder, rank: int | None) -> None:
+    """Copies the log of the newest attempt, and of later ones, until the run has ended."""
+    live = _Liveness(folder)
+    if not folder.all_attempts() and not live.is_live():
+        log_file(folder, None, rank)  # raises: it was never started
+    printed = 0  # number of the last attempt
     while True:
-        more = live.goes_on()  # asked before reading, so that the last lines are not missed
+        is_live = live.is_live()  # checked before reading, so that the last lines are not missed
         for attempt in folder.all_attempts():
-            if attempt.number <= shown or (shown == 0 and attempt.number < folder.all_attempts()[-1].number):
+            if attempt.number <= printed or (printed == 0 and attempt.number < folder.all_attempts()[-1].number):
                 continue
             file = _wait_for_log(folder, attempt, rank, live)
             if file is None:
                 continue
-            if shown:
+            if printed:
                 _write(f"\n=== attempt {attempt.number} ===\n".encode())
-            shown = attempt.number
+            printed = attempt.number
             _copy(folder, attempt, file, live)
-        if not more and (not folder.all_attempts() or shown == folder.all_attempts()[-1].number):
+        if not is_live and (not folder.all_attempts() or printed == folder.all_attempts()[-1].number):
             return
         time.sleep(POLL_S)
 
 
-def _copy(folder: RunFolder, attempt: AttemptFolder, file: Path, live: _Live) -> None:
-    """Until the attempt is over: another has begun, or the run does not go on."""
+def _copy(folder: RunFolder, attempt: AttemptFolder, file: Path, live: _Liveness) -> None:
+    """Copies until the attempt is over: another has begun, or the run has ended."""
     with file.open("rb") as stream:
         while True:
-            over = folder.all_attempts()[-1].number > attempt.number or not live.goes_on()
-            time.sleep(LAST_S if over and folder.jobs_file.exists() else 0)
+            over = folder.all_attempts()[-1].number > attempt.number or not live.is_live()
+            time.sleep(LAST_LINES_S if over and folder.jobs_file.exists() else 0)
             while chunk := stream.read(1 << 16):
                 _write(chunk)
             if over:
@@ -84,40 +92,40 @@ def _copy(folder: RunFolder, attempt: AttemptFolder, file: Path, live: _Live) ->
             time.sleep(POLL_S)
 
 
-def _wait_for_log(folder: RunFolder, attempt: AttemptFolder, rank: int | None, live: _Live) -> Path | None:
-    """An attempt's log; ranks open theirs some time after the start. None when it never comes."""
+def _wait_for_log(folder: RunFolder, attempt: AttemptFolder, rank: int | None, live: _Liveness) -> Path | None:
+    """Returns an attempt's log; ranks open theirs some time after the start. None when it never appears."""
     while True:
-        more = live.goes_on() and folder.all_attempts()[-1].number == attempt.number
+        is_live = live.is_live() and folder.all_attempts()[-1].number == attempt.number
         try:
             return log_file(folder, attempt.number, rank)
         except UserError:
-            if not more:
+            if not is_live:
                 return None
         time.sleep(POLL_S)
 
 
-class _Live:
-    """Whether a run goes on: a process holds it here, or its job is in the queue. Slurm is asked when an attempt has ended,
-    and else not often."""
+class _Liveness:
+    """Whether a run is live: a process holds it here, or its job is in the queue. Slurm is queried when an attempt has ended, and
+    otherwise rarely."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._asked = float("-inf")
+        self._query_time = float("-inf")
         self._queued = False
-        self._judged = 0
+        self._num_decided = 0
 
-    def goes_on(self) -> bool:
+    def is_live(self) -> bool:
         if is_running(self._folder):
             return True
         if not self._folder.jobs_file.exists():
             return False
-        judged = sum(attempt.decision_file.exists() for attempt in self._folder.all_attempts())
-        if judged > self._judged or time.monotonic() - self._asked >= ASK_S:
-            from launch.slurm.queue import is_queued
+        num_decided = sum(attempt.decision_file.exists() for attempt in self._folder.all_attempts())
+        if num_decided > self._num_decided or time.monotonic() - self._query_time >= QUERY_S:
+            from launch.slurm.queue import is_queued  # runs without a job need no Slurm
 
             self._queued = is_queued(self._folder.path)
-            self._asked = time.monotonic()
-            self._judged = judged
+            self._query_time = time.monotonic()
+            self._num_decided = num_decided
         return self._queued
 
 

@@ -1,21 +1,21 @@
-"""From what the user typed to plans: read, expand, look at what the recipe points to, count, plan. Starts nothing."""
+"""Makes plans of a recipe: reads it, expands it, checks that what it refers to exists, counts rows, plans. Starts nothing."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from launch.expand import MOST_PROBLEMS, Run, expand, locate
+from launch.expand import MAX_PROBLEMS, Run, expand, locate
 from launch.plan import Machine, Plan, detect_machine, plan_run
-from launch.row_counts import Rows, rows_of
-from launch.run_folders import folder_name, newest
-from launch.run_state import all_runs, state_of
+from launch.row_counts import RowCounts, count_rows
+from launch.run_folders import folder_name, folder_numbers
+from launch.run_state import state_of
 from sft_dist.recipe.checks import cross_checks
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import read_json
@@ -33,54 +33,60 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A run, ready to be sealed."""
+class PlannedRun:
+    """A run with its plan; the next step is its run folder."""
 
     run: Run
     plan: Plan
 
 
-def prepare(
+def target_cluster(name: str | None) -> Cluster | None:
+    """Returns the cluster of a `--cluster` option, or None for this machine. Raises UserError."""
+    if name in (None, "", "local"):
+        return None
+    from launch.slurm.clusters import load_cluster  # a plan for this machine does not wait for the import
+
+    return load_cluster(str(name))
+
+
+def plan_runs(
     target: str,
     overrides: Sequence[str],
     root: Path,
     processes: int | None = None,
     fresh: bool = False,
     cluster: Cluster | None = None,
-) -> list[Prepared]:
-    """All runs of a recipe (or the one run of a run folder), planned for this machine or a cluster. Raises UserError."""
+) -> list[PlannedRun]:
+    """Plans all runs of a recipe (or the one run of a run folder), for this machine or a cluster. Raises UserError."""
     if (Path(target) / "recipe.json").is_file():
         if overrides:
             raise UserError(f"{target} is sealed; KEY=VALUE needs the recipe file, and makes another run")
-        return [prepare_folder(Path(target).resolve(), processes, cluster=cluster)]
+        return [plan_run_folder(Path(target).resolve(), processes, cluster=cluster)]
     source = read(target, overrides)
     runs = expand(source)
     require_references(runs, source)
     parent = root / runs[0].recipe.name
-    taken = _capsules(parent)
+    numbers = folder_numbers(parent)
     machine = Machine.node_of(cluster) if cluster else detect_machine()
     python = python_of(cluster)
-    count = _counter()
-    prepared: list[Prepared] = []
-    problems: dict[tuple[str, str, str], Problem] = {}
-    if python == sys.executable:  # another Python's packages are not known here; the run itself looks again
-        _check_packages(runs, source)
+    if python == sys.executable:  # another Python's packages are not known here; the run itself checks again
+        _raise_located(runs, source, missing_packages)
+    counts: dict[tuple[int, int], RowCounts] = {}
+    planned: list[PlannedRun] = []
+    problems = _LocatedProblems(source)
     for run in runs:
-        rows = count(run)
-        folder = parent / folder_name(run.id, taken, fresh)
+        rows = _count_once(run, counts)
+        folder = parent / folder_name(run.id, numbers, fresh)
         try:
-            prepared.append(Prepared(run, plan_run(run, machine, rows, folder, python, processes, cluster)))
+            planned.append(PlannedRun(run, plan_run(run, machine, rows, folder, python, processes, cluster)))
         except UserError as error:
-            for problem in error.problems:
-                found = locate(problem, source, run.places)
-                problems[(found.path, found.message, str(found.mark))] = found
-    if problems:
-        raise UserError(list(problems.values())[:MOST_PROBLEMS])
-    return prepared
+            problems.add(run, error.problems)
+    problems.raise_any()
+    return planned
 
 
 def python_of(cluster: Cluster | None) -> str:
-    """The interpreter that trains: this one, or the cluster's own."""
+    """Returns the interpreter that trains: this one, or the cluster's own."""
     if cluster is None:
         return sys.executable
     if cluster.venv:
@@ -88,29 +94,28 @@ def python_of(cluster: Cluster | None) -> str:
     return "python3" if cluster.container else "python" if cluster.conda else sys.executable
 
 
-def prepare_folder(
+def plan_run_folder(
     path: Path,
     processes: int | None = None,
     strategy: str | None = None,
     machine: Machine | None = None,
     cluster: Cluster | None = None,
-) -> Prepared:
-    """A sealed run, planned anew: this machine may have other processes than the one it was sealed on, and they may share
-    the work in another way. Raises UserError."""
+) -> PlannedRun:
+    """Plans a run folder again: this machine may run other processes than the first plan's, and with another strategy. Raises
+    UserError."""
     folder = RunFolder(path)
     recipe = folder.recipe()
-    known = read_json(folder.plan_file) or {}
-    run = Run(path.name, recipe, known.get("point") or {})
-    counted = known.get("rows") or {}
-    rows = Rows(**counted) if counted.get("splits") else rows_of(recipe)
-    here = Machine.node_of(cluster) if cluster else machine or detect_machine()
-    planned = replace(run, recipe=with_strategy(recipe, strategy)) if strategy else run
-    plan = plan_run(planned, here, rows, path, python_of(cluster), processes, cluster)
-    return Prepared(run, plan)
+    old_plan = read_json(folder.plan_file) or {}
+    run = Run(path.name, recipe, old_plan.get("point") or {})
+    counts = old_plan.get("rows") or {}
+    rows = RowCounts(**counts) if counts.get("splits") else count_rows(recipe)
+    machine = Machine.node_of(cluster) if cluster else machine or detect_machine()
+    replanned = replace(run, recipe=with_strategy(recipe, strategy)) if strategy else run
+    return PlannedRun(run, plan_run(replanned, machine, rows, path, python_of(cluster), processes, cluster))
 
 
 def with_strategy(recipe: Recipe, name: str) -> Recipe:
-    """The same training, shared out in another way. Raises UserError when the recipe does not go with it."""
+    """Returns the same training with another strategy. Raises UserError when the recipe cannot be combined with it."""
     try:
         train = Train.model_validate({**dict(recipe.train), "strategy": name})
     except ValidationError:
@@ -124,71 +129,54 @@ def with_strategy(recipe: Recipe, name: str) -> Recipe:
     return changed
 
 
-def with_states(prepared: Sequence[Prepared]) -> list[tuple[Plan, str]]:
-    """Each plan with what its folder says about it: new, or the run's state."""
-    known: set[Path] = set()
-    if prepared:
-        parent = prepared[0].plan.folder.parent
-        known = {parent / name for name in os.listdir(parent)} if parent.is_dir() else set()
-    folders = [one.plan.folder for one in prepared]
-    return [
-        (one.plan, state_of(folder).state if folder in known and (folder / "recipe.json").is_file() else "new")
-        for one, folder in zip(prepared, folders, strict=True)
-    ]
+def with_states(runs: Sequence[PlannedRun]) -> list[tuple[Plan, str]]:
+    """Returns each plan with the state of its folder: `new`, or the run's state."""
+    folders: set[Path] = set()
+    if runs:
+        parent = runs[0].plan.folder.parent
+        folders = {parent / name for name in os.listdir(parent)} if parent.is_dir() else set()
+    return [(run.plan, _folder_state(run.plan.folder) if run.plan.folder in folders else "new") for run in runs]
 
 
-def folders_of(target: str, overrides: Sequence[str], root: Path) -> list[Path]:
-    """The existing run folders a recipe or a folder stands for, newest capsule of each run."""
-    if Path(target).is_dir():
-        return [path.resolve() for path in all_runs(Path(target))]
-    runs = expand(read(target, overrides))
-    parent = root / runs[0].recipe.name
-    taken = _capsules(parent)
-    folders = [parent / folder_name(run.id, taken) for run in runs]
-    return [folder for folder in folders if folder.is_dir()]
-
-
-def _capsules(parent: Path) -> dict[str, int]:
-    return newest(os.listdir(parent)) if parent.is_dir() else {}
+def _folder_state(folder: Path) -> str:
+    return state_of(folder).state if (folder / "recipe.json").is_file() else "new"
 
 
 def require_references(runs: Sequence[Run], source: Source) -> None:
-    """Does what the recipe points to exist? Once for each distinct model and data section."""
-    problems: dict[tuple[str, str], Problem] = {}
-    for run in _distinct(runs, lambda run: (id(run.recipe.model), id(run.recipe.data))):
-        for problem in check_references(run.recipe):
-            found = locate(problem, source, run.places)
-            problems[(found.path, found.message)] = found
-    if problems:
-        raise UserError(list(problems.values())[:MOST_PROBLEMS])
-
-
-def _check_packages(runs: Sequence[Run], source: Source) -> None:
-    problems = {}
+    """Checks, once for each distinct model and data section, that what it refers to exists. Raises UserError."""
+    distinct: dict[tuple[int, int], Run] = {}
     for run in runs:
-        for problem in missing_packages(run.recipe):
-            found = locate(problem, source, run.places)
-            problems[(found.path, found.message)] = found
-    if problems:
-        raise UserError(list(problems.values())[:MOST_PROBLEMS])
+        distinct.setdefault((id(run.recipe.model), id(run.recipe.data)), run)
+    _raise_located(list(distinct.values()), source, check_references)
 
 
-def _counter() -> Callable[[Run], Rows]:
-    """Rows of a run; runs that share their data and task sections (the same objects) share the answer."""
-    known: dict[tuple[int, int], Rows] = {}
-
-    def count(run: Run) -> Rows:
-        key = (id(run.recipe.data), id(run.recipe.task))
-        if key not in known:
-            known[key] = rows_of(run.recipe)
-        return known[key]
-
-    return count
+def _count_once(run: Run, counts: dict[tuple[int, int], RowCounts]) -> RowCounts:
+    """Counts rows; runs that share their data and task sections (the same objects) share the answer."""
+    key = (id(run.recipe.data), id(run.recipe.task))
+    if key not in counts:
+        counts[key] = count_rows(run.recipe)
+    return counts[key]
 
 
-def _distinct(runs: Sequence[Run], key: Callable[[Run], tuple[int, int]]) -> Iterator[Run]:
-    seen = set()
+def _raise_located(runs: Sequence[Run], source: Source, check: Callable[[Recipe], Iterable[Problem]]) -> None:
+    problems = _LocatedProblems(source)
     for run in runs:
-        if (found := key(run)) not in seen:
-            seen.add(found)
-            yield run
+        problems.add(run, check(run.recipe))
+    problems.raise_any()
+
+
+class _LocatedProblems:
+    """Problems of the runs of one recipe, each with its position in the file; runs that share a problem report it once."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._problems: dict[tuple[str, str, str], Problem] = {}
+
+    def add(self, run: Run, problems: Iterable[Problem]) -> None:
+        for problem in problems:
+            located = locate(problem, self._source, run.origins)
+            self._problems[(located.path, located.message, str(located.mark))] = located
+
+    def raise_any(self) -> None:
+        if self._problems:
+            raise UserError(list(self._problems.values())[:MAX_PROBLEMS])

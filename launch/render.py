@@ -7,44 +7,46 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft_dist.recipe.text import format_table
+from sft_dist.recipe.units import format_duration
+
 if TYPE_CHECKING:
     from launch.plan import Plan
     from launch.run_state import RunState
 
-MOST_POINTS = 8
-MOST_ROWS = 20
+MAX_POINTS = 8
+MAX_ROWS = 20
 
 
 # ── plans ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-def plans(found: Sequence[tuple[Plan, str]]) -> str:
-    """(plan, state of its folder) pairs: one in full, or a table of many with the first in full."""
-    if len(found) == 1:
-        return one_plan(*found[0])
-    keys = list(dict.fromkeys(key for plan, _ in found for key in plan.point))
+def describe_plans(plans: Sequence[tuple[Plan, str]]) -> str:
+    """(plan, state of its folder) pairs: a single plan in full, or a table of many with the first in full."""
+    if len(plans) == 1:
+        return describe_plan(*plans[0])
+    keys = list(dict.fromkeys(key for plan, _ in plans for key in plan.point))
     rows = [
-        [plan.folder.name, *(short(plan.point.get(key, "")) for key in keys), _batch_short(plan), _total(plan), state]
-        for plan, state in found[:MOST_ROWS]
+        [plan.folder.name, *(shorten(plan.point.get(key, "")) for key in keys), _short_batch(plan), _total(plan), state]
+        for plan, state in plans[:MAX_ROWS]
     ]
-    text = table(["run", *keys, "batch", "steps", "state"], rows)
-    if len(found) > MOST_ROWS:
-        text += f"\nand {len(found) - MOST_ROWS:,} more (--json lists them all)"
-    head = f"{found[0][0].name}: {len(found):,} runs in {found[0][0].folder.parent}\n\n"
-    warned = list(dict.fromkeys(f"{warning}" for plan, _ in found for warning in plan.warnings))
-    notes = "".join(f"\nwarning: {warning}" for warning in warned)
-    return f"{head}{text}\n{notes}\n\nThe first of them:\n\n{one_plan(*found[0], warnings=False)}"
+    text = format_table(["run", *keys, "batch", "steps", "state"], rows)
+    if len(plans) > MAX_ROWS:
+        text += f"\nand {len(plans) - MAX_ROWS:,} more (--json lists them all)"
+    first = plans[0][0]
+    head = f"{first.name}: {len(plans):,} runs in {first.folder.parent}\n\n"
+    warnings = list(dict.fromkeys(warning for plan, _ in plans for warning in plan.warnings))
+    notes = "".join(f"\nwarning: {warning}" for warning in warnings)
+    return f"{head}{text}\n{notes}\n\nThe first of them:\n\n{describe_plan(*plans[0], warnings=False)}"
 
 
-def one_plan(plan: Plan, state: str, warnings: bool = True) -> str:
+def describe_plan(plan: Plan, state: str, warnings: bool = True) -> str:
     lines = [f"{plan.name}/{plan.folder.name}  ({state})"]
     if plan.point:
-        lines.append(_field("point", ", ".join(f"{key}={short(value)}" for key, value in plan.point.items())))
+        lines.append(_field("point", ", ".join(f"{key}={shorten(value)}" for key, value in plan.point.items())))
     lines.append(_field("batch", batch_equation(plan)))
-    lines.append(_field("examples", _rows(plan)))
+    lines.append(_field("examples", _examples(plan)))
     lines += _steps(plan)
-    where = f"{plan.world_size} {plan.device.upper()} process{'es' if plan.world_size > 1 else ''}"
-    threads = f"{plan.threads_per_process} thread{'s' if plan.threads_per_process > 1 else ''} each"
-    lines.append(_field("strategy", f"{strategy(plan.strategy)}, because {plan.why}; {where}, {threads}"))
-    lines.append(_field("command", command(plan.argv)))
+    lines.append(_field("strategy", _strategy(plan)))
+    lines.append(_field("command", describe_command(plan.argv)))
     lines.append(_field("environment", "\n".join(f"{key}={shlex.quote(value)}" for key, value in plan.env.items())))
     lines.append(_field("folder", str(plan.folder)))
     lines.append(_field("writes", ", ".join(plan.files)))
@@ -53,23 +55,29 @@ def one_plan(plan: Plan, state: str, warnings: bool = True) -> str:
     return "\n".join(lines)
 
 
-def strategy(chosen: Mapping[str, Any]) -> str:
-    """`zero3 (offload_optimizer: cpu)`: options that are as always are left out."""
-    options = {key: value for key, value in chosen.items() if key != "name" and value not in ("none", None, True)}
-    shown = ", ".join(f"{key}: {'no' if value is False else short(value)}" for key, value in options.items())
-    return f"{chosen['name']} ({shown})" if shown else str(chosen["name"])
+def _strategy(plan: Plan) -> str:
+    processes = _count(plan.world_size, f"{plan.device.upper()} process", "es")
+    threads = _count(plan.threads_per_process, "thread")
+    return f"{describe_strategy(plan.strategy)}, because {plan.reason}; {processes}, {threads} each"
+
+
+def describe_strategy(strategy: Mapping[str, Any]) -> str:
+    """`zero3 (offload_optimizer: cpu)`: options at their defaults are omitted."""
+    options = {key: value for key, value in strategy.items() if key != "name" and value not in ("none", None, True)}
+    text = ", ".join(f"{key}: {'no' if value is False else shorten(value)}" for key, value in options.items())
+    return f"{strategy['name']} ({text})" if text else str(strategy["name"])
 
 
 def batch_equation(plan: Plan) -> str:
-    b = plan.batch
+    batch = plan.batch
     return (
-        f"{_many(plan.nodes, 'node')} x {_many(plan.processes_per_node, 'process', 'es')} x {b.micro_batch} micro-batch"
-        f" x {b.accumulation} accumulation = {b.global_batch}"
+        f"{_count(plan.nodes, 'node')} x {_count(plan.processes_per_node, 'process', 'es')} x {batch.micro_batch} micro-batch"
+        f" x {batch.accumulation} accumulation = {batch.global_batch}"
     )
 
 
-def command(argv: Sequence[str]) -> str:
-    """A shell line, cut at its flags."""
+def describe_command(argv: Sequence[str]) -> str:
+    """Returns a shell line, wrapped at its flags."""
     lines = [""]
     for word in map(shlex.quote, argv):
         if word.startswith("--") or (word == "-m" and len(lines) > 1):
@@ -85,9 +93,9 @@ def command(argv: Sequence[str]) -> str:
     return " \\\n  ".join(packed)
 
 
-def points(steps: Sequence[int]) -> str:
+def describe_steps(steps: Sequence[int]) -> str:
     """`50, 100, 150, ... 900, 950, 1000 (20)`."""
-    if len(steps) <= MOST_POINTS:
+    if len(steps) <= MAX_POINTS:
         return ", ".join(map(str, steps))
     head, tail = ", ".join(map(str, steps[:3])), ", ".join(map(str, steps[-3:]))
     return f"{head}, ... {tail} ({len(steps):,} in all)"
@@ -96,29 +104,28 @@ def points(steps: Sequence[int]) -> str:
 def _steps(plan: Plan) -> list[str]:
     if plan.steps is None:
         return [_field("steps", f"not known before the data is read ({plan.rows.unknown})")]
-    s = plan.steps
-    per_epoch = s.steps_per_epoch
-    length = f"= {s.total / per_epoch:.4g} epochs of {per_epoch:,}" if per_epoch else "of a stream"
+    steps, per_epoch = plan.steps, plan.steps.steps_per_epoch
+    length = f"= {steps.total / per_epoch:.4g} epochs of {per_epoch:,}" if per_epoch else "of a stream"
     return [
-        _field("steps", f"{s.total:,} {length}, warm-up {s.warmup:,}"),
-        _field("validates at", points(s.eval_points)),
-        _field("saves at", points(s.save_points)),
+        _field("steps", f"{steps.total:,} {length}, warm-up {steps.warmup:,}"),
+        _field("validates at", describe_steps(steps.eval_points)),
+        _field("saves at", describe_steps(steps.save_points)),
     ]
 
 
-def _rows(plan: Plan) -> str:
+def _examples(plan: Plan) -> str:
     if not plan.rows.splits:
         return "not counted"
     streamed = ["a stream to train on"] if plan.rows.train is None else []
     text = ", ".join([*streamed, *(f"{count:,} {split}" for split, count in plan.rows.splits.items())])
-    dropped = ", ".join(f"{count:,} {why}" for why, count in plan.rows.dropped.items() if count)
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in plan.rows.dropped.items() if count)
     labels = f"; {len(plan.rows.labels)} labels" if plan.rows.labels else ""
     return text + (f" (dropped: {dropped})" if dropped else "") + labels
 
 
-def _batch_short(plan: Plan) -> str:
-    b = plan.batch
-    return f"{plan.nodes}x{plan.processes_per_node}x{b.micro_batch}x{b.accumulation}={b.global_batch}"
+def _short_batch(plan: Plan) -> str:
+    batch = plan.batch
+    return f"{plan.nodes}x{plan.processes_per_node}x{batch.micro_batch}x{batch.accumulation}={batch.global_batch}"
 
 
 def _total(plan: Plan) -> str:
@@ -126,16 +133,16 @@ def _total(plan: Plan) -> str:
 
 
 def _field(name: str, text: str) -> str:
-    first, *more = text.split("\n")
-    return "\n".join([f"  {name:<13}{first}", *(f"  {'':<13}{line}" for line in more)])
+    first, *continuation = text.split("\n")
+    return "\n".join([f"  {name:<13}{first}", *(f"  {'':<13}{line}" for line in continuation)])
 
 
-def _many(count: int, noun: str, ending: str = "s") -> str:
+def _count(count: int, noun: str, ending: str = "s") -> str:
     return f"{count} {noun}{ending if count != 1 else ''}"
 
 
 # ── states and progress ─────────────────────────────────────────────────────────────────────────────────────────────
-def states(found: Sequence[RunState]) -> str:
+def describe_run_states(states: Sequence[RunState]) -> str:
     rows = [
         {
             "run": f"{run.name}/{run.id}",
@@ -143,72 +150,56 @@ def states(found: Sequence[RunState]) -> str:
             "step": f"{run.step}/{run.total_steps or '?'}",
             "loss": "" if run.loss is None else f"{run.loss:.4f}",
             "best score": "" if run.best_score is None else f"{run.best_score:.4f} at {run.best_step}",
-            "left": "" if run.eta_s is None else duration(run.eta_s),
+            "left": "" if run.eta_s is None else format_duration(run.eta_s),
             "attempts": str(run.attempts),
             "job": run.job,
         }
-        for run in found
+        for run in states
     ]
-    # A column that no run has anything to say in would only push the others off the screen.
+    # A column that is empty for all runs would only push the others off the screen.
     unused = {name for name in ("best score", "job") if not any(row[name] for row in rows)}
     head = [name for name in rows[0] if name not in unused]
-    text = table(head, [[row[name] for name in head] for row in rows])
-    told = ("failed", "killed", "stopped", "pending", "ending", "sealed")
-    causes = [f"{run.name}/{run.id}: {run.cause}" for run in found if run.cause and run.state in told]
+    text = format_table(head, [[row[name] for name in head] for row in rows])
+    explained = ("failed", "killed", "stopped", "pending", "ending", "sealed")
+    causes = [f"{run.name}/{run.id}: {run.cause}" for run in states if run.cause and run.state in explained]
     return "\n".join([text, *([""] if causes else []), *causes])
 
 
-def verdict(run: RunState, resume: str) -> str:
-    """One run's end, and what to do next."""
-    what = f"{run.name}/{run.id} {run.state} at step {run.step}/{run.total_steps or '?'}"
+def describe_end(run: RunState, resume: str) -> str:
+    """Tells how a run ended, and what to do next."""
+    summary = f"{run.name}/{run.id} {run.state} at step {run.step}/{run.total_steps or '?'}"
     if run.state == "finished":
-        return f"{what}\n  {run.folder}"
-    text = f"{what}: {run.cause}" if run.cause else what
-    return f"{text}\n  mend the recipe and run it again" if run.user_error else f"{text}\n  go on with: {resume}"
+        return f"{summary}\n  {run.folder}"
+    text = f"{summary}: {run.cause}" if run.cause else summary
+    return f"{text}\n  fix the recipe and run it again" if run.user_error else f"{text}\n  resume with: {resume}"
 
 
 def train_line(entry: dict[str, Any]) -> str:
-    parts = [f"step {entry.get('step')}/{entry.get('total_steps')}"]
+    texts = [f"step {entry.get('step')}/{entry.get('total_steps')}"]
     if (loss := entry.get("loss")) is not None:
-        parts.append(f"loss {loss:.4f}")
-    if (rate := entry.get("lr")) is not None:
-        parts.append(f"lr {rate:.2e}")
+        texts.append(f"loss {loss:.4f}")
+    if (lr := entry.get("lr")) is not None:
+        texts.append(f"lr {lr:.2e}")
     if (speed := entry.get("examples_per_s")) is not None:
-        parts.append(f"{speed:.1f} examples/s")
-    if (left := entry.get("eta_s")) is not None:
-        parts.append(f"{duration(left)} left")
-    return "  ".join(parts)
+        texts.append(f"{speed:.1f} examples/s")
+    if (eta_s := entry.get("eta_s")) is not None:
+        texts.append(f"{format_duration(eta_s)} left")
+    return "  ".join(texts)
 
 
 def validation_line(entry: dict[str, Any]) -> str:
-    shown = {key: value for key, value in entry.items() if isinstance(value, float) and key not in ("time", "epoch")}
-    scores = ", ".join(f"{key} {value:.4f}" for key, value in list(shown.items())[:3])
+    values = {key: value for key, value in entry.items() if isinstance(value, float) and key not in ("time", "epoch")}
+    scores = ", ".join(f"{key} {value:.4f}" for key, value in list(values.items())[:3])
     return f"step {entry.get('step')}: validation {scores}"
 
 
-def duration(seconds: float) -> str:
-    """`0:42`, `12:05`, `3:02:10`."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def short(value: Any, most: int = 40) -> str:
+def shorten(value: Any, max_chars: int = 40) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= most else text[: most - 3] + "..."
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns, two blanks apart."""
-    widths = [max(len(str(cell)) for cell in column) for column in zip(head, *rows, strict=True)]
-    lines = [
-        "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
 
 
 def tail(file: Path, lines: int) -> str:
-    """The last lines of a log."""
+    """Returns the last lines of a log."""
     try:
         return "\n".join(file.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
     except OSError:

@@ -1,4 +1,4 @@
-"""How many examples a recipe's data has: counted once by `sft_dist.count`, then read from a cache.
+"""Number of examples in a recipe's data: counted once by `sft_dist.count`, then read from a cache.
 
 Counting reads and cleans the data with the code that trains, so it costs seconds; the cache's key is a fingerprint of
 the data settings and of the files' sizes and times.
@@ -25,8 +25,8 @@ NOTE_AFTER_S = 2.0
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Examples in each split after cleaning, or why that is not known."""
+class RowCounts:
+    """Examples in each split after cleaning, or why that is unknown."""
 
     splits: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
@@ -38,24 +38,26 @@ class Rows:
         return self.splits.get("train")
 
 
-def rows_of(recipe: Recipe, python: str = sys.executable) -> Rows:
-    """From the cache, else counted in a process of its own. Raises UserError when the data itself is at fault."""
-    kept = cache_root() / "rows" / f"{data_fingerprint(recipe, anew=True)}.json"
-    known = read_json(kept)
-    if known is None:
-        known = _count(recipe, python)
-        if "unknown" in known:
-            return Rows(unknown=str(known["unknown"]))
+def count_rows(recipe: Recipe, python: str = sys.executable) -> RowCounts:
+    """Returns the counts, from the cache or by a subprocess. Raises UserError when the data is invalid."""
+    file = cache_root() / "rows" / f"{data_fingerprint(recipe, replan=True)}.json"
+    counts = read_json(file)
+    if counts is None:
+        counts = _count(recipe, python)
+        if "unknown" in counts:
+            return RowCounts(unknown=str(counts["unknown"]))
         try:
-            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_json(kept, known)
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_json(file, counts)
         except OSError:
-            pass  # A cache that cannot be written only costs time.
-    return Rows(dict(known["splits"]), dict(known.get("dropped") or {}), tuple(map(str, known.get("labels") or ())))
+            pass  # without a cache it only takes longer
+    return RowCounts(
+        dict(counts["splits"]), dict(counts.get("dropped") or {}), tuple(map(str, counts.get("labels") or ()))
+    )
 
 
 def _count(recipe: Recipe, python: str) -> dict[str, Any]:
-    """`sft_dist.count`'s answer, or {"unknown": reason} when it failed through no fault of the recipe."""
+    """Returns the output of `sft_dist.count`, or {"unknown": reason} when it failed and the recipe is not the reason."""
     with tempfile.TemporaryDirectory(prefix="sft-dist-") as folder:
         file = Path(folder) / "recipe.json"
         file.write_text(recipe.model_dump_json(), encoding="utf-8")
@@ -75,7 +77,7 @@ def _count(recipe: Recipe, python: str) -> dict[str, Any]:
                 return answer
         except (IndexError, ValueError):
             pass
-        return {"unknown": "the count printed no numbers"}
+        return {"unknown": "the count printed no result"}
     if process.returncode == 2:
         raise UserError(err.strip() or "the data could not be read")
     lines = err.strip().splitlines()
@@ -83,12 +85,12 @@ def _count(recipe: Recipe, python: str) -> dict[str, Any]:
 
 
 def _wait(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """Both outputs; says on stderr what is going on once it takes long."""
+    """Returns both outputs; reports on stderr when counting takes long."""
     try:
         return process.communicate(timeout=NOTE_AFTER_S)
     except subprocess.TimeoutExpired:
         started = time.monotonic()
-        print("counting the examples (done once for this data) ...", file=sys.stderr, flush=True)
+        print("counting the examples (cached for this data) ...", file=sys.stderr, flush=True)
         try:
             out = process.communicate()
         except BaseException:

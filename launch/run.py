@@ -1,5 +1,5 @@
-"""Runs prepared runs one after another: what is finished is skipped, what is unfinished goes on, failures do not stop
-the rest."""
+"""Trains planned runs on this machine, one after another: finished runs are skipped, unfinished ones are resumed, and a failure
+does not stop the others."""
 
 from __future__ import annotations
 
@@ -9,29 +9,51 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
+
 from launch import render
-from launch.local.base import Backend
-from launch.planning import Prepared, with_states
-from launch.run_folders import seal
+from launch.local.runner import LocalRunner, run_in_this_process
+from launch.planning import PlannedRun, plan_run_folder, plan_runs
+from launch.run_folders import create_run_folder
 from launch.run_state import RunState, state_of
 from sft_dist.run.folder import RunFolder
 
 INTERRUPTED = 130
-MANY_RUNS = 20  # more are asked about first
+MANY_RUNS = 20  # more are started only after a question
+LOG_LINES = 15  # shown when no rank has reported an error
 
 
-def run_all(prepared: Sequence[Prepared], backend: Backend) -> int:
-    """Exit code: 0 all finished, 130 interrupted, 2 only the user can mend it, else 1."""
+def run_recipe(
+    recipe: str, overrides: Sequence[str], root: Path, processes: int | None, fresh: bool, debug: bool, ask: bool
+) -> int:
+    """Trains all runs of a recipe; returns the exit code. `debug`: one run, in this process. Raises UserError."""
+    runs = plan_runs(recipe, overrides, root, processes, fresh)
+    if len(runs) > MANY_RUNS and ask:
+        click.confirm(f"{len(runs):,} runs, one after another. Start?", abort=True, err=True)
+    if not debug:
+        return run_all(runs, LocalRunner())
+    if len(runs) > 1:
+        raise click.UsageError(f"--debug trains one run, and the recipe has {len(runs)}")
+    return _debug(runs[0])
+
+
+def resume_run(path: Path, processes: int | None, strategy: str | None) -> int:
+    """Resumes one run; returns the exit code. Raises UserError."""
+    return run_all([plan_run_folder(path, processes, strategy)], LocalRunner())
+
+
+def run_all(runs: Sequence[PlannedRun], runner: LocalRunner) -> int:
+    """Returns the exit code: 0 all finished, 130 interrupted, 2 only the user can fix it, else 1."""
     ends: list[RunState] = []
-    for number, one in enumerate(prepared, 1):
-        ends.append(_run_one(one, backend, f"[{number}/{len(prepared)}] " if len(prepared) > 1 else ""))
-        if backend.interrupted:
+    for number, run in enumerate(runs, 1):
+        ends.append(_run(run, runner, f"[{number}/{len(runs)}] " if len(runs) > 1 else ""))
+        if runner.interrupted:
             break
-    if len(prepared) > 1:
-        _say(f"\n{render.states(ends)}")
-        if left := len(prepared) - len(ends):
-            _say(f"{left} not started")
-    if backend.interrupted:
+    if len(runs) > 1:
+        _print(f"\n{render.describe_run_states(ends)}")
+        if num_skipped := len(runs) - len(ends):
+            _print(f"{num_skipped} not started")
+    if runner.interrupted:
         return INTERRUPTED
     unfinished = [end for end in ends if end.state != "finished"]
     if not unfinished:
@@ -39,73 +61,61 @@ def run_all(prepared: Sequence[Prepared], backend: Backend) -> int:
     return 2 if all(end.user_error for end in unfinished) else 1
 
 
-def submit_here(prepared: Sequence[Prepared], evaluate: bool, dry_run: bool) -> int:
-    """`submit --cluster local`: the same plans through the local backend, and what was saved is judged; exit code."""
-    from launch.evaluate import all_judged, board_of, sweep
-    from launch.local.runner import Local
-
-    if dry_run:
-        print(render.plans(with_states(prepared)))
-        return 0
-    code = run_all(prepared, Local())
-    saved = [one.plan.folder for one in prepared if any(RunFolder(one.plan.folder).checkpoints.glob("step-*"))]
-    board = board_of([one.plan for one in prepared])
-    if not evaluate or code == INTERRUPTED or not saved or all_judged(saved, board):
-        return code
-    return sweep(saved, board, force=False) or code
-
-
-def _run_one(one: Prepared, backend: Backend, prefix: str) -> RunState:
-    plan = one.plan
+def _run(run: PlannedRun, runner: LocalRunner, prefix: str) -> RunState:
+    plan = run.plan
+    name = f"{prefix}{plan.name}/{plan.folder.name}"
     if (plan.folder / "recipe.json").is_file():
         before = state_of(plan.folder)
-        if before.state in ("finished", "running"):
-            why = "finished already (--fresh trains it again)" if before.state == "finished" else "is running already"
-            _say(f"{prefix}{plan.name}/{plan.folder.name} {why}")
+        if before.state == "finished":
+            _print(f"{name} is finished already (--fresh trains it again)")
+            return before
+        if before.state == "running":
+            _print(f"{name} is running already")
             return before
         if before.attempts:
-            _say(f"{prefix}{plan.name}/{plan.folder.name} was {before.state} at step {before.step}; going on")
-    folder = seal(plan, one.run.recipe)
-    point = ", ".join(f"{key}={render.short(value)}" for key, value in plan.point.items())
+            _print(f"{name} was {before.state} at step {before.step}; resuming")
+    folder = create_run_folder(plan, run.run.recipe)
+    point = ", ".join(f"{key}={render.shorten(value)}" for key, value in plan.point.items())
     total = f"{plan.steps.total:,} steps" if plan.steps else "steps not known yet"
-    _say(f"{prefix}{plan.name}/{folder.id}{f' ({point})' if point else ''}: {total}, {render.batch_equation(plan)}")
-    end = backend.run(folder, plan)
-    _say(render.verdict(end, f"sft-dist resume {shlex.quote(str(_shown(folder.path)))}"))
-    if end.state == "failed" and not end.user_error and " no rank said why" in end.cause:
-        _say(render.tail(folder.all_attempts()[-1].launcher_log, 15))
+    _print(f"{name}{f' ({point})' if point else ''}: {total}, {render.batch_equation(plan)}")
+    end = runner.run(folder, plan)
+    _print(_describe_end(folder, end))
+    if end.state == "failed" and not end.user_error and " no rank reported an error" in end.cause:
+        _print(render.tail(folder.all_attempts()[-1].launcher_log, LOG_LINES))
     return end
 
 
-def run_in_this_process(one: Prepared) -> int:
-    """--debug: one run, no child process."""
-    from launch.local.runner import run_here
-
-    folder = seal(one.plan, one.run.recipe)
-    code = run_here(folder, one.plan)
-    _say(render.verdict(state_of(folder.path), f"sft-dist resume {shlex.quote(str(_shown(folder.path)))}"))
+def _debug(run: PlannedRun) -> int:
+    folder = create_run_folder(run.plan, run.run.recipe)
+    code = run_in_this_process(folder, run.plan)
+    _print(_describe_end(folder, state_of(folder.path)))
     return code
 
 
-def stop(folder: RunFolder, patience_s: float) -> RunState:
-    """Ask a running run to save and leave, and wait for it. The file is written again if a trainer that was still
-    starting has removed it."""
-    deadline = time.monotonic() + patience_s
-    while (now := state_of(folder.path)).state == "running" and time.monotonic() < deadline:
+def _describe_end(folder: RunFolder, end: RunState) -> str:
+    return render.describe_end(end, f"sft-dist resume {shlex.quote(str(_relative(folder.path)))}")
+
+
+def stop_run(folder: RunFolder, timeout_s: float) -> RunState:
+    """Asks a run to save and exit, and waits for it. The stop file is written again if a trainer that was still starting has
+    removed it."""
+    deadline = time.monotonic() + timeout_s
+    while (state := state_of(folder.path)).state == "running" and time.monotonic() < deadline:
         if not folder.stop_file.exists():
             folder.stop_file.touch(mode=0o600)
         time.sleep(0.2)
-    if now.state != "running":
+    if state.state != "running":
         folder.stop_file.unlink(missing_ok=True)
-    return now
+    return state
 
 
-def _shown(path: Path) -> Path:
-    """Relative to where the user stands, if it lies below."""
+def _relative(path: Path) -> Path:
+    """Relative to the current folder, if it is below it."""
     try:
         return path.relative_to(Path.cwd())
     except ValueError:
         return path
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -6,22 +6,23 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Collection, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.explain import written
 from sft_dist.recipe.reflection import bare, members_of, sections, tag_name, tags_of, type_of
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.suggest import similar_to
 from sft_dist.recipe.tasks import AUGMENTED, LOSSES, NO_CLASSES, ONE_CLASS, TASK_COLUMNS, Task
-from sft_dist.recipe.yaml_lines import KeyPath, parse_scalar
+from sft_dist.recipe.yaml_lines import KeyPath
+from sft_dist.recipe.yaml_values import parse_scalar, to_yaml
 
 WIDTH = 110
 
-# What a starter says; every other setting stands there as a comment with its default, or with one of the samples.
+# Settings of a starter; every other setting is in it as a comment, with its default or with one of the samples.
 _COMMON: dict[KeyPath, str] = {
     ("tuning", "method"): "full",
     ("train", "epochs"): "3",
@@ -80,7 +81,7 @@ _OWN: dict[str, dict[KeyPath, str]] = {
     "image-classification": {
         ("task", "problem"): "single-label",
         ("model", "path"): "google/vit-base-patch16-224-in21k",
-        ("data", "source"): "./pictures",
+        ("data", "source"): "./images",
         ("evaluate", "metric"): "accuracy",
     },
     "object-detection": {
@@ -90,7 +91,7 @@ _OWN: dict[str, dict[KeyPath, str]] = {
     },
     "semantic-segmentation": {
         ("model", "path"): "nvidia/mit-b0",
-        ("data", "source"): "./pictures-and-masks",
+        ("data", "source"): "./images-and-masks",
         ("evaluate", "metric"): "mean_iou",
     },
     "speech-recognition": {
@@ -104,7 +105,9 @@ _OWN: dict[str, dict[KeyPath, str]] = {
         ("evaluate", "metric"): "accuracy",
     },
 }
-CHOSEN: dict[str, dict[KeyPath, str]] = {task: {("task", "type"): task, **_COMMON, **own} for task, own in _OWN.items()}
+STARTERS: dict[str, dict[KeyPath, str]] = {
+    task: {("task", "type"): task, **_COMMON, **own} for task, own in _OWN.items()
+}
 SAMPLES: dict[KeyPath, str] = {
     ("name",): "my-first-run",
     ("description",): "what this recipe is for",
@@ -162,67 +165,84 @@ _KINDS: dict[KeyPath, Collection[str]] = {
 
 
 def starter(task: str) -> str:
-    """A commented recipe for a task, which loads as it is. Raises UserError for a task there is not."""
-    if task not in CHOSEN:
+    """Returns a commented recipe for a task, which loads as it is. Raises UserError for an unknown task."""
+    if task not in STARTERS:
         hint = similar_to(task, TASK_COLUMNS)
         raise UserError(Problem("no such task", value=task, valid=tuple(TASK_COLUMNS), hint=hint))
     head = [
-        f"# A recipe for {task}. Only the settings without a # are in force; those with one show what could be set.",
-        "# What it would do: sft-dist plan FILE",
-        "# base: ../common.yaml   # settings to start from; what stands here replaces them",
+        f"# A recipe for {task}. Settings without a # are active; those with one show what can be set.",
+        "# Show what it does: sft-dist plan FILE",
+        "# base: ../common.yaml   # settings to start from; settings of this file replace them",
     ]
-    return "\n".join([*head, *_section((), Recipe, CHOSEN[task])]) + "\n"
+    return "\n".join([*head, *_section((), Recipe, STARTERS[task])]) + "\n"
+
+
+def write_starter(task: str, path: Path) -> None:
+    """Writes the starter to a new file. Raises UserError."""
+    text = starter(task)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError(f"{path} exists already") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
 
 
 @cache
 def _samples(task: str) -> dict[KeyPath, str]:
-    """What comments show instead of defaults; "" for a setting that is not for the task."""
+    """Values that comments show instead of defaults; "" for settings that do not apply to the task."""
     kind = TypeAdapter(Task).validate_python({"type": task}).kind
-    others = {path: "" for path, kinds in _KINDS.items() if kind not in kinds}
-    return {**SAMPLES, ("train", "loss"): LOSSES[kind][0], ("data", "augment"): _AUGMENT[AUGMENTED.get(task)], **others}
+    inapplicable = {path: "" for path, kinds in _KINDS.items() if kind not in kinds}
+    return {
+        **SAMPLES,
+        ("train", "loss"): LOSSES[kind][0],
+        ("data", "augment"): _AUGMENT[AUGMENTED.get(task)],
+        **inapplicable,
+    }
 
 
-def _section(path: KeyPath, section: type[BaseModel], chosen: dict[KeyPath, str]) -> Iterator[str]:
-    samples = _samples(chosen["task", "type"])
+def _section(path: KeyPath, section: type[BaseModel], settings: dict[KeyPath, str]) -> Iterator[str]:
+    samples = _samples(settings["task", "type"])
     for key, field in section.model_fields.items():
-        here = (*path, key)
-        classes = sections().get(here, ())
-        if here not in chosen and samples.get(here) == "":
+        key_path = (*path, key)
+        classes = sections().get(key_path, ())
+        if key_path not in settings and samples.get(key_path) == "":
             continue
-        if len(here) == 1:
+        if len(key_path) == 1:
             yield ""
-        if classes and here not in samples and here not in chosen:
-            yield from _nested(here, classes, field, chosen)
+        if classes and key_path not in samples and key_path not in settings:
+            yield from _nested(key_path, classes, field, settings)
         else:
-            yield from _setting(here, field, chosen)
+            yield from _setting(key_path, field, settings)
 
 
 def _nested(
-    path: KeyPath, classes: tuple[type[BaseModel], ...], field: FieldInfo, chosen: dict[KeyPath, str]
+    path: KeyPath, classes: tuple[type[BaseModel], ...], field: FieldInfo, settings: dict[KeyPath, str]
 ) -> Iterator[str]:
     indent = "  " * (len(path) - 1)
     tag = tag_name(classes[0])
-    picked = next((one for one in classes if tag and chosen.get((*path, tag)) in tags_of(one)), classes[0])
+    section = next((cls for cls in classes if tag and settings.get((*path, tag)) in tags_of(cls)), classes[0])
     yield from _comment(field.description or "", indent)
-    in_force = any(known[: len(path)] == path for known in chosen)
-    yield f"{indent}{'' if in_force else '# '}{path[-1]}:"
-    yield from _section(path, picked, chosen)
+    is_active = any(key_path[: len(path)] == path for key_path in settings)
+    yield f"{indent}{'' if is_active else '# '}{path[-1]}:"
+    yield from _section(path, section, settings)
 
 
-def _setting(path: KeyPath, field: FieldInfo, chosen: dict[KeyPath, str]) -> Iterator[str]:
+def _setting(path: KeyPath, field: FieldInfo, settings: dict[KeyPath, str]) -> Iterator[str]:
     indent = "  " * (len(path) - 1)
     choices = _choices(path, field)
     yield from _comment((field.description or "") + (f" Choices: {', '.join(choices)}." if choices else ""), indent)
-    value = chosen.get(path) or _samples(chosen["task", "type"]).get(path) or _default(field)
-    yield f"{indent}{'' if path in chosen else '# '}{path[-1]}: {value}"
+    value = settings.get(path) or _samples(settings["task", "type"]).get(path) or _default(field)
+    yield f"{indent}{'' if path in settings else '# '}{path[-1]}: {value}"
 
 
 def _choices(path: KeyPath, field: FieldInfo) -> list[str]:
     classes = sections().get(path) or sections().get(path[:-1], ())
     if path in sections() or (classes and tag_name(classes[0]) == path[-1]):
-        return [tag for one in classes for tag in tags_of(one)] if len(classes) > 1 else []
-    literals = [one for one in map(bare, members_of(type_of(field))) if get_origin(one) is Literal]
-    names = [str(name) for one in literals for name in get_args(one)]
+        return [tag for cls in classes for tag in tags_of(cls)] if len(classes) > 1 else []
+    literals = [member for member in map(bare, members_of(type_of(field))) if get_origin(member) is Literal]
+    names = [str(name) for literal in literals for name in get_args(literal)]
     return names if len(names) > 1 else []
 
 
@@ -230,7 +250,7 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         value = next(iter(dict(value).values()))
-    text = written(value)
+    text = to_yaml(value)
     return text if not isinstance(value, float) or parse_scalar(text) == value else repr(value)
 
 
@@ -240,8 +260,8 @@ def _comment(text: str, indent: str) -> list[str]:
 
 # ── JSON schema ─────────────────────────────────────────────────────────────────────────────────────────────────────
 def json_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of a recipe file, for editors: with `base`, a bare name for a choice, and no need for what a
-    base file or the matrix may give."""
+    """Returns the JSON Schema (2020-12) of a recipe file, for editors: it has `base`, allows a bare name for a choice, and does not
+    require what a base file or the matrix may give."""
     schema: dict[str, Any] = Recipe.model_json_schema()
     definitions = schema["$defs"]
     for path, classes in sections().items():
@@ -249,17 +269,17 @@ def json_schema() -> dict[str, Any]:
         if not path or tag is None:
             continue
         owner = schema if len(path) == 1 else definitions[sections()[path[:-1]][0].__name__]
-        names = [name for one in classes for name in tags_of(one)]
-        for one in classes:  # the choice may have been made in the base file
-            definition = definitions[one.__name__]
+        names = [name for cls in classes for name in tags_of(cls)]
+        for cls in classes:  # the choice may have been made in the base file
+            definition = definitions[cls.__name__]
             definition["required"] = [key for key in definition["required"] if key != tag]
         owner["properties"][path[-1]] = _with_shorthand(owner["properties"][path[-1]], names)
     needed = {key: list(definitions[_class_name(key)].get("required", ())) for key in ("model", "data", "train")}
     for key in needed:
         definitions[_class_name(key)].pop("required", None)
-    about = "Recipe to start from, relative to this file; what stands here replaces its settings."
+    about = "Recipe to start from, relative to this file; settings of this file replace its settings."
     properties = {"base": {"type": "string", "minLength": 1, "description": about}, **schema.pop("properties")}
-    whole = {
+    complete = {
         "required": [key for key in schema.pop("required") if key != "name"],
         "properties": {key: {"required": names} for key, names in needed.items()},
     }
@@ -269,7 +289,7 @@ def json_schema() -> dict[str, Any]:
         **schema,
         "properties": properties,
         "if": partial,
-        "else": whole,
+        "else": complete,
     }
 
 
@@ -287,5 +307,5 @@ def _alternatives(schema: dict[str, Any]) -> list[dict[str, Any]]:
     """The members of nested unions, side by side."""
     if "$ref" in schema:
         return [{"$ref": schema["$ref"]}]
-    parts = schema.get("anyOf") or schema.get("oneOf")
-    return [one for part in parts for one in _alternatives(part)] if parts else [schema]
+    members = schema.get("anyOf") or schema.get("oneOf")
+    return [leaf for member in members for leaf in _alternatives(member)] if members else [schema]

@@ -1,4 +1,4 @@
-"""Helper processes: counting, evaluating, exporting, predicting. They import torch; this one does not."""
+"""Starts helper processes, which count, evaluate, export and predict. They import torch; this one does not."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import sft_dist
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, with the sft_dist that is imported here first on the path."""
-    here = str(Path(sft_dist.__file__).parent.parent)
-    rest = os.environ.get("PYTHONPATH")
+    """Returns this process's environment, with the imported sft_dist first on the path."""
+    root = str(Path(sft_dist.__file__).parent.parent)
+    user_path = os.environ.get("PYTHONPATH")
     return {
         **os.environ,
         "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": os.pathsep.join([here, rest] if rest else [here]),
+        "PYTHONPATH": os.pathsep.join([root, user_path] if user_path else [root]),
     }
 
 
 def run_module(module: str, arguments: Sequence[str | Path]) -> int:
-    """`python -m MODULE ...` with this process's own input and output; the exit code."""
+    """Runs `python -m MODULE ...` with this process's input and output; returns the exit code."""
     process = subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)], env=environment())
     while True:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            continue  # the terminal sent it to the child too, which ends; its exit code is the answer
+            continue  # the terminal sent it to the subprocess, too, which ends and gives the exit code

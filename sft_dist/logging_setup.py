@@ -1,4 +1,4 @@
-"""Keeps libraries from talking over the log: what matters of what they say is said by this project in one line."""
+"""Silences libraries: this project logs what matters of their messages in one line."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Call before transformers or DeepSpeed load anything."""
+    """Silences libraries. Must be called before transformers or DeepSpeed load anything."""
     if not _has_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found no GPU
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\.")
     for name in ("httpx", "httpcore", "urllib3", "filelock", "fsspec", "huggingface_hub", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Imported here, after the settings above.
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -21,6 +22,6 @@ def quiet_libraries() -> None:
 
 
 def _has_gpu() -> bool:
-    import torch
+    import torch  # slow to import
 
     return torch.accelerator.is_available()

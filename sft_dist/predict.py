@@ -73,7 +73,7 @@ def predict(model_folder: Path, files: list[str], as_json: bool) -> Iterator[str
     task = task_of(recipe)
     task.labels = about["labels"]
     roles = [role for role in task.input_roles if role == task.input_roles[0] or role in recipe.data.columns]
-    given = itertools.chain.from_iterable(read_inputs(file, recipe, roles) for file in files)
+    given = ((file, row) for file in files for row in read_inputs(file, recipe, roles))
     first = next(given, None)
     if first is None:
         return
@@ -94,11 +94,11 @@ def predict(model_folder: Path, files: list[str], as_json: bool) -> Iterator[str
         rows = [
             task.from_input(
                 {
-                    role: {"path": text, "bytes": None} if role in MEDIA else clean_text(text, recipe.data.clean)
+                    role: _media(text, file, recipe) if role in MEDIA else clean_text(text, recipe.data.clean)
                     for role, text in row.items()
                 }
             )
-            for row in chunk
+            for file, row in chunk
         ]
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         table = Dataset.from_dict(encode(task, {**columns, ROW: list(range(len(rows)))}, processor, "input"))
@@ -107,8 +107,23 @@ def predict(model_folder: Path, files: list[str], as_json: bool) -> Iterator[str
         casting = autocast(device, recipe.train.precision)
         parts = forward(model, task, None, processor, examples, batches, device, casting)
         predictions, _ = assemble(parts, len(chunk))
-        for row, said in zip(chunk, task.describe(predictions, processor), strict=True):
+        for (_, row), said in zip(chunk, task.describe(predictions, processor), strict=True):
             yield json.dumps({**row, **said}, ensure_ascii=False) if as_json else _plain(row, said)
+
+
+def _media(path: str, file: str, recipe: Recipe) -> dict[str, Any]:
+    """The picture or recording that the command line, standard input or a table `file` names. Raises UserError."""
+    from sft_dist.data.media import MediaError, accepted, is_url, require_accepted
+
+    if file in (path, "-") and not is_url(path):  # the user's own words, not a table's
+        return {"path": os.path.abspath(path), "bytes": None}
+    folders = (os.path.dirname(os.path.abspath(file)), os.getcwd())
+    value = {"path": accepted(path, folders, recipe.data.allow_urls), "bytes": None}
+    try:
+        require_accepted(value)
+    except MediaError as error:
+        raise UserError(f"{file}: {error}") from None
+    return value
 
 
 def read_inputs(file: str, recipe: Recipe, roles: list[str]) -> Iterator[dict[str, str]]:

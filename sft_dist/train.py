@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
-    from sft_dist.batches.chunks import Blocks
+    from sft_dist.batches.chunks import Chunks
     from sft_dist.checkpoints import store as ckpt
     from sft_dist.data.prepare import Prepared
     from sft_dist.data.rows import Examples
@@ -117,7 +117,7 @@ def train(folder: RunFolder) -> int:
     try:
         t = build(recipe, folder, attempt.number, engine, stop_requested, heartbeat.tick, cleanup)
         if accelerator.is_main_process:
-            at.start_record(
+            at.record_start(
                 attempt,
                 world_size=accelerator.num_processes,
                 first_step=t.progress.step,
@@ -184,7 +184,7 @@ def build(
     """Data, model, optimizer, and the newest good checkpoint in them. Raises UserError."""
     import torch
 
-    from sft_dist.batches.chunks import one_block
+    from sft_dist.batches.chunks import single_chunk
     from sft_dist.batches.stream import open_stream
     from sft_dist.checkpoints.saver import Saver
     from sft_dist.data.prepare import prepare
@@ -218,9 +218,9 @@ def build(
         load_weights(model, checkpoint.model)
         progress = loop.Progress.read(checkpoint.trainer_state()["progress"])
     if recipe.data.streaming:
-        blocks: Blocks = open_stream(folder, recipe, accelerator, progress.stream)
+        blocks: Chunks = open_stream(folder, recipe, accelerator, progress.stream)
     else:
-        blocks = one_block(examples["train"], recipe)
+        blocks = single_chunk(examples["train"], recipe)
     cleanup.callback(blocks.close)
     first = blocks.at(progress.step + 1).examples
     if task.counts_tokens:

@@ -1,8 +1,8 @@
-"""Find and end every process of one attempt, wherever it went.
+"""Finds and ends every process of one attempt.
 
 torchrun puts each rank into a session of its own, so killing the launcher's process group leaves the ranks alive; a
 rank whose parent was killed belongs to init. What they cannot lose is the environment they were started with, so an
-attempt's processes carry a token in it and are found by that.
+attempt's processes carry a token in it, by which they are found.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TOKEN = "SFT_DIST_TOKEN"
-SAVING_S = 120.0  # how long ranks may take to save after SIGTERM when nobody is waiting
+SAVING_S = 120.0  # for ranks to save after SIGTERM when the launcher is gone
 
 
 def new_token() -> str:
@@ -24,23 +24,23 @@ def new_token() -> str:
 
 
 def with_token(token: str) -> list[int]:
-    """Ids of live processes that were started with this token."""
-    wanted = f"{TOKEN}={token}".encode()
-    found = []
+    """Returns the ids of live processes that were started with this token."""
+    variable = f"{TOKEN}={token}".encode()
+    ids = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
-        with contextlib.suppress(OSError):  # gone by now, or somebody else's
-            if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return found
+        with contextlib.suppress(OSError):  # ended by now, or another user's
+            if variable in (entry / "environ").read_bytes().split(b"\0"):
+                ids.append(int(entry.name))
+    return ids
 
 
 def end_all(token: str, grace_s: float, spare: int = 0) -> None:
-    """SIGTERM, `grace_s` to save, then SIGKILL until none is left.
+    """Sends SIGTERM, waits `grace_s` for ranks to save, then sends SIGKILL until all have ended.
 
-    `spare` gets no SIGTERM: `accelerate launch`, which waits for its ranks if it is left alone, but kills them 30 s
-    after a SIGTERM of its own, or leaves them behind when it started only one.
+    `spare` gets no SIGTERM: it is `accelerate launch`, which waits for its ranks, but kills them 30 s after a SIGTERM of its
+    own, or leaves them running when it started only one.
     """
     _signal(with_token(token), signal.SIGTERM, spare)
     deadline = time.monotonic() + grace_s
@@ -59,7 +59,7 @@ def _signal(processes: list[int], number: signal.Signals, spare: int = 0) -> Non
 
 @dataclass
 class Guard:
-    """A small process that ends an attempt's processes once this process is gone, even by kill -9."""
+    """A small process that ends an attempt's processes when this process has ended, even by kill -9."""
 
     pipe: int
     process: int
@@ -67,7 +67,7 @@ class Guard:
 
     @classmethod
     def start(cls, token: str) -> Guard:
-        """Fork before any file is opened for the attempt: the guard would hold it open."""
+        """Must fork before any file is opened for the attempt: the guard would hold it open."""
         reading, writing = os.pipe()
         process = os.fork()
         if process == 0:
@@ -76,17 +76,17 @@ class Guard:
         return cls(writing, process, token)
 
     def spare(self, process: int) -> None:
-        """Name the process that `end_all` lets end by itself."""
+        """Names the process that `end_all` lets end by itself."""
         os.write(self.pipe, str(process).encode())
 
     def dismiss(self) -> None:
-        """Nothing of the attempt is alive afterwards."""
+        """Ends the attempt's processes, if any are left, and the guard."""
         os.close(self.pipe)
         os.waitpid(self.process, 0)
 
 
 def _watch(reading: int, writing: int, token: str) -> None:
-    """The guard: reads until the other end is closed, which the kernel does when its owner dies."""
+    """Runs in the guard: reads until the other end is closed, which the kernel does when its owner ends."""
     try:
         os.close(writing)
         os.setsid()
@@ -95,9 +95,9 @@ def _watch(reading: int, writing: int, token: str) -> None:
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(null, stream)
-        told = b""
+        spare = b""
         while chunk := os.read(reading, 64):
-            told += chunk
-        end_all(token, SAVING_S, int(told or 0))
+            spare += chunk
+        end_all(token, SAVING_S, int(spare or 0))
     finally:
         os._exit(0)

@@ -7,27 +7,28 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from launch.render import duration, train_line, validation_line
+from launch.render import train_line, validation_line
 from launch.run_state import parse_line
+from sft_dist.recipe.units import format_duration
 
 PLAIN_EVERY_S = 10.0
 
 
 class Progress:
-    """Reads what was added since it was made, and prints it."""
+    """Prints the lines that are added after its creation."""
 
     def __init__(self, metrics: Path, stream: TextIO) -> None:
         self._metrics = metrics
         self._stream = stream
         self._live = stream.isatty()
         self._offset = metrics.stat().st_size if metrics.exists() else 0
-        self._rest = b""
+        self._incomplete = b""
         self._text = ""
         self._started = time.monotonic()
         self._printed = time.monotonic()
 
     def update(self) -> None:
-        """Show what is new."""
+        """Prints new entries."""
         for entry in self._new_entries():
             kind = entry.get("kind")
             if kind == "train":
@@ -39,12 +40,12 @@ class Progress:
             elif kind == "checkpoint":
                 self._print(f"step {entry.get('step')}: checkpoint saved in {entry.get('seconds', 0):.1f} s")
         if self._live:
-            waited = f"starting ... {duration(time.monotonic() - self._started)}"
-            self._stream.write(f"\r\x1b[K{(self._text or waited)[: _width(self._stream)]}")
+            waiting = f"starting ... {format_duration(time.monotonic() - self._started)}"
+            self._stream.write(f"\r\x1b[K{(self._text or waiting)[: _width(self._stream)]}")
             self._stream.flush()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays."""
         self._print(text)
 
     def close(self) -> None:
@@ -66,7 +67,7 @@ class Progress:
         except OSError:
             return []
         self._offset += len(added)
-        *lines, self._rest = (self._rest + added).split(b"\n")
+        *lines, self._incomplete = (self._incomplete + added).split(b"\n")
         return [entry for line in lines if (entry := parse_line(line))]
 
 

@@ -1,4 +1,4 @@
-"""Runs a sealed capsule on this machine through `accelerate launch`, and stays until all of it has ended."""
+"""Runs a run folder on this machine through `accelerate launch`, and waits until all of its processes have ended."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from sft_dist.run.hang_watcher import HangDetector, detect_hang
 from sft_dist.run.locks import acquire
 
 POLL_S = 0.2
-LOOK_S = 1.0  # between looks at the ranks' signs of life
+HEARTBEAT_CHECK_S = 1.0
 IMPATIENT_S = 5.0  # between the second Ctrl-C and SIGKILL
 
 
-class Local:
+class LocalRunner:
     """`accelerate launch` in a session of its own, so that a Ctrl-C on the terminal reaches only this process.
 
-    The first Ctrl-C (or SIGTERM) asks the run to save and leave, the second ends it at once.
+    The first Ctrl-C (or SIGTERM) makes the run save and exit, the second ends it at once.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -41,12 +41,12 @@ class Local:
         self.interrupted = False
 
     def run(self, folder: RunFolder, plan: Plan) -> RunState:
-        """A run that hangs is ended and started again, once. Raises UserError when it is being trained already."""
+        """Starts a new attempt and waits for its end. A run that hangs is restarted once. Raises UserError when it is running."""
         if is_running(folder):
             raise UserError(f"{plan.name}/{folder.id} is running already; see `sft-dist status` and `sft-dist logs -f`")
         attempt = self._attempt(folder, plan)
         if attempt.hang_file.exists() and not self.interrupted:
-            print(f"{state_of(folder.path).cause}\nstarting it again", file=self._stream, flush=True)
+            print(f"{state_of(folder.path).cause}\nrestarting it", file=self._stream, flush=True)
             self._attempt(folder, plan)
         return state_of(folder.path)
 
@@ -56,13 +56,13 @@ class Local:
         token = new_token()
         progress = Progress(folder.metrics_file, self._stream)
         progress.say(f"attempt {attempt.path.name}; output in {attempt.launcher_log}")
-        watch = HangDetector(attempt, seconds_of(folder.recipe().resources.hang_timeout))
+        detector = HangDetector(attempt, seconds_of(folder.recipe().resources.hang_timeout))
         with _counted_signals() as signals:
             guard = Guard.start(token)
             try:
                 process = _start(folder, plan, attempt, token)
                 guard.spare(process.pid)
-                killed = self._follow(process, folder, progress, signals, token, watch)
+                killed = self._follow(process, folder, progress, signals, token, detector)
             finally:
                 guard.dismiss()
             folder.stop_file.unlink(missing_ok=True)
@@ -76,24 +76,24 @@ class Local:
         progress: Progress,
         signals: list[int],
         token: str,
-        watch: HangDetector,
+        detector: HangDetector,
     ) -> bool:
-        """Wait for the end, showing progress. True when the run had to be killed."""
-        told = False
-        next_look = time.monotonic()
+        """Waits for the end, and shows progress. Returns True when the run had to be killed."""
+        stopping = False
+        next_check = time.monotonic()
         while process.poll() is None:
             progress.update()
-            if signals and not told:
-                told = self.interrupted = True
+            if signals and not stopping:
+                stopping = self.interrupted = True
                 progress.say("stopping: saving a checkpoint after this step (Ctrl-C again ends it at once)")
             if signals and not folder.stop_file.exists():
-                folder.stop_file.touch(mode=0o600)  # again, too: a trainer that is still starting removes old ones
+                folder.stop_file.touch(mode=0o600)  # repeatedly: a trainer that is still starting removes old ones
             hangs = False
-            if time.monotonic() >= next_look:
-                next_look = time.monotonic() + LOOK_S
-                hangs = detect_hang(watch) is not None
+            if time.monotonic() >= next_check:
+                next_check = time.monotonic() + HEARTBEAT_CHECK_S
+                hangs = detect_hang(detector) is not None
             if hangs or len(signals) > 1:
-                progress.say("it hangs; ending it" if hangs else "ending it now")
+                progress.say("the run hangs; ending it" if hangs else "ending it now")
                 end_all(token, IMPATIENT_S if len(signals) == 2 else 0)
                 process.wait()
                 progress.close()
@@ -106,8 +106,10 @@ class Local:
 
 def _start(folder: RunFolder, plan: Plan, attempt: AttemptFolder, token: str) -> subprocess.Popen[bytes]:
     env = {**os.environ, **plan.env, TOKEN: token, "SFT_DIST_ATTEMPT": str(attempt.number)}
-    if others := os.environ.get("PYTHONPATH"):
-        env["PYTHONPATH"] = os.pathsep.join([plan.env["PYTHONPATH"], *map(os.path.abspath, others.split(os.pathsep))])
+    if user_path := os.environ.get("PYTHONPATH"):
+        env["PYTHONPATH"] = os.pathsep.join(
+            [plan.env["PYTHONPATH"], *map(os.path.abspath, user_path.split(os.pathsep))]
+        )
     log = os.open(attempt.launcher_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         acquire(log)  # with every process that inherits the file: locked means that one of them is alive
@@ -132,7 +134,7 @@ def _record_exit(attempt: AttemptFolder, returncode: int, killed: bool) -> None:
 
 @contextmanager
 def _counted_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them."""
+    """Collects SIGINT and SIGTERM instead of ending."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -146,10 +148,10 @@ def _counted_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def run_here(folder: RunFolder, plan: Plan) -> int:
-    """Train in this very process, so that breakpoints and debuggers work; returns the exit code.
+def run_in_this_process(folder: RunFolder, plan: Plan) -> int:
+    """Trains in this process, so that breakpoints and debuggers work; returns the exit code. Raises UserError.
 
-    The code that runs is the installed one, where the breakpoints are, not the capsule's copy.
+    It runs the installed code, where the breakpoints are, not the run folder's copy.
     """
     if plan.world_size != 1:
         raise UserError(f"--debug runs in one process, and {plan.world_size} are planned; add --processes 1")

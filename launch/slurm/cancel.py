@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.run_state import all_runs, states_of
+from launch.run_folders import all_run_folders
+from launch.run_state import states_of
 from launch.slurm.client import CommandRunner, run_command
 from launch.slurm.queue import read_queue
 from launch.slurm.records import jobs_of
@@ -58,7 +59,7 @@ def plan_cancellation(targets: Sequence[str], root: Path, run: CommandRunner = r
 def _evaluations_of_others(folders: Sequence[Path]) -> set[str]:
     """Evaluations that runs beside these wait for, too; they are not cancelled."""
     parents = {folder.parent for folder in folders}
-    others_folders = [path for parent in parents for path in all_runs(parent) if path not in folders]
+    others_folders = [path for parent in parents for path in all_run_folders(parent) if path not in folders]
     return {record.id for path in others_folders for record in jobs_of(path) if record.kind != "train"}
 
 
@@ -88,7 +89,7 @@ def _find_folders(targets: Sequence[str], root: Path) -> list[Path]:
     folders: dict[Path, None] = {}
     for target in targets:
         if re.search(r"[*?\[]", target) and not Path(target).exists():
-            runs = all_runs(root)
+            runs = all_run_folders(root)
             matches = [path for path in runs if _matches(path, target)]
             if not matches:
                 raise UserError(f"no run matches {target!r}; {len(runs)} runs are in {root}")

@@ -1,13 +1,14 @@
-"""What a cluster offers, as data: `slurm/clusters/NAME.yaml`, one's own in ~/.config/sft-dist/clusters/, or any file.
+"""What a cluster offers, as data: `slurm/clusters/NAME.yaml`, the user's own in ~/.config/sft-dist/clusters/, or any file.
 
-Read with the same care as recipes. What ends up in an `#SBATCH` line is held against strict patterns here, because
-sbatch's own parser knows no safe way to quote; everything else is quoted for the shell where it is written.
+Read with the same care as recipes. Whatever gets into an `#SBATCH` line is matched against strict patterns here, because
+sbatch's own parser has no safe quoting; everything else is quoted for the shell where it is written.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,7 @@ from sft_dist.recipe.explain import problems_from
 from sft_dist.recipe.files import shipped
 from sft_dist.recipe.schema import NAME_PATTERN, Positive
 from sft_dist.recipe.section import Section
-from sft_dist.recipe.source import Schema, Source, shown
+from sft_dist.recipe.source import Schema, Source, display_name
 from sft_dist.recipe.suggest import similar_to
 from sft_dist.recipe.units import bytes_of, check_memory, check_time, seconds_of
 from sft_dist.recipe.yaml_lines import read_yaml
@@ -30,14 +31,14 @@ _CONSTRAINT = re.compile(r"[A-Za-z0-9(\[][A-Za-z0-9_.,:&|*()\[\]-]{0,255}")
 _MODULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:@+/=-]{0,255}")
 _CONDA = re.compile(rf"/?{_MODULE.pattern}")
 _VARIABLE = re.compile(
-    r"(?!(?:SLURM|SBATCH|SRUN|SFT_DIST|BASH|ACCELERATE)_)"  # would change who is asked for what
+    r"(?!(?:SLURM|SBATCH|SRUN|SFT_DIST|BASH|ACCELERATE)_)"  # would change what Slurm and this program do
     r"(?!(?:BASH|BASHOPTS|SHELLOPTS|ENV|IFS|UID|EUID|PPID|PYTHONPATH|RANK|WORLD_SIZE|LOCAL_RANK)$)"
     r"[A-Za-z_][A-Za-z0-9_]{0,127}"
 )
 _SECRET = re.compile(r"(?i)(token|secret|password|passwd|credentials|api_?key|access_key)$")
 _OPTION_VALUE = re.compile(r"[A-Za-z0-9/@_.+][A-Za-z0-9/@_.,:;=+&|*()\[\]~^!-]{0,511}")
 
-# Options that `sbatch:` of a cluster file may set; a cluster's own peculiarities. Names from sbatch's manual page.
+# Options that `sbatch:` of a cluster file may set. Names from sbatch's manual page.
 SBATCH_OPTIONS = (
     "acctg-freq", "batch", "bb", "begin", "cluster-constraint", "clusters", "contiguous", "core-spec",
     "cores-per-socket", "cpu-freq", "deadline", "delay-boot", "distribution", "exclude", "exclusive", "extra",
@@ -47,7 +48,7 @@ SBATCH_OPTIONS = (
     "sockets-per-node", "spread-job", "switches", "thread-spec", "threads-per-core", "time-min", "tmp",
     "tres-bind", "tres-per-task", "use-min-nodes", "wait-all-nodes", "wckey",
 )  # fmt: skip
-# Options this program writes itself, and the setting that decides them.
+# Options that this program writes itself, and the setting that decides each.
 OWN_OPTIONS = {
     "partition": "partition", "account": "account", "qos": "qos", "constraint": "constraint",
     "nodes": "the recipe's resources.nodes", "time": "the recipe's resources.time", "mem": "the recipe's resources.memory",
@@ -56,10 +57,10 @@ OWN_OPTIONS = {
 }  # fmt: skip
 
 
-def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
+def _matching(pattern: re.Pattern[str], description: str) -> AfterValidator:
     def check(text: str) -> str:
         if not pattern.fullmatch(text):
-            raise ValueError(f"expected {what}")
+            raise ValueError(f"expected {description}")
         return text
 
     return AfterValidator(check)
@@ -82,7 +83,7 @@ def _path(text: str) -> str:
 def _mount(text: str) -> str:
     _one_line(text)
     parts = text.split(":")
-    if len(parts) > 3 or "," in text or not all(part.startswith("/") for part in parts[:2]) or ".." in text.split("/"):
+    if len(parts) > 3 or "," in text or not all(path.startswith("/") for path in parts[:2]) or ".." in text.split("/"):
         raise ValueError("expected `/here`, `/here:/inside` or `/here:/inside:ro`")
     return text
 
@@ -123,19 +124,17 @@ class Container(Section):
 
 class Preemption(Section):
     signal_lead: Time = Field(
-        "2min", description="How long before the end Slurm warns the job; it has to save in that time."
+        "2min", description="How long before the end Slurm warns the job, which has to save in that time."
     )
-    requeue: bool = Field(True, description="May a job put itself in the queue again after it was stopped?")
+    requeue: bool = Field(True, description="May a job requeue itself after it was stopped?")
 
 
 class Cluster(Section):
     """One way to use one cluster: where jobs go, what a node has, how software is found there."""
 
-    name: Annotated[str, Field(pattern=NAME_PATTERN)] = Field(description="Left out: the file's name.")
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] = Field(description="Default: the file's name.")
     description: str = Field("", description="For people.")
-    partition: Word | None = Field(
-        None, description="Partition, or several: `gpu,gpu-long`; the cluster's default when left out."
-    )
+    partition: Word | None = Field(None, description="Partition, or several: `gpu,gpu-long`. Default: the cluster's.")
     account: Word | None = Field(None, description="Account to charge.")
     qos: Word | None = Field(None, description="Quality of service.")
     constraint: Annotated[str, _matching(_CONSTRAINT, "node features such as `h100&nvlink`")] | None = Field(
@@ -147,11 +146,11 @@ class Cluster(Section):
         None,
         description="Memory of one GPU: `80GB`. `train.strategy: auto` needs it to choose; without it every process holds the whole model.",
     )
-    cpus_per_node: Positive = Field(description="CPUs of a node. A run that takes half the GPUs takes half of them.")
+    cpus_per_node: Positive = Field(description="CPUs of a node. A run on half the GPUs gets half of them.")
     memory_per_node: Memory | None = Field(
-        None, description="Memory of a node: `500GB`. Left out: nothing is asked for."
+        None, description="Memory of a node: `500GB`. Without it, no memory is requested."
     )
-    max_time: Time | None = Field(None, description="Longest time of a job; also taken when the recipe has none.")
+    max_time: Time | None = Field(None, description="Longest time of a job; the default of recipes without a time.")
     max_nodes: Positive | None = Field(None, description="Most nodes of one job.")
     max_array_size: Positive = Field(
         1001, description="Most tasks of a job array: MaxArraySize of `scontrol show config`."
@@ -209,7 +208,7 @@ class Cluster(Section):
         return seconds_of(self.preemption.signal_lead)
 
 
-# What else people call these settings.
+# Other common names of these settings.
 OTHER_NAMES = {
     "queue": "partition",
     "partitions": "partition",
@@ -239,30 +238,23 @@ CLUSTER = Schema(Cluster, "cluster file", OTHER_NAMES)
 
 
 def load_cluster(name: str) -> Cluster:
-    """The cluster of this name, or in this file. Raises UserError with every problem."""
+    """Returns the cluster of this name, or in this file. Raises UserError with every problem."""
     return read_cluster(find_cluster(name))
 
 
 def read_cluster(file: Path) -> Cluster:
     """Raises UserError with every problem."""
-    document = read_yaml(file, shown(file))
+    document = read_yaml(file, display_name(file))
     data = {"name": file.stem, **document.data}
     source = Source(data, file, document.keys, document.values, document.texts, CLUSTER)
     options = data.get("sbatch")
     problems = [
-        Problem(
-            one.message,
-            one.path,
-            mark=source.mark(tuple(one.path.split("."))),
-            value=one.value,
-            valid=one.valid,
-            hint=one.hint,
-        )
-        for one in _option_problems(options if isinstance(options, dict) else {})
+        replace(problem, mark=source.mark(tuple(problem.path.split("."))))
+        for problem in _option_problems(options if isinstance(options, dict) else {})
     ]
     if data["name"] == LOCAL:
         problems.append(
-            Problem(f"`{LOCAL}` is this machine; give the file another name", "name", mark=Mark(shown(file)))
+            Problem(f"`{LOCAL}` is this machine; give the file another name", "name", mark=Mark(display_name(file)))
         )
     try:
         cluster = Cluster.model_validate(data)
@@ -274,25 +266,25 @@ def read_cluster(file: Path) -> Cluster:
 
 
 def find_cluster(name: str) -> Path:
-    """The file of a cluster: one's own before those that are shipped. Raises UserError."""
+    """Returns the file of a cluster: the user's own before those that are shipped. Raises UserError."""
     if name.endswith((".yaml", ".yml")) or "/" in name:
         return Path(name).expanduser()
-    known = known_clusters()
-    if name in known:
-        return known[name]
+    clusters = known_clusters()
+    if name in clusters:
+        return clusters[name]
     if name == LOCAL:
         raise UserError("`local` is this machine and has no cluster file")
-    hint = similar_to(name, list(known)) or "a file's path works too; `sft-dist cluster probe` drafts one"
-    raise UserError(Problem(f"no cluster {name!r}", "--cluster", valid=(LOCAL, *known), hint=hint))
+    hint = similar_to(name, list(clusters)) or "a file's path works too; `sft-dist cluster probe` drafts one"
+    raise UserError(Problem(f"no cluster {name!r}", "--cluster", valid=(LOCAL, *clusters), hint=hint))
 
 
 def known_clusters() -> dict[str, Path]:
-    """Name -> file, the shipped ones first, each hidden by one's own of the same name."""
-    found: dict[str, Path] = {}
+    """Returns name -> file, the shipped ones first; the user's own replace those of the same name."""
+    files: dict[str, Path] = {}
     for folder in (shipped("slurm", "clusters"), own_folder()):
         if folder.is_dir():
-            found |= {file.stem: file for file in sorted(folder.glob("*.yaml"))}
-    return found
+            files |= {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    return files
 
 
 def own_folder() -> Path:
@@ -300,11 +292,11 @@ def own_folder() -> Path:
 
 
 def _option_problems(options: dict[Any, Any]) -> list[Problem]:
-    """What is wrong with `sbatch:`, whose keys and values become `#SBATCH` lines as they are."""
+    """Checks `sbatch:`, whose keys and values become `#SBATCH` lines as they are."""
     problems = []
     for key, value in options.items():
         if not isinstance(key, str):
-            continue  # the schema says so
+            continue  # the schema reports it
         path = f"sbatch.{key}"
         name = key.removeprefix("--")
         if name in OWN_OPTIONS:
@@ -319,5 +311,5 @@ def _option_problems(options: dict[Any, Any]) -> list[Problem]:
                 Problem("expected text without blanks, quotes, `#`, `%` or `$`", path, value=repr(value[:60]))
             )
         elif value is False:
-            problems.append(Problem("an option that is not wanted is left out", path, value="false"))
+            problems.append(Problem("remove the option instead of setting it to false", path, value="false"))
     return problems

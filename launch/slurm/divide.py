@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from launch.evaluate import all_judged, board_of
-from launch.planning import Prepared
+from launch.evaluate import all_evaluated, leaderboard_folder
+from launch.planning import PlannedRun
 from launch.run_state import state_of
 from launch.slurm.clusters import Cluster
 from launch.slurm.queue import Queue
@@ -19,17 +19,17 @@ from launch.slurm.resources import Request
 class RunsByState:
     """A recipe's runs, by what a submission has to do about them."""
 
-    missing: list[Prepared] = field(default_factory=list)
-    waiting: list[Prepared] = field(default_factory=list)
-    running: list[Prepared] = field(default_factory=list)
-    done: list[Prepared] = field(default_factory=list)
+    missing: list[PlannedRun] = field(default_factory=list)
+    waiting: list[PlannedRun] = field(default_factory=list)
+    running: list[PlannedRun] = field(default_factory=list)
+    done: list[PlannedRun] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class JobPlan:
     """Runs that are submitted by one call of sbatch."""
 
-    runs: list[Prepared]
+    runs: list[PlannedRun]
     kind: str = "train"  # as in JobRecord
     is_array: bool = False
 
@@ -41,7 +41,7 @@ class JobPlan:
         return request
 
 
-def divide(runs: Sequence[Prepared], queue: Queue) -> RunsByState:
+def divide(runs: Sequence[PlannedRun], queue: Queue) -> RunsByState:
     """`queue`: the user's jobs, or empty without Slurm."""
     by_state = RunsByState()
     for run in runs:
@@ -49,7 +49,7 @@ def divide(runs: Sequence[Prepared], queue: Queue) -> RunsByState:
     return by_state
 
 
-def _members(by_state: RunsByState, run: Prepared, queue: Queue) -> list[Prepared]:
+def _members(by_state: RunsByState, run: PlannedRun, queue: Queue) -> list[PlannedRun]:
     folder = run.plan.folder
     if not (folder / "recipe.json").is_file():
         return by_state.missing
@@ -63,12 +63,12 @@ def _members(by_state: RunsByState, run: Prepared, queue: Queue) -> list[Prepare
 
 
 def plan_jobs(
-    runs: Sequence[Prepared], by_state: RunsByState, queue: Queue, cluster: Cluster, evaluate: bool
+    runs: Sequence[PlannedRun], by_state: RunsByState, queue: Queue, cluster: Cluster, evaluate: bool
 ) -> list[JobPlan]:
     """Returns what has to be submitted, in as few calls of sbatch as possible: trainings grouped by their request, then
     their evaluation. No array is longer than the cluster allows."""
     longest = cluster.max_array_size
-    groups: dict[Request | None, list[Prepared]] = {}
+    groups: dict[Request | None, list[PlannedRun]] = {}
     for run in by_state.missing:
         groups.setdefault(run.plan.request, []).append(run)
     jobs = [JobPlan(chunk, "train", len(chunk) > 1) for group in groups.values() for chunk in _chunks(group, longest)]
@@ -79,11 +79,11 @@ def plan_jobs(
     return jobs
 
 
-def _chunks(runs: Sequence[Prepared], size: int) -> list[list[Prepared]]:
+def _chunks(runs: Sequence[PlannedRun], size: int) -> list[list[PlannedRun]]:
     return [list(runs[start : start + size]) for start in range(0, len(runs), size)]
 
 
-def _needs_evaluation(runs: Sequence[Prepared], by_state: RunsByState, queue: Queue) -> bool:
+def _needs_evaluation(runs: Sequence[PlannedRun], by_state: RunsByState, queue: Queue) -> bool:
     """Whether there is, or will be, a checkpoint that no evaluation in the queue and no leaderboard covers."""
     if by_state.missing:
         return True
@@ -91,6 +91,6 @@ def _needs_evaluation(runs: Sequence[Prepared], by_state: RunsByState, queue: Qu
     if set.intersection(*evaluations):
         return False
     plans = [run.plan for run in runs]
-    return bool(by_state.waiting or by_state.running) or not all_judged(
-        [plan.folder for plan in plans], board_of(plans)
+    return bool(by_state.waiting or by_state.running) or not all_evaluated(
+        [plan.folder for plan in plans], leaderboard_folder(plans)
     )

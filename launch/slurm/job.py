@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from launch.run_folders import wrapped
+from launch.run_folders import wrap_arguments
 from launch.slurm.resources import format_time
 from launch.slurm.templates import fill
 
@@ -142,7 +142,7 @@ def _launch_command(plan: Plan) -> str:
         words[module:module] = [
             "--machine_rank", '"$SLURM_NODEID"', "--main_process_ip", '"$HEAD"', "--main_process_port", '"$PORT"',
         ]  # fmt: skip
-    return wrapped(words, indent="    ")
+    return wrap_arguments(words, indent="    ")
 
 
 def srun_options(cluster: Cluster) -> str:

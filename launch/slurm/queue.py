@@ -153,7 +153,7 @@ def _timestamp(text: str) -> float | None:
 
 
 # ── merging ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-def merge(state: RunState, record: JobRecord, answer: Answer, now: float) -> RunState:
+def merge(state: RunState, record: JobRecord, answer: Answer, now_s: float) -> RunState:
     """Returns a run's state with what Slurm knows of its newest training job."""
     state = replace(state, job=record.id)
     if state.state == "finished":
@@ -161,7 +161,7 @@ def merge(state: RunState, record: JobRecord, answer: Answer, now: float) -> Run
     if job := answer.queued.get(record.id):
         return _merge_queued(state, job)
     if job := answer.ended.get(record.id):
-        return _merge_ended(state, record, job, now)
+        return _merge_ended(state, record, job, now_s)
     if state.state == "sealed" and answer.is_complete:
         return replace(state, cause=f"job {record.id} left the queue before it began (scancel?); submit it again")
     return state
@@ -176,12 +176,12 @@ def _merge_queued(state: RunState, job: Job) -> RunState:
     return replace(state, state="running", cause=f"on {job.nodes}, {job.time_left} left" if job.nodes else "")
 
 
-def _merge_ended(state: RunState, record: JobRecord, job: Job, now: float) -> RunState:
+def _merge_ended(state: RunState, record: JobRecord, job: Job, now_s: float) -> RunState:
     if state.state in ("running", "stopped") or (state.state == "failed" and job.state != "CANCELLED"):
         return state
     if job.state not in FINAL:
         return replace(state, state="ending", cause=f"its job has left the queue; accounting still says {job.state}")
-    if job.end is not None and now - job.end < LAG_S and state.state in ("sealed", "killed"):
+    if job.end is not None and now_s - job.end < LAG_S and state.state in ("sealed", "killed"):
         return replace(state, state="ending", cause=f"job ended ({job.state}); its last files may not be visible yet")
     cause = CAUSE_BY_SLURM_STATE.get(job.state, f"exit code {job.exit_code}")
     log = f"attempts/{state.attempts:03d}/launcher.log" if state.attempts else output_of(record)
@@ -215,8 +215,8 @@ def query_states(
     evaluations = {job.id: job for jobs in records for kind in ("score", "eval") if (job := newest(jobs, kind))}
     unfinished = [job.id for state, job in zip(states, trainings, strict=True) if job and state.state != "finished"]
     answer = query([*unfinished, *evaluations], _has_accounting(trainings), run)
-    now = time.time()
-    merged = [merge(state, job, answer, now) if job else state for state, job in zip(states, trainings, strict=True)]
+    now_s = time.time()
+    merged = [merge(state, job, answer, now_s) if job else state for state, job in zip(states, trainings, strict=True)]
     return merged, answer, _evaluation_lines(evaluations.values(), answer)
 
 

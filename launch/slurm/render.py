@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from launch.slurm.resources import format_time
 
 if TYPE_CHECKING:
-    from launch.planning import Prepared
+    from launch.planning import PlannedRun
     from launch.slurm.clusters import Cluster
     from launch.slurm.divide import JobPlan, RunsByState
     from launch.slurm.resources import Request
@@ -22,7 +22,7 @@ PURPOSE = {
 MAX_NAMED = 10  # runs of a state
 
 
-def describe_requests(runs: Sequence[Prepared], cluster: Cluster) -> str:
+def describe_requests(runs: Sequence[PlannedRun], cluster: Cluster) -> str:
     """What is requested from Slurm, a line for each different request."""
     requests = list(dict.fromkeys(run.plan.request for run in runs if run.plan.request))
     return "\n".join(f"  {'cluster':<13}{cluster.name}: {describe_request(request)}" for request in requests)
@@ -52,7 +52,7 @@ def states_json(by_state: RunsByState) -> dict[str, list[str]]:
     return {state: [str(run.plan.folder) for run in runs] for state, runs in vars(by_state).items()}
 
 
-def _point(run: Prepared) -> str:
+def _point(run: PlannedRun) -> str:
     return "".join(f"  {key}={value}" for key, value in run.plan.point.items())
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from launch.evaluate import board_of
-from launch.planning import Prepared
-from launch.run_folders import seal_all
+from launch.evaluate import leaderboard_folder
+from launch.planning import PlannedRun
+from launch.run_folders import create_run_folders
 from launch.slurm.array import array_script
 from launch.slurm.client import sbatch
 from launch.slurm.clusters import Cluster
@@ -44,7 +44,7 @@ class Submission:
 
 
 def submit(
-    runs: Sequence[Prepared], cluster: Cluster, parallel: int | None = None, evaluate: bool = True
+    runs: Sequence[PlannedRun], cluster: Cluster, parallel: int | None = None, evaluate: bool = True
 ) -> Submission:
     """Raises UserError when Slurm does not answer, or refuses."""
     check_folders(runs, cluster)
@@ -60,7 +60,7 @@ def submit(
         if not jobs:
             return Submission(by_state)
         if by_state.missing:
-            seal_all([(run.plan, run.run.recipe, script_of(run, cluster)) for run in by_state.missing])
+            create_run_folders([(run.plan, run.run.recipe, script_of(run, cluster)) for run in by_state.missing])
         submitter = _Submitter(runs, cluster, jobs, parallel)
         try:
             for job in jobs:
@@ -79,11 +79,11 @@ def _already_sent(jobs: Sequence[tuple[str, JobPlan]]) -> str:
     return f"sent before that, and in the queue: {names}; `sft-dist submit` again sends the rest"
 
 
-def script_of(run: Prepared, cluster: Cluster) -> str:
+def script_of(run: PlannedRun, cluster: Cluster) -> str:
     return job_script(run.plan, cluster, seconds_of(run.run.recipe.resources.hang_timeout))
 
 
-def check_folders(runs: Sequence[Prepared], cluster: Cluster) -> None:
+def check_folders(runs: Sequence[PlannedRun], cluster: Cluster) -> None:
     """Checks that the nodes see the run folders, and that their path is safe where Slurm reads it. Raises UserError."""
     parent = runs[0].plan.folder.parent
     path = str(parent)
@@ -112,7 +112,7 @@ class _Submitter:
     """One submission: its folder, in which `submission.json` lists the jobs before any of them is sent."""
 
     def __init__(
-        self, runs: Sequence[Prepared], cluster: Cluster, jobs: Sequence[JobPlan], parallel: int | None
+        self, runs: Sequence[PlannedRun], cluster: Cluster, jobs: Sequence[JobPlan], parallel: int | None
     ) -> None:
         self.jobs: list[tuple[str, JobPlan]] = []
         self._cluster, self._parallel = cluster, parallel
@@ -165,10 +165,10 @@ class _Submitter:
         """One job that chooses, tests and exports, and scores what has no scores yet."""
         order = self._folder / "eval.json"
         plans = [run.plan for run in job.runs]
-        write_json(order, {"runs": [str(plan.folder) for plan in plans], "leaderboard": str(board_of(plans))})
+        write_json(order, {"runs": [str(plan.folder) for plan in plans], "leaderboard": str(leaderboard_folder(plans))})
         return self._call("evaluate_runs", [order], job.runs[0], comment, after)
 
-    def _call(self, function: str, paths: Sequence[Path], first: Prepared, comment: str, after: Sequence[str]) -> str:
+    def _call(self, function: str, paths: Sequence[Path], first: PlannedRun, comment: str, after: Sequence[str]) -> str:
         plan, request = first.plan, evaluation_request(self._cluster)
         env = {**plan.env, "OMP_NUM_THREADS": str(request.cpus)}
         name, source = f"{plan.name}-eval", plan.folder / "source"
@@ -177,7 +177,7 @@ class _Submitter:
         return send(work, request, self._cluster, folder, dependencies, comment, self._parallel)
 
 
-def _queued_trainings(runs: Sequence[Prepared], queue: Queue) -> list[str]:
+def _queued_trainings(runs: Sequence[PlannedRun], queue: Queue) -> list[str]:
     """Training jobs of earlier submissions, which an evaluation has to wait for."""
     return [
         record.job
@@ -199,9 +199,9 @@ def _log_entry(job: JobPlan) -> dict[str, object]:
 
 
 def _record(folders: Sequence[Path], job_id: str, cluster: str, kind: str, is_array: bool) -> None:
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
     for task, folder in enumerate(folders):
-        record_job(RunFolder(folder), JobRecord(job_id, task if is_array else None, cluster, kind, now))
+        record_job(RunFolder(folder), JobRecord(job_id, task if is_array else None, cluster, kind, time))
 
 
 def _recover_records(parent: Path, queue: Queue) -> None:

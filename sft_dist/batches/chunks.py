@@ -1,4 +1,4 @@
-"""Where the examples of an optimizer step come from: one table for ever, or, of a stream, one block of it after another."""
+"""Where the examples of an optimizer step come from: one table for the whole run or, in a stream, one chunk after another."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ from sft_dist.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a block of a stream begins. All that a resumed run must know of the stream."""
+class StreamPosition:
+    """Where a chunk of a stream begins. All that a resumed run must know of the stream."""
 
-    number: int = 0  # blocks before it
+    number: int = 0  # chunks before it
     epoch: int = 0
     row: int = 0  # rows of this epoch before it
     step: int = 0  # optimizer steps before it
 
 
 @dataclass(frozen=True)
-class Block:
-    """Examples, and in which order the steps take them."""
+class Chunk:
+    """Examples, and the order in which steps take them."""
 
     examples: Examples
     plan: BatchPlan
-    place: Place | None = None
-    digest: str = ""  # of a stream's
+    position: StreamPosition | None = None  # None outside a stream
+    digest: str = ""  # set in a stream
 
 
-class Blocks(Protocol):
-    def at(self, step: int) -> Block:
-        """The block that a step takes its examples from; steps are asked for in order."""
+class Chunks(Protocol):
+    def at(self, step: int) -> Chunk:
+        """Returns the chunk that a step takes its examples from; steps come in order."""
 
     def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
-class OneBlock:
-    """All examples, prepared before."""
+class SingleChunk:
+    """All examples, prepared beforehand."""
 
-    block: Block
+    chunk: Chunk
 
-    def at(self, step: int) -> Block:
-        return self.block
+    def at(self, step: int) -> Chunk:
+        return self.chunk
 
     def close(self) -> None:
         return None
 
 
-def one_block(examples: Examples, recipe: Recipe) -> OneBlock:
+def single_chunk(examples: Examples, recipe: Recipe) -> SingleChunk:
     shares = balanced_shares(examples.numbers("label")) if recipe.data.sampling == "balanced" else None
     train = recipe.train
-    return OneBlock(
-        Block(examples, BatchPlan(examples.lengths, train.seed, train.global_batch, train.batching, shares))
+    return SingleChunk(
+        Chunk(examples, BatchPlan(examples.lengths, train.seed, train.global_batch, train.batching, shares))
     )

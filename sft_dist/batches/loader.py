@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from sft_dist.batches.chunks import Blocks
+from sft_dist.batches.chunks import Chunks
 from sft_dist.batches.plan import example_rng
 from sft_dist.data.encode import collate
 from sft_dist.recipe.arithmetic import Batch
@@ -29,7 +29,7 @@ _PR_SET_PDEATHSIG = 1  # Linux: a signal to this process when its parent dies
 class MicroBatch:
     inputs: dict[str, Any]
     targets: Any
-    indices: np.ndarray  # of the examples; empty when this rank has none (short last batch) and only takes part
+    indices: np.ndarray  # of the examples; empty when this rank has none (short last batch) and only participates
 
 
 class MicroBatches(Dataset[MicroBatch]):
@@ -37,60 +37,63 @@ class MicroBatches(Dataset[MicroBatch]):
 
     def __init__(
         self,
-        blocks: Blocks,
+        chunks: Chunks,
         batch: Batch,
         rank: int,
         task: Task,
         processor: Any,
     ) -> None:
-        self.blocks, self.batch, self.rank = blocks, batch, rank
+        self.chunks, self.batch, self.rank = chunks, batch, rank
         self.task, self.processor = task, processor
 
     def __getitem__(self, number: int) -> MicroBatch:
-        step, turn = divmod(number, self.batch.accumulation)
-        return self.at(step + 1, turn)
+        step, micro_step = divmod(number, self.batch.accumulation)
+        return self.at(step + 1, micro_step)
 
-    def at(self, step: int, turn: int) -> MicroBatch:
-        """The micro-batch `turn` (from 0) of a step (from 1)."""
-        block = self.blocks.at(step)
-        num_slots = self.batch.world_size * self.batch.accumulation
-        slots, before = block.plan.slots(step, num_slots), block.plan.times_before(step, num_slots)
-        number = self.rank * self.batch.accumulation + turn
-        shown, drawn = slots[number], before[number]
-        if not len(shown):  # A rank without examples still takes part, with one whose loss counts nothing.
-            other = next(place for place, some in enumerate(slots) if len(some))
-            shown, drawn = slots[other][:1], before[other][:1]
-        epoch = block.plan.epoch_of(step)
-        pairs = zip(shown.tolist(), drawn.tolist(), strict=True)
-        rngs = [example_rng(block.plan.seed, epoch, example, times) for example, times in pairs]
-        return MicroBatch(*collate(self.task, block.examples, shown, self.processor, rngs), slots[number])
+    def at(self, step: int, micro_step: int) -> MicroBatch:
+        """Returns the micro-batch of a micro-step (from 0) of a step (from 1)."""
+        chunk = self.chunks.at(step)
+        num_micro_batches = self.batch.world_size * self.batch.accumulation
+        micro_batches = chunk.plan.micro_batches(step, num_micro_batches)
+        earlier_draws = chunk.plan.earlier_draws(step, num_micro_batches)
+        number = self.rank * self.batch.accumulation + micro_step
+        examples, draws = micro_batches[number], earlier_draws[number]
+        if not len(examples):  # A rank without examples still takes part, with an example whose loss counts nothing.
+            substitute = next(index for index, indices in enumerate(micro_batches) if len(indices))
+            examples, draws = micro_batches[substitute][:1], earlier_draws[substitute][:1]
+        epoch = chunk.plan.epoch_of(step)
+        pairs = zip(examples.tolist(), draws.tolist(), strict=True)
+        rngs = [example_rng(chunk.plan.seed, epoch, example, times) for example, times in pairs]
+        inputs, targets = collate(self.task, chunk.examples, examples, self.processor, rngs)
+        return MicroBatch(inputs, targets, micro_batches[number])
 
     def indices(self, step: int) -> list[np.ndarray]:
-        """Which examples are in each micro-batch of a step."""
+        """Returns the indices of the examples in each micro-batch of a step."""
         first = self.rank * self.batch.accumulation
-        slots = self.blocks.at(step).plan.slots(step, self.batch.world_size * self.batch.accumulation)
-        return slots[first : first + self.batch.accumulation]
+        num_micro_batches = self.batch.world_size * self.batch.accumulation
+        micro_batches = self.chunks.at(step).plan.micro_batches(step, num_micro_batches)
+        return micro_batches[first : first + self.batch.accumulation]
 
 
-def micro_batches(source: MicroBatches, first_step: int, last_step: int, workers: int) -> Iterator[MicroBatch]:
-    """Those of steps `first_step` to `last_step`, both included, in order."""
-    each = source.batch.accumulation
-    numbers = range((first_step - 1) * each, last_step * each)
+def load_micro_batches(source: MicroBatches, first_step: int, last_step: int, workers: int) -> Iterator[MicroBatch]:
+    """Yields those of steps `first_step` to `last_step`, both included, in order."""
+    per_step = source.batch.accumulation
+    numbers = range((first_step - 1) * per_step, last_step * per_step)
     if workers == 0:
         return map(source.__getitem__, numbers)
-    made = DataLoader(
-        _Told(source),
+    loader = DataLoader(
+        _FailuresAsItems(source),
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
-        worker_init_fn=_leave_alone,
+        worker_init_fn=_init_worker,
         multiprocessing_context="fork",  # the examples are shared with the workers, not sent to them
     )
-    return (_given(item) for item in made)
+    return (_raise_failure(item) for item in loader)
 
 
-class _Told(Dataset[MicroBatch | Failure | UserError]):
-    """A failure comes as it is: raised in a worker, it would arrive wrapped in the worker's traceback."""
+class _FailuresAsItems(Dataset[MicroBatch | Failure | UserError]):
+    """Returns a failure as an item: raised in a worker, it would arrive wrapped in the worker's traceback."""
 
     def __init__(self, source: MicroBatches) -> None:
         self.source = source
@@ -102,20 +105,20 @@ class _Told(Dataset[MicroBatch | Failure | UserError]):
             return failure
 
 
-def _given(item: MicroBatch | Failure | UserError) -> MicroBatch:
+def _raise_failure(item: MicroBatch | Failure | UserError) -> MicroBatch:
     if isinstance(item, Failure | UserError):
         raise item
     return item
 
 
-def _leave_alone(worker: int) -> None:
-    """The training process alone answers the requests to save and stop; a terminal's Ctrl-C goes to every process. And a
-    worker goes at once when that process is killed: it would hold on to the run's lock, which a fork inherits."""
+def _init_worker(worker: int) -> None:
+    """Leaves requests to save and stop to the training process: a terminal's Ctrl-C goes to every process. A worker ends
+    as soon as that process is killed: otherwise it would hold the run's lock, which a fork inherits."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def die_with_parent() -> None:
-    """Killed when the process that started this one is gone, whatever has ended that."""
+    """Has this process killed when its parent ends, however the parent ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

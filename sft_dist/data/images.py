@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from sft_dist.data.media import MediaError, is_url, open_media
+
 
 def content(picture: dict[str, Any]) -> bytes:
     """A hash of the file as it is, so that the same picture under two names is one."""
-    data = picture.get("bytes")
-    if data is None:
-        path = str(picture.get("path"))
-        try:
-            data = Path(path).read_bytes()
-        except OSError:  # not a local file, or none that can be read: `check` says so
-            data = path.encode()
-    return xxhash.xxh128_digest(data)
+    path = str(picture.get("path"))
+    if picture.get("bytes") is None and is_url(path):  # told apart by its address: nothing is downloaded for this
+        return xxhash.xxh128_digest(path.encode())
+    try:
+        with open_media(picture) as file:
+            return xxhash.xxh128_digest(file.read())
+    except (MediaError, OSError):  # `check` says so
+        return xxhash.xxh128_digest(path.encode())

@@ -2,15 +2,24 @@
 
 A value is what an undecoded `datasets.Image` or `datasets.Audio` column holds: {"path": str | None, "bytes": bytes | None};
 the bytes win. Each function raises MediaError, which names the file and says what is wrong with it.
+
+Paths come from data, which others may have written. `accepted` decides which of them may be opened when a table is read;
+`open_media` is the only place that opens one: files by their absolute paths, and http(s) URLs without any credentials.
 """
 
 from __future__ import annotations
 
+import http.client
 import io
 import os
+import re
+import time
+import urllib.error
+import urllib.request
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -20,9 +29,122 @@ if TYPE_CHECKING:
 _WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N")  # one channel of 16 bits, which `convert` would cut off at 255
 _ID_MODES = ("1", "L", "P", "I", *_WIDE_MODES)  # what holds one whole number a pixel
 
+MAX_URL_BYTES = 512 * 2**20  # of one picture or recording behind a URL
+URL_TIMEOUT_S = 30.0  # without any answer
+URL_DEADLINE_S = 300.0  # for the whole file
+REFUSED = "refused:"  # begins the path of a cell that may not be opened
+
 
 class MediaError(ValueError):
     """A picture or sound that cannot be used."""
+
+
+# ── paths in rows ───────────────────────────────────────────────────────────────────────────────────────────────────
+def is_url(path: str) -> bool:
+    return "://" in path or "::" in path
+
+
+def accepted(path: str, folders: Sequence[str], allow_urls: bool) -> str:
+    """The path in a table's cell as `open_media` takes it.
+
+    A file in one of the folders or below, once symbolic links are followed, gets its absolute path; the relative path of one
+    that is missing stays as it is, and is not opened. All else is marked REFUSED, but for http(s) URLs where they are allowed.
+    """
+    if is_url(path):
+        return path if allow_urls and _is_web_address(path) else REFUSED + path
+    files = [(folder, os.path.join(folder, path)) for folder in folders]
+    for _, file in files:
+        if os.path.isfile(file) and any(is_inside(os.path.realpath(file), os.path.realpath(home)) for home in folders):
+            return file
+    elsewhere = any(os.path.lexists(file) or not is_inside(file, folder) for folder, file in files)
+    return REFUSED + path if elsewhere or os.path.isabs(path) or path.startswith(REFUSED) else path
+
+
+def is_inside(path: str, folder: str) -> bool:
+    """Compares the paths as they are written, after `..` is resolved."""
+    return os.path.commonpath([os.path.abspath(path), os.path.abspath(folder)]) == os.path.abspath(folder)
+
+
+def require_accepted(value: Mapping[str, Any]) -> None:
+    """Raises MediaError when the picture or recording may not be opened."""
+    if value.get("bytes") is None and str(value.get("path") or "").startswith(REFUSED):
+        raise MediaError(_refusal(str(value["path"])))
+
+
+def open_media(value: Mapping[str, Any]) -> BinaryIO:
+    """A file of the bytes of a picture or recording. Raises MediaError."""
+    data, path = value.get("bytes"), str(value.get("path") or "")
+    if data is not None:
+        return io.BytesIO(data)
+    if not path:
+        raise MediaError("neither a file nor bytes are given")
+    on_web = _is_web_address(path)
+    if not on_web and (is_url(path) or not os.path.isabs(path)):
+        raise MediaError(_refusal(path))
+    try:
+        return io.BytesIO(_downloaded(path)) if on_web else open(path, "rb")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise MediaError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _refusal(path: str) -> str:
+    path = re.sub("//[^/@]*@", "//***@", path.removeprefix(REFUSED))
+    if is_url(path):
+        allowed = "an http(s) URL without a password, and that only with data.allow_urls: true"
+        return f"{path}: cannot be read (a cell names a file in the folder of its table, or {allowed})"
+    return f"{path}: cannot be read (no such file in the folder of its table or below, symbolic links followed)"
+
+
+def _is_web_address(path: str) -> bool:
+    """Whether it is http(s) without a user name or password, and names a host."""
+    try:
+        parts = urlsplit(path)
+        return (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc and "::" not in path
+        )
+    except ValueError:
+        return False
+
+
+class _WebRedirects(urllib.request.HTTPRedirectHandler):
+    """Redirects stay on the web."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if not _is_web_address(newurl):
+            raise urllib.error.URLError(f"redirected to {newurl.partition(':')[0]}, which is not allowed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _downloaded(url: str) -> bytes:
+    """A GET without credentials: no token, no .netrc, no cookie."""
+    opener = urllib.request.OpenerDirector()  # not `build_opener`: that opens ftp:// and file:// too
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        _WebRedirects,
+    ):
+        opener.add_handler(handler())
+    opener.addheaders = [("User-Agent", "sft-dist")]
+    deadline = time.monotonic() + URL_DEADLINE_S
+    content = bytearray()
+    with opener.open(url, timeout=URL_TIMEOUT_S) as response:
+        while part := response.read1(2**20):  # one packet or more, so that the deadline is met
+            content += part
+            if len(content) > MAX_URL_BYTES:
+                raise OSError(f"larger than {MAX_URL_BYTES:,} bytes")
+            if time.monotonic() > deadline:
+                raise OSError(f"not complete after {URL_DEADLINE_S:g} s")
+        if response.length:
+            raise OSError(f"cut short: {response.length:,} bytes are missing")
+    return bytes(content)
+
+
+# ── pictures and sound ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def load_image(value: Mapping[str, Any]) -> Image:
@@ -73,7 +195,9 @@ def load_audio(value: Mapping[str, Any], rate: int) -> np.ndarray:  # (samples,)
 
 def name_of(value: Mapping[str, Any]) -> str:
     """What the picture or sound is called in a message."""
-    return value.get("path") or f"(no file name, {len(value.get('bytes') or b'')} bytes)"
+    return (
+        str(value.get("path") or "").removeprefix(REFUSED) or f"(no file name, {len(value.get('bytes') or b'')} bytes)"
+    )
 
 
 def _opened(value: Mapping[str, Any]) -> Image:
@@ -96,25 +220,11 @@ def _opened(value: Mapping[str, Any]) -> Image:
 
 
 def _bytes_of(value: Mapping[str, Any]) -> bytes:
-    data, path = value.get("bytes"), value.get("path")
-    if data is None:
-        if not path:
-            raise MediaError("neither a file nor bytes are given")
+    with open_media(value) as file:
         try:
-            data = _read(path)
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise MediaError(f"{path}: cannot be read ({reason})") from None
+            data = file.read()
+        except OSError as error:
+            raise MediaError(f"{name_of(value)}: cannot be read ({error.strerror})") from None
     if not data:
         raise MediaError(f"{name_of(value)}: the file is empty")
-    return bytes(data)
-
-
-def _read(path: str | os.PathLike[str]) -> bytes:
-    if "://" in str(path):
-        import fsspec
-
-        with fsspec.open(str(path), "rb") as file:
-            return file.read()
-    with open(path, "rb") as file:
-        return file.read()
+    return data

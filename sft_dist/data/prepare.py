@@ -156,7 +156,7 @@ def _inputs(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(~pd.Series(codes).duplicated().to_numpy()), codes
 
 
-def prepare_block(
+def prepare_chunk(
     source: Dataset, first: int, recipe: Recipe, task: Task, processor: Any, to: Path
 ) -> tuple[Examples, dict[str, int]]:
     """Training rows of a stream, the first of which has this number -> encoded examples, saved as `examples` under `to`, and

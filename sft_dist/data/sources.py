@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import datasets
 import numpy as np
 from datasets import (
     Dataset,
@@ -29,19 +30,21 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationCastError
 from datasets.utils.logging import disable_progress_bar
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from sft_dist.data.formats import FORMATS
-from sft_dist.data.formats.cache import fetched, tables_folder
+from sft_dist.data.formats.cache import fetched, streams_folder, tables_folder
 from sft_dist.data.formats.faults import fault_in
 from sft_dist.data.formats.layout import SPLIT_NAMES, guessed, is_coco, split_files, split_folders
-from sft_dist.data.formats.media import beside, holds_names, undecoded
+from sft_dist.data.formats.media import confined, undecoded
 from sft_dist.data.formats.sql import read_sql
 from sft_dist.data.formats.tables import TABLES, read_labelled
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.references import SUFFIXES, Reference, classify, resolve, sources_of, suffix_of
+from sft_dist.recipe.references import SUFFIXES, Reference, classify, resolve, sources_of, sqlite_file, suffix_of
 from sft_dist.recipe.schema import SPLITS, Data, SplitSources, Streaming
 
-MEDIA = ("image", "mask", "audio")  # roles whose values may be names of files
+MEDIA_ROLES = ("image", "mask", "audio")  # roles whose values may be names of files
+HUB_FILES = (str(datasets.config.HF_DATASETS_CACHE), str(datasets.config.DOWNLOADED_DATASETS_PATH))
 STREAMED_URLS = (*TABLES, "conll")  # formats that are read from a URL as they come; the others are fetched first
 
 _Rows = TypeVar("_Rows", Dataset, IterableDataset)
@@ -237,16 +240,18 @@ def _read(reference: Reference, data: Data, streaming: bool) -> dict[str, Any]:
     name: str = data.format
     if reference.kind == "hub":
         found = load_dataset(text, data.subset, revision=data.revision, streaming=streaming)
-        return _named_splits(dict(found))
+        return _named_splits(_confined(dict(found), data, [*HUB_FILES]))
     where = resolve(reference)
     if reference.kind == "sql":
-        rows = read_sql(text)
+        beside = [os.path.dirname(file)] if (file := sqlite_file(text)) else []
+        rows = _confined({"train": read_sql(text)}, data, [*beside, os.getcwd()])["train"]
         return {"train": _as_asked(rows, streaming)}
     if reference.kind == "url":
         if name == "auto" and not text.endswith("/"):
             name = _format_of([text])
         if streaming and name in STREAMED_URLS and not text.endswith("/"):
-            return {"train": FORMATS[name].read([text], True)}  # there is no folder that what it names could lie in
+            rows = FORMATS[name].read([text], True)
+            return _confined({"train": rows}, data, [])  # there is no folder that what it names could lie in
         where = fetched(text)
     if isinstance(where, Path) and where.is_dir():
         return _read_folder(where, name, data, streaming)
@@ -258,18 +263,35 @@ def _read(reference: Reference, data: Data, streaming: bool) -> dict[str, Any]:
 
 
 def _rows_in(name: str, files: list[str], data: Data, streaming: bool) -> Any:
-    """Rows of files or of a folder. Pictures and sounds that a table names by a relative path lie beside it."""
+    """Rows of files or of a folder. Pictures and sounds that a table names lie beside it."""
     if name not in TABLES:
         return FORMATS[name].read(files, streaming)
-    rows = read_labelled(name, files, streaming, data.columns.get("label", "label"))
-    named = [column for role in MEDIA if holds_names(rows, column := data.columns.get(role, role))]
-    folders = list(dict.fromkeys(os.path.dirname(os.path.abspath(file)) for file in files))
-    if not named:
-        return rows
-    if len(folders) > 1:
-        parts = [[file for file in files if os.path.dirname(os.path.abspath(file)) == folder] for folder in folders]
-        return concatenate_datasets([_rows_in(name, part, data, streaming) for part in parts])
-    return beside(rows, named, folders[0])
+    folders: dict[str, list[str]] = {}
+    for file in files:
+        folders.setdefault(os.path.dirname(os.path.abspath(file)), []).append(file)
+    label = data.columns.get("label", "label")
+    rows = read_labelled(name, files, streaming, label)
+    if len(folders) > 1 and _names_media(rows, data):
+        return concatenate_datasets([_rows_in(name, part, data, streaming) for part in folders.values()])
+    return _confined({"": rows}, data, [*folders, os.getcwd()])[""]
+
+
+def _names_media(rows: Any, data: Data) -> bool:
+    """Whether these rows have a column of pictures or sounds. A stream need not know its columns: its first row tells."""
+    names: Any = rows.features
+    if names is None:
+        try:
+            names = next(iter(rows), {})
+        except Exception:  # every reader has its own; said with its place when the stream comes to it
+            names = {}
+    return any(data.columns.get(role, role) in names for role in MEDIA_ROLES)
+
+
+def _confined(splits: dict[str, Any], data: Data, folders: Sequence[str]) -> dict[str, Any]:
+    """The splits with what names a picture or sound outside these folders marked as refused. Into the hub's cache lead
+    the links of a data set that was downloaded from there."""
+    columns = [data.columns.get(role, role) for role in MEDIA_ROLES]
+    return {split: confined(rows, columns, [*folders, HF_HUB_CACHE], data.allow_urls) for split, rows in splits.items()}
 
 
 def _format_of(files: Sequence[str]) -> str:
@@ -295,9 +317,12 @@ def _read_folder(folder: Path, name: str, data: Data, streaming: bool) -> dict[s
     if kind == "saved":
         saved = load_from_disk(str(folder))
         found = dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
+        if not folder.is_relative_to(streams_folder()):  # the paths of those were seen to when the stream was read
+            found = _confined(found, data, [str(folder), os.getcwd()])
         return _named_splits({split: _as_asked(rows, streaming) for split, rows in found.items()})
     if kind == "repository":
-        return _named_splits(load_dataset(str(folder), cache_dir=tables_folder(), streaming=streaming))
+        found = load_dataset(str(folder), cache_dir=tables_folder(), streaming=streaming)
+        return _named_splits(_confined(found, data, [str(folder), tables_folder(), os.getcwd()]))
     if kind not in FORMATS:
         raise UserError(Problem(f"{kind} is no format of a folder", "data.format", value=kind))
     if suffixes_of := FORMATS[kind].suffixes:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sft_dist.losses.classification import CrossEntropy, Focal
+from sft_dist.losses.targets import IGNORED
 
-IGNORED = -100  # target of a place that has none
 CHUNK = 1024  # places whose logits are fp32 at a time: with a large vocabulary, they are most of the memory
 
 

@@ -1,34 +1,12 @@
-"""Scores of the audio tasks: errors in words and characters by jiwer, recall of each class weighed alike.
-
-What counts as the same text is fixed here, for every model: `comparable` takes away case, punctuation, symbols and
-invisible characters, and nothing else. Numbers stay as they are written ("20" is not "twenty") and so do spellings; Whisper's own normaliser for
-English, which also rewrites those, would make models incomparable that write in another style or language.
-"""
+"""Scores of the audio tasks: errors in words and characters by jiwer, recall of each class weighed alike."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
-_APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
-_ZERO_WIDTH_SPACE = "\u200b"  # a format character to Unicode, but between words (Khmer, Thai)
-
-
-def comparable(text: str) -> str:
-    """Lower case, NFKC, punctuation and symbols turned into white space (an apostrophe within a word stays).
-
-    Format characters go without a trace, most of all the joiners within Persian and Indic words: nobody hears them, writers
-    leave them out as they like, and white space would make two words of one.
-    """
-    text = unicodedata.normalize("NFKC", text).lower().translate(_APOSTROPHES)
-    text = "".join(one for one in text if unicodedata.category(one) != "Cf" or one == _ZERO_WIDTH_SPACE)
-    kept = [
-        one if (one == "'" and _inside(text, i)) or unicodedata.category(one)[0] not in "PSC" else " "
-        for i, one in enumerate(text)
-    ]
-    return " ".join("".join(kept).split())
+from sft_dist.metrics.transcripts import comparable
 
 
 def transcript_scores(predicted: Sequence[str], spoken: Sequence[str]) -> dict[str, float | None]:
@@ -64,7 +42,3 @@ def unweighted_average_recall(
 
 def _edits(found: object) -> int:
     return found.substitutions + found.deletions + found.insertions  # type: ignore[attr-defined]
-
-
-def _inside(text: str, i: int) -> bool:
-    return 0 < i < len(text) - 1 and text[i - 1].isalnum() and text[i + 1].isalnum()

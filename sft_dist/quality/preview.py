@@ -14,14 +14,14 @@ import numpy as np
 
 from sft_dist.batches.plan import example_rng
 from sft_dist.data.media import MediaError, load_audio, load_image, load_mask
-from sft_dist.quality.checks import TEXTS, Subject
+from sft_dist.quality.subject import TEXTS, Subject
 from sft_dist.recipe.augment import AudioAugment, ImageAugment, TextAugment
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LARGEST = 480  # pixels of a picture's longer side on the page
-LONGEST = 4000  # characters of a text
+MAX_SIDE = 480  # pixels of an image's longer side on the page
+MAX_CHARS = 4000  # characters of a text
 _PALETTE = (
     (230, 80, 60),
     (60, 130, 220),
@@ -35,11 +35,11 @@ _PALETTE = (
 
 @dataclass(frozen=True)
 class Panel:
-    """One thing shown of an example: a text in pieces (how, text), or pictures and a sound as data URLs."""
+    """One thing shown of an example: a text in pieces (how, text), or images and a sound as data URLs."""
 
     caption: str
     pieces: tuple[tuple[str, str], ...] = ()  # how: same, gone, new, learned
-    picture: str = ""
+    image: str = ""
     legend: tuple[tuple[str, str], ...] = ()  # (colour, class)
     sound: str = ""
     spaced: bool = False  # the pieces are words
@@ -57,21 +57,21 @@ def examples(subject: Subject, count: int) -> list[Example]:
     """So many of the training split, drawn by `train.seed`."""
     rows = subject.rows["train"]
     seed = subject.recipe.train.seed
-    drawn = np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])
-    return [_example(subject, int(index), example_rng(seed, 0, int(index))) for index in drawn]
+    indices = np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])
+    return [_example(subject, int(index), example_rng(seed, 0, int(index))) for index in indices]
 
 
 def _example(subject: Subject, index: int, rng: np.random.Generator) -> Example:
     row = subject.rows["train"].table[index]
     about = row.get("label")
-    said = ", ".join(map(str, about)) if isinstance(about, list) else "" if about is None else str(about)
+    description = ", ".join(map(str, about)) if isinstance(about, list) else "" if about is None else str(about)
     if "audio" in row and row.get("text"):
-        said = row["text"]
+        description = row["text"]
     try:
         panels = tuple(_panels(subject, row, index, rng))
     except MediaError as error:
         panels = ((Panel("", fault=str(error)),),)
-    return Example(int(row["row"]), said, panels)
+    return Example(int(row["row"]), description, panels)
 
 
 def _panels(
@@ -91,13 +91,13 @@ def _panels(
         for role in TEXTS:
             if row.get(role) is None:
                 continue
-            text = TEXTS[role](row[role])[:LONGEST]
+            text = TEXTS[role](row[role])[:MAX_CHARS]
             if isinstance(augment, TextAugment) and role in subject.task.text_roles:
                 from sft_dist.data.augment.text import augment_text
 
                 before, after = _difference(text, augment_text(text, augment, rng))
-                said = "after augmentation" + (", by chance as before" if before == after else "")
-                yield Panel(f"{role} before", before, spaced=True), Panel(said, after, spaced=True)
+                caption = "after augmentation" + (", by chance as before" if before == after else "")
+                yield Panel(f"{role} before", before, spaced=True), Panel(caption, after, spaced=True)
             elif role == "chat" and (encoded := _encoded(subject, index)):
                 yield tuple(encoded)
             elif role in ("target", "text_pair"):
@@ -114,7 +114,7 @@ def _difference(before: str, after: str) -> tuple[tuple[tuple[str, str], ...], t
     for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         left.append(("same" if kind == "equal" else "gone", " ".join(old[a:b])))
         right.append(("same" if kind == "equal" else "new", " ".join(new[c:d])))
-    return tuple(one for one in left if one[1]), tuple(one for one in right if one[1])
+    return tuple(piece for piece in left if piece[1]), tuple(piece for piece in right if piece[1])
 
 
 def _tagged(tokens: list[str], tags: list[str]) -> Iterator[tuple[str, str]]:
@@ -123,18 +123,18 @@ def _tagged(tokens: list[str], tags: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _encoded(subject: Subject, index: int) -> list[Panel]:
-    """What the model is given, when it was encoded and not packed; the tokens that are learned stand out."""
-    some = subject.examples.get("train")
-    if some is None or len(some) != len(subject.rows["train"]) or "input_ids" not in some.table.column_names:
+    """What the model is given, if encoded and not packed; the tokens that are learned stand out."""
+    encoded = subject.examples.get("train")
+    if encoded is None or len(encoded) != len(subject.rows["train"]) or "input_ids" not in encoded.table.column_names:
         return []
-    row = some.table[index]
+    row = encoded.table[index]
     tokenizer = getattr(subject.processor, "tokenizer", subject.processor)
     answer = row.get("answer")
     if answer is None:
         return [
             Panel(
                 f"as the model sees it, {len(row['input_ids'])} tokens",
-                (("same", tokenizer.decode(row["input_ids"])[:LONGEST]),),
+                (("same", tokenizer.decode(row["input_ids"])[:MAX_CHARS]),),
             )
         ]
     pieces: list[tuple[str, str]] = []
@@ -146,7 +146,7 @@ def _encoded(subject: Subject, index: int) -> list[Panel]:
     return [Panel(f"as the model sees it, {sum(answer)} of {len(answer)} tokens learned", tuple(pieces))]
 
 
-# ── pictures ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── images ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def _of_image(
     subject: Subject, row: Mapping[str, Any], settings: ImageAugment | None, rng: np.random.Generator
 ) -> tuple[Panel, ...]:
@@ -158,65 +158,53 @@ def _of_image(
         names = list(row["objects"]["category"])
     classes = subject.task.labels
     size = f"{image.width} x {image.height}"
-    there = sorted(
-        {*names, *(classes[i] for i in np.unique(mask) if i < len(classes))} if mask is not None else set(names)
-    )
-    legend = tuple((_hex(_colour(classes.index(name))), name) for name in there if name in classes)
-    panels = [_picture(f"before, {size}", drawn(image, boxes, names, mask, classes), legend)]
+    present = {*names, *(classes[i] for i in np.unique(mask) if i < len(classes))} if mask is not None else set(names)
+    legend = tuple((_hex(_colour(classes.index(name))), name) for name in sorted(present) if name in classes)
+    panels = [_image_panel(f"before, {size}", draw_annotations(image, boxes, names, mask, classes), legend)]
     if settings is not None:
-        from PIL import Image as Pictures
+        from PIL import Image  # of the extra `vision`, as is what changes images
 
-        from sft_dist.data.augment.image import augment
+        from sft_dist.data.augment.image import augment_image
 
-        changed = augment(image, settings, rng, boxes, mask)
-        after = Pictures.fromarray(changed.image)
-        left = [name for name, kept in zip(names, _flags(changed.kept, len(names)), strict=True) if kept]
-        shown = drawn(after, changed.boxes if boxes is not None else None, left, changed.mask, classes)
-        panels.append(_picture(f"after augmentation, {after.width} x {after.height}", shown, ()))
+        changed = augment_image(image, settings, rng, boxes, mask)
+        after = Image.fromarray(changed.image)
+        remaining = [names[index] for index in changed.box_indices]
+        canvas = draw_annotations(after, changed.boxes if boxes is not None else None, remaining, changed.mask, classes)
+        panels.append(_image_panel(f"after augmentation, {after.width} x {after.height}", canvas, ()))
     return tuple(panels)
 
 
-def _flags(kept: np.ndarray, count: int) -> np.ndarray:
-    """`kept` as one flag an object, whether it holds flags or indices."""
-    if kept.dtype == bool:
-        return kept
-    flags = np.zeros(count, dtype=bool)
-    flags[kept] = True
-    return flags
-
-
-def drawn(
+def draw_annotations(
     image: Image,
     boxes: np.ndarray | None,  # (boxes, 4) x, y, width, height in pixels
     names: list[str],
     mask: np.ndarray | None,  # (height, width)
     classes: list[str],
 ) -> Image:
-    """The picture at the page's size with its boxes and mask on it."""
-    from PIL import Image as Pictures
-    from PIL import ImageDraw, ImageFont
+    """Returns the image at the page's size with its boxes and mask on it."""
+    from PIL import Image, ImageDraw, ImageFont
 
-    scale = LARGEST / max(image.size)
+    scale = MAX_SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    shown = image.resize(size, Pictures.Resampling.NEAREST if scale > 2 else Pictures.Resampling.BICUBIC)
+    canvas = image.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BICUBIC)
     if mask is not None:
         colours = np.array([_colour(number) for number in range(256)], dtype=np.uint8)
-        over = Pictures.fromarray(colours[np.clip(mask, 0, 255)]).resize(size, Pictures.Resampling.NEAREST)
-        cover = np.select([mask == 255, mask == 0], [0, 30], 130).astype(np.uint8)  # class 0 is mostly the background
-        there = Pictures.fromarray(cover).resize(size, Pictures.Resampling.NEAREST)
-        shown = Pictures.composite(over, shown, there)
+        overlay = Image.fromarray(colours[np.clip(mask, 0, 255)]).resize(size, Image.Resampling.NEAREST)
+        opacity = np.select([mask == 255, mask == 0], [0, 30], 130).astype(np.uint8)  # class 0 is mostly the background
+        cover = Image.fromarray(opacity).resize(size, Image.Resampling.NEAREST)
+        canvas = Image.composite(overlay, canvas, cover)
     if boxes is not None:
-        pen = ImageDraw.Draw(shown)
+        pen = ImageDraw.Draw(canvas)
         font = ImageFont.load_default(size=15)
         for (x, y, width, height), name in zip(boxes * scale, names, strict=True):
             colour = _colour(classes.index(name) if name in classes else 0)
             pen.rectangle([x, y, x + width, y + height], outline=(255, 255, 255), width=4)
             pen.rectangle([x, y, x + width, y + height], outline=colour, width=2)
             if len(boxes) <= 20:
-                place = (max(x, 0) + 3, max(y - 17, 0))
-                pen.rectangle(pen.textbbox(place, name, font=font), fill=colour)
-                pen.text(place, name, fill=(255, 255, 255), font=font)
-    return shown
+                corner = (max(x, 0) + 3, max(y - 17, 0))
+                pen.rectangle(pen.textbbox(corner, name, font=font), fill=colour)
+                pen.text(corner, name, fill=(255, 255, 255), font=font)
+    return canvas
 
 
 def _colour(number: int) -> tuple[int, int, int]:
@@ -227,10 +215,10 @@ def _hex(colour: tuple[int, int, int]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
-def _picture(caption: str, shown: Image, legend: tuple[tuple[str, str], ...]) -> Panel:
+def _image_panel(caption: str, image: Image, legend: tuple[tuple[str, str], ...]) -> Panel:
     file = io.BytesIO()
-    shown.convert("RGB").save(file, "JPEG", quality=88)
-    return Panel(caption, picture=_data_url(file.getvalue(), "image/jpeg"), legend=legend)
+    image.convert("RGB").save(file, "JPEG", quality=88)
+    return Panel(caption, image=_data_url(file.getvalue(), "image/jpeg"), legend=legend)
 
 
 # ── sound ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -268,7 +256,7 @@ def _sound(caption: str, sound: np.ndarray, rate: int, decibels: np.ndarray) -> 
     seconds = len(sound) / rate
     figure = Figure(figsize=(4.6, 2.9), layout="constrained", dpi=110)
     wave, spectrogram = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
-    # A long sound has more samples than the picture has pixels: the extremes of each column.
+    # A long sound has more samples than the image has pixels: the extremes of each column.
     columns = np.array_split(sound, min(1000, len(sound)))
     times = np.linspace(0, seconds, len(columns))
     wave.fill_between(
@@ -295,7 +283,7 @@ def _sound(caption: str, sound: np.ndarray, rate: int, decibels: np.ndarray) -> 
     soundfile.write(wav, np.clip(sound, -1, 1), rate, format="WAV", subtype="PCM_16")
     return Panel(
         f"{caption}, {seconds:.2f} s",
-        picture=_data_url(file.getvalue(), "image/png"),
+        image=_data_url(file.getvalue(), "image/png"),
         sound=_data_url(wav.getvalue(), "audio/wav"),
     )
 

@@ -1,4 +1,4 @@
-"""Digests of what decides about prepared data and check results: settings, files, the state of remote data, code."""
+"""Digests that are the keys of caches: what decides about prepared rows and about the results of the data check."""
 
 from __future__ import annotations
 
@@ -14,14 +14,27 @@ from sft_dist.recipe import remote
 from sft_dist.recipe.references import SCHEME, Reference, classify, resolve, sources_of, sqlite_file
 from sft_dist.recipe.schema import Recipe
 
-_HERE = ("file", "local", "memory")  # filesystems whose state costs nothing to ask for
+PACKAGE = Path(__file__).resolve().parents[1]
+# The code that decides about cached rows and targets. A test holds it against what `data` and `tasks` import.
+ROW_CODE = (
+    "data",
+    "tasks",
+    "recipe/references.py",
+    "recipe/schema.py",
+    "recipe/tasks.py",
+    "losses/targets.py",
+    "metrics/transcripts.py",
+)
+_LOCAL_FILESYSTEMS = ("file", "local", "memory")  # asking them for the state of a file costs nothing
 
 
-def data_fingerprint(recipe: Recipe, anew: bool = False) -> str:
-    """SHA-256 of all that decides which rows a run has: the code that prepares them, the data settings, the task, each
-    local file's size and time of change, and the state of what lies elsewhere, as far as it is known
-    (`sft_dist.recipe.remote`). `anew` is for who plans a run: what a database server holds is then taken for changed.
-    Raises UserError when a file is missing."""
+def data_fingerprint(recipe: Recipe, replan: bool = False) -> str:
+    """Returns the SHA-256 of all that decides which rows a run has.
+
+    That is the code that prepares them, the data settings, the task, each local file's size and time of change, and the state of
+    remote data as far as it is known (`sft_dist.recipe.remote`). Planning sets `replan`: databases then count as changed.
+    Raises UserError when a file is missing.
+    """
     settings = recipe.data.model_dump(mode="json", exclude={"max_length"})
     files: list[tuple[str, int, int] | tuple[str, str]] = []
     for _, text in sources_of(recipe.data):
@@ -29,27 +42,27 @@ def data_fingerprint(recipe: Recipe, anew: bool = False) -> str:
         for path in _files_of(reference, resolve(reference)):
             status = path.stat()
             files.append((str(path), status.st_size, status.st_mtime_ns))
-        if state := _state_of(reference, recipe.data.revision, anew):
+        if state := _remote_state(reference, recipe.data.revision, replan):
             files.append((text, state))
-    known = {
+    facts = {
         "version": __version__,
-        "code": code_digest("data", "tasks", "recipe", "losses/tokens.py", "metrics/audio.py"),
+        "code": code_digest(*ROW_CODE),
         "data": settings,
         "task": recipe.task.model_dump(mode="json"),
         "files": files,
     }
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def model_state(recipe: Recipe) -> list[tuple[str, int, int]]:
-    """Of all local files that decide how a recipe's rows become examples: its model's, tokenizer's and chat template."""
-    named = [recipe.model.path, recipe.model.tokenizer, getattr(recipe.task, "chat_template", None)]
-    places = [classify(text, Path.cwd()) for text in named if text is not None]
-    return file_states(str(path) for place in places for path in _files_of(place, resolve(place)))
+    """Returns the state of the local files of a recipe's model, tokenizer and chat template, by which rows become examples."""
+    texts = [recipe.model.path, recipe.model.tokenizer, getattr(recipe.task, "chat_template", None)]
+    references = [classify(text, Path.cwd()) for text in texts if text is not None]
+    return file_states(str(path) for reference in references for path in _files_of(reference, resolve(reference)))
 
 
 def file_states(paths: Iterable[str]) -> list[tuple[str, int, int]]:
-    """(path, size, time of change) of each; -1 of one that is not there."""
+    """Returns (path, size, time of change) of each file; -1 for both when it does not exist."""
     states = []
     for path in paths:
         try:
@@ -61,42 +74,46 @@ def file_states(paths: Iterable[str]) -> list[tuple[str, int, int]]:
 
 
 @lru_cache
-def code_digest(*names: str) -> str:
-    """Of these modules and packages of this program, all without a name: another version of them may do otherwise."""
-    package = Path(__file__).resolve().parents[1]
-    places = [package / name for name in names] or [package]
-    files = sorted(file for place in places for file in ([place] if place.is_file() else place.rglob("*.py")))
-    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+def code_digest(*names: str, package: Path | None = None) -> str:
+    """Returns the SHA-256 of these modules and packages of sft_dist (all of it without a name), by path and content."""
+    package = package or PACKAGE
+    paths = [package / name for name in names] or [package]
+    files = sorted(file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py")))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(package).as_posix()}\0".encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
-def _state_of(reference: Reference, revision: str | None, anew: bool) -> str:
-    """What tells one state of data that are no local files from another; empty where that is not known."""
+def _remote_state(reference: Reference, revision: str | None, replan: bool) -> str:
+    """Returns what changes with data that is not in local files; empty where that is not known."""
     text = reference.text
     if reference.kind == "hub":
         return remote.state_of_hub(text, revision)
     if reference.kind == "sql":
-        return "" if sqlite_file(text) else remote.state_of_server(text, anew)
+        return "" if sqlite_file(text) else remote.state_of_server(text, replan)
     if reference.kind != "url":
         return ""
-    if SCHEME.match(text)[1].lower() not in _HERE:  # type: ignore[index]
+    if SCHEME.match(text)[1].lower() not in _LOCAL_FILESYSTEMS:  # type: ignore[index]
         return remote.state_of_url(text)
-    import fsspec
+    import fsspec  # only recipes with such a URL need it
 
     try:
-        system, path = fsspec.core.url_to_fs(text)
-        found = sorted(system.find(path)) or sorted(system.glob(path))
-        return " ".join(str(system.ukey(one)) for one in found)
+        filesystem, path = fsspec.core.url_to_fs(text)
+        files = sorted(filesystem.find(path)) or sorted(filesystem.glob(path))
+        return " ".join(str(filesystem.ukey(file)) for file in files)
     except (OSError, ValueError):
         return ""
 
 
-def _files_of(reference: Reference, found: Path | list[Path] | str) -> list[Path]:
-    if isinstance(found, str):
+def _files_of(reference: Reference, resolved: Path | list[Path] | str) -> list[Path]:
+    if isinstance(resolved, str):
         return []
-    if isinstance(found, list):
-        return found
+    if isinstance(resolved, list):
+        return resolved
     if reference.kind == "sql":  # SQLite may keep the latest changes beside the file
-        return [path for path in (found, Path(f"{found}-wal")) if path.exists()]
-    if found.is_dir():
-        return sorted(Path(folder) / name for folder, _, names in os.walk(found) for name in names)
-    return [found]
+        return [path for path in (resolved, Path(f"{resolved}-wal")) if path.exists()]
+    if resolved.is_dir():
+        return sorted(Path(folder) / name for folder, _, names in os.walk(resolved) for name in names)
+    return [resolved]

@@ -49,7 +49,7 @@ def _packages(recipe: Recipe) -> Iterator[tuple[str, str, str, str]]:
     for module, package in TASK_PACKAGES.get(recipe.task.type, ()):
         yield "task.type", recipe.task.type, module, package
     if recipe.data.augment.image is not None:
-        yield "data.augment.image", "it", "albumentations", "sft-dist[vision]"
+        yield "data.augment.image", "it", "PIL", "sft-dist[vision]"
     if recipe.data.clean.near_duplicates is not None:
         yield "data.clean.near_duplicates", "it", "datasketch", "sft-dist[check]"
     optimizer, attention = recipe.train.optimizer, recipe.model.attention

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sft_dist.recipe import remote
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root
 from sft_dist.recipe.schema import Data, Recipe, SplitSources
@@ -95,6 +96,8 @@ def sqlite_file(text: str) -> str:
 
 def resolve(reference: Reference) -> Path | list[Path] | str:
     """A file or folder, the files of a glob, or a hub id or URL as it is. Raises UserError."""
+    if reference.kind == "url":
+        remote.require_known_protocol(reference.text)
     if reference.kind in ("hub", "url"):
         return reference.text
     try:

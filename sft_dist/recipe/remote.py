@@ -1,7 +1,7 @@
-"""What tells one state of data that lie elsewhere from another.
+"""The state of remote data: a text that changes when a hub data set, a URL or a database changes.
 
-Whoever holds them is asked, once a process and for a few seconds at most, and the answer is remembered in the cache. Where
-there is no answer, as on a node without a network, the last one counts: what was prepared where there is one is found.
+The server is asked once per process, for a few seconds at most, and its answer is kept in the cache. Without an answer, as on a
+node without a network, the last one counts: what was prepared where there is a network is then found.
 """
 
 from __future__ import annotations
@@ -16,64 +16,79 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root, read_json, write_json
 
 log = logging.getLogger("sft_dist")
 
+# Filesystems that data are read from. Others run what they find (`python`, `reference`), reach into programs, or unpack
+# without a limit. `memory` holds what this very process has put there.
+PROTOCOLS = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "file", "memory")
 ANSWER_S = 5.0
-# What filesystems call that which changes with a file, small and without `-` and `_`. Not its address: it may be signed anew.
-_MARKS = {
+# Names that filesystems give to what changes with a file, in lower case, without `-` and `_`. Not its address: that may be
+# signed, and differ each time.
+_CHANGING_FIELDS = {
     "size", "etag", "contentmd5", "digest", "lastmodified", "mtime", "modified", "modify", "updated", "created", "md5",
     "md5hash", "crc32c", "checksum", "sha", "generation", "versionid", "blobid",
 }  # fmt: skip
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+def require_known_protocol(url: str) -> None:
+    """Raises UserError unless fsspec may open the URL."""
+    if "::" in url:
+        hint = "download and unpack it, and name the file or folder"
+        raise UserError(Problem("chained URLs are not read", "data.source", value=url, hint=hint))
+    if url.partition("://")[0].lower() not in PROTOCOLS:
+        raise UserError(Problem("data are not read by this protocol", "data.source", value=url, valid=PROTOCOLS))
+
+
 def state_of_url(url: str) -> str:
-    """Of the file, folder (a URL that ends with `/`) or files of a glob behind a URL; empty when it was never known."""
-    return _known(url, lambda: _listed(url))
+    """Returns the state of the file, folder (a URL that ends with `/`) or files of a glob; empty when it was never known."""
+    return _current_or_last(url, lambda: _state_of_files(url))
 
 
 def state_of_hub(name: str, revision: str | None) -> str:
-    """The commit of a data set on the hub; empty when it was never known."""
+    """Returns the commit of a data set on the hub; empty when it was never known."""
     if revision and _COMMIT.fullmatch(revision):
         return revision
-    return _known(f"hub:{name}@{revision or ''}", lambda: _commit(name, revision))
+    return _current_or_last(f"hub:{name}@{revision or ''}", lambda: _commit(name, revision))
 
 
-def state_of_server(address: str, anew: bool) -> str:
-    """Nothing tells whether a database has changed. Whoever plans takes it for changed (`anew`), once a process; the
-    processes of the run that then begins take what was planned."""
+def state_of_server(address: str, replan: bool) -> str:
+    """Returns a new random state when a run is planned (`replan`), once per process, and the planned one afterwards.
+
+    Databases do not say whether they have changed.
+    """
     address = hashlib.sha256(address.encode()).hexdigest()  # it may hold a password
-    return _known(address, lambda: secrets.token_hex(8)) if anew else _last(address)
+    return _current_or_last(address, lambda: secrets.token_hex(8)) if replan else _last_state(address)
 
 
 def marks(system: Any, names: Iterable[str]) -> str:
-    """What an fsspec filesystem says of files that changes with their content."""
-    return json.dumps([[name, _marks(system.info(name))] for name in sorted(names)], sort_keys=True)
+    """Returns what an fsspec filesystem says of files that changes with their content."""
+    return json.dumps([[name, _changing_fields(system.info(name))] for name in sorted(names)], sort_keys=True)
 
 
-def _marks(info: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in info.items() if re.sub("[-_]", "", name.lower()) in _MARKS}
+def _changing_fields(info: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in info.items() if re.sub("[-_]", "", name.lower()) in _CHANGING_FIELDS}
 
 
-_asked: dict[tuple[Path, str], str] = {}
+_states: dict[tuple[Path, str], str] = {}  # of this process
 
 
-def _known(address: str, ask: Callable[[], str]) -> str:
-    """The answer now, else the last one."""
+def _current_or_last(address: str, ask: Callable[[], str]) -> str:
     key = cache_root(), address
-    if key not in _asked:
-        _asked[key] = _in_time(address, ask)
-        if _asked[key]:
-            _remember(address, _asked[key])
+    if key not in _states:
+        _states[key] = _ask_in_time(address, ask)
+        if _states[key]:
+            _remember(address, _states[key])
         else:
-            _asked[key] = _last(address)
-    return _asked[key]
+            _states[key] = _last_state(address)
+    return _states[key]
 
 
-def _in_time(address: str, ask: Callable[[], str]) -> str:
-    """Empty when there is no answer. Filesystems wait for minutes, each in its own way, so this does not wait for them."""
+def _ask_in_time(address: str, ask: Callable[[], str]) -> str:
+    """Returns the answer, or nothing after ANSWER_S. Filesystems wait for minutes, each in its own way: a thread does that."""
     answers: list[str] = []
 
     def wait() -> None:
@@ -90,34 +105,35 @@ def _in_time(address: str, ask: Callable[[], str]) -> str:
 
 def _remember(address: str, state: str) -> None:
     try:
-        _file(address).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_json(_file(address), {"state": state})
+        _state_file(address).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_json(_state_file(address), {"state": state})
     except OSError:
-        pass  # then the data are asked for their state again
+        pass  # the next process asks the server again
 
 
-def _last(address: str) -> str:
-    return str((read_json(_file(address)) or {}).get("state", ""))
+def _last_state(address: str) -> str:
+    return str((read_json(_state_file(address)) or {}).get("state", ""))
 
 
-def _file(address: str) -> Path:
+def _state_file(address: str) -> Path:
     return cache_root() / "states" / f"{hashlib.sha256(address.encode()).hexdigest()[:32]}.json"
 
 
-def _listed(url: str) -> str:
-    import fsspec
+def _state_of_files(url: str) -> str:
+    import fsspec  # only recipes with a URL need it
 
+    require_known_protocol(url)
     system, path = fsspec.core.url_to_fs(url)
     names = [path]
     if url.endswith("/"):
         names = system.find(path)
     elif any(sign in path for sign in "*["):  # `?` begins the query of a web address
         names = system.glob(path)
-    # Some filesystems list nothing where they reach nobody.
+    # Some filesystems list nothing when they cannot reach their server.
     return hashlib.sha256(marks(system, names).encode()).hexdigest() if names else ""
 
 
 def _commit(name: str, revision: str | None) -> str:
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi  # only recipes with a hub data set need it
 
     return HfApi().dataset_info(name, revision=revision, timeout=ANSWER_S).sha or ""

@@ -113,5 +113,12 @@ def bytes_of(text: str) -> int:
     return int(float(match[1]) * _BYTES[match[2]])
 
 
+def format_duration(seconds: float) -> str:
+    """`0:42`, `12:05`, `3:02:10`."""
+    minutes, seconds = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
 def _ceil(number: float) -> int:
     return math.ceil(number - 1e-9)  # 0.1 * 30 is 3.0000000000000004 and means 3

@@ -1,6 +1,6 @@
-"""One start of a run, as rank by rank files: who started, who failed first and why, how it ended.
+"""Records one start of a run in files of each rank: what started, which rank failed first and why, how it ended.
 
-A launcher reads these files instead of exit codes, which `accelerate launch` and srun turn into 1 or 143.
+The launcher reads these files instead of exit codes, which `accelerate launch` and srun turn into 1 or 143.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from sft_dist.run.requeue_policy import slurm_job
 log = logging.getLogger("sft_dist")
 
 
-def now() -> str:
+def timestamp() -> str:
+    """Returns the time in UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
@@ -45,7 +46,7 @@ def take_lock(folder: RunFolder) -> int:
 
 
 def open_attempt(folder: RunFolder) -> AttemptFolder:
-    """The attempt the launcher named in the environment, or the next one."""
+    """Returns the attempt that the launcher named in the environment, or makes the next one."""
     if number := os.environ.get("SFT_DIST_ATTEMPT"):
         attempt = AttemptFolder(folder.attempts / f"{int(number):03d}")
         attempt.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -54,7 +55,7 @@ def open_attempt(folder: RunFolder) -> AttemptFolder:
 
 
 def start_logging(attempt: AttemptFolder, rank: int) -> None:
-    """Every rank writes its own log. Rank 0 also speaks on the terminal; the others' output goes to their log alone."""
+    """Logs to the rank's own file. Rank 0 also logs to the terminal; all other output of the others goes to their file."""
     handlers: list[logging.Handler] = [logging.FileHandler(attempt.rank_log(rank))]
     if rank == 0:
         handlers.append(logging.StreamHandler(sys.stderr))
@@ -73,7 +74,7 @@ def start_logging(attempt: AttemptFolder, rank: int) -> None:
 
 
 def record_error(attempt: AttemptFolder, rank: int, step: int, error: BaseException) -> None:
-    """`rank-N.error.json`: the earliest one names the rank that failed first."""
+    """Writes `rank-N.error.json`; the earliest one names the rank that failed first."""
     with contextlib.suppress(OSError):  # a full disk must not hide the error itself
         write_json(
             attempt.error_file(rank),
@@ -91,11 +92,12 @@ def record_error(attempt: AttemptFolder, rank: int, step: int, error: BaseExcept
 
 
 def record_outcome(attempt: AttemptFolder, state: str, last_step: int, reason: str) -> None:
-    write_json(attempt.outcome_file, {"state": state, "last_step": last_step, "time": now(), "reason": reason})
+    """Writes `outcome.json`: the attempt ended in an orderly way."""
+    write_json(attempt.outcome_file, {"state": state, "last_step": last_step, "time": timestamp(), "reason": reason})
 
 
 def job_facts() -> dict[str, Any]:
-    """Where Slurm runs this; empty elsewhere."""
+    """Returns the Slurm job of this process and its nodes; empty elsewhere."""
     env = os.environ
     if not (job := slurm_job(env)):
         return {}
@@ -106,8 +108,9 @@ def job_facts() -> dict[str, Any]:
     }
 
 
-def start_record(attempt: AttemptFolder, **facts: Any) -> None:
+def record_start(attempt: AttemptFolder, **facts: Any) -> None:
+    """Writes `start.json`."""
     write_json(
         attempt.start_file,
-        {"attempt": attempt.number, "time": now(), "host": socket.gethostname(), "pid": os.getpid(), **facts},
+        {"attempt": attempt.number, "time": timestamp(), "host": socket.gethostname(), "pid": os.getpid(), **facts},
     )

@@ -1,6 +1,6 @@
-"""Failures that say themselves what is wrong: their message is shown without a traceback, and the exit code is 1.
+"""Failures whose message is enough: it is shown without a traceback, and the exit code is 1.
 
-A user's mistake is a UserError (`recipe/errors.py`) and ends with 2. `recipe/verdict.py` knows these types by name.
+A user's mistake is a UserError (`recipe/errors.py`) and exits with 2. `run/causes.py` matches these types by name.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from sft_dist.run.causes import cause_of
 
 
 class Failure(RuntimeError):
-    """Nothing in the traceback would add to the message."""
+    """A failure whose traceback adds nothing to the message."""
 
 
 class TrainingError(Failure):
-    """A loss, a gradient or a weight that is no number, or too large."""
+    """A loss, a gradient or a weight is NaN or infinite, or too large."""
 
 
 class DataError(Failure):
-    """An example that the task cannot use."""
+    """The task cannot use an example."""
 
 
 class OutOfMemory(Failure):
-    """Of the GPU or of the machine."""
+    """The GPU or the machine has no memory left."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch has a type of its own for the GPU; for the machine it raises a RuntimeError, Python a MemoryError."""
+    """Whether memory ran out. torch has an own type for the GPU; for the machine it raises RuntimeError, Python MemoryError."""
     return cause_of({"type": type(error).__name__, "message": str(error)}) == "out of memory"

@@ -1,23 +1,23 @@
-"""The run folder: the one owner of every file name in it, shared by the launcher and the nodes.
+"""The run folder. This module owns every file name in it; the launcher and the nodes share it.
 
 runs/<recipe name>/<run id>/
   recipe.json            the resolved recipe (every default filled in)
   plan.json              what the launcher planned (absent when training was started by hand)
-  source/sft_dist/       the code that trains, as it was when the run was sealed
+  source/sft_dist/       the code that trains, as it was when the run folder was created
   run.sh                 starts the run without the sft-dist command
   job.sbatch             the same on a Slurm cluster (when it was planned for one)
-  jobs.jsonl             the Slurm jobs this run was given to, one a line
+  jobs.jsonl             the Slurm jobs that were submitted for this run, one per line
   splits.json            which rows validation and test have, and digests of the rows of every split
-  metrics.jsonl          one JSON object a line: training and validation scores
+  metrics.jsonl          one JSON object per line: training and validation scores
   checkpoints/step-00000100/   published checkpoints; each has a manifest.json
   attempts/001/          one start of the run: start.json, outcome.json, exit.json, verdict.json, hang.json, launcher.log,
-                         and of every rank rank-0.log, .error.json, .beat.json, .stack
-  evaluation/            the sweep's scores, one file a checkpoint and split
-  leaderboard.md .json   the sweep's verdict
-  export/                the winner as a Hugging Face folder
+                         and for every rank rank-0.log, .error.json, .beat.json, .stack
+  evaluation/            scores, one file per checkpoint and split
+  leaderboard.md .json   checkpoints by their scores
+  export/                the best checkpoint as a Hugging Face folder
   cancelled              Slurm jobs that the user has cancelled
-  stop                   when present, every rank saves at the next step and leaves
-  lock                   held (flock) by the process that trains here
+  stop                   while it exists, every rank saves at the next step and exits
+  lock                   held (flock) by the process that trains
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import write_text
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def run_id(recipe: Recipe) -> str:
-    """Ten hex digits of the SHA-256 of the resolved recipe, its name and description left out."""
+    """Returns ten hex digits of the SHA-256 of the resolved recipe without its name and description."""
     return hashlib.sha256(recipe.model_dump_json(exclude={"name", "description", "matrix"}).encode()).hexdigest()[:10]
 
 
@@ -60,7 +61,7 @@ class AttemptFolder:
 
     @property
     def exit_file(self) -> Path:
-        """Written by the backend that waited for the launcher process: returncode, time."""
+        """Written by the process that waited for the launch: returncode, time."""
         return self.path / "exit.json"
 
     @property
@@ -70,23 +71,24 @@ class AttemptFolder:
 
     @property
     def hang_file(self) -> Path:
-        """Written by whoever watched (`watch.py`) when a rank made no progress: kind, rank, host, step, line."""
+        """Written by the hang watcher when a rank makes no progress: kind, rank, host, step, line."""
         return self.path / "hang.json"
 
     @property
     def decision_file(self) -> Path:
-        """Written when the attempt was over (`verdict.py`): cause, rank, host, action."""
+        """Written by the requeue policy after the attempt: cause, rank, host, action."""
         return self.path / "verdict.json"
 
     def heartbeat_file(self, rank: int) -> Path:
-        """Renewed by a rank while it lives, also while it waits for others: rank, host, pid, step, phase, time."""
+        """Rewritten by a rank while it runs, also while it waits for others: rank, host, pid, step, phase, time."""
         return self.path / f"rank-{rank}.beat.json"
 
     def stack_file(self, rank: int) -> Path:
-        """Where every thread of the rank stood when it had made no progress for too long."""
+        """Stacks of every thread of the rank, once it has made no progress for too long."""
         return self.path / f"rank-{rank}.stack"
 
     def rank_log(self, rank: int) -> Path:
+        """Log of a rank."""
         return self.path / f"rank-{rank}.log"
 
     def error_file(self, rank: int) -> Path:
@@ -96,7 +98,7 @@ class AttemptFolder:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Names of everything in one run's folder. Makes nothing but what it is asked to make."""
+    """Names of all files in one run's folder."""
 
     path: Path
 
@@ -163,7 +165,7 @@ class RunFolder:
 
     @property
     def stream(self) -> Path:
-        """Blocks of a stream, while a run trains on them."""
+        """Chunks of a stream, while a run trains on them."""
         return self.path / "stream"
 
     @property
@@ -171,12 +173,12 @@ class RunFolder:
         return self.path / "lock"
 
     def checkpoint(self, step: int) -> Path:
+        """Folder of the checkpoint of a step."""
         return self.checkpoints / f"step-{step:08d}"
 
     def recipe(self) -> Recipe:
-        """The resolved recipe. Raises UserError when the file is missing or was changed by hand."""
-        from sft_dist.recipe.errors import UserError
-        from sft_dist.recipe.schema import Recipe  # here, because `status` reads many folders and needs no schema
+        """Reads the resolved recipe. Raises UserError when the file is missing or was changed by hand."""
+        from sft_dist.recipe.schema import Recipe  # imports pydantic, which the requeue policy and `status` do without
 
         try:
             return Recipe.model_validate_json(self.recipe_file.read_bytes())
@@ -184,7 +186,7 @@ class RunFolder:
             raise UserError(f"{self.recipe_file}: cannot be read as a recipe: {error}") from error
 
     def create(self, recipe: Recipe, durable: bool = True) -> None:
-        """Make the folder, private to its owner, with `recipe.json` in it; leaves an existing recipe alone."""
+        """Makes the folder, private to its owner, with `recipe.json` in it; keeps an existing recipe."""
         try:
             self.path.mkdir(mode=0o700, exist_ok=True)
         except FileNotFoundError:
@@ -194,13 +196,13 @@ class RunFolder:
             write_text(self.recipe_file, recipe.model_dump_json(indent=2) + "\n", durable)
 
     def all_attempts(self) -> list[AttemptFolder]:
-        """Every attempt so far, oldest first."""
+        """Returns every attempt so far, oldest first."""
         if not self.attempts.is_dir():
             return []
         return [AttemptFolder(path) for path in sorted(self.attempts.iterdir()) if path.name.isdigit()]
 
     def new_attempt(self) -> AttemptFolder:
-        """Make the next attempt's folder; safe when two processes ask at once."""
+        """Makes the next attempt's folder; safe when two processes do so at once."""
         number = max((attempt.number for attempt in self.all_attempts()), default=0) + 1
         while True:
             attempt = AttemptFolder(self.attempts / f"{number:03d}")

@@ -1,5 +1,7 @@
-"""A function call that travels to a node of a cluster. What travels is two names, the function's and a path's; whatever
-else the function needs to know it reads there, so that nothing of this process has to be pickled."""
+"""A function call that is sent to a node of a cluster, as the names of the function and of one path.
+
+The function reads all else below that path, so no object of this process has to be pickled.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,12 @@ from typing import Any
 
 from sft_dist.recipe.errors import UserError
 
-NO_LIMIT_MIN = 365 * 24 * 60
+NO_LIMIT_MIN = 365 * 24 * 60  # minutes
 
 
 @dataclass(frozen=True)
 class Call:
-    """Called on the node, by submitit. The function has to pick up where its own files say it was."""
+    """submitit calls it on the node. The function must be able to resume from its own files."""
 
     function: str  # of this package: "sft_dist.evaluate:score_run"
     path: str
@@ -27,27 +29,27 @@ class Call:
     def __call__(self) -> None:
         module, _, name = self.function.partition(":")
         if not module.startswith("sft_dist."):
-            raise ValueError(f"{self.function} is none of this package's functions")
+            raise ValueError(f"{self.function} is not a function of this package")
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         os.umask(0o077)
-        _know_no_limit()
+        _set_missing_time_limit()
         try:
             getattr(importlib.import_module(module), name)(Path(self.path))
         except UserError as error:
             raise SystemExit(str(error)) from None
 
     def checkpoint(self) -> Any:
-        """submitit asks for this on Slurm's warning, and puts the job in the queue again with what it gets."""
+        """Returns what submitit requeues the job with, after Slurm's warning."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
-def _know_no_limit() -> None:
-    """On Slurm's warning submitit (1.5) compares with the time that was asked for, and fails where none was."""
+def _set_missing_time_limit() -> None:
+    """Sets the time limit that submitit (1.5) compares with on Slurm's warning; it fails if none was requested."""
     from submitit.core.job_environment import JobEnvironment
 
-    warned = getattr(signal.getsignal(JobEnvironment._usr_sig()), "__self__", None)
-    delayed = getattr(warned, "_delayed", None)
+    handler = getattr(signal.getsignal(JobEnvironment._usr_sig()), "__self__", None)
+    delayed = getattr(handler, "_delayed", None)
     if delayed is not None and delayed._timeout_min is None:
         delayed._timeout_min = NO_LIMIT_MIN

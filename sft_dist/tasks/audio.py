@@ -5,7 +5,6 @@ Recordings stay files until a batch is made; only their headers are read before.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, WhisperFeatureExtractor
 
 from sft_dist.data.augment.audio import LONGEST_TIME_MASK, mask_spectrum, masked
-from sft_dist.data.media import MediaError, load_audio, name_of
+from sft_dist.data.media import MediaError, load_audio, name_of, open_media
 from sft_dist.recipe.augment import AudioAugment
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import model_source
@@ -49,7 +48,7 @@ def seconds_of(value: dict[str, Any]) -> float:
     import soundfile
 
     try:
-        with _opened(value) as file:
+        with open_media(value) as file:
             about = soundfile.info(file)
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise MediaError(f"{name_of(value)}: not a sound that can be read ({error})") from None
@@ -60,21 +59,8 @@ def seconds_of(value: dict[str, Any]) -> float:
 
 def content_of(value: dict[str, Any]) -> bytes:
     """The file's bytes: copies under other names are duplicates."""
-    with _opened(value) as file:
+    with open_media(value) as file:
         return file.read()
-
-
-def _opened(value: dict[str, Any]) -> Any:
-    if value.get("bytes") is not None:
-        return io.BytesIO(value["bytes"])
-    path = str(value.get("path") or "")
-    if not path:
-        raise MediaError("neither a file nor bytes are given")
-    if "://" in path:
-        import fsspec
-
-        return fsspec.open(path, "rb").open()
-    return open(path, "rb")
 
 
 # ── configuration ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
-from sft_dist.data.augment.image import augment, cutmix, mixup
+from sft_dist.data.augment.image import augment_image, cutmix, mixup
 from sft_dist.data.images import content
 from sft_dist.data.media import load_image
 from sft_dist.recipe.errors import Problem, UserError
@@ -20,7 +20,13 @@ from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks import ImageClassificationTask
 from sft_dist.tasks.base import Rngs
 from sft_dist.tasks.classes import NO_LABEL, ClassTask
-from sft_dist.tasks.images import PICTURE, load_image_processor, pixels_of, warn_of_batch_statistics
+from sft_dist.tasks.images import (
+    PICTURE,
+    load_image_processor,
+    pixels_of,
+    require_readable_path,
+    warn_of_batch_statistics,
+)
 from sft_dist.tasks.loading import load_pretrained
 
 
@@ -45,7 +51,10 @@ class ImageClassification(ClassTask):
         label = self.parse(row["label"], number)
         if label is None:
             return NO_LABEL
-        return {"image": row["image"], "label": label} if row["image"] else "no picture"
+        if not row["image"]:
+            return "no picture"
+        require_readable_path(row, "image", number)
+        return {"image": row["image"], "label": label}
 
     def identity(self, row: dict[str, Any]) -> bytes:
         return content(row["image"])
@@ -62,7 +71,7 @@ class ImageClassification(ClassTask):
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         pictures = [load_image(row["image"]) for row in rows]
         if rngs is not None and self.augment is not None:
-            changed = (augment(one, self.augment, rng).image for one, rng in zip(pictures, rngs, strict=True))
+            changed = (augment_image(one, self.augment, rng).image for one, rng in zip(pictures, rngs, strict=True))
             pictures = [Image.fromarray(pixels) for pixels in changed]
         inputs = pixels_of(processor, pictures)
         targets = self.targets_of([row["label"] for row in rows]) if "label" in rows[0] else None

@@ -11,6 +11,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 
+from sft_dist.data.media import MediaError, require_accepted
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import model_source
 from sft_dist.recipe.schema import Recipe
@@ -41,6 +42,14 @@ def config_of(recipe: Recipe, labels: list[str]) -> PreTrainedConfig:
     for key, value in recipe.model.config.items():
         setattr(config, key, value)
     return config
+
+
+def require_readable_path(row: dict[str, Any], role: str, number: int) -> None:
+    """Raises UserError naming the row when its picture may not be opened."""
+    try:
+        require_accepted(row[role])
+    except MediaError as error:
+        raise UserError(Problem(f"row {number}: {error}", f"data.columns.{role}")) from None
 
 
 def pixels_of(processor: Any, pictures: Sequence[Image]) -> dict[str, Tensor]:

@@ -19,7 +19,8 @@ from sft_dist.data import chat
 from sft_dist.data.packing import best_fit_decreasing, leak, positions
 from sft_dist.data.rows import ROW, Examples, Rows
 from sft_dist.losses.classification import CrossEntropy
-from sft_dist.losses.tokens import CHUNK, IGNORED, TokenLoss, padded
+from sft_dist.losses.targets import IGNORED
+from sft_dist.losses.tokens import CHUNK, TokenLoss, padded
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root
 from sft_dist.recipe.schema import CrossEntropyLoss, Recipe

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 
-from sft_dist.data.augment.image import augment, cut
+from sft_dist.data.augment.image import augment_image, clip_boxes
 from sft_dist.data.images import content
 from sft_dist.data.media import load_image
 from sft_dist.losses.detection import SOFTMAX, DetectionLoss, capture
@@ -22,7 +22,14 @@ from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks import ObjectDetectionTask
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.classes import NO_LABEL, class_name, sorted_labels, unknown_classes
-from sft_dist.tasks.images import PICTURE, config_of, load_image_processor, pixels_of, warn_of_batch_statistics
+from sft_dist.tasks.images import (
+    PICTURE,
+    config_of,
+    load_image_processor,
+    pixels_of,
+    require_readable_path,
+    warn_of_batch_statistics,
+)
 from sft_dist.tasks.loading import load_pretrained
 
 if TYPE_CHECKING:
@@ -55,6 +62,7 @@ class ObjectDetection(BaseTask):
         """A picture may well have no objects, but has to say so."""
         if not row["image"]:
             return "no picture"
+        require_readable_path(row, "image", number)
         if row["objects"] is None:
             return NO_LABEL
         boxes, names = _boxes_and_names(row["objects"], number)
@@ -99,10 +107,10 @@ class ObjectDetection(BaseTask):
             picture = load_image(row["image"])
             boxes = np.array(row.get("boxes", []), dtype=np.float64).reshape(-1, 4)
             if rngs is not None and self.augment is not None:
-                changed = augment(picture, self.augment, rngs[position], boxes)
-                picture, boxes, kept = Image.fromarray(changed.image), changed.boxes, changed.kept
+                changed = augment_image(picture, self.augment, rngs[position], boxes)
+                picture, boxes, kept = Image.fromarray(changed.image), changed.boxes, changed.box_indices
             else:
-                boxes, kept = cut(boxes, picture.width, picture.height, visible=0.0)
+                boxes, kept = clip_boxes(boxes, picture.width, picture.height, visible=0.0)
             pictures.append(picture)
             targets.append(_target(boxes, np.array(row.get("classes", []), dtype=np.int64)[kept], picture))
         inputs: dict[str, Any] = pixels_of(processor, pictures)

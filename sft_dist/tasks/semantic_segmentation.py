@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sft_dist.data.augment.image import augment
+from sft_dist.data.augment.image import augment_image
 from sft_dist.data.images import content
 from sft_dist.data.media import MediaError, load_image, load_mask
 from sft_dist.losses.classification import CrossEntropy, build_loss, weights_of_counts
@@ -30,7 +30,14 @@ from sft_dist.recipe.schema import OverlapLoss, Recipe
 from sft_dist.recipe.tasks import SemanticSegmentationTask
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.classes import unknown_classes
-from sft_dist.tasks.images import PICTURE, config_of, load_image_processor, pixels_of, warn_of_batch_statistics
+from sft_dist.tasks.images import (
+    PICTURE,
+    config_of,
+    load_image_processor,
+    pixels_of,
+    require_readable_path,
+    warn_of_batch_statistics,
+)
 from sft_dist.tasks.loading import load_pretrained
 
 if TYPE_CHECKING:
@@ -68,6 +75,7 @@ class SemanticSegmentation(BaseTask):
         """Masks are opened here, to count the pixels of each class. Raises UserError."""
         if not row["image"] or not row["mask"]:
             return "no picture" if not row["image"] else "no mask"
+        require_readable_path(row, "image", number)
         try:
             mask = load_mask(row["mask"])
         except MediaError as error:
@@ -116,7 +124,7 @@ class SemanticSegmentation(BaseTask):
         )
         if rngs is not None and self.augment is not None:
             several = [
-                augment(picture, self.augment, rng, mask=mask, ignore_index=self.ignore_index)
+                augment_image(picture, self.augment, rng, mask=mask, ignore_index=self.ignore_index)
                 for picture, mask, rng in zip(pictures, masks, rngs, strict=True)
             ]
             pictures, masks = [Image.fromarray(one.image) for one in several], [one.mask for one in several]

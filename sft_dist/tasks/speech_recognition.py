@@ -34,7 +34,8 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGU
 from transformers.utils import cached_file
 
 from sft_dist.data.augment.audio import augment_sound
-from sft_dist.metrics.audio import comparable, transcript_scores
+from sft_dist.metrics.audio import transcript_scores
+from sft_dist.metrics.transcripts import comparable
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks import audio

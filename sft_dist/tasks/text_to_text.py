@@ -12,7 +12,8 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedToken
 
 from sft_dist.data.rows import Examples
 from sft_dist.losses.classification import CrossEntropy
-from sft_dist.losses.tokens import IGNORED, TokenLoss, padded
+from sft_dist.losses.targets import IGNORED
+from sft_dist.losses.tokens import TokenLoss, padded
 from sft_dist.metrics.text import summary_scores, translation_scores
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import CrossEntropyLoss, Recipe

@@ -12,7 +12,8 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTr
 from sft_dist.data.clean import clean_text
 from sft_dist.data.rows import Examples, Rows
 from sft_dist.losses.classification import CrossEntropy, Focal, build_loss
-from sft_dist.losses.tokens import IGNORED, TokenLoss, padded
+from sft_dist.losses.targets import IGNORED
+from sft_dist.losses.tokens import TokenLoss, padded
 from sft_dist.metrics.text import entities_of, entity_scores
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe

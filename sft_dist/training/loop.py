@@ -19,9 +19,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 
-from sft_dist.batches.chunks import Block, Blocks
-from sft_dist.batches.loader import MicroBatch, MicroBatches, micro_batches
-from sft_dist.batches.plan import slot_seed
+from sft_dist.batches.chunks import Chunk, Chunks
+from sft_dist.batches.loader import MicroBatch, MicroBatches, load_micro_batches
+from sft_dist.batches.plan import micro_batch_seed
 from sft_dist.checkpoints import store as ckpt
 from sft_dist.checkpoints.saver import Saved, Saver
 from sft_dist.data.rows import Examples
@@ -85,7 +85,7 @@ class Training:
     processor: Any
     schedule: torch.optim.lr_scheduler.LRScheduler
     loss: Loss
-    blocks: Blocks
+    blocks: Chunks
     validation: Examples | None
     batch: Batch
     steps: Steps
@@ -118,8 +118,8 @@ class Training:
 
 def run(t: Training) -> tuple[str, str]:
     """Train from `progress.step` to the end. Returns (state, reason): finished or stopped."""
-    block: Block | None = None
-    num_slots = t.batch.world_size * t.batch.accumulation
+    block: Chunk | None = None
+    num_micro_batches = t.batch.world_size * t.batch.accumulation
     validate_at, save_at = set(t.steps.eval_points), set(t.steps.save_points)
     if t.progress.step in validate_at - set(t.progress.validated) and t.validation is not None:
         log.info("step %d: its validation was left unfinished, and comes first", t.progress.step)
@@ -127,7 +127,7 @@ def run(t: Training) -> tuple[str, str]:
         broadcast_buffers(t.engine.raw_model)
         if stop := _judge(t):
             return "stopped", stop
-    batches = micro_batches(t.source, t.progress.step + 1, t.steps.total, t.recipe.data.workers)
+    batches = load_micro_batches(t.source, t.progress.step + 1, t.steps.total, t.recipe.data.workers)
     meter = Meter(t)
     outcome = ("finished", "all steps done")
     while t.progress.step < t.steps.total:
@@ -140,8 +140,8 @@ def run(t: Training) -> tuple[str, str]:
         before_training(t.engine.optimizer)
         if block is not (now := t.blocks.at(step)):
             block, weights = now, weights_of(t.task, t.loss, now.examples)
-            t.progress.stream = {"place": asdict(now.place), "digest": now.digest} if now.place else None
-        slots = block.plan.slots(step, num_slots)
+            t.progress.stream = {"place": asdict(now.position), "digest": now.digest} if now.position else None
+        slots = block.plan.micro_batches(step, num_micro_batches)
         divisors = torch.from_numpy(normalizers_of(weights[np.concatenate(slots)])).to(t.accelerator.device)
         forward_backward = partial(_forward_backward, t, step, divisors)
         totals = [forward_backward(turn, next(batches)) for turn in range(t.batch.accumulation)]
@@ -171,7 +171,7 @@ def run(t: Training) -> tuple[str, str]:
 def _forward_backward(t: Training, step: int, divisors: Tensor, turn: int, batch: MicroBatch) -> Tensor:
     """One of this rank's micro-batches: its gradient is added to the step's; (parts,) of its summed loss."""
     slot = t.accelerator.process_index * t.batch.accumulation + turn
-    torch.manual_seed(slot_seed(t.recipe.train.seed, step, slot))
+    torch.manual_seed(micro_batch_seed(t.recipe.train.seed, step, slot))
     with t.engine.accumulate(last=turn == t.batch.accumulation - 1):
         totals = _loss_of(t, batch)
         # Ranks' gradients are averaged, so each rank's share of the sum counts world_size times.

@@ -9,7 +9,6 @@ import platform
 import socket
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,10 +16,11 @@ import xxhash
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-import sft_dist
 from sft_dist.data.rows import digest, table_digest
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.fingerprint import code_digest
 from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.text import join_names
 
 if TYPE_CHECKING:
     from sft_dist.data.prepare import Prepared
@@ -34,7 +34,7 @@ def require_agreement(recipe: Recipe, data: Prepared, examples: Mapping[str, Exa
     on all ranks, naming what differs and where."""
     facts = {
         "recipe": digest([recipe.model_dump_json().encode()]),
-        "code": code_digest(Path(sft_dist.__file__).parent),
+        "code": code_digest()[:12],
         **versions(),
         **{f"{split} rows": content[:12] for split, content in data.contents.items()},
         **{f"{split} examples": table_digest(part) for split, part in examples.items()},
@@ -61,17 +61,10 @@ def differences(ranks: list[tuple[str, dict[str, str]]]) -> list[str]:
 
 def _who(members: list[int], ranks: list[tuple[str, dict[str, str]]]) -> str:
     hosts = sorted({ranks[rank][0] for rank in members})
-    shown = ", ".join(map(str, members[:8])) + (f" and {len(members) - 8} more" if len(members) > 8 else "")
-    return f"rank{'s' * (len(members) > 1)} {shown} ({', '.join(hosts[:8])}{' ...' * (len(hosts) > 8)})"
+    return f"rank{'s' * (len(members) > 1)} {join_names(members)} ({', '.join(hosts[:8])}{' ...' * (len(hosts) > 8)})"
 
 
 # ── digests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-def code_digest(package: Path) -> str:
-    """Of the package's sources, by name and content."""
-    files = sorted(package.rglob("*.py"))
-    return digest(part for file in files for part in (file.relative_to(package).as_posix().encode(), file.read_bytes()))
-
-
 def versions() -> dict[str, str]:
     known = {name: sys.modules[name].__version__ for name in LIBRARIES if name in sys.modules}
     return {"python": platform.python_version(), **known}

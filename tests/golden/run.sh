@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run demo/0123456789: trains, or goes on after the newest checkpoint. Needs no sft-dist command.
+# Run demo/0123456789: trains, or resumes from the newest checkpoint. Needs no sft-dist command.
 # 1 node x 2 processes x 16 micro-batch x 1 accumulation = 32 examples a step
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.check import gate
+from launch.check import check_before_submit
 from launch.expand import Run, expand
-from launch.planning import Prepared
+from launch.planning import PlannedRun
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import cache_root
 from sft_dist.recipe.load import read
@@ -117,10 +117,10 @@ def test_the_gate_asks_once_for_the_same_data_and_lets_through_what_is_allowed(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (run,) = expand(read("demo.yaml", []))
     other = Run("other", run.recipe.model_copy(update={"train": run.recipe.train.model_copy(update={"seed": 9})}), {})
-    two = [Prepared(run, None), Prepared(other, None)]  # type: ignore[arg-type]
+    two = [PlannedRun(run, None), PlannedRun(other, None)]  # type: ignore[arg-type]
     before = set((cache_root() / "checks").glob("*")) if (cache_root() / "checks").is_dir() else set()
     with pytest.raises(UserError, match="leak"):
-        gate(two)
+        check_before_submit(two)
     assert len(set((cache_root() / "checks").glob("*")) - before) == 1
     monkeypatch.setattr("launch.check._child", lambda *_: pytest.fail("it was known"))
-    gate(two, ["leak"])
+    check_before_submit(two, ["leak"])

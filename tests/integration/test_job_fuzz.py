@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from launch.expand import Run
 from launch.plan import Machine, Plan, plan_run
-from launch.planning import Prepared, python_of
+from launch.planning import PlannedRun, python_of
 from launch.slurm.array import array_script
 from launch.slurm.clusters import Cluster, read_cluster
 from launch.slurm.functions import Work, send
@@ -79,7 +79,7 @@ def plan_in(folder: Path, cluster: Cluster) -> Plan | None:
     run = Run(RUN_ID, make_recipe(), {})
     plan = plan_run(run, Machine.node_of(cluster), ROWS, folder, python_of(cluster), None, cluster)
     try:
-        check_folders([Prepared(run, plan)], cluster)
+        check_folders([PlannedRun(run, plan)], cluster)
         folder.mkdir(parents=True)
     except (UserError, OSError, ValueError):
         return None

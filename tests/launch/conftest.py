@@ -1,4 +1,4 @@
-"""Capsules whose training is a few lines of standard library, so that processes and signals can be tested in seconds.
+"""Run folders whose training is a few lines of standard library, so that processes and signals can be tested in seconds.
 
 The stub `accelerate` starts its ranks as torchrun does, each in a session of its own; what the real one does is asserted
 in test_local_accelerate.py.
@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from launch.row_counts import Rows
+from launch.row_counts import RowCounts
 from sft_dist.recipe.files import write_json
 from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
@@ -26,7 +26,7 @@ from sft_dist.run.folder import RunFolder
 ROOT = Path(launch.__file__).parent.parent
 STUBS = Path(__file__).parent / "stubs"
 GOLDEN = Path(__file__).parent.parent / "golden"
-ROWS = Rows({"train": 320, "validation": 40, "test": 40}, {"empty": 2}, ("neg", "pos"))
+ROWS = RowCounts({"train": 320, "validation": 40, "test": 40}, {"empty": 2}, ("neg", "pos"))
 
 RECIPE = """\
 task: text-classification
@@ -57,7 +57,7 @@ def make_recipe(**changes: object) -> Recipe:
 
 @dataclass
 class Workplace:
-    """A folder with a recipe whose rows are known, and a sealed capsule with stubs for source."""
+    """A folder with a recipe whose rows are known, and run folders with stubs for source."""
 
     path: Path
     env: dict[str, str]
@@ -83,8 +83,8 @@ class Workplace:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    def capsules(self, *overrides: str) -> list[RunFolder]:
-        """Lay the stubs where `seal` would copy the package to; it leaves them alone."""
+    def run_folders(self, *overrides: str) -> list[RunFolder]:
+        """Puts the stubs where `create_run_folder` would copy the package to; it does not replace them."""
         folders = [RunFolder(Path(str(plan["folder"]))) for plan in self.plans(*overrides)]
         for folder in folders:
             put_stubs(folder)

@@ -1,4 +1,4 @@
-"""What the gate found is found again for the same data alone."""
+"""The report of the data check is cached, for the same data only."""
 
 from __future__ import annotations
 
@@ -33,58 +33,60 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", ["model/config.json", "model/tokenizer.json", "template.jinja", "chats.jsonl"])
-def test_an_answer_is_kept_for_the_model_the_template_and_the_data_as_they_are(place: Path, name: str) -> None:
+def test_a_report_is_cached_by_the_state_of_model_template_and_data(place: Path, name: str) -> None:
     recipe = load(place / "demo.yaml")
-    before = check._kept(recipe)
-    assert check._kept(recipe) == before
+    before = check._report_file(recipe)
+    assert check._report_file(recipe) == before
     os.utime(place / name, ns=(1, 1))
-    assert check._kept(recipe) != before
+    assert check._report_file(recipe) != before
 
 
-def test_an_answer_is_that_of_the_code_that_gave_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_is_cached_by_the_version_of_the_code(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load(place / "demo.yaml")
-    before = check._kept(recipe)
+    before = check._report_file(recipe)
     monkeypatch.setattr(check, "code_digest", lambda: "another version")
-    assert check._kept(recipe) != before
+    assert check._report_file(recipe) != before
 
 
-def asked(place: Path, monkeypatch: pytest.MonkeyPatch, findings: list[dict[str, Any]], code: int = 0) -> list[int]:
-    """Counts how often the gate's process is started; it finds this, in data with one picture."""
+def count_checks(
+    place: Path, monkeypatch: pytest.MonkeyPatch, findings: list[dict[str, Any]], code: int = 0
+) -> list[int]:
+    """Counts how often the check is started; its report has these findings, and one image."""
     calls: list[int] = []
 
-    def child(recipe: Any, options: Any) -> subprocess.CompletedProcess[str]:
+    def fake_check(recipe: Any, options: Any) -> subprocess.CompletedProcess[str]:
         calls.append(1)
-        kept = check._kept(recipe)
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        file = check._report_file(recipe)
+        file.parent.mkdir(parents=True, exist_ok=True)
         files = check.file_states([str(place / "a.png")])
-        kept.write_text(json.dumps({"findings": findings, "warnings": 0, "files": files}))
+        file.write_text(json.dumps({"findings": findings, "warnings": 0, "files": files}))
         return subprocess.CompletedProcess([], code, "")
 
-    monkeypatch.setattr(check, "_child", child)
+    monkeypatch.setattr(check, "_check_in_subprocess", fake_check)
     return calls
 
 
-def test_a_picture_that_a_table_names_may_change(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, recipe = asked(place, monkeypatch, []), load(place / "demo.yaml")
+def test_a_changed_image_of_a_table_is_checked_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, recipe = count_checks(place, monkeypatch, []), load(place / "demo.yaml")
     for _ in range(2):
-        check._known(recipe)
+        check._report_of(recipe)
     assert len(calls) == 1
     (place / "a.png").write_text("another")
     for _ in range(2):
-        check._known(recipe)
+        check._report_of(recipe)
     assert len(calls) == 2
     (place / "a.png").unlink()
-    check._known(recipe)
+    check._report_of(recipe)
     assert len(calls) == 3
 
 
-def test_what_could_not_be_read_is_looked_at_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = asked(place, monkeypatch, [{"kind": "unreadable-image"}], check.ERRORS)
+def test_unreadable_data_is_checked_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_checks(place, monkeypatch, [{"kind": "unreadable-image"}], check.ERRORS)
     for _ in range(2):
-        check._known(load(place / "demo.yaml"))
+        check._report_of(load(place / "demo.yaml"))
     assert len(calls) == 2
 
 
-def test_a_gate_that_could_not_run_answers_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked(place, monkeypatch, [{"kind": "unreadable-image"}], 3)
-    assert check._known(load(place / "demo.yaml")) is None
+def test_a_check_that_failed_has_no_report(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count_checks(place, monkeypatch, [{"kind": "unreadable-image"}], 3)
+    assert check._report_of(load(place / "demo.yaml")) is None

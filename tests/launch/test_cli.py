@@ -113,7 +113,7 @@ def test_a_batch_that_does_not_fit_points_at_the_recipes_line(workplace: Workpla
 
 
 def test_plan_shows_what_run_will_seal(workplace: Workplace) -> None:
-    (folder,) = workplace.capsules()
+    (folder,) = workplace.run_folders()
     planned = workplace.plans()
     workplace.say(steps=1)
     assert workplace.run("run", "demo.yaml").returncode == 0

@@ -1,4 +1,4 @@
-"""What `eval` hands to the sweep and how it holds the verdict against requirements."""
+"""The runs that `eval` hands to the sweep, and the requirements that it compares the winner with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import evaluate as judge
+from launch import evaluate
 from sft_dist.recipe.errors import UserError
 from tests.launch.conftest import Workplace
 
@@ -26,39 +26,39 @@ BOARD = {"winner": {"test": {"accuracy": 0.8, "loss": 0.5, "confusion_matrix": [
     ],
 )
 def test_a_requirement_is_met_or_missed(required: tuple[str, float], missed: int) -> None:
-    assert len(judge.shortfall(BOARD, [required])) == missed
+    assert len(evaluate.missed_requirements(BOARD, [required])) == missed
 
 
 def test_a_leaderboard_without_test_scores_meets_nothing() -> None:
-    assert judge.shortfall({}, [("accuracy", 0.0)])
-    assert judge.shortfall({"winner": {"test": {"accuracy": None}}}, [("accuracy", 0.0)])
+    assert evaluate.missed_requirements({}, [("accuracy", 0.0)])
+    assert evaluate.missed_requirements({"winner": {"test": {"accuracy": None}}}, [("accuracy", 0.0)])
 
 
 def test_a_malformed_requirement_is_explained() -> None:
-    assert judge.requirement("accuracy=0.75") == ("accuracy", 0.75)
+    assert evaluate.parse_requirement("accuracy=0.75") == ("accuracy", 0.75)
     with pytest.raises(UserError, match=r"such as accuracy=0\.75"):
-        judge.requirement("accuracy")
+        evaluate.parse_requirement("accuracy")
 
 
 def test_a_recipe_stands_for_its_trained_runs_with_the_leaderboard_above_them(workplace: Workplace) -> None:
     root = workplace.path / "runs"
     with workplace.recipe.open("a") as file:
         file.write("matrix: {train.seed: [1, 2, 3]}\n")
-    first, second, _ = workplace.capsules()
+    first, second, _ = workplace.run_folders()
     with pytest.raises(UserError, match="no run with a checkpoint"):
-        judge.choose_folders([str(workplace.recipe)], root)
+        evaluate.find_folders([str(workplace.recipe)], root)
     for folder in (first, second):
         folder.checkpoint(5).mkdir(parents=True)
         folder.recipe_file.touch()
-    folders, board = judge.choose_folders([str(workplace.recipe)], root)
+    folders, board = evaluate.find_folders([str(workplace.recipe)], root)
     assert folders == [first.path, second.path]
     assert board == first.path.parent
-    folders, board = judge.choose_folders([str(first.path)], root)
+    folders, board = evaluate.find_folders([str(first.path)], root)
     assert (folders, board) == ([first.path], first.path)
 
 
 def test_overrides_choose_other_runs(workplace: Workplace) -> None:
-    (folder,) = workplace.capsules("train.seed=9")
+    (folder,) = workplace.run_folders("train.seed=9")
     folder.checkpoint(5).mkdir(parents=True)
-    folders, _ = judge.choose_folders([str(workplace.recipe), "train.seed=9"], Path(folder.path.parent.parent))
+    folders, _ = evaluate.find_folders([str(workplace.recipe), "train.seed=9"], Path(folder.path.parent.parent))
     assert folders == [folder.path]

@@ -9,7 +9,7 @@ import pytest
 
 from launch.expand import Run, expand
 from launch.plan import Machine, plan_run
-from launch.row_counts import Rows
+from launch.row_counts import RowCounts
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import read
 from sft_dist.run.folder import run_id
@@ -105,7 +105,7 @@ def test_settings_that_contradict_each_other_in_some_points_only_are_found(tmp_p
         ("matrix:\n  train.lr: []\n", "at least one value"),
         ("matrix:\n  name: [a, b]\n", "`name` cannot vary"),
         ("matrix:\n  train.lr: [0.1]\n  zip: [{train.lr: [0.2]}]\n", "in the matrix twice"),
-        ("matrix:\n  tuning: [full]\n  tuning.r: [4]\n", "lies inside `tuning`"),
+        ("matrix:\n  tuning: [full]\n  tuning.r: [4]\n", "is inside `tuning`"),
         ("matrix:\n  train.lr: [0.1, 0.1]\n", "the same run twice"),
         ("matrix:\n  zip: {train.lr: [0.1]}\n", "expected a list of groups"),
         ("matrix: [1, 2]\n", "key paths with lists"),
@@ -125,7 +125,7 @@ def test_ten_thousand_runs_are_expanded_and_planned_in_seconds(tmp_path: Path) -
     lrs, seeds = [i / 1e5 for i in range(1, 101)], list(range(100))
     started = time.process_time()  # of the processor: a busy machine is nobody's fault
     runs = runs_of(tmp_path, f"matrix:\n  train.lr: {lrs}\n  train.seed: {seeds}\n")
-    rows, machine = Rows({"train": 4000, "validation": 500}), Machine(gpus=0, cores=2)
+    rows, machine = RowCounts({"train": 4000, "validation": 500}), Machine(gpus=0, cores=2)
     plans = [plan_run(run, machine, rows, tmp_path / run.id, "python") for run in runs]
     took = time.process_time() - started
     assert len({plan.id for plan in plans}) == 10_000

@@ -29,7 +29,7 @@ def test_later_attempts_of_a_job_are_shown_until_it_has_left_the_queue(folder, m
     record_job(folder, JobRecord("7", None, "devcluster", "train", ""))
     live = [True]
     monkeypatch.setattr(queue, "is_queued", lambda path: live[0])
-    monkeypatch.setattr(logs, "ASK_S", 0.05)
+    monkeypatch.setattr(logs, "QUERY_S", 0.05)
     monkeypatch.setattr(logs, "POLL_S", 0.02)
     folder.new_attempt().launcher_log.write_text("first\n")
 
@@ -45,7 +45,7 @@ def test_later_attempts_of_a_job_are_shown_until_it_has_left_the_queue(folder, m
 
     thread = threading.Thread(target=go_on)
     thread.start()
-    logs.follow(folder, None)
+    logs.follow_run(folder, None)
     thread.join()
     assert capfdbinary.readouterr().out == b"first\nfirst, too\n\n=== attempt 2 ===\nsecond\n"
 
@@ -53,7 +53,7 @@ def test_later_attempts_of_a_job_are_shown_until_it_has_left_the_queue(folder, m
 def test_a_run_that_is_over_is_shown_from_its_newest_attempt_and_not_waited_for(folder, capfdbinary):
     folder.new_attempt().launcher_log.write_text("old\n")
     folder.new_attempt().launcher_log.write_text("new\n")
-    logs.follow(folder, None)
+    logs.follow_run(folder, None)
     assert capfdbinary.readouterr().out == b"new\n"
 
 
@@ -61,9 +61,9 @@ def test_a_job_that_waits_is_waited_for(folder, monkeypatch, capfdbinary):
     record_job(folder, JobRecord("7", None, "devcluster", "train", ""))
     answers = iter([True] * 3)
     monkeypatch.setattr(queue, "is_queued", lambda path: next(answers, False))
-    monkeypatch.setattr(logs, "ASK_S", 0.0)
+    monkeypatch.setattr(logs, "QUERY_S", 0.0)
     monkeypatch.setattr(logs, "POLL_S", 0.02)
-    logs.follow(folder, None)
+    logs.follow_run(folder, None)
     assert next(answers, None) is None
     assert capfdbinary.readouterr().out == b""
 
@@ -72,8 +72,8 @@ def test_slurm_is_not_asked_more_often_than_it_bears(folder, monkeypatch):
     record_job(folder, JobRecord("7", None, "devcluster", "train", ""))
     asked = []
     monkeypatch.setattr(queue, "is_queued", lambda path: bool(asked.append(path)) or True)
-    live = logs._Live(folder)
-    assert all(live.goes_on() for _ in range(100))
+    live = logs._Liveness(folder)
+    assert all(live.is_live() for _ in range(100))
     assert len(asked) == 1
 
 
@@ -81,14 +81,14 @@ def test_slurm_is_asked_at_once_when_an_attempt_has_ended(folder, monkeypatch):
     record_job(folder, JobRecord("7", None, "devcluster", "train", ""))
     answers = iter([True, False])
     monkeypatch.setattr(queue, "is_queued", lambda path: next(answers))
-    live = logs._Live(folder)
+    live = logs._Liveness(folder)
     attempt = folder.new_attempt()
-    assert live.goes_on()
+    assert live.is_live()
     write_json(attempt.decision_file, {"state": "finished"})
-    assert not live.goes_on()
-    assert not live.goes_on()
+    assert not live.is_live()
+    assert not live.is_live()
 
 
 def test_a_run_that_was_never_started_is_said_so(folder):
     with pytest.raises(UserError, match="was never started"):
-        logs.follow(folder, None)
+        logs.follow_run(folder, None)

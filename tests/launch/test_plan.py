@@ -13,7 +13,7 @@ import pytest
 from launch import render
 from launch.expand import Run
 from launch.plan import Machine, Plan, detect_machine, plan_run
-from launch.row_counts import Rows
+from launch.row_counts import RowCounts
 from sft_dist.recipe.errors import UserError
 from tests.launch.conftest import ROWS, make_recipe
 
@@ -22,7 +22,7 @@ SERVER = Machine(gpus=8, cores=64)
 FOLDER = Path("/runs/demo/0123456789")
 
 
-def planned(machine: Machine = LAPTOP, rows: Rows = ROWS, processes: int | None = None, **changes: Any) -> Plan:
+def planned(machine: Machine = LAPTOP, rows: RowCounts = ROWS, processes: int | None = None, **changes: Any) -> Plan:
     return plan_run(Run("0123456789", make_recipe(**changes), {}), machine, rows, FOLDER, "/venv/bin/python", processes)
 
 
@@ -47,7 +47,7 @@ def test_the_rendered_plan_is_the_golden_one(
     name: str, machine: Machine, processes: int, strategy: Any, golden: Callable[[str, str], None]
 ) -> None:
     plan = planned(machine, processes=processes, train={"strategy": strategy})
-    golden(f"{name}.txt", render.plans([(plan, "new")]) + "\n")
+    golden(f"{name}.txt", render.describe_plans([(plan, "new")]) + "\n")
 
 
 def test_the_batch_equation_multiplies_out() -> None:
@@ -86,7 +86,7 @@ def test_more_processes_than_gpus_are_refused() -> None:
 def test_a_strategy_that_does_not_fit_the_processes_is_refused() -> None:
     assert "train.strategy" in problem(train={"strategy": "single"})
     assert "train.strategy" in problem(train={"strategy": "ddp"}, processes=1)
-    assert planned(train={"strategy": "ddp"}).why == "the recipe says so"
+    assert planned(train={"strategy": "ddp"}).reason == "the recipe says so"
     assert planned(train={"strategy": "fsdp2"}, processes=1).strategy["name"] == "fsdp2"
 
 
@@ -115,10 +115,10 @@ def test_the_plan_tells_the_trainer_the_strategy_with_its_options() -> None:
 
 
 def test_steps_are_unknown_with_a_reason_when_rows_are() -> None:
-    plan = planned(rows=Rows(unknown="no connection to the hub"))
+    plan = planned(rows=RowCounts(unknown="no connection to the hub"))
     assert plan.steps is None
     assert "no connection to the hub" in "".join(plan.warnings)
-    assert "not known before the data is read" in render.one_plan(plan, "new")
+    assert "not known before the data is read" in render.describe_plan(plan, "new")
 
 
 def test_deterministic_gpu_runs_set_the_cublas_workspace() -> None:
@@ -128,10 +128,10 @@ def test_deterministic_gpu_runs_set_the_cublas_workspace() -> None:
 
 
 def test_what_will_surprise_is_said() -> None:
-    assert "more than all 10" in " ".join(planned(rows=Rows({"train": 10, "validation": 5})).warnings)
-    assert "no validation examples" in " ".join(planned(rows=Rows({"train": 100})).warnings)
+    assert "more than all 10" in " ".join(planned(rows=RowCounts({"train": 10, "validation": 5})).warnings)
+    assert "no validation examples" in " ".join(planned(rows=RowCounts({"train": 100})).warnings)
     assert "warm-up takes all" in " ".join(planned(train={"warmup": "5 epochs"}).warnings)
-    assert "only count on a cluster" in " ".join(planned(resources={"time": "2h"}).warnings)
+    assert "take effect on a cluster only" in " ".join(planned(resources={"time": "2h"}).warnings)
     assert planned().warnings == ()
 
 
@@ -145,13 +145,13 @@ def test_the_json_of_a_plan_is_complete() -> None:
 
 
 def test_many_save_points_are_shortened_and_counted() -> None:
-    assert render.points(range(10, 1010, 10)) == "10, 20, 30, ... 980, 990, 1000 (100 in all)"
-    assert render.points([5, 10]) == "5, 10"
+    assert render.describe_steps(range(10, 1010, 10)) == "10, 20, 30, ... 980, 990, 1000 (100 in all)"
+    assert render.describe_steps([5, 10]) == "5, 10"
 
 
 def test_many_runs_are_a_table_with_the_rest_counted() -> None:
-    plans = [(planned(), "new")] * 50
-    text = render.plans(plans)
+    describe_plans = [(planned(), "new")] * 50
+    text = render.describe_plans(describe_plans)
     assert "50 runs" in text
     assert "and 30 more" in text
     assert text.count("1x2x16x1=32") == 20

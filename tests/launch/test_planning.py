@@ -9,8 +9,8 @@ import pytest
 
 from launch.expand import Run
 from launch.plan import Machine, plan_run
-from launch.planning import prepare_folder
-from launch.run_folders import seal
+from launch.planning import plan_run_folder
+from launch.run_folders import create_run_folder
 from sft_dist.engines import strategy_options
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
@@ -22,16 +22,16 @@ HERE = Machine(0, 4)
 
 def sealed(tmp_path: Path, recipe: Recipe) -> RunFolder:
     folder = tmp_path / "runs/demo" / run_id(recipe)
-    return seal(plan_run(Run(folder.name, recipe, {}), HERE, ROWS, folder, "/venv/bin/python"), recipe)
+    return create_run_folder(plan_run(Run(folder.name, recipe, {}), HERE, ROWS, folder, "/venv/bin/python"), recipe)
 
 
 def test_another_strategy_and_number_of_processes_are_planned_and_the_recipe_stays(tmp_path: Path) -> None:
     folder = sealed(tmp_path, make_recipe())
     before = folder.recipe_file.read_text()
-    prepared = prepare_folder(folder.path, processes=4, strategy="fsdp2", machine=HERE)
+    prepared = plan_run_folder(folder.path, processes=4, strategy="fsdp2", machine=HERE)
     assert prepared.plan.strategy["name"] == "fsdp2"
     assert prepared.plan.world_size == 4
-    seal(prepared.plan, prepared.run.recipe)
+    create_run_folder(prepared.plan, prepared.run.recipe)
     assert folder.recipe_file.read_text() == before
     assert strategy_options(folder.recipe(), folder)["name"] == "fsdp2"  # what the ranks will do
 
@@ -51,6 +51,6 @@ def test_what_does_not_go_is_refused_and_nothing_is_written(tmp_path: Path, stra
     folder = sealed(tmp_path, make_recipe(train={"optimizer": "adafactor"}))
     plan = json.loads(folder.plan_file.read_text())
     with pytest.raises(UserError) as caught:
-        prepare_folder(folder.path, strategy=strategy, machine=HERE)
+        plan_run_folder(folder.path, strategy=strategy, machine=HERE)
     assert said in str(caught.value)
     assert json.loads(folder.plan_file.read_text()) == plan

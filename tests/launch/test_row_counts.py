@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.row_counts import rows_of
+from launch.row_counts import count_rows
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import load
 from tests.launch.conftest import RECIPE
@@ -37,32 +37,32 @@ def test_rows_are_counted_once_and_again_when_the_data_changed(recipe_file: Path
         """echo 'noise'; echo '{"splits": {"train": 7}, "dropped": {"empty": 1}, "labels": [0, 1]}'""",
     )
     for _ in range(2):
-        rows = rows_of(recipe, python)
+        rows = count_rows(recipe, python)
         assert (rows.train, rows.dropped, rows.labels) == (7, {"empty": 1}, ("0", "1"))
     asked = recipe_file.parent / "asked"
     assert asked.read_text() == "asked\n"
     (recipe_file.parent / "rows.csv").write_text("text,label\na,0\nb,1\nc,1\n")
-    rows_of(recipe, python)
+    count_rows(recipe, python)
     assert asked.read_text() == "asked\nasked\n"
 
 
 def test_a_mistake_in_the_data_is_the_users(recipe_file: Path) -> None:
     with pytest.raises(UserError, match="no column `text`"):
-        rows_of(load(recipe_file), counter(recipe_file.parent, "echo 'rows.csv: no column `text`' >&2; exit 2"))
+        count_rows(load(recipe_file), counter(recipe_file.parent, "echo 'rows.csv: no column `text`' >&2; exit 2"))
 
 
 @pytest.mark.parametrize("body", ["echo 'ConnectionError: offline' >&2; exit 1", "echo nonsense"])
 def test_any_other_failure_leaves_the_count_unknown_and_is_not_remembered(recipe_file: Path, body: str) -> None:
     recipe = load(recipe_file)
-    rows = rows_of(recipe, counter(recipe_file.parent, body))
+    rows = count_rows(recipe, counter(recipe_file.parent, body))
     assert rows.train is None
     assert rows.unknown
     good = counter(recipe_file.parent, """echo '{"splits": {"train": 7}}'""")
-    assert rows_of(recipe, good).train == 7
+    assert count_rows(recipe, good).train == 7
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(recipe_file: Path) -> None:
     (recipe_file.parent / "cache").write_text("a file where the folder should be")
     python = counter(recipe_file.parent, """echo '{"splits": {"train": 7}}'""")
-    assert rows_of(load(recipe_file), python).train == 7
+    assert count_rows(load(recipe_file), python).train == 7
     assert sys.executable != python

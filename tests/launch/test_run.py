@@ -1,4 +1,4 @@
-"""Runs in turn: what is skipped, what goes on, what the exit code says."""
+"""Runs one after another: which are skipped, which are resumed, and the exit code."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from launch.local.runner import LocalRunner
 from launch.plan import Plan
-from launch.planning import Prepared, prepare
+from launch.planning import PlannedRun, plan_runs
 from launch.run import run_all
 from launch.run_state import RunState, state_of
 from sft_dist.recipe.files import write_json
@@ -15,13 +16,13 @@ from sft_dist.run.folder import RunFolder
 from tests.launch.conftest import Workplace
 
 
-class Recorded:
-    """A backend that writes how a run ended instead of running it."""
+class RecordingRunner(LocalRunner):
+    """Writes how a run ended instead of running it."""
 
     def __init__(self, *ends: str) -> None:
+        super().__init__()
         self.ends = list(ends)
         self.started: list[Path] = []
-        self.interrupted = False
 
     def run(self, folder: RunFolder, plan: Plan) -> RunState:
         self.started.append(folder.path)
@@ -37,22 +38,22 @@ class Recorded:
         return state_of(folder.path)
 
 
-def prepared(workplace: Workplace, *overrides: str, fresh: bool = False) -> list[Prepared]:
-    return prepare(str(workplace.recipe), overrides, workplace.path / "runs", fresh=fresh)
+def planned_runs(workplace: Workplace, *overrides: str, fresh: bool = False) -> list[PlannedRun]:
+    return plan_runs(str(workplace.recipe), overrides, workplace.path / "runs", fresh=fresh)
 
 
 def test_fresh_starts_over_beside_the_old_run_which_stays_as_it_was(workplace: Workplace) -> None:
-    first = Recorded("finished")
-    assert run_all(prepared(workplace), first) == 0
+    first = RecordingRunner("finished")
+    assert run_all(planned_runs(workplace), first) == 0
     (old,) = first.started
     before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
-    second = Recorded("stopped")
-    assert run_all(prepared(workplace, fresh=True), second) == 1
+    second = RecordingRunner("stopped")
+    assert run_all(planned_runs(workplace, fresh=True), second) == 1
     assert second.started == [old.with_name(f"{old.name}-2")]
     assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
-    third = Recorded("finished")
-    assert run_all(prepared(workplace), third) == 0
-    assert third.started == second.started, "without --fresh the newest one goes on"
+    third = RecordingRunner("finished")
+    assert run_all(planned_runs(workplace), third) == 0
+    assert third.started == second.started, "without --fresh the newest one is resumed"
 
 
 def test_a_failure_does_not_stop_the_rest_and_a_table_shows_all(
@@ -60,25 +61,25 @@ def test_a_failure_does_not_stop_the_rest_and_a_table_shows_all(
 ) -> None:
     with workplace.recipe.open("a") as file:
         file.write("matrix: {train.seed: [1, 2, 3]}\n")
-    backend = Recorded("finished", "failed", "finished")
-    assert run_all(prepared(workplace), backend) == 1
+    backend = RecordingRunner("finished", "failed", "finished")
+    assert run_all(planned_runs(workplace), backend) == 1
     assert len(backend.started) == 3
     shown = capsys.readouterr().err
     assert "rank 0 on here: E: m" in shown
-    again = Recorded("finished")
-    assert run_all(prepared(workplace), again) == 0
+    again = RecordingRunner("finished")
+    assert run_all(planned_runs(workplace), again) == 0
     assert again.started == [backend.started[1]]
 
 
 def test_an_interruption_ends_the_series(workplace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
     with workplace.recipe.open("a") as file:
         file.write("matrix: {train.seed: [1, 2, 3]}\n")
-    backend = Recorded("finished", "interrupted")
-    assert run_all(prepared(workplace), backend) == 130
+    backend = RecordingRunner("finished", "interrupted")
+    assert run_all(planned_runs(workplace), backend) == 130
     assert "1 not started" in capsys.readouterr().err
 
 
 def test_planning_writes_nothing(workplace: Workplace) -> None:
     before = sorted(workplace.path.rglob("*"))
-    prepared(workplace)
+    planned_runs(workplace)
     assert sorted(workplace.path.rglob("*")) == before

@@ -1,4 +1,5 @@
-"""One real Slurm for all tests that ask for it: `slurm/devcluster`, up for the session and shared by pytest-xdist's workers.
+"""A real Slurm for all tests that ask for it: `slurm/devcluster`, up for the session. Tests mostly wait, so several workers of
+pytest-xdist, each with a cluster of its own, take little more time than the longest test.
 
 Where the machine cannot run it (not root, no packages) these tests are skipped with one line, or fail when
 SFT_DIST_REQUIRE_SLURM=1, so that a green CI never means "nothing was tried".
@@ -6,7 +7,6 @@ SFT_DIST_REQUIRE_SLURM=1, so that a green CI never means "nothing was tried".
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import tempfile
@@ -167,34 +167,30 @@ def remove_abandoned_clusters() -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The session's cluster. An earlier test's jobs may still be ending on it: ask for `idle_cluster` where that matters."""
-    worker = "PYTEST_XDIST_WORKER" in os.environ
+def cluster() -> Iterator[Cluster]:
+    """A cluster for the session; each worker of pytest-xdist has its own, so that a test that cuts a node meets no other
+    test. An earlier test's jobs may still be ending on it: ask for `idle_cluster` where that matters."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
     owner = os.getppid() if worker else os.getpid()  # the workers are children of the one process that the user started
-    folder = Path(tempfile.gettempdir()) / f"sft-dist-slurm-{owner}"
-    common = tmp_path_factory.getbasetemp().parent if worker else tmp_path_factory.getbasetemp()
+    name = f"sft-dist-slurm-{owner}" + (f"-{worker}" if worker else "")
     remove_abandoned_clusters()
-    with (common / "slurm-users.lock").open("w") as users:
-        # Each worker holds a share while it uses the cluster; the one that can have the whole is the last.
-        fcntl.flock(users, fcntl.LOCK_SH)
-        yield bring_up(folder)
-        try:
-            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
-        devcluster(folder, "down")
+    with running_cluster(Path(tempfile.gettempdir()) / name) as cluster:
+        yield cluster
 
 
-@pytest.fixture(autouse=True)
-def one_at_a_time(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that cuts a node must not meet another worker's test; `xdist_group` alone needs `--dist loadgroup` to see to it."""
-    if "cluster" not in request.fixturenames:
-        yield
-        return
-    cluster: Cluster = request.getfixturevalue("cluster")
-    with (cluster.folder / "tests.lock").open("w") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        yield
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of the session see."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that no worker begins one when the others have finished."""
+    ours = [index for index, item in enumerate(items) if item.path.parent == Path(__file__).parent]
+    ordered = sorted((items[index] for index in ours), key=lambda item: not item.get_closest_marker("starts_first"))
+    for index, item in zip(ours, ordered, strict=True):
+        items[index] = item
 
 
 @pytest.fixture

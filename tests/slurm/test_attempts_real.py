@@ -20,7 +20,7 @@ from sft_dist.run.folder import RunFolder
 from tests.slurm.conftest import devcluster
 from tests.slurm.test_submit_real import TRAINER, Workplace, outcome, workplace  # noqa: F401
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slurm
 
 # Ahead of the stub: on one host a GPU is broken, and the rank there ends as the real trainer would.
 BROKEN_NODE = """\

@@ -11,7 +11,7 @@ import pytest
 
 from tests.slurm.conftest import DEVCLUSTER, Cluster, devcluster, running_cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 # A script that is disturbed in its first run and ends well in the second.
 UNTIL_RESTARTED = (

@@ -16,7 +16,7 @@ from sft_dist.run.folder import RunFolder
 from tests.integration import harness
 from tests.slurm.conftest import Cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.starts_first]
 ROOT = Path(launch.__file__).parent.parent
 SHORTER = ("data.limit=400", "train.epochs=1", "train.log_every=1")  # ten steps
 

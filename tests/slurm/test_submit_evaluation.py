@@ -15,7 +15,7 @@ from sft_dist.run.folder import RunFolder
 from tests.slurm.conftest import Cluster
 from tests.slurm.test_submit_real import ROOT, Workplace, workplace  # noqa: F401
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slurm
 
 # On the nodes: the first start of each task waits to be told that its time is over, the second one ends.
 ERRAND = """\

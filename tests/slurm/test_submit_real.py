@@ -21,7 +21,7 @@ from sft_dist.run.folder import RunFolder
 from tests.launch.conftest import RECIPE
 from tests.slurm.conftest import Cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slurm
 ROOT = Path(launch.__file__).parent.parent
 TRAINER = ROOT / "tests/launch/stubs/train.py"
 

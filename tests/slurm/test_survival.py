@@ -7,7 +7,6 @@ races with a fast machine nor has to train long for a slow one.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -22,9 +21,10 @@ import pytest
 import launch
 from launch.run_state import state_of
 from launch.slurm.records import jobs_of
-from sft_dist.recipe.files import read_json
+from sft_dist.recipe.files import read_json, write_json
 from sft_dist.run.causes import AttemptEnd, classify_attempt
 from sft_dist.run.folder import AttemptFolder, RunFolder
+from sft_dist.run.locks import locked
 from sft_dist.run.requeue_policy import saved_step
 from tests.integration import harness
 from tests.slurm.conftest import Cluster
@@ -33,7 +33,7 @@ from tests.slurm.conftest import Cluster
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.slow,
-    pytest.mark.xdist_group("slurm"),
+    pytest.mark.starts_first,
     pytest.mark.timeout(1500),
 ]
 ROOT = Path(launch.__file__).parent.parent
@@ -67,18 +67,25 @@ preemption: {signal_lead: 1min}
 
 
 @pytest.fixture(scope="module")
-def recipe(tiny_model: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("survival")
-    data = {"source": str(reviews), "max_length": 48}
-    text = {**RECIPE, "model": {"path": str(tiny_model)}, "data": data}
-    (folder / "tiny.yaml").write_text(json.dumps(text))
+def recipe(tiny_model: Path, reviews: Path, shared_folder: Path) -> Path:
+    folder = shared_folder / "survival"
+    folder.mkdir(exist_ok=True)
+    with locked(folder / "lock"):
+        if not (folder / "tiny.yaml").exists():
+            data = {"source": str(reviews), "max_length": 48}
+            text = {**RECIPE, "model": {"path": str(tiny_model)}, "data": data}
+            write_json(folder / "tiny.yaml", text)
     return folder / "tiny.yaml"
 
 
 @pytest.fixture(scope="module")
 def undisturbed(recipe: Path) -> Path:
-    """Two ranks without Slurm, to the end."""
-    return harness.run(recipe, recipe.parent / "undisturbed", world_size=2)
+    """Two ranks without Slurm, to the end; by the first worker that needs it."""
+    with locked(recipe.parent / "lock"):
+        if not (recipe.parent / "undisturbed").exists():
+            harness.run(recipe, recipe.parent / "unfinished", world_size=2)
+            (recipe.parent / "unfinished").rename(recipe.parent / "undisturbed")
+    return harness.the_run(recipe.parent / "undisturbed")
 
 
 @dataclass(frozen=True)

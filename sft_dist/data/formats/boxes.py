@@ -17,6 +17,7 @@ from datasets import Dataset, IterableDataset, List, Value
 from sft_dist.data.formats.faults import fault_in, no_rows, unreadable
 from sft_dist.data.formats.layout import IMAGES, walked
 from sft_dist.data.formats.media import PICTURE, media_rows
+from sft_dist.data.media import is_inside
 
 FEATURES = {
     "image": PICTURE,
@@ -85,6 +86,8 @@ def _picture(file: Path, title: str) -> Path:
     """Beside the annotations or in `images/`; also where these lie one folder up, or in the split's own folder there
     (`annotations/instances_val2017.json` and `val2017/`)."""
     home, split = file.parent, file.stem.rpartition("_")[2]
+    if not is_inside(str(home / title), str(home)):
+        raise unreadable(f"{file}: the name of the picture {title} leaves the folder of the annotations")
     places = (home, home / "images", home.parent, home.parent / "images", home.parent / split)
     for place in places:
         if (place / title).is_file():

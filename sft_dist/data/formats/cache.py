@@ -7,23 +7,38 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import fsspec
 
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root
-from sft_dist.recipe.remote import marks
+from sft_dist.recipe.remote import marks, require_known_protocol
+
+MAX_FILES = 1_000_000  # behind one URL
+MAX_BYTES = 200 * 2**30  # of all of them
+_PART = 4 * 2**20  # bytes copied at a time
 
 
 def tables_folder() -> str:
     return str(cache_root() / "datasets")
 
 
+def streams_folder() -> Path:
+    """Beginnings of streams as `check` has read them."""
+    return cache_root() / "streams"
+
+
 def fetched(url: str) -> Path | list[Path]:
     """The file, folder (a URL that ends with `/`) or files of a glob behind a URL, copied into the cache once for each
-    state they are in. Raises UserError when there is nothing, and OSError or ImportError where the filesystem does."""
+    state they are in, and only into it. Raises UserError when there is nothing or too much, and OSError or ImportError
+    where the filesystem does."""
+    require_known_protocol(url)
     system, path = fsspec.core.url_to_fs(url)
-    names = sorted(system.find(path) if url.endswith("/") else system.glob(path))
+    if url.endswith("/"):  # object stores may list the folder itself
+        names = sorted(name for name in system.find(path) if name.rstrip("/") != path.rstrip("/"))
+    else:
+        names = sorted(system.glob(path))
     if not names:
         raise UserError(Problem("there is no such file, or it cannot be reached", path="data.source", value=url))
     if "file" in system.protocol or "local" in system.protocol:
@@ -33,13 +48,20 @@ def fetched(url: str) -> Path | list[Path]:
     inside = [os.path.relpath(name, root) for name in names]
     if url.startswith(("https://", "http://")):
         inside = [name.partition("?")[0] for name in inside]
+    if outside := [
+        name for name in inside if name.startswith("/") or not set(name.split("/")).isdisjoint(("", ".", ".."))
+    ]:
+        raise _refused(url, f"one of its names leads out of the folder it is copied into: {outside[0]}")
+    if len(names) > MAX_FILES:
+        raise _refused(url, f"{len(names):,} files are more than the {MAX_FILES:,} that are fetched")
     if not home.exists():
         home.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".fetching-", dir=home.parent))
         try:
+            room = MAX_BYTES
             for name, to in zip(names, inside, strict=True):
                 (aside / to).parent.mkdir(parents=True, exist_ok=True)
-                system.get_file(name, str(aside / to))
+                room -= _copied(system, name, aside / to, room, url)
             os.rename(aside, home)
         except OSError:
             if not home.exists():  # else another process was faster
@@ -49,6 +71,23 @@ def fetched(url: str) -> Path | list[Path]:
     if url.endswith("/"):
         return home
     return _one_or_all([home / name for name in inside])
+
+
+def _copied(system: Any, name: str, to: Path, room: int, url: str) -> int:
+    """Bytes of the file, of which there may be `room`. What a server says of a size need not be true, so it is counted."""
+    count = 0
+    with system.open(name, "rb") as source, to.open("xb") as target:
+        while part := source.read(_PART):
+            count += len(part)
+            if count > room:
+                raise _refused(url, f"it holds more than the {MAX_BYTES:,} bytes that are fetched")
+            target.write(part)
+    return count
+
+
+def _refused(url: str, what: str) -> UserError:
+    hint = "look at what it holds, then download it and name the file or folder"
+    return UserError(Problem(what, path="data.source", value=url, hint=hint))
 
 
 def _one_or_all(files: list[Path]) -> Path | list[Path]:

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Audio, Dataset, Features, Image, IterableDataset, Value, load_dataset
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Audio, Dataset, Features, Image, IterableDataset, LargeList, List, Value, load_dataset
 
 from sft_dist.data.formats.cache import tables_folder
 from sft_dist.data.formats.faults import no_rows, unreadable
 from sft_dist.data.formats.layout import IMAGES, SOUNDS, split_folders, walked
 from sft_dist.data.formats.tables import read_table
+from sft_dist.data.media import accepted, is_inside
 from sft_dist.recipe.references import SUFFIXES, suffix_of
 
 PICTURE = Image(decode=False)
@@ -40,39 +45,47 @@ def media_rows(columns: dict[str, list[Any]], features: dict[str, Any], streamin
     return rows.to_iterable_dataset() if streaming else rows
 
 
-def holds_names(rows: Any, column: str) -> bool:
-    """Whether a column is there and holds texts. A stream that does not know its columns has its first row looked at."""
-    if rows.features is None:
-        try:
-            first: dict[str, Any] = next(iter(rows), {})
-            return isinstance(first.get(column), str)
-        except Exception:  # every reader has its own; said with its place when the stream comes to it
-            return False
-    return column in rows.features and getattr(rows.features[column], "dtype", "") in ("string", "large_string")
+def confined(rows: Any, columns: list[str], folders: Sequence[str], allow_urls: bool) -> Any:
+    """The rows of a source with the paths in these columns as `sft_dist.data.media.accepted` gives them: what names a file
+    in one of the folders is made absolute, since runs read elsewhere than where they were planned. Columns that are not
+    there, or hold neither texts nor {"path", "bytes"}, are passed over."""
 
+    def placed(value: Any) -> Any:
+        if isinstance(value, dict) and value.get("bytes") is None and isinstance(value.get("path"), str):
+            return {**value, "path": placed(value["path"])}
+        return accepted(value, folders, allow_urls) if isinstance(value, str) and value else value
 
-def beside(rows: Any, columns: list[str], folder: str) -> Any:
-    """The rows of a table with the relative paths in these columns made absolute: of files in the table's folder, else of
-    files in the working directory. Runs read elsewhere than where they were planned. What is neither stays as it is."""
-
-    def placed(values: list[Any]) -> list[Any]:
-        return [_placed(value, folder) for value in values]
-
+    rows = undecoded(rows)
     if isinstance(rows, IterableDataset):
-        return rows.map(
-            lambda batch: {name: placed(batch[name]) for name in columns}, batched=True, features=rows.features
-        )
+        # Where the columns are not known beforehand, each row tells.
+        names = columns if rows.features is None else [name for name in columns if name in rows.features]
+        if not names:
+            return rows
+        return rows.map(lambda row: {name: placed(row[name]) for name in names if name in row}, features=rows.features)
     for name in columns:
-        made = placed(rows[name][:])
-        feature, order = rows.features[name], rows.column_names
-        rows = rows.remove_columns([name]).add_column(name, made, feature=feature).select_columns(order)
+        if name in rows.column_names and _holds_paths(rows, name):
+            made, feature, order = [placed(value) for value in rows[name][:]], rows.features[name], rows.column_names
+            stored = _STORED if isinstance(feature, (Image, Audio)) else feature  # as in `media_rows`
+            rows = rows.remove_columns([name]).add_column(name, made, feature=Features({name: stored})[name])
+            rows = (rows.cast_column(name, feature) if stored is _STORED else rows).select_columns(order)
     return rows
 
 
-def _placed(value: Any, folder: str) -> Any:
-    if not isinstance(value, str) or not value or os.path.isabs(value):
-        return value
-    return next((path for base in (folder, os.getcwd()) if os.path.isfile(path := os.path.join(base, value))), value)
+def _holds_paths(rows: Dataset, name: str) -> bool:
+    """Texts, or files some of which are not in the table with all their bytes."""
+    kind = rows.data.schema.field(name).type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return True
+    if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
+        return False
+    if kind.get_field_index("bytes") < 0:
+        return True
+    column = rows.data.column(name)
+    return bool(
+        pc.any(
+            pc.and_(pc.is_null(pc.struct_field(column, "bytes")), pc.is_valid(pc.struct_field(column, "path")))
+        ).as_py()
+    )
 
 
 def read_images(folders: list[str], streaming: bool) -> Dataset | IterableDataset:
@@ -95,11 +108,36 @@ def read_images(folders: list[str], streaming: bool) -> Dataset | IterableDatase
 
 
 def undecoded(rows: Any) -> Any:
-    """The rows with pictures and sounds as {"path", "bytes"}."""
+    """The rows with pictures, sounds and other media as {"path", "bytes"}, wherever they are in a column: `datasets` would
+    open whatever their paths name, with the user's tokens."""
     for name, feature in (rows.features or {}).items():
-        if isinstance(feature, (Image, Audio)) and feature.decode:
-            rows = rows.cast_column(name, type(feature)(decode=False))
+        if (stored := _undecoded(feature)) is not feature:
+            rows = rows.cast_column(name, stored)
     return rows
+
+
+def as_stored(rows: Dataset) -> Dataset:
+    """The rows with pictures and sounds as plain structs, which `datasets` does not open."""
+    for name, feature in rows.features.items():
+        if isinstance(feature, (Image, Audio)):
+            rows = rows.cast_column(name, _STORED)
+    return rows
+
+
+def _undecoded(feature: Any) -> Any:
+    """The feature itself when there is nothing in it to decode."""
+    if getattr(feature, "decode", False) is True and hasattr(feature, "decode_example"):
+        return replace(feature, decode=False)
+    if isinstance(feature, dict):
+        inner = {name: _undecoded(part) for name, part in feature.items()}
+        return feature if all(inner[name] is part for name, part in feature.items()) else inner
+    if isinstance(feature, (list, tuple)):
+        (part,) = feature
+        return feature if (part_stored := _undecoded(part)) is part else [part_stored]
+    if isinstance(feature, (List, LargeList)):
+        part = _undecoded(feature.feature)
+        return feature if part is feature.feature else replace(feature, feature=part)
+    return feature
 
 
 def read_sounds(folders: list[str], streaming: bool) -> Dataset | IterableDataset:
@@ -126,6 +164,8 @@ def _described(table: Path, streaming: bool) -> Dataset | IterableDataset:
         raise unreadable(f"{table} has no column file_name", ", ".join(rows.column_names), ("file_name",))
     files = [table.parent / str(name) for name in rows["file_name"][:]]
     for number, file in enumerate(files):
+        if not is_inside(str(file), str(table.parent)):
+            raise unreadable(f"{table}, row {number}: {file} is not in the folder of the table or below")
         if not file.is_file():
             raise unreadable(f"{table}, row {number}: there is no file {file}")
     others = [name for name in rows.column_names if name not in ("file_name", "audio")]

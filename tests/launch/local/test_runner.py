@@ -28,7 +28,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def test_a_run_trains_to_its_end_shows_progress_and_is_skipped_the_next_time(workplace: Workplace) -> None:
-    (folder,) = workplace.capsules()
+    (folder,) = workplace.run_folders()
     done = workplace.run("run", "demo.yaml")
     assert done.returncode == 0, done.stderr
     assert "step 20/20  loss 0.0500  lr 1.00e-03  320.0 examples/s" in done.stderr
@@ -45,7 +45,7 @@ def test_a_run_trains_to_its_end_shows_progress_and_is_skipped_the_next_time(wor
 
 
 def test_ctrl_c_saves_says_how_to_resume_and_resuming_goes_on(workplace: Workplace) -> None:
-    (folder,) = workplace.capsules()
+    (folder,) = workplace.run_folders()
     workplace.say(steps=1000)
     process = workplace.start("run", "demo.yaml")
     wait_for(lambda: steps_done(folder) >= 3)
@@ -68,7 +68,7 @@ def test_ctrl_c_saves_says_how_to_resume_and_resuming_goes_on(workplace: Workpla
 
 
 def test_ctrl_c_while_the_trainer_is_still_starting_is_not_forgotten(workplace: Workplace) -> None:
-    (folder,) = workplace.capsules()
+    (folder,) = workplace.run_folders()
     workplace.say(steps=200)
     process = workplace.start("run", "demo.yaml")
     wait_for(lambda: is_running(folder))  # the processes exist, the trainer has not removed an old stop file yet
@@ -78,7 +78,7 @@ def test_ctrl_c_while_the_trainer_is_still_starting_is_not_forgotten(workplace: 
 
 
 def test_sigterm_to_the_launcher_saves_as_ctrl_c_does(workplace: Workplace) -> None:
-    (folder,) = workplace.capsules()
+    (folder,) = workplace.run_folders()
     workplace.say(steps=1000)
     process = workplace.start("run", "demo.yaml", "--processes", "1")
     wait_for(lambda: steps_done(folder) >= 2)
@@ -89,7 +89,7 @@ def test_sigterm_to_the_launcher_saves_as_ctrl_c_does(workplace: Workplace) -> N
 
 
 def test_a_second_ctrl_c_ends_even_ranks_that_ignore_every_request(workplace: Workplace) -> None:
-    (folder,) = workplace.capsules()
+    (folder,) = workplace.run_folders()
     workplace.say(steps=1000, deaf=True)
     process = workplace.start("run", "demo.yaml")
     wait_for(lambda: steps_done(folder) >= 2)
@@ -104,7 +104,7 @@ def test_a_second_ctrl_c_ends_even_ranks_that_ignore_every_request(workplace: Wo
 
 
 def test_a_failing_rank_ends_the_run_and_is_named_as_the_cause(workplace: Workplace) -> None:
-    (folder,) = workplace.capsules()
+    (folder,) = workplace.run_folders()
     workplace.say(fail_rank=1, steps=1000)
     done = workplace.run("run", "demo.yaml")
     assert done.returncode == 1
@@ -114,18 +114,18 @@ def test_a_failing_rank_ends_the_run_and_is_named_as_the_cause(workplace: Workpl
 
 
 def test_a_run_that_hangs_is_ended_named_and_started_again(workplace: Workplace) -> None:
-    (folder,) = workplace.capsules("resources.hang_timeout=2s")
+    (folder,) = workplace.run_folders("resources.hang_timeout=2s")
     workplace.say(hang_at=4, steps=30)
     done = workplace.run("run", "demo.yaml", "resources.hang_timeout=2s")
     assert done.returncode == 0, done.stderr
-    assert "rank 0 on here: no sign of life" in done.stderr
-    assert "starting it again" in done.stderr
+    assert "rank 0 on here: no heartbeat" in done.stderr
+    assert "restarting it" in done.stderr
     assert [attempt.number for attempt in folder.all_attempts()] == [1, 2]
     assert workplace.processes() == []
 
 
 def test_a_mistake_of_the_user_found_by_the_trainer_exits_with_2(workplace: Workplace) -> None:
-    workplace.capsules()
+    workplace.run_folders()
     workplace.say(fail_rank=0, fail_user=True)
     done = workplace.run("run", "demo.yaml")
     assert done.returncode == 2
@@ -135,7 +135,7 @@ def test_a_mistake_of_the_user_found_by_the_trainer_exits_with_2(workplace: Work
 def test_a_failed_run_does_not_keep_the_others_from_training(workplace: Workplace) -> None:
     with workplace.recipe.open("a") as file:
         file.write("matrix: {train.seed: [1, 2]}\n")
-    first, second = workplace.capsules()
+    first, second = workplace.run_folders()
     workplace.say(steps=3, fail_rank=0, fail_step=2)
     (second.path / "step.json").write_text("2")  # beyond the step that fails
     done = workplace.run("run", "demo.yaml")
@@ -148,7 +148,7 @@ def test_a_failed_run_does_not_keep_the_others_from_training(workplace: Workplac
 def test_kill_9_of_the_launcher_leaves_no_process_behind_and_the_run_saved(workplace: Workplace) -> None:
     workplace.say(steps=1000)
     for processes in ("1", "2"):
-        (folder,) = workplace.capsules(f"resources.processes_per_node={processes}")
+        (folder,) = workplace.run_folders(f"resources.processes_per_node={processes}")
         process = workplace.start("run", "demo.yaml", f"resources.processes_per_node={processes}")
         wait_for(lambda folder=folder: steps_done(folder) >= 2)
         os.killpg(process.pid, signal.SIGKILL)
@@ -159,7 +159,7 @@ def test_kill_9_of_the_launcher_leaves_no_process_behind_and_the_run_saved(workp
 
 
 def test_kill_9_of_accelerate_leaves_no_rank_behind(workplace: Workplace) -> None:
-    (folder,) = workplace.capsules()
+    (folder,) = workplace.run_folders()
     workplace.say(steps=1000)
     process = workplace.start("run", "demo.yaml")
     wait_for(lambda: steps_done(folder) >= 2)
@@ -176,7 +176,7 @@ def _command_line(pid: int) -> bytes:
 
 
 def test_a_run_is_not_started_twice_at_the_same_time(workplace: Workplace) -> None:
-    (folder,) = workplace.capsules()
+    (folder,) = workplace.run_folders()
     workplace.say(steps=1000)
     process = workplace.start("run", "demo.yaml")
     wait_for(lambda: steps_done(folder) >= 1)
@@ -189,7 +189,7 @@ def test_a_run_is_not_started_twice_at_the_same_time(workplace: Workplace) -> No
 
 
 def test_status_logs_and_stop_reach_a_running_run(workplace: Workplace) -> None:
-    (folder,) = workplace.capsules()
+    (folder,) = workplace.run_folders()
     workplace.say(steps=1000)
     process = workplace.start("run", "demo.yaml")
     wait_for(lambda: steps_done(folder) >= 1)
@@ -204,8 +204,8 @@ def test_status_logs_and_stop_reach_a_running_run(workplace: Workplace) -> None:
     assert not folder.stop_file.exists()
 
 
-def test_run_sh_works_from_anywhere_after_the_capsule_was_moved(workplace: Workplace) -> None:
-    (folder,) = workplace.capsules()
+def test_run_sh_works_from_anywhere_after_the_run_folder_was_moved(workplace: Workplace) -> None:
+    (folder,) = workplace.run_folders()
     workplace.say(steps=2)
     workplace.run("run", "demo.yaml")
     moved = RunFolder(workplace.path / "else where" / folder.id)

@@ -83,7 +83,7 @@ def stub(folder: Path, name: str, text: str) -> None:
 
 
 def test_the_command_line_asks_before_it_cancels_and_counts_its_calls(workplace: Workplace):
-    (folder,) = workplace.capsules()
+    (folder,) = workplace.run_folders()
     folder.path.mkdir(exist_ok=True)
     folder.create(make_recipe())
     record_job(folder, record("14", 0))

@@ -7,35 +7,15 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from launch.expand import Run
-from launch.plan import Machine, Plan, plan_run
-from launch.slurm.array import array_script
-from launch.slurm.clusters import Cluster, load_cluster
+from launch.slurm.clusters import load_cluster
 from launch.slurm.job import directive, job_script
 from sft_dist.recipe.files import read_json
-from tests.launch.conftest import ROWS, STUBS, make_recipe, wait_for
-
-Golden = Callable[[str, str], None]
-
-
-def make_cluster(**settings: object) -> Cluster:
-    return Cluster.model_validate({"name": "here", "cpus_per_node": 4, **settings})
-
-
-def planned(
-    cluster: Cluster, folder: Path = Path("/runs/demo/0123456789"), nodes: int = 2, python: str = "/venv/bin/python"
-) -> Plan:
-    run = Run("0123456789", make_recipe(resources={"nodes": nodes}), {})
-    return plan_run(run, Machine.node_of(cluster), ROWS, folder, python, None, cluster)
-
+from tests.launch.conftest import wait_for
+from tests.launch.slurm.conftest import Bench, Golden, make_cluster, planned, run_script
 
 FULL = {
     "gpus_per_node": 8,
@@ -75,13 +55,6 @@ def test_the_job_in_a_pyxis_container_is_the_golden_one(golden: Golden) -> None:
     golden("job_pyxis.sbatch", job_script(planned(cluster, python="python3"), cluster, 1800, "/usr/bin/python3"))
 
 
-def test_the_array_is_the_golden_one(golden: Golden) -> None:
-    cluster = load_cluster("devcluster")
-    asked = planned(cluster).request
-    assert asked is not None
-    golden("array.sbatch", array_script(asked, cluster, "demo", Path("/runs/demo/list.txt"), 20, 4))
-
-
 @pytest.mark.parametrize("value", ["a b", "a\nb", "$(x)", "`x`", "a'b", 'a"b', "a#b", "a;b", "a\\b", "a\tb", "a\0b"])
 def test_nothing_doubtful_gets_into_an_sbatch_line(value: str) -> None:
     with pytest.raises(ValueError, match="not safe"):
@@ -89,62 +62,10 @@ def test_nothing_doubtful_gets_into_an_sbatch_line(value: str) -> None:
 
 
 # ── in a real bash ──────────────────────────────────────────────────────────────────────────────────────────────────
-@dataclass
-class Bench:
-    """A folder with a rendered job, run as slurmd would: a copy of the script, with Slurm's variables around it."""
-
-    path: Path
-    env: dict[str, str]
-
-    @property
-    def run_folder(self) -> Path:
-        return self.path / "runs" / "demo" / "0123456789"
-
-    @property
-    def log(self) -> list[str]:
-        file = Path(self.env["STUB_LOG"])
-        return file.read_text().splitlines() if file.exists() else []
-
-    def calls(self, name: str) -> list[list[str]]:
-        return [re.findall(r"<([^>]*)>", line) for line in self.log if line.startswith(name)]
-
-    def render(self, nodes: int = 2, **settings: object) -> Path:
-        cluster = make_cluster(**settings)
-        self.run_folder.mkdir(parents=True, exist_ok=True)
-        text = job_script(planned(cluster, self.run_folder, nodes, str(STUBS / "slurm/python")), cluster, 1800)
-        (self.run_folder / "job.sbatch").write_text(text)
-        spooled = self.path / "slurm_script"  # slurmd runs a copy, so `$0` says nothing about the run folder
-        spooled.write_text(text)
-        return spooled
-
-    def start(self, script: Path, **env: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            ["bash", str(script)], cwd=self.path, env={**self.env, **env}, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-
-    def launcher_log(self, attempt: int = 1) -> str:
-        return (self.run_folder / f"attempts/{attempt:03d}/launcher.log").read_text()
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    env = {
-        "PATH": f"{STUBS / 'slurm'}:{os.environ['PATH']}", "HOME": str(tmp_path), "STUB_LOG": str(tmp_path / "log"),
-        "STUB_PYTHON": sys.executable, "STUB_VERDICT": "action=stop", "STUB_TRAIN": "true",
-        "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_PER_TASK": "4",
-    }  # fmt: skip
-    return Bench(tmp_path, env)
-
-
-def run(bench: Bench, script: Path, **env: str) -> int:
-    process = bench.start(script, **env)
-    process.communicate(timeout=30)
-    return process.returncode
 
 
 def test_every_node_starts_its_processes_with_its_own_rank_and_one_address(bench: Bench) -> None:
-    assert run(bench, bench.render()) == 0
+    assert run_script(bench, bench.render()) == 0
     nodes = sorted(line for line in bench.log if line.startswith("node "))
     ranks = [re.search(r"<--machine_rank> <(\d+)>", line) for line in nodes]
     assert [rank[1] for rank in ranks if rank] == ["0", "1"]
@@ -155,7 +76,7 @@ def test_every_node_starts_its_processes_with_its_own_rank_and_one_address(bench
 
 
 def test_one_task_a_node_and_all_end_when_one_fails(bench: Bench) -> None:
-    run(bench, bench.render())
+    run_script(bench, bench.render())
     (words,) = bench.calls("srun")
     assert words[:5] == ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--export=ALL"]
 
@@ -163,21 +84,21 @@ def test_one_task_a_node_and_all_end_when_one_fails(bench: Bench) -> None:
 def test_srun_is_told_of_the_cpus_and_nothing_of_an_enclosing_job_is_left(bench: Bench) -> None:
     inherited = {"SLURM_CPU_BIND": "mask_cpu:0x1", "SLURM_CPU_BIND_TYPE": "mask", "SRUN_DEBUG": "3", "RANK": "5",
                  "MASTER_PORT": "29500", "SLURM_EXPORT_ENV": "NONE", "SRUN_CPUS_PER_TASK": "1"}  # fmt: skip
-    run(bench, bench.render(), **inherited)
+    run_script(bench, bench.render(), **inherited)
     env = dict(line.split("=", 1) for line in (bench.path / "log.node-0.env").read_text().splitlines() if "=" in line)
     assert env["SRUN_CPUS_PER_TASK"] == "4"
     assert not (set(inherited) - {"SRUN_CPUS_PER_TASK"}) & set(env)
 
 
 def test_training_imports_the_sealed_source_wherever_the_job_was_sent_from(bench: Bench) -> None:
-    run(bench, bench.render(), PYTHONPATH=str(bench.path))
+    run_script(bench, bench.render(), PYTHONPATH=str(bench.path))
     env = (bench.path / "log.node-1.env").read_text().splitlines()
     assert any(line.startswith(f"PYTHONPATH={bench.run_folder}/source:") for line in env)
     assert (bench.path / "log.node-1.cwd").read_text().strip() == str(bench.run_folder)
 
 
 def test_the_exit_code_is_the_verdicts(bench: Bench) -> None:
-    assert run(bench, bench.render(nodes=1), STUB_TRAIN="exit 143", STUB_VERDICT="action=stop\nexit=2") == 2
+    assert run_script(bench, bench.render(nodes=1), STUB_TRAIN="exit 143", STUB_VERDICT="action=stop\nexit=2") == 2
 
 
 def test_a_time_limit_that_runs_out_while_saving_is_still_a_time_limit(bench: Bench) -> None:
@@ -195,7 +116,7 @@ def test_a_time_limit_that_runs_out_while_saving_is_still_a_time_limit(bench: Be
 
 
 def test_without_a_verdict_the_exit_code_is_sruns(bench: Bench) -> None:
-    assert run(bench, bench.render(nodes=1), STUB_TRAIN="exit 3") == 3
+    assert run_script(bench, bench.render(nodes=1), STUB_TRAIN="exit 3") == 3
     exit_json = read_json(bench.run_folder / "attempts/001/exit.json")
     assert exit_json["returncode"] == 3
     assert exit_json["job"] == "77"
@@ -234,7 +155,7 @@ def test_a_task_of_an_array_requeues_itself_and_not_the_array(bench: Bench) -> N
 
 
 def test_where_the_cluster_forbids_it_nothing_is_requeued(bench: Bench) -> None:
-    run(bench, bench.render(preemption={"requeue": False}), STUB_VERDICT="action=requeue")
+    run_script(bench, bench.render(preemption={"requeue": False}), STUB_VERDICT="action=requeue")
     assert not bench.calls("scontrol")
 
 
@@ -242,7 +163,7 @@ def test_where_the_cluster_forbids_it_nothing_is_requeued(bench: Bench) -> None:
     "answer", ["", "action=$(touch marker)", "exclude=`touch marker`;x\naction=requeue$(x)", "garbage"]
 )
 def test_a_verdict_that_makes_no_sense_changes_nothing(bench: Bench, answer: str) -> None:
-    assert run(bench, bench.render(), STUB_VERDICT=answer) == 0
+    assert run_script(bench, bench.render(), STUB_VERDICT=answer) == 0
     assert not bench.calls("scontrol")
     assert not list(bench.path.rglob("marker"))
 
@@ -250,18 +171,18 @@ def test_a_verdict_that_makes_no_sense_changes_nothing(bench: Bench, answer: str
 def test_every_start_has_a_folder_of_its_own(bench: Bench) -> None:
     script = bench.render(nodes=1)
     for _ in range(3):
-        run(bench, script, STUB_TRAIN="echo I am attempt $SFT_DIST_ATTEMPT")
+        run_script(bench, script, STUB_TRAIN="echo I am attempt $SFT_DIST_ATTEMPT")
     assert [f"I am attempt {number}" in bench.launcher_log(number) for number in (1, 2, 3)] == [True] * 3
 
 
 def test_the_same_job_finds_a_free_port_although_its_first_choice_is_taken(bench: Bench) -> None:
     script = bench.render()
-    run(bench, script)
+    run_script(bench, script)
     first = int(re.search(r"meeting at node1:(\d+)", bench.launcher_log(1))[1])  # type: ignore[index]
     with socket.socket() as taken:
         taken.bind(("", first))
         taken.listen()
-        run(bench, script)
+        run_script(bench, script)
     second = int(re.search(r"meeting at node1:(\d+)", bench.launcher_log(2))[1])  # type: ignore[index]
     assert second != first
 
@@ -277,14 +198,14 @@ def test_two_jobs_that_look_at_the_same_moment_do_not_meet(bench: Bench) -> None
 
 def test_a_port_that_was_snatched_away_is_replaced(bench: Bench) -> None:
     train = f'[[ -e {bench.path}/second ]] || {{ touch {bench.path}/second; echo "EADDRINUSE" ; exit 1; }}'
-    assert run(bench, bench.render(nodes=1), STUB_TRAIN=train) == 0
+    assert run_script(bench, bench.render(nodes=1), STUB_TRAIN=train) == 0
     ports = re.findall(r"meeting at node1:(\d+)", bench.launcher_log())
     assert len(set(ports)) == 2
     assert [path.name for path in (bench.run_folder / "attempts").iterdir()] == ["001"]
 
 
 def test_a_batch_host_that_cannot_name_the_first_node_ends_the_job(bench: Bench) -> None:
-    assert run(bench, bench.render(preemption={"requeue": False}), STUB_NODES=" ", SLURMD_NODENAME="node1") == 1
+    assert run_script(bench, bench.render(preemption={"requeue": False}), STUB_NODES=" ", SLURMD_NODENAME="node1") == 1
     assert not bench.calls("srun")
     assert not bench.calls("scontrol")
     assert "scontrol does not name" in bench.launcher_log()
@@ -304,19 +225,19 @@ def test_a_node_without_the_software_is_left_out_and_the_job_tried_elsewhere(
 
 def test_what_no_node_has_is_not_looked_for_on_all_of_them(bench: Bench) -> None:
     script = bench.render(venv="/not/there")
-    assert run(bench, script, SLURMD_NODENAME="node3", STUB_LEFT_OUT="node7,node1,node2") == 1
+    assert run_script(bench, script, SLURMD_NODENAME="node3", STUB_LEFT_OUT="node7,node1,node2") == 1
     assert not bench.calls("scontrol")
 
 
 def test_where_no_other_node_is_left_the_job_fails_instead_of_waiting_for_ever(bench: Bench) -> None:
     script = bench.render(nodes=1, venv="/not/there")
-    assert run(bench, script, SLURMD_NODENAME="node1", STUB_NUM_NODES="1") == 1
+    assert run_script(bench, script, SLURMD_NODENAME="node1", STUB_NUM_NODES="1") == 1
     assert not bench.calls("scontrol")
 
 
 def test_a_controller_that_is_away_is_asked_again_and_a_lost_run_is_no_success(bench: Bench) -> None:
     answer = "action=requeue\nexit=0"
-    assert run(bench, bench.render(nodes=1), STUB_VERDICT=answer, STUB_SCONTROL="fail") == 1
+    assert run_script(bench, bench.render(nodes=1), STUB_VERDICT=answer, STUB_SCONTROL="fail") == 1
     assert bench.calls("scontrol") == [["requeue", "77"]] * 10
     assert "submit it again" in bench.launcher_log()
 
@@ -334,19 +255,6 @@ def test_a_warning_before_training_has_begun_is_not_lost(bench: Bench) -> None:
     assert (here / "saved").exists()
     (words,) = bench.calls("verdict")
     assert words[-2:] == ["--batch-signal", "USR1"]
-
-
-def test_an_array_task_runs_the_capsule_on_its_line(bench: Bench) -> None:
-    bench.render(nodes=1)
-    (bench.path / "list.txt").write_text(f"/somewhere/else\n{bench.run_folder}\n")
-    cluster = make_cluster()
-    asked = planned(cluster).request
-    assert asked is not None
-    script = bench.path / "array.sbatch"
-    script.write_text(array_script(asked, cluster, "demo", bench.path / "list.txt", 2, None))
-    assert run(bench, script, SLURM_ARRAY_JOB_ID="70", SLURM_ARRAY_TASK_ID="1") == 0
-    assert "job 70_1" in bench.launcher_log()
-    assert run(bench, script, SLURM_ARRAY_JOB_ID="70", SLURM_ARRAY_TASK_ID="2") == 1
 
 
 def test_no_process_is_left_when_the_job_ends(bench: Bench) -> None:

@@ -13,63 +13,21 @@ from typing import Any
 
 import pytest
 
-from launch.evaluate import board_of
-from launch.expand import Run
-from launch.plan import Machine, plan_run
-from launch.planning import Prepared
-from launch.slurm.client import clean_environment
-from launch.slurm.clusters import Cluster
-from launch.slurm.divide import RunsByState, divide, plan_jobs
-from launch.slurm.queue import Job, read_queue
-from launch.slurm.records import JobRecord, jobs_of, record_job
+from launch.evaluate import leaderboard_folder
+from launch.planning import PlannedRun
+from launch.slurm.divide import divide
+from launch.slurm.queue import read_queue
+from launch.slurm.records import jobs_of
 from launch.slurm.submit import Submission, _record, submit
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json, write_json
-from sft_dist.run.folder import RunFolder, run_id
-from tests.launch.conftest import ROOT, ROWS, STUBS, Workplace, make_recipe
-
-CLUSTER = Cluster.model_validate({"name": "here", "cpus_per_node": 4, "max_time": "1d"})
-
-
-class Slurm:
-    """The stand-ins' notes, and what they show."""
-
-    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.log, self.queue = path / "slurm.log", path / "queue"
-        monkeypatch.setenv("PATH", f"{STUBS / 'slurm'}:{os.environ['PATH']}")
-        monkeypatch.setenv("STUB_LOG", str(self.log))
-        monkeypatch.setenv("STUB_QUEUE", str(self.queue))
-
-    def calls(self, name: str) -> list[list[str]]:
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return [re.findall(r"<([^>]*)>", line) for line in lines if line.startswith(f"{name} ")]
-
-    def show(self, *lines: str) -> None:
-        """`JOB|STATE|COMMENT`."""
-        rows = (line.split("|") for line in lines)
-        text = (f"{job}|{state}|None|node1|1:00|(null)|{comment}\n" for job, state, comment in rows)
-        self.queue.write_text("".join(text))
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
-    return Slurm(tmp_path, monkeypatch)
+from sft_dist.run.folder import RunFolder
+from tests.launch.conftest import ROOT, Workplace
+from tests.launch.slurm.conftest import CLUSTER, Slurm, prepared
 
 
 def sent(submission: Submission, kind: str) -> list[str]:
     return [job_id for job_id, job in submission.jobs if job.kind == kind]
-
-
-def prepared(root: Path, count: int = 1, cluster: Cluster = CLUSTER, **resources: object) -> list[Prepared]:
-    found = []
-    for seed in range(count):
-        recipe = make_recipe(train={"seed": seed}, resources=resources)
-        run = Run(run_id(recipe), recipe, {"train.seed": seed})
-        folder = root / "demo" / run.id
-        found.append(
-            Prepared(run, plan_run(run, Machine.node_of(cluster), ROWS, folder, sys.executable, None, cluster))
-        )
-    return found
 
 
 def test_one_run_is_one_job_with_the_capsules_own_script(tmp_path: Path, slurm: Slurm) -> None:
@@ -119,18 +77,12 @@ def test_a_thousand_runs_are_one_call_of_sbatch(tmp_path: Path, slurm: Slurm) ->
     assert len(shared) == 1
 
 
-def test_runs_that_ask_for_different_things_are_not_in_one_array(tmp_path: Path) -> None:
-    one, two = prepared(tmp_path, 2), prepared(tmp_path, 2, nodes=2)
-    missing = RunsByState(missing=[*one, *two])
-    assert [len(job.runs) for job in plan_jobs([*one, *two], missing, {}, CLUSTER, evaluate=False)] == [2, 2]
-
-
 def script_of_call(words: list[str]) -> str:
     """What submitit wrote for sbatch."""
     return Path(words[-1]).read_text()
 
 
-def finish(one: Prepared, step: int = 8) -> None:
+def finish(one: PlannedRun, step: int = 8) -> None:
     """The run has ended with one checkpoint."""
     folder = RunFolder(one.plan.folder)
     write_json(folder.new_attempt().outcome_file, {"state": "finished", "last_step": step})
@@ -162,7 +114,7 @@ def test_one_run_is_judged_by_one_job_and_one_of_a_sweep_leaves_the_sweeps_leade
     assert sent(done, "eval") == ["102"]
     (order,) = tmp_path.glob("runs/demo/.submissions/*/eval.json")
     assert read_json(order) == {"runs": [str(runs[0].plan.folder)], "leaderboard": str(runs[0].plan.folder)}
-    assert board_of([replace(runs[0].plan, point={})]) == runs[0].plan.folder.parent
+    assert leaderboard_folder([replace(runs[0].plan, point={})]) == runs[0].plan.folder.parent
     assert "#SBATCH --dependency=afterany:101\n" in script_of_call(slurm.calls("sbatch")[1])
 
 
@@ -339,11 +291,6 @@ def test_sbatch_hears_nothing_of_a_job_around_this_one(
     assert "SLURM_CONF=/etc/slurm.conf" in env
 
 
-def test_the_environment_keeps_what_a_job_needs() -> None:
-    kept = {"HOME": "/h", "PATH": "/p", "HF_TOKEN": "t", "SLURM_CONF": "c", "RANKING": "1"}
-    assert clean_environment({**kept, "SLURM_JOB_ID": "1", "LOCAL_RANK": "0", "SFT_DIST_ATTEMPT": "3"}) == kept
-
-
 def test_tokens_of_the_environment_are_written_nowhere(
     tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -379,24 +326,10 @@ def test_editing_the_source_after_submission_changes_nothing(
 def test_a_source_that_is_far_too_large_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm: Slurm
 ) -> None:
-    monkeypatch.setattr("launch.run_folders.MOST_SOURCE_BYTES", 1000)
+    monkeypatch.setattr("launch.run_folders.MAX_SOURCE_BYTES", 1000)
     with pytest.raises(UserError, match="MiB of source would be copied"):
         submit(prepared(tmp_path / "runs"), CLUSTER)
     assert not slurm.calls("sbatch")
-
-
-def test_a_record_that_is_being_written_is_left_out(tmp_path: Path) -> None:
-    record_job(RunFolder(tmp_path), JobRecord("7", 3, "here", "train", "2026"))
-    with (tmp_path / "jobs.jsonl").open("a") as file:
-        file.write('{"job": "8", "ta')
-    assert [record.id for record in jobs_of(tmp_path)] == ["7_3"]
-
-
-def test_a_failed_run_with_no_job_left_is_missing_again(tmp_path: Path, slurm: Slurm) -> None:
-    runs = prepared(tmp_path / "runs")
-    submit(runs, CLUSTER, evaluate=False)
-    assert divide(runs, {"101": Job("101", "COMPLETING")}).running == runs
-    assert divide(runs, {}).missing == runs
 
 
 # ── the command line ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -438,7 +371,7 @@ def test_plan_prints_the_script_that_submit_sends(workplace: Workplace, slurm: S
 
 def test_the_cluster_local_is_this_machine(workplace: Workplace) -> None:
     workplace.say(steps=4, step_s=0.01)
-    (folder,) = workplace.capsules()
+    (folder,) = workplace.run_folders()
     done = workplace.run("submit", "demo.yaml", "--no-check", "--cluster", "local", "--no-eval")
     assert done.returncode == 0, done.stderr
     outcome = read_json(folder.all_attempts()[0].outcome_file)

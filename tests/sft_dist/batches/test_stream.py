@@ -1,4 +1,4 @@
-"""Blocks of a stream: every row once an epoch, and the same block made again from its place alone."""
+"""Chunks of a stream: every row once an epoch, and the same chunk made again from its position alone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sft_dist.batches.chunks import Place
-from sft_dist.batches.stream import ON_DISK, Stream, build_blocks
+from sft_dist.batches.chunks import StreamPosition
+from sft_dist.batches.stream import ON_DISK, Stream, build_chunks
 from sft_dist.check import check
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json
@@ -24,7 +24,7 @@ from sft_dist.tasks.models import load_processor
 from tests.conftest import write_reviews
 
 ROWS = 100
-START = Place()
+START = StreamPosition()
 
 
 @pytest.fixture
@@ -51,43 +51,45 @@ def changed(recipe: Recipe, **data: Any) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=data)})
 
 
-def made(recipe: Recipe, folder: Path, count: int, place: Place = START) -> list[dict[str, Any]]:
+def made(recipe: Recipe, folder: Path, count: int, position: StreamPosition = START) -> list[dict[str, Any]]:
     task = task_of(recipe)
-    paths = islice(build_blocks(recipe, task, load_processor(recipe, task), place, folder), count)
+    paths = islice(build_chunks(recipe, task, load_processor(recipe, task), position, folder), count)
     return [read_json(path / "about.json") for path in paths]
 
 
-def blocks_of(recipe: Recipe, folder: Path, steps: range) -> list[Any]:
-    """What each step finds, when all blocks are there."""
+def chunks_of(recipe: Recipe, folder: Path, steps: range) -> list[Any]:
+    """What each step finds, when all chunks are there."""
     run = RunFolder(folder)
-    stream = Stream(run, recipe, Place(), None)
+    stream = Stream(run, recipe, StreamPosition(), None)
     return [stream.at(step) for step in steps]
 
 
-def test_every_row_is_met_once_an_epoch_and_every_example_once_a_block(recipe, tmp_path):
+def test_every_row_is_met_once_an_epoch_and_every_example_once_a_chunk(recipe, tmp_path):
     about = made(recipe, tmp_path / "run/stream", 8)  # two epochs of 30 + 30 + 30 + 10
     assert [one["place"]["epoch"] for one in about] == [0] * 4 + [1] * 4
     assert [one["place"]["row"] for one in about] == [0, 30, 60, 90] * 2
     assert [one["place"]["step"] for one in about] == [0, 4, 8, 12, 14, 18, 22, 26]
     assert [one["next"] for one in about[:3]] == [one["place"] for one in about[1:4]]
     assert len({one["digest"] for one in about}) == 8  # another order in every epoch
-    blocks = blocks_of(recipe, tmp_path / "run", range(1, 29))
-    assert len({id(block) for block in blocks}) == 8
+    chunks = chunks_of(recipe, tmp_path / "run", range(1, 29))
+    assert len({id(chunk) for chunk in chunks}) == 8
     for epoch in (0, 1):
-        seen = [row for block in blocks if block.place.epoch == epoch for row in block.examples.ids.tolist()]
+        seen = [row for chunk in chunks if chunk.position.epoch == epoch for row in chunk.examples.ids.tolist()]
         assert set(seen) == set(range(ROWS))
     for first in (1, 5, 13):
-        block = blocks[first - 1]
-        steps = [step for step in range(1, 29) if blocks[step - 1] is block]
-        taken = np.concatenate([block.plan.at(step) for step in steps])
-        assert sorted(taken) == list(range(len(block.examples)))
-        assert {block.plan.epoch_of(step) for step in steps} == {block.place.number}
+        chunk = chunks[first - 1]
+        steps = [step for step in range(1, 29) if chunks[step - 1] is chunk]
+        taken = np.concatenate([chunk.plan.at(step) for step in steps])
+        assert sorted(taken) == list(range(len(chunk.examples)))
+        assert {chunk.plan.epoch_of(step) for step in steps} == {chunk.position.number}
 
 
-def test_a_block_is_made_again_from_its_place(recipe, tmp_path):
+def test_a_chunk_is_made_again_from_its_position(recipe, tmp_path):
     whole = made(recipe, tmp_path / "whole", 7)
     for number in (1, 3, 4, 6):
-        assert made(recipe, tmp_path / f"from-{number}", 2, Place(**whole[number]["place"]))[0] == whole[number]
+        assert (
+            made(recipe, tmp_path / f"from-{number}", 2, StreamPosition(**whole[number]["place"]))[0] == whole[number]
+        )
 
 
 @pytest.mark.parametrize(
@@ -96,23 +98,23 @@ def test_a_block_is_made_again_from_its_place(recipe, tmp_path):
 )
 def test_rows_that_are_dropped(recipe, tmp_path, where, counts):
     streamed = changed(recipe, where=where)
-    if counts is None:  # of no row in a whole epoch: an end instead of a search for ever
+    if counts is None:  # of no row in a whole epoch: an end instead of a endless search
         with pytest.raises(UserError, match=r"data\.where\.text: no row of train is left"):
             made(streamed, tmp_path / "run", 1)
         return
     about = made(streamed, tmp_path / "run/stream", 4)
-    blocks = blocks_of(streamed, tmp_path / "run", range(1, about[-1]["next"]["step"] + 1))
-    assert sum(len(block.examples) for block in {id(block): block for block in blocks}.values()) == counts[0]
+    chunks = chunks_of(streamed, tmp_path / "run", range(1, about[-1]["next"]["step"] + 1))
+    assert sum(len(chunk.examples) for chunk in {id(chunk): chunk for chunk in chunks}.values()) == counts[0]
 
 
-def test_blocks_without_any_row_are_passed_over(recipe, tmp_path):
+def test_chunks_without_any_row_are_passed_over(recipe, tmp_path):
     rare = [f"n{number} rare,pos" if number in (3, 70) else f"n{number} text," for number in range(ROWS)]
     (tmp_path / "train.csv").write_text("text,label\n" + "\n".join(rare) + "\n")
     small = changed(recipe, streaming=recipe.data.streaming.model_copy(update={"buffer": 5}))
     about = made(small, tmp_path / "run", 4)
     assert [one["place"]["epoch"] for one in about] == [0, 0, 1, 1]
     assert [one["place"]["step"] for one in about] == [0, 1, 2, 3]
-    again = made(small, tmp_path / "again", 1, Place(**about[0]["next"]))
+    again = made(small, tmp_path / "again", 1, StreamPosition(**about[0]["next"]))
     assert (again[0]["digest"], again[0]["place"]) == (about[1]["digest"], about[1]["place"])
 
 
@@ -144,22 +146,22 @@ def test_a_fault_far_into_the_stream_has_its_place(recipe, tmp_path, line, said)
 def test_the_owner_deletes_what_is_behind_and_others_do_not(recipe, tmp_path):
     folder = tmp_path / "run/stream"
     made(recipe, folder, 5)
-    other = Stream(RunFolder(tmp_path / "run"), recipe, Place(), None)
+    other = Stream(RunFolder(tmp_path / "run"), recipe, StreamPosition(), None)
     other.at(18)
-    assert len(list(folder.glob("block-*"))) == 5
+    assert len(list(folder.glob("chunk-*"))) == 5
 
     class Reader:  # a process that lives
         def poll(self) -> None:
             return None
 
-    owner = Stream(RunFolder(tmp_path / "run"), recipe, Place(), Reader())
+    owner = Stream(RunFolder(tmp_path / "run"), recipe, StreamPosition(), Reader())
     owner.at(1)
-    owner.at(13)  # the fourth block
-    assert [path.name for path in sorted(folder.glob("block-*"))] == ["block-000002", "block-000003", "block-000004"]
-    assert len(list(folder.glob("block-*"))) == ON_DISK
+    owner.at(13)  # the fourth chunk
+    assert [path.name for path in sorted(folder.glob("chunk-*"))] == ["chunk-000002", "chunk-000003", "chunk-000004"]
+    assert len(list(folder.glob("chunk-*"))) == ON_DISK
 
 
-def test_the_end_of_the_reader_is_told(recipe, tmp_path):
+def test_the_end_of_the_reader_is_reported(recipe, tmp_path):
     folder = tmp_path / "run/stream"
     folder.mkdir(parents=True)
 
@@ -172,28 +174,28 @@ def test_the_end_of_the_reader_is_told(recipe, tmp_path):
         def wait(self) -> None: ...
 
     with pytest.raises(RuntimeError, match="exit code -9"):
-        Stream(RunFolder(tmp_path / "run"), recipe, Place(), Dead()).at(1)
+        Stream(RunFolder(tmp_path / "run"), recipe, StreamPosition(), Dead()).at(1)
     with pytest.raises(RuntimeError, match="exit code -9"):  # and on the other ranks
-        Stream(RunFolder(tmp_path / "run"), recipe, Place(), None).at(1)
+        Stream(RunFolder(tmp_path / "run"), recipe, StreamPosition(), None).at(1)
     for is_users, error in ((True, UserError), (False, RuntimeError)):
         (folder / "error.json").write_text(json.dumps({"error": "data.source: broken", "is_users": is_users}))
         for reader in (Dead(), None):
             with pytest.raises(error, match="broken"):
-                Stream(RunFolder(tmp_path / "run"), recipe, Place(), reader).at(1)
+                Stream(RunFolder(tmp_path / "run"), recipe, StreamPosition(), reader).at(1)
 
 
-def test_a_place_is_plain_json():
-    assert Place(**json.loads(json.dumps(asdict(Place(1, 2, 3, 4))))) == Place(1, 2, 3, 4)
+def test_a_position_is_plain_json():
+    assert StreamPosition(**json.loads(json.dumps(asdict(StreamPosition(1, 2, 3, 4))))) == StreamPosition(1, 2, 3, 4)
 
 
-# ── the gate ────────────────────────────────────────────────────────────────────────────────────────────────────────
-def test_the_gate_looks_at_the_beginning(recipe, tmp_path):
+# ── the data check ────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_the_data_check_reads_the_beginning(recipe, tmp_path):
     lines = (tmp_path / "validation.csv").read_text().splitlines()
     (tmp_path / "validation.csv").write_text("\n".join([*lines, "new words here,,0"]) + "\n")
     report, subject = check(recipe)
     assert report.rows == {"train": 30, "validation": 10}
     assert [(one.kind, one.rows) for one in report.errors] == [("empty-label", (("validation", 10),))]
-    assert "only its beginning was looked at, of which 30 rows" in report.notes[0]
+    assert "only its beginning was checked, of which 30 rows" in report.notes[0]
     assert (report.estimate.steps, report.estimate.steps_per_epoch) == (40, None)
     assert subject is not None
     (tmp_path / "train.csv").write_text("text,label\n")
@@ -202,7 +204,7 @@ def test_the_gate_looks_at_the_beginning(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [None, {"buffer": 30}])
-def test_the_gate_says_that_cleaning_leaves_nothing(recipe, streaming):
+def test_the_data_check_says_that_cleaning_leaves_nothing(recipe, streaming):
     clean = recipe.data.clean.model_copy(update={"max_chars": 3})
     settings = recipe.data.streaming if streaming else None
     report, _ = check(changed(recipe, clean=clean, streaming=settings))

@@ -265,6 +265,10 @@ def test_rows_with_sound_go_through_map_select_and_disk(tmp_path):
         ({"a/x.wav": b"", "y.wav": b""}, "y.wav lies beside the folders of the classes"),
         ({"x.wav": b"", "metadata.csv": b"name,text\nx.wav,hi\n"}, "metadata.csv has no column file_name"),
         ({"x.wav": b"", "metadata.csv": b"file_name,text\nz.wav,hi\n"}, "metadata.csv, row 0: there is no file"),
+        (
+            {"x.wav": b"", "metadata.csv": b"file_name,text\n../x.wav,hi\n"},
+            "is not in the folder of the table or below",
+        ),
         ({"notes.xyz": b""}, "is of a known format"),
         ({}, "is of a known format"),
     ],
@@ -388,6 +392,8 @@ def test_json_rows_are_not_taken_for_coco(tmp_path):
         (coco(images=[{"id": 1}]), "an image or a category lacks 'file_name'"),
         (coco(images=[{"id": 1, "file_name": "a.png"}] * 2), "two images have the same id"),
         (coco(images=[{"id": 1, "file_name": "gone.png"}]), "the picture gone.png is not there"),
+        (coco(images=[{"id": 1, "file_name": "../a.png"}]), "the picture ../a.png leaves the folder"),
+        (coco(images=[{"id": 1, "file_name": "/etc/passwd"}]), "the picture /etc/passwd leaves the folder"),
         ({"images": []}, "COCO annotations have a list 'annotations'"),
     ],
 )  # fmt: skip

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import struct
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
 import soundfile
+from datasets import Dataset, Features, List, Value
+from datasets import Image as ImageFeature
 from PIL import Image
 
-from sft_dist.data.media import MediaError, load_audio, load_image, load_mask
+from sft_dist.data import media
+from sft_dist.data.images import content
+from sft_dist.data.media import REFUSED, MediaError, accepted, load_audio, load_image, load_mask, open_media
+from sft_dist.data.prepare import prepare
+from sft_dist.data.sources import load_rows, stream_rows
+from sft_dist.quality.media import read_audio_facts
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.schema import Data, Recipe
+from sft_dist.tasks import task_of
+from sft_dist.tasks.audio import content_of, seconds_of
+from tests.sft_dist.data.web import Web
 
 RATE = 16_000
 
@@ -71,13 +83,6 @@ def test_the_orientation_a_camera_noted_is_applied(tmp_path):
     file = picture(tmp_path / "turned.png", exif=exif)
     upright = np.rot90(np.arange(72, dtype=np.uint8).reshape(4, 6, 3), k=-1)
     assert np.array_equal(np.asarray(load_image(at(file))), upright)
-
-
-def test_a_url_is_read_through_fsspec(tmp_path):
-    with fsspec.open("memory://media-test/a.png", "wb") as file:
-        file.write(picture(tmp_path / "a.png").read_bytes())
-    assert load_image({"path": "memory://media-test/a.png", "bytes": None}).size == (6, 4)
-    assert "memory://media-test/b.png: cannot be read" in refused(load_image, {"path": "memory://media-test/b.png"})
 
 
 @pytest.mark.parametrize("name", ["cut.png", "cut.jpg", "cut.webp", "cut.gif", "cut.bmp"])
@@ -183,3 +188,219 @@ def test_an_image_and_a_sound_are_not_taken_for_each_other(tmp_path):
     assert "a.wav: not a sound" in refused(load_audio, {"path": "a.wav", "bytes": buffer.getvalue()}, RATE)
     sound = tone(tmp_path / "a.wav").read_bytes()
     assert "a.png: not a picture" in refused(load_image, {"path": "a.png", "bytes": sound})
+
+
+# ── paths that data name ────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture
+def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder `data` for a table, a secret picture beside it, and a program that leaves `ran` behind."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    picture(tmp_path / "secret.png")
+    (tmp_path / "data" / "link.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "data" / "folder").symlink_to(tmp_path)
+    run = "{{ cycler.__init__.__globals__.os.system('touch RAN') }}".replace("RAN", str(tmp_path / "ran"))
+    (tmp_path / "web").mkdir(exist_ok=True)
+    (tmp_path / "web" / "spec.json").write_text(json.dumps({"version": 1, "refs": {"a.png": [run, 0, 1]}}))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password secret")
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    return tmp_path
+
+
+# Paths that no table may name. WEB and LOGIN are addresses of a server that is listening, HERE the folder around the table's.
+CELLS = [
+    "reference://a.png::WEB/spec.json",
+    "reference://WEB/spec.json",
+    "zip://a.png::WEB/a.zip",
+    "simplecache::WEB/a.png",
+    "python://HERE/evil.py",
+    "github://org:repo@main/a.png",
+    "hf://datasets/org/name/a.png",
+    "s3://bucket/a.png",
+    "ftp://127.0.0.1/a.png",
+    "file://HERE/secret.png",
+    "file:///etc/passwd",
+    "LOGIN/a.png",
+    "/etc/passwd",
+    "HERE/secret.png",
+    "../secret.png",
+    "../../secret",
+    "link.png",
+    "folder/secret.png",
+]
+
+
+def made(cell: str, folder: Path, web: Web) -> str:
+    login = web.address.replace("://", "://me:password@")
+    return cell.replace("WEB", web.address).replace("LOGIN", login).replace("HERE", str(folder))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "struct", "typed", "saved", "streamed"])
+def test_a_cell_opens_no_file_outside_its_folder_and_no_other_protocol(evil, web: Web, cell, form):
+    value = read_cell(evil / "data", made(cell, evil, web), form)
+    before = sorted(evil.rglob("*"))
+    for read in (
+        load_image,
+        load_mask,
+        lambda one: load_audio(one, RATE),
+        seconds_of,
+        content_of,
+        read_audio_facts,
+        open_media,
+    ):
+        said = refused(read, value)
+        assert "cannot be read (" in said
+        assert "me:password@" not in said
+    content(value)  # by its name
+    assert web.requests == []
+    assert sorted(evil.rglob("*")) == before
+    assert not (evil / "ran").exists()
+
+
+def read_cell(folder: Path, cell: str, form: str, **settings: Any) -> dict[str, Any]:
+    """The value of an image column that a source of this form holds, once it is read."""
+    table = (
+        folder
+        / f"table.{'csv' if form == 'csv' else 'jsonl' if form in ('jsonl', 'struct', 'streamed') else 'parquet'}"
+    )
+    struct_of = {"path": cell, "bytes": None}
+    if form == "csv":
+        table.write_text(f'image,label\n"{cell}",x\n')
+    elif table.suffix == ".jsonl":
+        table.write_text(json.dumps({"image": struct_of if form == "struct" else cell, "label": "x"}) + "\n")
+    else:
+        stored: Any = Value("string")
+        if form in ("typed", "saved"):
+            stored = {"bytes": Value("binary"), "path": Value("string")}
+        rows = Dataset.from_dict(
+            {"image": [struct_of if form in ("typed", "saved") else cell], "label": ["x"]},
+            features=Features({"image": stored, "label": Value("string")}),
+        )
+        if form == "saved":
+            rows.save_to_disk(str(folder / "saved"))
+            table = folder / "saved"
+        elif form == "typed":
+            # As a hostile file would have it; `to_parquet` would open the path to put its bytes in.
+            import pyarrow.parquet as pq
+
+            typed = Features({"image": ImageFeature(), "label": Value("string")})
+            pq.write_table(rows.data.table.cast(typed.arrow_schema), table)
+        else:
+            rows.to_parquet(str(table))
+    data = Data(source={"train": str(table)}, **settings)
+    row = next(iter(stream_rows(data))) if form == "streamed" else load_rows(data)["train"][0]
+    return row["image"] if isinstance(row["image"], dict) else {"path": row["image"], "bytes": None}
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "struct", "typed", "streamed"])
+@pytest.mark.parametrize("cell", ["in/a.png", "./in/../in/a.png", "absolute", "inner-link.png"])
+def test_a_cell_opens_files_in_the_folder_of_its_table(evil, form, cell):
+    (evil / "data" / "in").mkdir()
+    file = picture(evil / "data" / "in" / "a.png")
+    (evil / "data" / "inner-link.png").symlink_to(file)
+    assert load_image(read_cell(evil / "data", str(file) if cell == "absolute" else cell, form)).size == (6, 4)
+
+
+@pytest.mark.parametrize("role", ["image", "audio"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_row_of_a_refused_cell_is_named_before_training(evil, web: Web, cell, role):
+    good = picture(evil / "data" / "good.png") if role == "image" else tone(evil / "data" / "good.wav")
+    rows = [{role: str(good), "label": "x"}, {role: made(cell, evil, web), "label": "y"}]
+    table = evil / "data" / "rows.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = Recipe.model_validate(
+        {
+            "name": "rows",
+            "task": f"{role}-classification",
+            "model": {"path": "/nowhere"},
+            "data": {"source": str(table), "split": {"test": 0, "validation": 0}},
+            "tuning": "full",
+            "train": {"lr": 1e-3},
+        }
+    )
+    with pytest.raises(UserError, match=rf"data\.columns\.{role}: train row 1: .*cannot be read \("):
+        prepare(recipe, task_of(recipe))
+    assert web.requests == []
+    assert not (evil / "ran").exists()
+
+
+def test_links_of_a_data_set_downloaded_from_the_hub_are_followed(evil, monkeypatch):
+    monkeypatch.setattr("sft_dist.data.sources.HF_HUB_CACHE", str(evil / "hub"))
+    blobs, snapshot = evil / "hub" / "blobs", evil / "hub" / "snapshots" / "1"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (snapshot / "a.png").symlink_to(picture(blobs / "0.png"))
+    assert load_image(read_cell(snapshot, "a.png", "csv")).size == (6, 4)
+
+
+def test_nested_pictures_are_not_decoded_by_datasets(evil, web: Web):
+    import pyarrow.parquet as pq
+
+    stored = Features({"text": List({"bytes": Value("binary"), "path": Value("string")})})
+    typed = Features({"text": List(ImageFeature())})
+    rows = Dataset.from_dict({"text": [[{"bytes": None, "path": f"{web.address}/a.png"}]]}, features=stored)
+    pq.write_table(rows.data.table.cast(typed.arrow_schema), evil / "data" / "a.parquet")
+    data = Data(source={"train": str(evil / "data" / "a.parquet")})
+    for row in (load_rows(data)["train"][0], next(iter(stream_rows(data)))):
+        assert row["text"] == [{"bytes": None, "path": f"{web.address}/a.png"}]
+    assert web.requests == []
+
+
+# ── URLs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("form", ["csv", "struct", "typed", "streamed"])
+def test_a_url_is_opened_only_where_the_recipe_allows_it_and_without_credentials(evil, web: Web, form):
+    picture(web.folder / "a.png")
+    said = refused(load_image, read_cell(evil / "data", f"{web.address}/a.png", form))
+    assert said.startswith(f"{web.address}/a.png: cannot be read (")
+    assert "data.allow_urls: true" in said
+    assert web.requests == []
+    assert load_image(read_cell(evil / "data", f"{web.address}/a.png", form, allow_urls=True)).size == (6, 4)
+    (request,) = web.requests
+    assert request.path == "/a.png"
+    assert set(request.headers) == {"accept-encoding", "connection", "host", "user-agent"}
+    assert "secret" not in str(request.headers)
+
+
+def test_a_recording_behind_a_url_is_opened_as_a_picture_is(evil, web: Web):
+    tone(web.folder / "a.wav")
+    value = {"path": f"{web.address}/a.wav", "bytes": None}
+    assert seconds_of(value) == pytest.approx(0.5)
+    assert len(load_audio(value, RATE)) == RATE // 2
+    assert content_of(value) == (web.folder / "a.wav").read_bytes()
+
+
+def test_redirects_stay_on_the_web(evil, web: Web):
+    picture(web.folder / "a.png")
+    web.redirects = {
+        "/there": "/a.png",
+        "/file": f"file://{evil}/secret.png",
+        "/ftp": "ftp://127.0.0.1/a.png",
+        "/login": web.address.replace("://", "://me:password@") + "/a.png",
+        "/round": "/round",
+    }
+    assert load_image({"path": f"{web.address}/there"}).size == (6, 4)
+    for name in ("file", "ftp", "login", "round"):
+        assert "cannot be read (" in refused(load_image, {"path": f"{web.address}/{name}"})
+    assert all("authorization" not in request.headers for request in web.requests)
+
+
+def test_what_a_url_does_not_give_is_said(evil, web: Web, monkeypatch):
+    assert "404" in refused(load_image, {"path": f"{web.address}/gone.png"})
+    assert "cannot be read (" in refused(load_image, {"path": "http://127.0.0.1:1/a.png"})
+    (web.folder / "large.png").write_bytes(b"x" * 2_000)
+    monkeypatch.setattr(media, "MAX_URL_BYTES", 1_000)
+    assert "larger than 1,000 bytes" in refused(load_image, {"path": f"{web.address}/large.png"})
+    monkeypatch.setattr(media, "MAX_URL_BYTES", 10_000)
+    monkeypatch.setattr(media, "URL_DEADLINE_S", -1.0)
+    assert "not complete after" in refused(load_image, {"path": f"{web.address}/large.png"})
+
+
+def test_a_path_that_claims_to_be_refused_or_holds_a_nul_is_not_opened(evil):
+    assert accepted(f"{REFUSED}a.png", [str(evil)], True).startswith(REFUSED)
+    for path in (f"{REFUSED}a.png", "a\0.png", "/a\0.png"):
+        refused(load_image, {"path": accepted(path, [str(evil)], True), "bytes": None})
+    assert "cannot be read" in refused(load_image, {"path": "/a\0.png", "bytes": None})

@@ -20,7 +20,7 @@ from sft_dist.data.prepare import Prepared, naming_of, prepare
 from sft_dist.data.sources import load_rows, stream_rows
 from sft_dist.data.splits import draw, hold_out, keep_splits
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.schema import Data, Recipe
+from sft_dist.recipe.schema import Data, Recipe, SplitSources, Streaming
 from sft_dist.tasks import task_of
 
 ROWS = [{"text": f"text {n}", "label": ["neg", "pos"][n % 2], "lang": ["en", "de", "fr"][n % 3]} for n in range(30)]
@@ -213,12 +213,14 @@ def test_pictures_that_a_table_names_lie_beside_it_else_where_the_program_was_ca
         Dataset.from_list(rows).to_parquet(beside / name)
     monkeypatch.chdir(here)
     wanted = [str(beside / images[0]), str(beside / images[1]), str(here / "b.png"), *images[3:]]
-    data = Data(source=str(beside / name), columns={"image": "picture"})
+    data = Data(source=str(beside / name), columns={"image": "picture"}, allow_urls=True)
     found = load_rows(data)["train"]
     assert found["picture"][:] == wanted
     assert found.column_names == ["picture", "mask", "label"]
     assert found["mask"][:] == [wanted[0]] * len(rows)
-    streamed = Data(source={"train": str(beside / name)}, columns={"image": "picture"}, streaming={"buffer": 2})
+    streamed = data.model_copy(
+        update={"source": SplitSources(train=str(beside / name)), "streaming": Streaming(buffer=2)}
+    )
     assert sorted(row["picture"] for row in stream_rows(streamed)) == sorted(wanted)
     monkeypatch.chdir(run)
     assert load_rows(data)["train"]["picture"][:2] == wanted[:2]

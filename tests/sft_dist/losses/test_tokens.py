@@ -8,7 +8,8 @@ from torch import Tensor
 
 from sft_dist.losses import tokens as losses_text
 from sft_dist.losses.classification import CrossEntropy, Focal
-from sft_dist.losses.tokens import IGNORED, TokenLoss
+from sft_dist.losses.targets import IGNORED
+from sft_dist.losses.tokens import TokenLoss
 
 VOCABULARY = 50
 

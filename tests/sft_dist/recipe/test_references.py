@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
-import time
-from collections.abc import Callable
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
-from sft_dist.recipe import fingerprint, references, remote
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.files import shipped
-from sft_dist.recipe.fingerprint import code_digest, data_fingerprint
 from sft_dist.recipe.load import load
 from sft_dist.recipe.references import Reference, absolute, check_references, classify, model_source, resolve, suffix_of
 from tests.sft_dist.recipe.recipe_texts import GOOD, write
@@ -148,15 +138,6 @@ def test_what_is_not_there_is_said_with_what_is(text: str, words: str, package: 
 
 
 # ── samples ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-@pytest.fixture
-def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SFT_DIST_CACHE", str(tmp_path))
-    for name in ("trees/train.json", "trees/test.json", ".trees.lock", "bert/config.json"):
-        (tmp_path / "samples" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "samples" / name).write_text("{}")
-    return tmp_path / "samples"
-
-
 def test_a_sample_is_a_path_in_the_cache(samples: Path) -> None:
     assert resolve(classify("sample:trees/train.json", BASE)) == samples / "trees/train.json"
     assert resolve(classify("sample:trees", BASE)) == resolve(classify("sample:trees/", BASE)) == samples / "trees"
@@ -250,97 +231,6 @@ def test_a_url_is_checked_by_its_form_without_asking_the_network(tmp_path: Path)
     assert check_references(named) == []
 
 
-def test_the_fingerprint_knows_databases_samples_and_urls(tmp_path: Path, samples: Path) -> None:
-    for source, file in (
-        (f"sqlite:///{tmp_path}/a.db#rows", tmp_path / "a.db"),
-        (f"sqlite:///{tmp_path}/a.db#rows", tmp_path / "a.db-wal"),
-        ("sample:trees/train.json", samples / "trees/train.json"),
-        (f"file://{tmp_path}/a.csv", tmp_path / "a.csv"),
-    ):
-        (tmp_path / "a.db").touch()
-        file.touch()
-        recipe = load(write(tmp_path, GOOD.replace("./train.csv", f"'{source}'")))
-        first = data_fingerprint(recipe)
-        assert data_fingerprint(recipe) == first
-        file.write_text("more")
-        assert data_fingerprint(recipe) != first, source
-
-
-@pytest.fixture
-def another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """With a cache of the test's own; called, it forgets what a process knows."""
-    monkeypatch.setenv("SFT_DIST_CACHE", str(tmp_path / "cache"))
-    return lambda: monkeypatch.setattr(remote, "_asked", {})
-
-
-def test_the_fingerprint_of_what_never_answered_is_its_address(tmp_path: Path, another_process: Callable) -> None:
-    another_process()
-    prints = {
-        data_fingerprint(load(write(tmp_path, GOOD.replace("./train.csv", f"s3://no-such/{name}.csv"))))
-        for name in ("a", "b", "a")
-    }
-    assert len(prints) == 2
-
-
-@pytest.mark.parametrize("inside", ["a.csv", "a.csv?x=1", ""])
-def test_the_fingerprint_knows_when_a_file_on_a_web_server_changes(
-    tmp_path: Path, another_process: Callable, inside: str
-) -> None:
-    pytest.importorskip("aiohttp")
-    (tmp_path / "web").mkdir()
-    file = tmp_path / "web" / "a.csv"
-    file.write_text("text,label\n")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(file.parent))) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}/{inside}"
-        recipe = load(write(tmp_path, GOOD.replace("./train.csv", f"'{address}'")))
-        another_process()
-        first = data_fingerprint(recipe)
-        file.write_text("text,label\nx,y\n")
-        assert data_fingerprint(recipe) == first, "asked once a process"
-        another_process()
-        assert (second := data_fingerprint(recipe)) != first
-        server.shutdown()
-    another_process()
-    assert data_fingerprint(recipe) == second, "without an answer the last one counts"
-
-
-def test_the_fingerprint_knows_the_commit_of_a_hub_data_set(
-    tmp_path: Path, another_process: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = load(write(tmp_path, GOOD.replace("./train.csv", "org/name")))
-    prints = []
-    for commit in ("1" * 40, "2" * 40, ""):
-        another_process()
-        monkeypatch.setattr(remote, "_commit", lambda name, revision, commit=commit: commit)
-        prints.append(data_fingerprint(found))
-    assert prints[0] != prints[1] == prints[2]
-
-
-def test_a_filesystem_that_does_not_answer_is_not_waited_for(
-    tmp_path: Path, another_process: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    another_process()
-    monkeypatch.setattr(remote, "ANSWER_S", 0.1)
-    monkeypatch.setattr(remote, "_listed", lambda url: time.sleep(5) or "late")
-    began = time.monotonic()
-    data_fingerprint(load(write(tmp_path, GOOD.replace("./train.csv", "s3://no-such/a.csv"))))
-    assert time.monotonic() - began < 3
-
-
-def test_a_database_server_is_read_anew_for_every_plan(tmp_path: Path, another_process: Callable) -> None:
-    recipe = load(write(tmp_path, GOOD.replace("./train.csv", "'postgresql://u:secret@host/db#reviews'")))
-    plans = []
-    for _ in range(2):
-        another_process()
-        plans.append(data_fingerprint(recipe, anew=True))
-        assert data_fingerprint(recipe, anew=True) == plans[-1]
-        another_process()
-        assert data_fingerprint(recipe) == plans[-1], "a rank of the run that was planned"
-    assert plans[0] != plans[1]
-    assert not any("secret" in file.read_text() + file.name for file in (tmp_path / "cache" / "states").iterdir())
-
-
 # ── the rest ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_a_missing_local_file_names_its_neighbour(package: Path) -> None:
     with pytest.raises(UserError, match=r"did you mean `a.csv`"):
@@ -366,56 +256,3 @@ def test_every_reference_of_a_recipe_is_checked(tmp_path: Path) -> None:
         "data.source.train.0": "no such file or folder",
         "data.source.train.1": "no reader for this kind of file (.xlsx)",
     }
-
-
-def test_the_fingerprint_changes_with_the_rows_and_only_with_them(tmp_path: Path) -> None:
-    data = tmp_path / "train.csv"
-    data.write_text("text,label\n")
-    file = write(tmp_path)
-    first = data_fingerprint(load(file))
-    assert data_fingerprint(load(file, ["train.lr=3", "tuning=full", "data.max_length=9"])) == first
-    assert data_fingerprint(load(file, ["data.limit=3"])) != first
-    assert data_fingerprint(load(file, ["data.split.seed=3"])) != first
-    assert data_fingerprint(load(file, ["task.problem=multi-label"])) != first
-    os.utime(data, ns=(1, 1))
-    touched = data_fingerprint(load(file))
-    assert touched != first
-    data.write_text("text,label\nx,y\n")
-    os.utime(data, ns=(1, 1))
-    assert data_fingerprint(load(file)) not in (first, touched)
-
-
-def test_the_fingerprint_is_that_of_the_code_that_prepares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also of what it asks elsewhere: which letters a transcript has, which columns a task needs."""
-    copy = tmp_path / "sft_dist"
-    shutil.copytree(Path(references.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "train.csv").write_text("text,label\n")
-    recipe = load(write(tmp_path))
-    monkeypatch.setattr(fingerprint, "__file__", str(copy / "recipe/fingerprint.py"))
-    prints = set()
-    for changed in (
-        "",
-        "data/clean.py",
-        "tasks/base.py",
-        "recipe/tasks.py",
-        "metrics/audio.py",
-        "losses/tokens.py",
-        "training/loop.py",
-        "run/hang_watcher.py",
-    ):
-        if changed:
-            with (copy / changed).open("a") as file:
-                file.write("# another version\n")
-        code_digest.cache_clear()
-        prints.add(data_fingerprint(recipe))
-    code_digest.cache_clear()
-    assert len(prints) == 6, "neither the loop nor the hang watcher prepares anything"
-
-
-def test_the_fingerprint_of_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file"):
-        data_fingerprint(load(write(tmp_path)))
-
-
-def test_what_is_shipped_is_found() -> None:
-    assert shipped("recipes", "text-classification", "quickstart.yaml").is_file()

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from sft_dist.recipe.errors import Mark, UserError
-from sft_dist.recipe.yaml_lines import MOST_BYTES, parse_scalar, parse_yaml, read_yaml
+from sft_dist.recipe.yaml_lines import MOST_BYTES, parse_yaml, read_yaml
+from sft_dist.recipe.yaml_values import parse_scalar
 
 
 def failure(text: str | bytes, tmp_path: Path) -> UserError:

@@ -1,4 +1,4 @@
-"""Why attempts end, and who was first."""
+"""Why attempts end, and which rank was first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sft_dist.recipe.files import write_json
-from sft_dist.run.causes import Facts, agents_of, cause_of, classify_attempt, classify_facts, read_facts
+from sft_dist.run.causes import Facts, cause_of, classify_attempt, classify_facts, parse_killed_ranks, read_facts
 from sft_dist.run.folder import RunFolder
 from sft_dist.run.requeue_policy import MAX_ATTEMPTS_IN_USE, EndedAttempt, decide, failing_nodes
 
@@ -39,7 +39,7 @@ def error(rank: int, message: str, type: str = "RuntimeError", time: float = 10.
     }
 
 
-def beat(rank: int, time: float = 10.0, phase: str = "training") -> dict[str, Any]:
+def heartbeat(rank: int, time: float = 10.0, phase: str = "training") -> dict[str, Any]:
     return {"rank": rank, "host": f"node{rank // 4 + 1}", "step": 7, "phase": phase, "time": time}
 
 
@@ -64,23 +64,23 @@ def beat(rank: int, time: float = 10.0, phase: str = "training") -> dict[str, An
         ("ValueError", "losses differ", "error"),
     ],
 )
-def test_an_error_is_named_by_what_it_says(type, message, cause):
+def test_an_error_has_the_cause_that_its_message_shows(type, message, cause):
     assert cause_of(error(0, message, type)) == cause
 
 
-def test_an_error_while_examples_are_read_is_the_datas():
+def test_an_error_while_examples_are_read_is_a_data_error():
     frames = 'File "/runs/x/source/sft_dist/data/sources.py", line 3, in read\nKeyError'
     assert cause_of(error(0, "'text'", "KeyError", traceback=frames)) == "data"
     frames = 'File "/runs/x/source/sft_dist/training/loop.py", line 3, in run\nKeyError'
     assert cause_of(error(0, "'text'", "KeyError", traceback=frames)) == "error"
 
 
-# ── who was first ───────────────────────────────────────────────────────────────────────────────────────────────────
-def test_lost_connections_are_the_echo_of_what_one_rank_says_even_if_its_clock_is_late():
+# ── which rank was first ───────────────────────────────────────────────────────────────────────────────────────────────────
+def test_lost_connections_are_secondary_to_another_ranks_error_even_if_its_clock_is_late():
     facts = Facts(errors=(error(0, PEER, time=10.0), error(5, "CUDA out of memory", "OutOfMemoryError", time=12.0)))
-    found = classify_facts(facts)
-    assert (found.rank, found.host, found.cause) == (5, "node2", "out of memory")
-    assert found.line == (
+    end = classify_facts(facts)
+    assert (end.rank, end.host, end.cause) == (5, "node2", "out of memory")
+    assert end.line == (
         "rank 5 on node2: out of memory (OutOfMemoryError: CUDA out of memory); see attempts/001/rank-5.log"
     )
 
@@ -88,48 +88,52 @@ def test_lost_connections_are_the_echo_of_what_one_rank_says_even_if_its_clock_i
 def test_a_rank_killed_by_a_signal_writes_nothing_and_is_named_by_its_agent():
     facts = Facts(
         errors=tuple(error(rank, PEER) for rank in range(8) if rank != 5),
-        beats=tuple(beat(rank) for rank in range(8)),
-        agents=agents_of(AGENT),
+        heartbeats=tuple(heartbeat(rank) for rank in range(8)),
+        killed_ranks=parse_killed_ranks(AGENT),
     )
-    found = classify_facts(facts)
-    assert (found.rank, found.host, found.cause, found.at_step) == (5, "node2", "killed", 7)
-    assert found.line.startswith("rank 5 on node2: killed by signal 9")
+    end = classify_facts(facts)
+    assert (end.rank, end.host, end.cause, end.at_step) == (5, "node2", "killed", 7)
+    assert end.line.startswith("rank 5 on node2: killed by signal 9")
 
 
-def test_without_an_agents_word_the_silent_rank_whose_life_ended_first_is_named():
+def test_without_an_agents_report_the_silent_rank_with_the_oldest_heartbeat_is_named():
     facts = Facts(
         errors=tuple(error(rank, PEER) for rank in range(6)),  # 6 was ended by its agent, 7 before
-        beats=(*(beat(rank, time=20.0) for rank in range(7)), beat(7, time=11.0)),
+        heartbeats=(*(heartbeat(rank, time=20.0) for rank in range(7)), heartbeat(7, time=11.0)),
     )
     assert classify_facts(facts).rank == 7
 
 
 def test_ranks_ended_by_torchruns_own_sigterm_are_not_named():
     log = AGENT.replace("rank      : 5", "rank      : 2").replace("exitcode  : -9", "exitcode  : -15") + AGENT
-    assert [one["rank"] for one in agents_of(log)] == [5]
+    assert [rank["rank"] for rank in parse_killed_ranks(log)] == [5]
 
 
 def test_a_host_whose_ranks_are_all_silent_is_a_lost_node():
-    facts = Facts(errors=tuple(error(rank, PEER) for rank in range(4)), beats=tuple(beat(rank) for rank in range(8)))
-    found = classify_facts(facts)
-    assert (found.cause, found.host, found.hosts) == ("node lost", "node2", ("node2",))
+    facts = Facts(
+        errors=tuple(error(rank, PEER) for rank in range(4)), heartbeats=tuple(heartbeat(rank) for rank in range(8))
+    )
+    end = classify_facts(facts)
+    assert (end.cause, end.host, end.hosts) == ("node lost", "node2", ("node2",))
 
 
 def test_only_lost_connections_and_no_silent_rank_is_the_network():
-    facts = Facts(errors=(error(0, PEER, time=11.0), error(4, "NCCL timeout", time=10.0)), beats=(beat(0), beat(4)))
-    found = classify_facts(facts)
-    assert (found.cause, found.rank, found.host) == ("network", 4, "node2")
-    assert found.hosts == ()  # whoever complains first need not be to blame
+    facts = Facts(
+        errors=(error(0, PEER, time=11.0), error(4, "NCCL timeout", time=10.0)), heartbeats=(heartbeat(0), heartbeat(4))
+    )
+    end = classify_facts(facts)
+    assert (end.cause, end.rank, end.host) == ("network", 4, "node2")
+    assert end.hosts == ()  # the first rank to complain need not be to blame
 
 
 def test_a_run_that_another_process_still_trains_is_tried_again():
-    """A node is cut off, and its rank 0 lives on for a while."""
-    found = classify_facts(
+    """A node is unreachable, and its rank 0 runs for a while."""
+    end = classify_facts(
         Facts(errors=(error(0, "another process is training this run", type="InUse", user_error=True),))
     )
-    assert (found.cause, found.user_error) == ("in use", True)
-    assert decide([EndedAttempt(found, False)] * (MAX_ATTEMPTS_IN_USE - 1)).action == "requeue"
-    assert decide([EndedAttempt(found, False)] * MAX_ATTEMPTS_IN_USE).action == "stop"
+    assert (end.cause, end.user_error) == ("in use", True)
+    assert decide([EndedAttempt(end, False)] * (MAX_ATTEMPTS_IN_USE - 1)).action == "requeue"
+    assert decide([EndedAttempt(end, False)] * MAX_ATTEMPTS_IN_USE).action == "stop"
 
 
 def test_a_rank_that_used_too_much_memory_is_not_the_fault_of_its_node(tmp_path):
@@ -138,22 +142,22 @@ def test_a_rank_that_used_too_much_memory_is_not_the_fault_of_its_node(tmp_path)
         f"{AGENT}slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have been OOM Killed.\n"
     )
     for rank in range(8):
-        write_json(attempt.path / f"rank-{rank}.beat.json", beat(rank))
+        write_json(attempt.path / f"rank-{rank}.beat.json", heartbeat(rank))
         if rank != 5:
             write_json(attempt.error_file(rank), error(rank, PEER))
-    found = classify_facts(read_facts(attempt))
-    assert (found.cause, found.rank) == ("out of memory", 5)
-    assert "more memory than the job may" in found.line
-    assert failing_nodes([found, found]) == ()
+    end = classify_facts(read_facts(attempt))
+    assert (end.cause, end.rank) == ("out of memory", 5)
+    assert "more memory than the job has" in end.line
+    assert failing_nodes([end, end]) == ()
 
 
-def test_ranks_that_lose_each_other_while_slurm_ends_them_do_not_accuse_the_network():
-    facts = Facts(errors=(error(0, PEER), error(1, PEER)), beats=(beat(0), beat(1)), started_again=True)
+def test_ranks_that_lose_each_other_while_slurm_ends_them_do_not_blame_the_network():
+    facts = Facts(errors=(error(0, PEER), error(1, PEER)), heartbeats=(heartbeat(0), heartbeat(1)), started_again=True)
     assert classify_facts(facts).cause == "requeued"
 
 
 @pytest.mark.parametrize(
-    ("told", "state", "cause"),
+    ("facts", "state", "cause"),
     [
         ({"slurm_state": "NODE_FAIL"}, "killed", "node lost"),
         ({"slurm_state": "TIMEOUT"}, "killed", "time limit"),
@@ -176,12 +180,12 @@ def test_ranks_that_lose_each_other_while_slurm_ends_them_do_not_accuse_the_netw
         ({"outcome": {"state": "stopped"}, "slurm_state": "PREEMPTED"}, "stopped", "preempted"),
     ],
 )
-def test_silence_and_orderly_stops_are_explained_by_what_slurm_says(told, state, cause):
-    found = classify_facts(Facts(**told))
-    assert (found.state, found.cause) == (state, cause)
+def test_silence_and_orderly_stops_are_explained_by_what_slurm_reports(facts, state, cause):
+    end = classify_facts(Facts(**facts))
+    assert (end.state, end.cause) == (state, cause)
 
 
-def test_a_hang_names_the_rank_the_watcher_named():
+def test_a_hang_names_the_rank_that_the_watcher_blames():
     hang = {
         "kind": "silent",
         "rank": 3,
@@ -190,24 +194,24 @@ def test_a_hang_names_the_rank_the_watcher_named():
         "step": 9,
         "line": "rank 3 on node1 stopped",
     }
-    found = classify_facts(Facts(hang=hang, errors=(error(0, PEER),)))
-    assert (found.cause, found.rank, found.hosts, found.line) == (
+    end = classify_facts(Facts(hang=hang, errors=(error(0, PEER),)))
+    assert (end.cause, end.rank, end.hosts, end.line) == (
         "hang", 3, ("node1",), "rank 3 on node1 stopped; see attempts/001/hang.json",
     )  # fmt: skip
 
 
-def test_a_hang_without_anybody_to_blame_blames_nobody():
+def test_a_hang_without_a_rank_to_blame_blames_none():
     hang = {"kind": "all", "rank": None, "host": "", "hosts": [], "step": 9, "line": "all 4 ranks: no progress"}
-    found = classify_facts(Facts(hang=hang))
-    assert (found.cause, found.rank, found.hosts) == ("hang", None, ())
+    end = classify_facts(Facts(hang=hang))
+    assert (end.cause, end.rank, end.hosts) == ("hang", None, ())
 
 
 def test_facts_of_a_half_written_attempt_do_not_raise(tmp_path: Path):
     (tmp_path / "attempts").mkdir()
     run = RunFolder(tmp_path)
-    made = run.new_attempt()
-    write_json(made.start_file, {"first_step": 0})
-    made.outcome_file.write_text('{"state": "fin')
-    made.hang_file.write_text("[]")
-    made.error_file(1).write_text("")
-    assert classify_attempt(run, made).state == "killed"
+    attempt = run.new_attempt()
+    write_json(attempt.start_file, {"first_step": 0})
+    attempt.outcome_file.write_text('{"state": "fin')
+    attempt.hang_file.write_text("[]")
+    attempt.error_file(1).write_text("")
+    assert classify_attempt(run, attempt).state == "killed"

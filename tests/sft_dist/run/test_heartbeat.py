@@ -1,4 +1,4 @@
-"""A rank's signs of life, and who reads them. Real training is stopped in tests/integration/test_hang.py."""
+"""A rank's heartbeat. Real training is stopped in tests/integration/test_hang.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def attempt(tmp_path: Path) -> AttemptFolder:
     return AttemptFolder(tmp_path / "001")
 
 
-def beat_of(attempt: AttemptFolder) -> dict:
+def read_heartbeat(attempt: AttemptFolder) -> dict:
     deadline = time.monotonic() + 5
     while not attempt.heartbeat_file(0).exists():
         assert time.monotonic() < deadline
@@ -28,33 +28,33 @@ def beat_of(attempt: AttemptFolder) -> dict:
     return json.loads(attempt.heartbeat_file(0).read_text())
 
 
-def test_a_waiting_rank_goes_on_living_without_progress(attempt):
+def test_a_waiting_rank_has_a_heartbeat_without_progress(attempt):
     heartbeat = Heartbeat(attempt, 0, timeout_s=1)
     heartbeat.tick(5, "training")
     time.sleep(3 * FASTEST_S)
-    first = later = beat_of(attempt)
+    first = later = read_heartbeat(attempt)
     deadline = time.monotonic() + 30
     while later["time"] == first["time"] and time.monotonic() < deadline:
-        later = beat_of(attempt)
+        later = read_heartbeat(attempt)
     heartbeat.stop()
     assert (first["step"], first["phase"]) == (later["step"], later["phase"]) == (5, "training")
     assert later["time"] > first["time"]
 
 
-def test_the_last_word_is_that_it_has_ended(attempt):
+def test_the_last_heartbeat_is_that_it_has_ended(attempt):
     heartbeat = Heartbeat(attempt, 0, timeout_s=1)
     heartbeat.tick(9, "saving")
     heartbeat.stop()
-    assert (beat_of(attempt)["step"], beat_of(attempt)["phase"]) == (9, "ended")
+    assert (read_heartbeat(attempt)["step"], read_heartbeat(attempt)["phase"]) == (9, "ended")
 
 
-def test_signs_of_life_are_as_rare_as_the_timeout_allows():
+def test_heartbeats_are_as_rare_as_the_timeout_allows():
     assert interval_of(1) == FASTEST_S
     assert interval_of(100) == 5
     assert interval_of(1800) == SLOWEST_S
 
 
-def test_a_beat_costs_nothing_and_writes_nothing_by_itself(attempt):
+def test_a_tick_costs_nothing_and_writes_nothing_by_itself(attempt):
     heartbeat = Heartbeat(attempt, 0, timeout_s=1800)
     started = time.thread_time()
     for step in range(100_000):
@@ -80,11 +80,11 @@ from sft_dist.run.heartbeat import Heartbeat
 from sft_dist.run.folder import AttemptFolder
 attempt = AttemptFolder(Path(sys.argv[1]))
 heartbeat = Heartbeat(attempt, 0, timeout_s=0.5)
-def beat_and_wait(step, phase):
+def tick_and_wait(step, phase):
     heartbeat.tick(step, phase)
     while f'"step": {step}' not in (attempt.heartbeat_file(0).read_text() if attempt.heartbeat_file(0).exists() else ""):
         time.sleep(0.01)
-beat_and_wait(1, "training")
+tick_and_wait(1, "training")
 def spin_with_the_lock_held():
     import re
     re.match("(a+)+b", "a" * 26)  # seconds in C code, without letting any other thread run
@@ -93,7 +93,7 @@ def slow_but_well():
 if sys.argv[2] == "training":
     spin_with_the_lock_held()
 else:
-    beat_and_wait(2, "saving")
+    tick_and_wait(2, "saving")
     slow_but_well()
 heartbeat.stop()
 """

@@ -1,4 +1,4 @@
-"""What follows an attempt that has ended, and what the batch script is told."""
+"""What follows an attempt that has ended, and what the batch script reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sft_dist.recipe.files import write_json
 from sft_dist.run.causes import AttemptEnd, Facts, classify_attempt
 from sft_dist.run.folder import AttemptFolder, RunFolder
 from sft_dist.run.requeue_policy import MAX_ATTEMPTS_WITHOUT_PROGRESS, EndedAttempt, decide, failing_nodes, history_of
-from tests.sft_dist.run.test_causes import PEER, beat, error
+from tests.sft_dist.run.test_causes import PEER, error, heartbeat
 
 
 # ── what next ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -27,7 +27,7 @@ def ended(cause: str, progress: bool = False, host: str = "", at_step: int | Non
 
 
 @pytest.mark.parametrize("cause", ["user error", "not a number", "disk full", "cancelled", "asked to stop"])
-def test_what_would_only_happen_again_or_was_wanted_is_not_tried_again(cause):
+def test_what_would_end_the_same_way_or_was_requested_is_not_requeued(cause):
     assert decide([ended(cause, progress=True)]).action == "stop"
 
 
@@ -48,7 +48,7 @@ def test_two_failures_before_anything_was_saved_are_enough_even_if_they_differ()
 
 
 @pytest.mark.parametrize("cause", ["node lost", "preempted", "time limit", "hang", "network", "gpu", "requeued"])
-def test_infrastructure_is_worth_another_start_but_not_for_ever(cause):
+def test_infrastructure_is_worth_another_start_but_not_forever(cause):
     assert decide([ended(cause)] * (MAX_ATTEMPTS_WITHOUT_PROGRESS - 1)).action == "requeue"
     assert decide([ended(cause)] * MAX_ATTEMPTS_WITHOUT_PROGRESS).action == "stop"
     assert decide([ended(cause, progress=True)] * 50).action == "requeue"
@@ -90,12 +90,12 @@ def test_progress_is_a_later_first_step_or_a_checkpoint(run: RunFolder):
     last = attempt(run, 5, message="boom")
     save(run, 5)
     facts = Facts(number=3, start={"first_step": 5})
-    assert [one.progress for one in history_of(run, last.number, facts)] == [True, False, False]
+    assert [attempt.progress for attempt in history_of(run, last.number, facts)] == [True, False, False]
     save(run, 9)
-    assert [one.progress for one in history_of(run, last.number, facts)] == [True, False, True]
+    assert [attempt.progress for attempt in history_of(run, last.number, facts)] == [True, False, True]
 
 
-def test_what_an_earlier_job_went_through_does_not_count_against_this_one(run: RunFolder):
+def test_attempts_of_an_earlier_job_do_not_count_against_this_one(run: RunFolder):
     attempt(run, 0, "7", message="boom")
     attempt(run, 0, "7", message="boom")
     attempt(run, 0, "8", message="boom")
@@ -103,7 +103,7 @@ def test_what_an_earlier_job_went_through_does_not_count_against_this_one(run: R
     assert len(history_of(run, 2, Facts(number=2, start={"first_step": 0, "job_id": "7"}))) == 2
 
 
-def test_an_attempt_nobody_judged_whose_job_goes_on_was_requeued_by_slurm(run: RunFolder):
+def test_an_attempt_without_a_decision_whose_job_continues_was_requeued_by_slurm(run: RunFolder):
     first = attempt(run, 0, "7")
     attempt(run, 0, "7")
     assert classify_attempt(run, first).cause == "requeued"
@@ -120,22 +120,22 @@ def call(run: RunFolder, number: int, *options: str) -> tuple[dict[str, str], st
     )  # fmt: skip
     imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
     assert not imported & {"torch", "pydantic", "yaml", "numpy"}
-    said = "\n".join(line for line in done.stderr.splitlines() if not line.startswith("import time"))
-    return dict(line.split("=", 1) for line in done.stdout.splitlines()), said
+    messages = "\n".join(line for line in done.stderr.splitlines() if not line.startswith("import time"))
+    return dict(line.split("=", 1) for line in done.stdout.splitlines()), messages
 
 
-def test_the_batch_script_is_answered_in_lines_it_can_read(run: RunFolder):
+def test_the_batch_script_gets_lines_that_it_can_read(run: RunFolder):
     attempt(run, 0, message="boom")
-    answer, said = call(run, 1, "--exit-code", "143")
+    answer, messages = call(run, 1, "--exit-code", "143")
     assert answer == {"action": "requeue", "exclude": "", "exit": "1", "state": "failed"}
-    assert "rank 0 on node1: RuntimeError: boom; see attempts/001/rank-0.log" in said
+    assert "rank 0 on node1: RuntimeError: boom; see attempts/001/rank-0.log" in messages
     attempt(run, 0, message="boom")
-    answer, said = call(run, 2, "--exit-code", "143")
+    answer, messages = call(run, 2, "--exit-code", "143")
     assert answer["action"] == "stop"
-    assert "failed twice in the same way at step 7" in said
+    assert "failed twice in the same way at step 7" in messages
 
 
-def test_a_job_that_fails_before_its_ranks_say_where_they_start_is_not_tried_for_ever(run: RunFolder, monkeypatch):
+def test_a_job_that_fails_before_its_ranks_record_where_they_start_is_not_requeued_forever(run: RunFolder, monkeypatch):
     monkeypatch.setenv("PATH", "")  # no squeue to ask
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     answers = []
@@ -199,27 +199,27 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SaySlurm:
     return say
 
 
-def test_a_preemption_that_only_the_ranks_were_told_of_is_one(run: RunFolder, slurm: SaySlurm):
-    """Slurm's default: the batch shell is sent nothing in a grace time, the ranks SIGTERM."""
+def test_a_preemption_that_only_the_ranks_are_signalled_is_one(run: RunFolder, slurm: SaySlurm):
+    """Slurm's default: in a grace time only the ranks receive SIGTERM, the batch shell nothing."""
     made = attempt(run, 0, "8")
     write_json(made.outcome_file, {"state": "stopped", "reason": "received SIGTERM"})
     start = datetime.fromtimestamp(time.time() - 60).isoformat(timespec="seconds")
     slurm(f"JobId=8 StartTime={start} TimeLimit=01:00:00 PreemptTime={start}")
-    answer, said = call(run, 1)
+    answer, messages = call(run, 1)
     assert answer["action"] == "requeue"
-    assert "saved and stopped: preempted" in said
+    assert "saved and stopped: preempted" in messages
     slurm(f"JobId=8 StartTime={start} TimeLimit=01:00:00 PreemptTime=None")
     assert call(run, 1)[0]["action"] == "stop"
 
 
-def test_what_ended_earlier_starts_is_asked_of_the_accounting(run: RunFolder, slurm: SaySlurm):
+def test_the_accounting_explains_earlier_starts(run: RunFolder, slurm: SaySlurm):
     for number, first_step in enumerate((0, 7, 7)):
         made = run.new_attempt()
         write_json(made.start_file, {"first_step": first_step, "job_id": "8", "restart_count": number})
     slurm("JobId=8", "PREEMPTED", "NODE_FAIL", "RUNNING")
     call(run, 3)
-    found = [classify_attempt(run, one).cause for one in run.all_attempts()[:2]]
-    assert found == ["preempted", "node lost"]
+    causes = [classify_attempt(run, attempt).cause for attempt in run.all_attempts()[:2]]
+    assert causes == ["preempted", "node lost"]
 
 
 def test_without_accounting_a_start_that_slurm_ended_was_requeued(run: RunFolder, slurm: SaySlurm):
@@ -230,20 +230,20 @@ def test_without_accounting_a_start_that_slurm_ended_was_requeued(run: RunFolder
     assert classify_attempt(run, run.all_attempts()[0]).cause == "requeued"
 
 
-def test_what_ranks_on_other_nodes_say_may_come_late(run: RunFolder):
-    """Or a mistake in the recipe would be taken for a lost node."""
+def test_errors_of_ranks_on_other_nodes_may_come_late(run: RunFolder):
+    """Else a mistake in the recipe would be taken for a lost node."""
     made = attempt(run, 0, "8")
     for rank in range(8):
-        write_json(made.path / f"rank-{rank}.beat.json", beat(rank))
+        write_json(made.path / f"rank-{rank}.beat.json", heartbeat(rank))
     for rank in range(4):
         write_json(made.error_file(rank), error(rank, PEER))
     late = threading.Timer(
         1.5, lambda: [write_json(made.error_file(rank), error(rank, "boom")) for rank in range(4, 8)]
     )
     late.start()
-    _, said = call(run, 1, "--exit-code", "1")
+    _, messages = call(run, 1, "--exit-code", "1")
     late.join()
-    assert "rank 4 on node2: RuntimeError: boom" in said
+    assert "rank 4 on node2: RuntimeError: boom" in messages
 
 
 @pytest.mark.parametrize(
@@ -260,5 +260,5 @@ def test_a_warning_near_the_time_limit_is_the_time_limits(run: RunFolder, slurm:
     write_json(made.outcome_file, {"state": "stopped", "reason": "asked to stop"})
     start = datetime.fromtimestamp(time.time() - start_s_ago).isoformat(timespec="seconds")
     slurm(f"JobId=8 JobState=RUNNING PreemptTime=None StartTime={start} TimeLimit={limit} Comment=a=b")
-    _, said = call(run, 1, "--batch-signal", "USR1")
-    assert f"saved and stopped: {cause}" in said
+    _, messages = call(run, 1, "--batch-signal", "USR1")
+    assert f"saved and stopped: {cause}" in messages

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, BertConfig, BertForTokenClassification
 
 from samples.fetch import need
 from sft_dist.data.rows import Rows
-from sft_dist.losses.tokens import IGNORED
+from sft_dist.losses.targets import IGNORED
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks import task_of

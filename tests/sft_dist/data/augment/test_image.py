@@ -7,7 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from sft_dist.data.augment.image import VISIBLE, augment, cut, cutmix, mixup
+from sft_dist.data.augment.image import (
+    VISIBLE,
+    Augmented,
+    augment_image,
+    clip_boxes,
+    cutmix,
+    mixup,
+    rotate,
+    uncover_boxes,
+)
 from sft_dist.recipe.augment import ImageAugment
 
 HEIGHT, WIDTH = 60, 80
@@ -32,7 +41,7 @@ def seen(white: np.ndarray) -> tuple[int, int, int, int]:
 
 def one(settings: ImageAugment, seed: int):
     image, boxes, mask = scene()
-    return augment(image, settings, np.random.default_rng(seed), boxes, mask)
+    return augment_image(image, settings, np.random.default_rng(seed), boxes, mask)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +81,7 @@ def test_a_rotated_object_stays_in_its_box_and_under_its_mask():
 
 def test_what_rotation_brings_in_is_left_out_of_the_loss_and_classes_are_never_mixed():
     image, _, mask = scene()
-    result = augment(
+    result = augment_image(
         image, ImageAugment(flip=0.0, rotate=45.0), np.random.default_rng(3), mask=mask * 200, ignore_index=7
     )
     assert set(np.unique(result.mask)) == {0, 7, 200}
@@ -81,10 +90,10 @@ def test_what_rotation_brings_in_is_left_out_of_the_loss_and_classes_are_never_m
 
 def test_boxes_are_cut_to_the_picture_and_dropped_when_little_of_them_is_left():
     boxes = np.array([[-10, -10, 20, 20], [70, 50, 40, 40], [-9, 0, 10, 10], [10, 10, 5, 5], [3, 3, 0, 4]], dtype=float)
-    inside, kept = cut(boxes, WIDTH, HEIGHT)
+    inside, kept = clip_boxes(boxes, WIDTH, HEIGHT)
     assert kept.tolist() == [3]
     assert inside.tolist() == [[10, 10, 5, 5]]
-    inside, kept = cut(np.array([[-5.0, 55, 10, 10], [75, 0, 10, 10]]), WIDTH, HEIGHT)
+    inside, kept = clip_boxes(np.array([[-5.0, 55, 10, 10], [75, 0, 10, 10]]), WIDTH, HEIGHT)
     assert kept.tolist() == [1]
     assert inside.tolist() == [[75, 0, 5, 10]]
 
@@ -92,18 +101,18 @@ def test_boxes_are_cut_to_the_picture_and_dropped_when_little_of_them_is_left():
 def test_kept_names_the_boxes_that_remain():
     image, _, _ = scene()
     boxes = np.array([[0, 0, 8, 8], BOX, [72, 52, 8, 8]], dtype=float)
-    several = [augment(image, ImageAugment(flip=0.0, crop=0.4), np.random.default_rng(s), boxes) for s in SEEDS]
-    assert any(len(result.kept) < 3 for result in several)
+    several = [augment_image(image, ImageAugment(flip=0.0, crop=0.4), np.random.default_rng(s), boxes) for s in SEEDS]
+    assert any(len(result.box_indices) < 3 for result in several)
     for result in several:
-        for number, box in zip(result.kept, result.boxes, strict=True):
+        for number, box in zip(result.box_indices, result.boxes, strict=True):
             if number == 1:
                 assert box == pytest.approx(seen(result.image[..., 0] > 127), abs=1e-4)
 
 
 def test_a_picture_without_boxes_is_changed_like_any_other():
-    result = augment(scene()[0], EVERYTHING, np.random.default_rng(0), np.zeros((0, 4)))
+    result = augment_image(scene()[0], EVERYTHING, np.random.default_rng(0), np.zeros((0, 4)))
     assert result.boxes.shape == (0, 4)
-    assert result.kept.shape == (0,)
+    assert result.box_indices.shape == (0,)
     assert result.mask is None
 
 
@@ -124,7 +133,7 @@ def test_the_steps_are_drawn_apart_from_each_other():
     pixels[0, 0] = 9  # tells a flip; erasing paints random colours
     found = set()
     for seed in range(40):
-        result = augment(Image.fromarray(pixels), settings, np.random.default_rng(seed)).image
+        result = augment_image(Image.fromarray(pixels), settings, np.random.default_rng(seed)).image
         found.add((bool(result[0, -1, 0] == 9), bool((result > 9).any())))
     assert found == {(False, False), (False, True), (True, False), (True, True)}
 
@@ -132,7 +141,7 @@ def test_the_steps_are_drawn_apart_from_each_other():
 def test_a_crop_keeps_the_share_of_the_area_that_was_asked_for():
     image, _, _ = scene()
     for seed in SEEDS:
-        result = augment(image, ImageAugment(flip=0.0, crop=0.5), np.random.default_rng(seed))
+        result = augment_image(image, ImageAugment(flip=0.0, crop=0.5), np.random.default_rng(seed))
         assert 0.5 - 0.03 <= result.image.shape[0] * result.image.shape[1] / (HEIGHT * WIDTH) <= 1
 
 
@@ -159,3 +168,84 @@ def test_cutmix_mixes_targets_by_the_area_that_is_pasted():
             pasted += bool((target > 0).sum() > 1)
     assert pasted > 20
     torch.testing.assert_close(images[1], torch.ones(3, 16, 16))  # what was given is not changed
+
+
+# ── positions computed by hand ──────────────────────────────────────────────────────────────────────────────────────
+def numbered(boxes: list[list[float]], height: int = 4, width: int = 6) -> Augmented:
+    """An image and a mask in which every pixel has its own number."""
+    numbers = np.arange(height * width, dtype=np.uint8).reshape(height, width)
+    return Augmented(np.stack([numbers] * 3, axis=-1), np.array(boxes, dtype=float), np.arange(len(boxes)), numbers)
+
+
+def test_a_quarter_turn_takes_pixels_and_boxes_to_the_same_places():
+    turned = rotate(numbered([[1, 0, 2, 1], [3, 2, 1, 2]], width=4), 90.0, 255)
+    expected = np.rot90(np.arange(16).reshape(4, 4))
+    np.testing.assert_array_equal(turned.mask, expected)
+    np.testing.assert_array_equal(turned.image[..., 0], expected)
+    assert turned.boxes == pytest.approx(np.array([[0, 1, 1, 2], [2, 0, 2, 1]]))
+    assert turned.box_indices.tolist() == [0, 1]
+
+
+def test_a_half_turn_of_a_wide_image():
+    turned = rotate(numbered([[0, 0, 2, 1]]), 180.0, 255)
+    np.testing.assert_array_equal(turned.mask, np.arange(24).reshape(4, 6)[::-1, ::-1])
+    assert turned.boxes == pytest.approx(np.array([[4, 3, 2, 1]]))
+
+
+def test_a_box_turned_by_45_degrees_is_the_upright_one_around_it():
+    side = np.sqrt(2)
+    turned = rotate(numbered([[9, 9, 2, 2], [13, 9, 2, 2]], 20, 20), 45.0, 255)
+    # The centre of the second box is 4 to the right of the image's, so it goes 4 / sqrt(2) to the right and up.
+    away = 4 / side
+    expected = [[10 - side, 10 - side, 2 * side, 2 * side], [10 + away - side, 10 - away - side, 2 * side, 2 * side]]
+    assert turned.boxes == pytest.approx(np.array(expected))
+
+
+def test_a_box_that_rotation_takes_out_of_the_image_is_dropped():
+    turned = rotate(numbered([[0, 1, 1, 2], [2, 1, 2, 2]]), 90.0, 255)  # the left edge goes below a wide image
+    assert turned.box_indices.tolist() == [1]
+    assert turned.boxes == pytest.approx(np.array([[2, 1, 2, 2]]))
+
+
+def test_a_flip_mirrors_pixels_boxes_and_mask():
+    image, boxes, mask = scene()
+    flipped = augment_image(image, ImageAugment(flip=1.0), np.random.default_rng(0), boxes, mask)
+    np.testing.assert_array_equal(flipped.image, np.asarray(image)[:, ::-1])
+    np.testing.assert_array_equal(flipped.mask, mask[:, ::-1])
+    assert flipped.boxes.tolist() == [[WIDTH - 20 - 30, 10, 30, 25]]
+
+
+@pytest.mark.parametrize(
+    ("erased", "visible"),
+    [
+        ((12, 12, 2, 2), [10, 10, 10, 8]),  # inside
+        ((0, 0, 15, 12), [10, 10, 10, 8]),  # a corner: the box around the rest is the same
+        ((8, 5, 6, 20), [14, 10, 6, 8]),  # the left side
+        ((16, 10, 4, 8), [10, 10, 6, 8]),  # the right side
+        ((5, 5, 20, 8), [10, 13, 10, 5]),  # the top
+        ((10, 15, 10, 10), [10, 10, 10, 5]),  # the bottom
+        ((12, 5, 3, 20), [10, 10, 10, 8]),  # a stripe through the middle
+        ((40, 5, 3, 20), [10, 10, 10, 8]),  # elsewhere
+    ],
+)
+def test_a_box_shrinks_to_what_an_erased_part_leaves_visible(erased, visible):
+    assert uncover_boxes(np.array([[10.0, 10, 10, 8]]), erased).tolist() == [visible]
+
+
+def test_a_box_that_is_erased_has_no_area():
+    (box,) = uncover_boxes(np.array([[10.0, 10, 10, 8]]), (9, 9, 12, 12))
+    assert box[2] * box[3] == 0
+
+
+def test_colours_change_within_their_strength_and_boxes_stay():
+    grey = Image.fromarray(np.full((8, 8, 3), 100, dtype=np.uint8))
+    levels = set()
+    for seed in SEEDS:
+        result = augment_image(
+            grey, ImageAugment(flip=0.0, color=0.2), np.random.default_rng(seed), np.array([[1.0, 1, 3, 3]])
+        )
+        assert result.boxes.tolist() == [[1, 1, 3, 3]]
+        (level,) = set(result.image.ravel().tolist())
+        assert 79 <= level <= 121
+        levels.add(level)
+    assert len(levels) > 10
