@@ -1,6 +1,6 @@
-"""`python -m sft_dist.check RECIPE_JSON`: the gate. Everything about the data that can be known before a GPU is waited for.
+"""`python -m sft_dist.check RECIPE_JSON`: the data check, on the CPU and before any GPU is requested.
 
-Reads and prepares with the code that trains, and leaves what it prepared in the cache the first start will use. Exit code
+Reads and prepares data with the code that trains, and leaves the result in the cache that the first start uses. Exit code
 0: nothing found, or warnings only; 1: errors; 2: the recipe itself is at fault.
 """
 
@@ -24,8 +24,8 @@ from sft_dist.recipe.fingerprint import file_states
 from sft_dist.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from sft_dist.quality.checks import Subject
     from sft_dist.quality.report import Report
+    from sft_dist.quality.subject import Subject
 
 Say = Callable[[str], None]
 
@@ -54,15 +54,15 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         print(error.to_json() if options.json else error.render(), file=sys.stdout if options.json else sys.stderr)
         return 2
-    found = to_json(report)
-    told = json.dumps(found, ensure_ascii=False, indent=2)
+    content = to_json(report)
+    text = json.dumps(content, ensure_ascii=False, indent=2)
     if options.keep:
         from sft_dist.quality.source import named_files
 
         options.keep.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         files = file_states(named_files(subject.source, recipe) if subject else ())
-        write_text(options.keep, json.dumps({**found, "files": files}, ensure_ascii=False), durable=False)
-    print(told if options.json else to_text(report))
+        write_text(options.keep, json.dumps({**content, "files": files}, ensure_ascii=False), durable=False)
+    print(text if options.json else to_text(report))
     return 1 if report.errors else 0
 
 
@@ -82,28 +82,30 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 def check(
     recipe: Recipe, say: Say = lambda text: None, runs: Path | None = None, timed: bool = False
 ) -> tuple[Report, Subject | None]:
-    """What is found, and what it was found in. Raises UserError for what is wrong with the recipe and not with its data."""
-    from sft_dist.quality import checks as looks
+    """Returns the report and the data it is about. Raises UserError for errors of the recipe itself."""
+    from sft_dist.quality.build_report import build_report
+    from sft_dist.quality.checks import run_checks
     from sft_dist.quality.report import Report
-    from sft_dist.quality.source import beginning, read_source
+    from sft_dist.quality.source import read_source, recipe_of_first_chunk
+    from sft_dist.quality.subject import load_subject
     from sft_dist.tasks import task_of
 
     if recipe.data.streaming is not None:
-        report, subject = check(beginning(recipe, say), say, runs, timed)
+        report, subject = check(recipe_of_first_chunk(recipe, say), say, runs, timed)
         return _of_a_stream(report), subject
     task = task_of(recipe)
     with tempfile.TemporaryDirectory(prefix="sft-dist-check-") as scratch:
         source = read_source(recipe, task, Path(scratch), say)
         if not source.tables:
             return Report(recipe.name, recipe.task.type, {}, source.findings), None
-        subject = looks.subject_of(recipe, task, source, say)
-        found = [*source.findings, *looks.all_findings(subject, say)]
-        return looks.report(subject, found, runs, timed, say), subject
+        subject = load_subject(recipe, task, source, say)
+        findings = [*source.findings, *run_checks(subject, say)]
+        return build_report(subject, findings, runs, timed, say), subject
 
 
 def _of_a_stream(report: Report) -> Report:
     rows = report.rows.get("train", 0)
-    note = f"train is a stream: only its beginning was looked at, of which {rows:,} rows are left"
+    note = f"train is a stream: only its beginning was checked, of which {rows:,} rows remain"
     steps = report.estimate and replace(report.estimate, steps_per_epoch=None, tokens_per_epoch=None)
     return replace(report, notes=(note, *report.notes), estimate=steps)
 
@@ -112,10 +114,10 @@ def _write_page(file: Path, report: Report, subject: Subject | None, count: int)
     from sft_dist.quality.page import to_html
     from sft_dist.quality.preview import examples
 
-    shown = examples(subject, count) if subject is not None and count else []
+    preview = examples(subject, count) if subject is not None and count else []
     augmented = subject is not None and getattr(subject.task, "augment", None) is not None
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(to_html(report, shown, augmented), encoding="utf-8")
+    file.write_text(to_html(report, preview, augmented), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def main(path: str) -> int:
         task = task_of(recipe)
         packs = getattr(recipe.task, "packing", False)
         data = prepare(recipe, task, load_processor(recipe, task) if packs else None)
-        splits = {split: len(part) for split, part in (data.examples if packs else data.splits).items()}
+        splits = {split: len(rows) for split, rows in (data.examples if packs else data.splits).items()}
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

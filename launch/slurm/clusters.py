@@ -19,7 +19,7 @@ from sft_dist.recipe.explain import problems_from
 from sft_dist.recipe.files import shipped
 from sft_dist.recipe.schema import NAME_PATTERN, Positive
 from sft_dist.recipe.section import Section
-from sft_dist.recipe.source import Schema, Source, shown
+from sft_dist.recipe.source import Schema, Source, display_name
 from sft_dist.recipe.suggest import similar_to
 from sft_dist.recipe.units import bytes_of, check_memory, check_time, seconds_of
 from sft_dist.recipe.yaml_lines import read_yaml
@@ -244,7 +244,7 @@ def load_cluster(name: str) -> Cluster:
 
 def read_cluster(file: Path) -> Cluster:
     """Raises UserError with every problem."""
-    document = read_yaml(file, shown(file))
+    document = read_yaml(file, display_name(file))
     data = {"name": file.stem, **document.data}
     source = Source(data, file, document.keys, document.values, document.texts, CLUSTER)
     options = data.get("sbatch")
@@ -254,7 +254,7 @@ def read_cluster(file: Path) -> Cluster:
     ]
     if data["name"] == LOCAL:
         problems.append(
-            Problem(f"`{LOCAL}` is this machine; give the file another name", "name", mark=Mark(shown(file)))
+            Problem(f"`{LOCAL}` is this machine; give the file another name", "name", mark=Mark(display_name(file)))
         )
     try:
         cluster = Cluster.model_validate(data)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sft_dist.quality.findings import MOST_ROWS, Finding, Places, RowId, found, rows_text
+from sft_dist.quality.findings import MOST_ROWS, Finding, RowId, RowIndex, make_finding, rows_text
 from sft_dist.recipe.schema import SPLITS
 
-NEAR = 0.8  # Jaccard similarity of five-character shingles
-MOST_NEAR = 200_000  # texts that near-duplicates are looked for in
+SIMILARITY = 0.8  # Jaccard similarity of five-character shingles
+MAX_NEAR_TEXTS = 200_000  # texts that near-duplicates are looked for in
 
 
 def digest(value: str | bytes) -> int:
@@ -21,8 +21,8 @@ def digest(value: str | bytes) -> int:
     return xxhash.xxh3_64_intdigest(value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value)
 
 
-def look_for_repeats(
-    places: Places,
+def check_repeats(
+    row_index: RowIndex,
     inputs: np.ndarray,  # (rows,) uint64 digests of the inputs
     targets: np.ndarray,  # (rows,) uint64 digests of what is learned from them
     one_each: bool,  # an input has one right target: not so where several references are given for a source
@@ -34,41 +34,41 @@ def look_for_repeats(
     for group in equal_groups(inputs):
         alike = [group[targets[group] == target] for target in np.unique(targets[group])]
         if one_each and len(alike) > 1:
-            conflicts += places.named(group)
+            conflicts += row_index.row_ids(group)
         else:
-            duplicates += [pair for copies in alike for pair in _repeats(places.named(copies))]
+            duplicates += [pair for copies in alike for pair in _repeats(row_index.row_ids(copies))]
     findings = _duplicates("duplicate", "repeat an earlier one", duplicates)
     if conflicts:
         message = f"the same input with different labels: {rows_text(len(conflicts))}"
-        findings.append(found("conflicting-labels", message, conflicts))
+        findings.append(make_finding("conflicting-labels", message, conflicts))
     return findings
 
 
-def look_for_leaks(places: Places, inputs: np.ndarray) -> list[Finding]:
+def check_leaks(row_index: RowIndex, inputs: np.ndarray) -> list[Finding]:
     """inputs: (rows,) uint64 digests. All rows with the same input in more than one split."""
-    groups = [places.named(group) for group in equal_groups(inputs)]
+    groups = [row_index.row_ids(group) for group in equal_groups(inputs)]
     across = [name for names in groups if len({split for split, _ in names}) > 1 for name in names]
     return _leaks("leak", "the same input", across)
 
 
-def look_for_near_copies(
-    places: Places,
+def check_near_copies(
+    row_index: RowIndex,
     texts_at: Callable[[np.ndarray], Sequence[str]],  # sorted indices -> their texts
     step: Callable[[int], None] | None = None,
-    threshold: float = NEAR,
+    threshold: float = SIMILARITY,
 ) -> list[Finding]:
     """Near-duplicates that are not exact copies. Beyond MOST_NEAR texts a sample is looked at, as many of each split as
     there is room for, the small splits whole; the others are not read."""
     from sft_dist.data.clean import near_duplicates
 
-    chosen = sample_by_split(places, MOST_NEAR)
-    some = texts_at(chosen)
-    digests = np.array([digest(text) for text in some], dtype=np.uint64)
+    sample = sample_by_split(row_index, MAX_NEAR_TEXTS)
+    texts = texts_at(sample)
+    digests = np.array([digest(text) for text in texts], dtype=np.uint64)
     duplicates: list[tuple[RowId, RowId]] = []
     leaks: list[RowId] = []
-    for group in near_duplicates(some, threshold, step):
-        _, first = np.unique(digests[group], return_index=True)  # exact copies are told elsewhere
-        names = places.named(chosen[group[np.sort(first)]])
+    for group in near_duplicates(texts, threshold, step):
+        _, first = np.unique(digests[group], return_index=True)  # exact copies are reported elsewhere
+        names = row_index.row_ids(sample[group[np.sort(first)]])
         if len({split for split, _ in names}) > 1:
             leaks += names
         duplicates += _repeats(names)
@@ -87,17 +87,17 @@ def equal_groups(digests: np.ndarray) -> list[np.ndarray]:
     return sorted(groups, key=lambda group: int(group[0]))
 
 
-def sample_by_split(places: Places, most: int) -> np.ndarray:
+def sample_by_split(row_index: RowIndex, limit: int) -> np.ndarray:
     """At most `most` sorted indices: every split gets an equal share, and what small ones leave goes to the large."""
-    left, room = sorted((places.of(split) for split in places.splits), key=len), most
-    chosen: list[np.ndarray] = []
-    for number, indices in enumerate(left):
-        share = room // (len(left) - number)
+    by_size, room = sorted((row_index.indices_of(split) for split in row_index.splits), key=len), limit
+    samples: list[np.ndarray] = []
+    for number, indices in enumerate(by_size):
+        share = room // (len(by_size) - number)
         if len(indices) > share:
             indices = np.random.default_rng(0).choice(indices, share, replace=False)
         room -= len(indices)
-        chosen.append(indices)
-    return np.sort(np.concatenate(chosen)) if chosen else np.array([], dtype=np.int64)
+        samples.append(indices)
+    return np.sort(np.concatenate(samples)) if samples else np.array([], dtype=np.int64)
 
 
 def _repeats(names: Sequence[RowId]) -> list[tuple[RowId, RowId]]:
@@ -106,20 +106,20 @@ def _repeats(names: Sequence[RowId]) -> list[tuple[RowId, RowId]]:
     return [(name, first[name[0]]) for name in names if first.setdefault(name[0], name) != name]
 
 
-def _duplicates(kind: str, what: str, pairs: Sequence[tuple[RowId, RowId]]) -> list[Finding]:
+def _duplicates(kind: str, message: str, pairs: Sequence[tuple[RowId, RowId]]) -> list[Finding]:
     if not pairs:
         return []
     ordered = sorted(pairs, key=lambda pair: _order(pair[0]))
     first = [list(of) for _, of in ordered[:MOST_ROWS]]
-    return [found(kind, f"{rows_text(len(pairs))} {what}", [copy for copy, _ in ordered], repeats=first)]
+    return [make_finding(kind, f"{rows_text(len(pairs))} {message}", [copy for copy, _ in ordered], repeats=first)]
 
 
-def _leaks(kind: str, what: str, rows: Sequence[RowId]) -> list[Finding]:
+def _leaks(kind: str, message: str, rows: Sequence[RowId]) -> list[Finding]:
     if not rows:
         return []
     ordered = sorted(rows, key=_order)
     *first, last = dict.fromkeys(split for split, _ in ordered)
-    return [found(kind, f"{what} in {', '.join(first)} and {last}: {rows_text(len(rows))}", ordered)]
+    return [make_finding(kind, f"{message} in {', '.join(first)} and {last}: {rows_text(len(rows))}", ordered)]
 
 
 def _order(row: RowId) -> tuple[int, str, int]:

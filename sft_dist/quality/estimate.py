@@ -23,7 +23,7 @@ UNKNOWN = "not known: no earlier run of this recipe; --time measures it"
 class Estimate:
     steps_per_epoch: int | None  # None: of a stream
     steps: int
-    tokens_per_epoch: int | None  # padding left out; None: lengths are not in tokens
+    tokens_per_epoch: int | None  # without padding; None: lengths are not in tokens
     padding: float | None  # share of a padded epoch that is padding, at the largest micro-batch one process would take
     seconds: float | None
     source: str  # where `seconds` comes from, or why it is not known
@@ -68,15 +68,15 @@ def earlier_rate(recipe: Recipe, runs: Path) -> tuple[float, str] | None:
     """Examples a second of the newest run of a recipe with this name, model, tuning and length of inputs."""
     for folder in sorted(_metrics_of(runs / recipe.name), key=lambda file: -file.stat().st_mtime):
         try:
-            known = RunFolder(folder.parent).recipe()
+            earlier = RunFolder(folder.parent).recipe()
         except Exception:
             continue  # of another version of this program
-        same = (known.model, known.tuning, known.data.max_length) == (
+        is_comparable = (earlier.model, earlier.tuning, earlier.data.max_length) == (
             recipe.model,
             recipe.tuning,
             recipe.data.max_length,
         )
-        if same and (rates := _rates(folder)):
+        if is_comparable and (rates := _rates(folder)):
             return statistics.median(rates), f"{statistics.median(rates):.3g} examples/s in run {folder.parent.name}"
     return None
 
@@ -98,9 +98,3 @@ def _rates(file: Path) -> list[float]:
                 rates.append(float(values["examples_per_s"]))
             attempt = values.get("attempt")
     return rates
-
-
-def clock(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""One finding of the gate, and the names of the rows it is about."""
+"""One finding of the data check, and the names of the rows it is about."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Places:
+class RowIndex:
     """Where each of many values stands: a split and a row of its source. Arrays, since there may be millions."""
 
     splits: tuple[str, ...]
@@ -57,35 +57,37 @@ class Places:
     def __getitem__(self, index: Any) -> RowId:
         return self.splits[int(self.split[index])], int(self.row[index])
 
-    def named(self, indices: Iterable[Any]) -> list[RowId]:
+    def row_ids(self, indices: Iterable[Any]) -> list[RowId]:
         return [self[index] for index in indices]
 
-    def of(self, split: str) -> np.ndarray:
+    def indices_of(self, split: str) -> np.ndarray:
         """Indices of a split's values."""
         return np.flatnonzero(self.split == self.splits.index(split))
 
     @staticmethod
-    def joined(ids: Mapping[str, np.ndarray]) -> Places:
+    def from_ids(ids: Mapping[str, np.ndarray]) -> RowIndex:
         """Split -> row numbers, one split after another."""
         split = np.repeat(np.arange(len(ids), dtype=np.int8), [len(rows) for rows in ids.values()])
-        return Places(tuple(ids), split, np.concatenate([*ids.values(), np.array([], dtype=np.int64)]).astype(np.int64))
+        return RowIndex(
+            tuple(ids), split, np.concatenate([*ids.values(), np.array([], dtype=np.int64)]).astype(np.int64)
+        )
 
 
-def found(kind: str, message: str, rows: Iterable[RowId] = (), **details: Any) -> Finding:
-    named = tuple(rows)
-    return Finding(kind, message, named, details, len(named))
+def make_finding(kind: str, message: str, rows: Iterable[RowId] = (), **details: Any) -> Finding:
+    row_ids = tuple(rows)
+    return Finding(kind, message, row_ids, details, len(row_ids))
 
 
 def rows_text(count: int) -> str:
     return f"{count:,} row{'' if count == 1 else 's'}"
 
 
-def share_text(part: int, whole: int) -> str:
+def share_text(count: int, total: int) -> str:
     """`3 of 200 rows (1.5%)`"""
-    return f"{part:,} of {rows_text(whole)} ({100 * part / max(whole, 1):.2g}%)"
+    return f"{count:,} of {rows_text(total)} ({100 * count / max(total, 1):.2g}%)"
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
     """Errors first, then in the table's order."""
-    place = {kind: number for number, kind in enumerate(KINDS)}
-    return sorted(findings, key=lambda one: (one.severity != "error", place[one.kind]))
+    position = {kind: number for number, kind in enumerate(KINDS)}
+    return sorted(findings, key=lambda finding: (finding.severity != "error", position[finding.kind]))

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sft_dist.quality.findings import Finding, Places, found, rows_text, share_text
+from sft_dist.quality.findings import Finding, RowIndex, make_finding, rows_text, share_text
 
-MUCH_CUT = 0.05  # share of a split's examples that are truncated
-FAR = 20.0  # times the median length
+MAX_TRUNCATED_SHARE = 0.05  # share of a split's examples that are truncated
+OUTLIER_FACTOR = 20.0  # times the median length
 
 
 def statistics(lengths: np.ndarray) -> dict[str, float]:
@@ -30,39 +30,41 @@ def statistics(lengths: np.ndarray) -> dict[str, float]:
     }
 
 
-def look_at_truncation(places: Places, truncated: np.ndarray, longest: int) -> list[Finding]:
+def check_truncation(row_index: RowIndex, truncated: np.ndarray, longest: int) -> list[Finding]:
     """truncated: (examples,) bool. One finding for each split of which more than MUCH_CUT is cut."""
     findings = []
-    for split in places.splits:
-        of_split = places.of(split)
+    for split in row_index.splits:
+        of_split = row_index.indices_of(split)
         cut = of_split[truncated[of_split]]
-        if len(cut) > MUCH_CUT * len(of_split):
+        if len(cut) > MAX_TRUNCATED_SHARE * len(of_split):
             message = f"{share_text(len(cut), len(of_split))} of {split} are cut at {longest} tokens"
-            findings.append(found("truncation", message, places.named(cut), share=len(cut) / len(of_split)))
+            findings.append(make_finding("truncation", message, row_index.row_ids(cut), share=len(cut) / len(of_split)))
     return findings
 
 
-def look_for_nothing_to_learn(places: Places, weights: np.ndarray) -> list[Finding]:
+def check_masked_labels(row_index: RowIndex, weights: np.ndarray) -> list[Finding]:
     """weights: (examples,) or (examples, parts), what each adds to the loss; all zero: every label is masked."""
     empty = np.flatnonzero((weights.reshape(len(weights), -1) <= 0).all(axis=1))
     if not len(empty):
         return []
-    return [found("zero-label", f"every label is masked: {share_text(len(empty), len(weights))}", places.named(empty))]
+    return [
+        make_finding(
+            "zero-label", f"every label is masked: {share_text(len(empty), len(weights))}", row_index.row_ids(empty)
+        )
+    ]
 
 
-def look_for_outliers(places: Places, role: str, lengths: np.ndarray) -> list[Finding]:
+def check_outliers(row_index: RowIndex, role: str, lengths: np.ndarray) -> list[Finding]:
     """lengths: (rows,) characters. Those of more than FAR times the median of all splits."""
     filled = lengths[lengths > 0]
     if len(filled) < 20:
         return []
     median = float(np.median(filled))
-    far = np.flatnonzero(lengths > FAR * max(median, 10.0))
+    far = np.flatnonzero(lengths > OUTLIER_FACTOR * max(median, 10.0))
     if not len(far):
         return []
-    message = (
-        f"{role} of {rows_text(len(far))} is over {FAR:.0f} times as long as the median of {median:,.0f} characters"
-    )
-    return [found("outlier-length", message, places.named(far), longest=int(lengths.max()))]
+    message = f"{role} of {rows_text(len(far))} is over {OUTLIER_FACTOR:.0f} times as long as the median of {median:,.0f} characters"
+    return [make_finding("outlier-length", message, row_index.row_ids(far), longest=int(lengths.max()))]
 
 
 @dataclass(frozen=True)
@@ -73,53 +75,59 @@ class TextFacts:
     empty: list[int]  # rows
     strange: list[int]  # rows with U+FFFD
     first: str
-    same: int  # rows that have just the first text
+    num_equal: int  # rows that have just the first text
 
 
 def text_facts(texts: Iterable[str]) -> TextFacts:
     """Goes through them once; none is kept but the first."""
-    sizes, empty, strange, first, same = array("q"), [], [], "", 0
+    sizes, empty, strange, first, num_equal = array("q"), [], [], "", 0
     for index, text in enumerate(texts):
         first = text if index == 0 else first
-        same += text == first
+        num_equal += text == first
         sizes.append(len(text))
         if not text.strip():
             empty.append(index)
         if "\ufffd" in text:
             strange.append(index)
-    return TextFacts(np.array(sizes, dtype=np.int64), empty, strange, first, same)
+    return TextFacts(np.array(sizes, dtype=np.int64), empty, strange, first, num_equal)
 
 
-def look_at_texts(places: Places, role: str, facts: TextFacts, is_target: bool) -> list[Finding]:
+def check_texts(row_index: RowIndex, role: str, facts: TextFacts, is_target: bool) -> list[Finding]:
     """Empty ones, and ones that were decoded wrongly."""
     findings = []
     if facts.empty:
         kind = "empty-target" if is_target else "empty-text"
-        findings.append(found(kind, f"{role} is empty in {rows_text(len(facts.empty))}", places.named(facts.empty)))
+        findings.append(
+            make_finding(kind, f"{role} is empty in {rows_text(len(facts.empty))}", row_index.row_ids(facts.empty))
+        )
     if facts.strange:
         message = f"{role} has U+FFFD, the sign for an unreadable character, in {rows_text(len(facts.strange))}"
-        findings.append(found("replacement-characters", message, places.named(facts.strange)))
+        findings.append(make_finding("replacement-characters", message, row_index.row_ids(facts.strange)))
     return findings
 
 
-def look_for_echoes(places: Places, sources: Iterable[str], targets: Iterable[str]) -> list[Finding]:
+def check_target_copies(row_index: RowIndex, sources: Iterable[str], targets: Iterable[str]) -> list[Finding]:
     """Targets that only repeat their source."""
-    same = [
+    copies = [
         index
         for index, (source, target) in enumerate(zip(sources, targets, strict=True))
         if source.strip() and source.strip() == target.strip()
     ]
-    if not same:
+    if not copies:
         return []
     return [
-        found("source-equals-target", f"the target repeats the source in {rows_text(len(same))}", places.named(same))
+        make_finding(
+            "source-equals-target",
+            f"the target repeats the source in {rows_text(len(copies))}",
+            row_index.row_ids(copies),
+        )
     ]
 
 
-def look_for_constants(columns: Mapping[str, tuple[object, int]], rows: int) -> list[Finding]:
+def check_constants(columns: Mapping[str, tuple[object, int]], rows: int) -> list[Finding]:
     """columns: role -> (its first value, how many rows have just that)."""
-    constant = [role for role, (_, same) in columns.items() if same == rows > 1]
+    constant = [role for role, (_, num_equal) in columns.items() if num_equal == rows > 1]
     return [
-        found("constant-column", f"{role} is {str(columns[role][0])[:60]!r} in all {rows_text(rows)}", role=role)
+        make_finding("constant-column", f"{role} is {str(columns[role][0])[:60]!r} in all {rows_text(rows)}", role=role)
         for role in constant
     ]

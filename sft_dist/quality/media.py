@@ -1,6 +1,6 @@
-"""Pictures and sound: can each be read, and is there anything in it? Boxes and masks: do they fit their picture?
+"""Checks of images and audio: whether each can be read and holds anything; of boxes and masks: whether they fit their image.
 
-Every file is decoded once; what is kept of it are a few numbers, with which duplicates are found and labels judged, too.
+Every file is decoded once; what is kept of it are a few numbers, by which duplicates are found and labels reviewed.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import numpy as np
 
 from sft_dist.data.media import MediaError, load_audio, load_image, load_mask, open_media
 from sft_dist.quality.duplicates import digest
-from sft_dist.quality.findings import Finding, Places, found, rows_text
+from sft_dist.quality.findings import Finding, RowIndex, make_finding, rows_text
 
 TINY = 16  # pixels of the shorter side
-EDGE = 1.0  # pixels a box may reach over its picture's edge: rounding
+EDGE = 1.0  # pixels a box may reach over its image's edge: rounding
 QUIET = 1e-3  # peak of a silent clip (-60 dBFS)
 PEAK = 0.999  # a sample at full scale
 CLIPPED = 0.001  # share of samples at full scale
 
-_GRID = 8  # pixels of the thumbnail that is a picture's features
+_GRID = 8  # pixels of the thumbnail that is an image's features
 _BANDS = 24  # frequency bands of a clip's features
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFacts:
     width: int
     height: int
     blank: bool
@@ -36,7 +36,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Clip:
+class AudioFacts:
     rate: int
     seconds: float
     peak: float
@@ -45,14 +45,14 @@ class Clip:
     features: np.ndarray  # (2 * bands + 1,) float32
 
 
-def facts(
+def read_all(
     values: Sequence[Callable[[], Any]], read: Callable[[Any], Any], step: Callable[[int], None] | None = None
 ) -> list[Any]:
     """`read` of each value, or the MediaError, by as many threads as there are cores: decoding frees the interpreter."""
     import os
     from concurrent.futures import ThreadPoolExecutor
 
-    def one(value: Callable[[], Any]) -> Any:
+    def read_one(value: Callable[[], Any]) -> Any:
         try:
             return read(value())
         except MediaError as error:
@@ -60,27 +60,27 @@ def facts(
 
     results: list[Any] = []
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for result in pool.map(one, values):
+        for result in pool.map(read_one, values):
             results.append(result)
             if step is not None:
                 step(len(results))
     return results
 
 
-def picture(value: Mapping[str, Any]) -> Picture:
+def read_image_facts(value: Mapping[str, Any]) -> ImageFacts:
     image = load_image(value)
     pixels = np.asarray(image)
     small = np.asarray(image.resize((_GRID, _GRID)), dtype=np.float32) / 255
     features = np.r_[small.ravel(), pixels.reshape(-1, 3).std(axis=0) / 255].astype(np.float32)
     blank = bool((pixels == pixels[0, 0]).all())
-    return Picture(image.width, image.height, blank, digest(pixels.tobytes() + str(pixels.shape).encode()), features)
+    return ImageFacts(image.width, image.height, blank, digest(pixels.tobytes() + str(pixels.shape).encode()), features)
 
 
-def clip(value: Mapping[str, Any]) -> Clip:
+def read_audio_facts(value: Mapping[str, Any]) -> AudioFacts:
     rate = _rate(value)
     sound = load_audio(value, rate)
     loud = np.abs(sound)
-    return Clip(
+    return AudioFacts(
         rate,
         len(sound) / rate,
         float(loud.max()),
@@ -115,92 +115,98 @@ def _spectrum(sound: np.ndarray, rate: int) -> np.ndarray:
     return np.r_[bands.mean(axis=0), bands.std(axis=0), np.log1p(len(sound) / rate)].astype(np.float32)
 
 
-def look_at_pictures(places: Places, pictures: Sequence[Picture | MediaError]) -> list[Finding]:
-    broken = _broken("unreadable-image", places, pictures)
-    good = [(index, one) for index, one in enumerate(pictures) if isinstance(one, Picture)]
-    tiny = [index for index, one in good if min(one.width, one.height) < TINY]
-    blank = [index for index, one in good if one.blank]
+def check_images(row_index: RowIndex, images: Sequence[ImageFacts | MediaError]) -> list[Finding]:
+    broken = _unreadable("unreadable-image", row_index, images)
+    good = [(index, facts) for index, facts in enumerate(images) if isinstance(facts, ImageFacts)]
+    tiny = [index for index, facts in good if min(facts.width, facts.height) < TINY]
+    blank = [index for index, facts in good if facts.blank]
     return [
         *broken,
-        *_some("tiny-image", f"under {TINY} pixels wide or high", places, tiny),
-        *_some("blank-image", "one colour all over", places, blank),
+        *_finding_of("tiny-image", f"under {TINY} pixels wide or high", row_index, tiny),
+        *_finding_of("blank-image", "one colour all over", row_index, blank),
     ]
 
 
-def look_at_clips(places: Places, clips: Sequence[Clip | MediaError], max_seconds: float | None) -> list[Finding]:
-    good = [(index, one) for index, one in enumerate(clips) if isinstance(one, Clip)]
-    findings = _broken("unreadable-audio", places, clips)
-    rates = Counter(one.rate for _, one in good)
+def check_audio(
+    row_index: RowIndex, audio: Sequence[AudioFacts | MediaError], max_seconds: float | None
+) -> list[Finding]:
+    good = [(index, facts) for index, facts in enumerate(audio) if isinstance(facts, AudioFacts)]
+    findings = _unreadable("unreadable-audio", row_index, audio)
+    rates = Counter(facts.rate for _, facts in good)
     if len(rates) > 1:
         usual = rates.most_common(1)[0][0]
-        other = [index for index, one in good if one.rate != usual]
-        said = ", ".join(f"{rate} Hz ({count})" for rate, count in rates.most_common()[1:5])
-        findings.append(found("sampling-rate", f"{said} where the others have {usual} Hz", places.named(other)))
-    silent = [index for index, one in good if one.peak < QUIET]
-    clipped = [index for index, one in good if one.clipped > CLIPPED]
-    findings += _some("silent-audio", "silent", places, silent)
-    findings += _some("clipped-audio", f"more than {CLIPPED:.1%} of the samples at full scale", places, clipped)
+        unusual = [index for index, facts in good if facts.rate != usual]
+        counts = ", ".join(f"{rate} Hz ({count})" for rate, count in rates.most_common()[1:5])
+        findings.append(
+            make_finding("sampling-rate", f"{counts} where the others have {usual} Hz", row_index.row_ids(unusual))
+        )
+    silent = [index for index, facts in good if facts.peak < QUIET]
+    clipped = [index for index, facts in good if facts.clipped > CLIPPED]
+    findings += _finding_of("silent-audio", "silent", row_index, silent)
+    findings += _finding_of(
+        "clipped-audio", f"more than {CLIPPED:.1%} of the samples at full scale", row_index, clipped
+    )
     if max_seconds is not None:
-        long = [index for index, one in good if one.seconds > max_seconds]
-        findings += _some("too-long-audio", f"longer than {max_seconds:g} s", places, long)
+        long = [index for index, facts in good if facts.seconds > max_seconds]
+        findings += _finding_of("too-long-audio", f"longer than {max_seconds:g} s", row_index, long)
     return findings
 
 
-def look_at_boxes(
-    places: Places,
+def check_boxes(
+    row_index: RowIndex,
     objects: Sequence[Mapping[str, Any]],  # {"bbox": [[x, y, width, height]], "category": [name]}
-    pictures: Sequence[Picture | MediaError],
-    most: int | None,  # boxes the model can find in a picture
+    images: Sequence[ImageFacts | MediaError],
+    max_boxes: int | None,  # boxes the model can find in an image
 ) -> list[Finding]:
-    outside, none, many = [], [], []
-    for index, (found_in, image) in enumerate(zip(objects, pictures, strict=True)):
-        boxes = np.asarray(found_in["bbox"], dtype=np.float64).reshape(-1, 4)
+    outside, without_boxes, too_many = [], [], []
+    for index, (boxes_of_image, image) in enumerate(zip(objects, images, strict=True)):
+        boxes = np.asarray(boxes_of_image["bbox"], dtype=np.float64).reshape(-1, 4)
         if not len(boxes):
-            none.append(index)
+            without_boxes.append(index)
             continue
-        if most is not None and len(boxes) > most:
-            many.append(index)
+        if max_boxes is not None and len(boxes) > max_boxes:
+            too_many.append(index)
         corners = np.c_[boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]
-        if isinstance(image, Picture):
+        if isinstance(image, ImageFacts):
             limits = np.array([image.width, image.height] * 2) + EDGE
             if not ((corners >= -EDGE) & (corners <= limits)).all():
                 outside.append(index)
     return [
-        *_some("box-outside-image", "a box reaches outside the picture", places, outside),
-        *_some("no-boxes", "no box", places, none),
-        *_some("too-many-boxes", f"more than {most} boxes", places, many),
+        *_finding_of("box-outside-image", "a box reaches outside the image", row_index, outside),
+        *_finding_of("no-boxes", "no box", row_index, without_boxes),
+        *_finding_of("too-many-boxes", f"more than {max_boxes} boxes", row_index, too_many),
     ]
 
 
-def look_at_masks(
-    places: Places,
+def check_masks(
+    row_index: RowIndex,
     masks: Sequence[np.ndarray | MediaError],  # (2,) height, width of each
-    pictures: Sequence[Picture | MediaError],
+    images: Sequence[ImageFacts | MediaError],
 ) -> list[Finding]:
-    sized = [
+    mismatched = [
         index
-        for index, (mask, image) in enumerate(zip(masks, pictures, strict=True))
-        if isinstance(mask, np.ndarray) and isinstance(image, Picture) and (image.height, image.width) != tuple(mask)
+        for index, (mask, image) in enumerate(zip(masks, images, strict=True))
+        if isinstance(mask, np.ndarray) and isinstance(image, ImageFacts) and (image.height, image.width) != tuple(mask)
     ]
-    return _some("mask-size", "the mask has another size than its picture", places, sized)
+    return _finding_of("mask-size", "the mask has another size than its image", row_index, mismatched)
 
 
-def mask_facts(value: Mapping[str, Any]) -> np.ndarray:
+def read_mask_size(value: Mapping[str, Any]) -> np.ndarray:
     return np.array(load_mask(value).shape)
 
 
-def standard(features: Iterable[np.ndarray]) -> np.ndarray:
+def standardize(features: Iterable[np.ndarray]) -> np.ndarray:
     """(rows, features), each with mean 0 and spread 1."""
     table = np.stack(list(features)).astype(np.float64)
     return (table - table.mean(axis=0)) / np.maximum(table.std(axis=0), 1e-9)
 
 
-def _broken(kind: str, places: Places, facts: Sequence[Any]) -> list[Finding]:
-    bad = [index for index, one in enumerate(facts) if isinstance(one, MediaError)]
+def _unreadable(kind: str, row_index: RowIndex, read_all: Sequence[Any]) -> list[Finding]:
+    bad = [index for index, fact in enumerate(read_all) if isinstance(fact, MediaError)]
     if not bad:
         return []
-    return [found(kind, f"{rows_text(len(bad))}, such as {facts[bad[0]]}", places.named(bad))]
+    return [make_finding(kind, f"{rows_text(len(bad))}, such as {read_all[bad[0]]}", row_index.row_ids(bad))]
 
 
-def _some(kind: str, what: str, places: Places, indices: Sequence[int]) -> list[Finding]:
-    return [found(kind, f"{what}: {rows_text(len(indices))}", places.named(indices))] if indices else []
+def _finding_of(kind: str, message: str, row_index: RowIndex, indices: Sequence[int]) -> list[Finding]:
+    return [make_finding(kind, f"{message}: {rows_text(len(indices))}", row_index.row_ids(indices))] if indices else []

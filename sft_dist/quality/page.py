@@ -19,10 +19,10 @@ _COLOURS = {"train": "#3b78c2", "validation": "#d9822b", "test": "#4a9a5b"}
 def to_html(report: Report, examples: Sequence[Any] = (), augmented: bool = False) -> str:
     """The page. examples: of `preview.examples`."""
     suspicions = [
-        {**one, "text": report.excerpts.get((one["split"], one["row"]), "")}
+        {**suspicion, "text": report.excerpts.get((suspicion["split"], suspicion["row"]), "")}
         for finding in report.findings
         if finding.kind == "suspicious-label"
-        for one in finding.details["suspicions"][:100]
+        for suspicion in finding.details["suspicions"][:100]
     ]
     return _render(
         "page.html",
@@ -40,30 +40,34 @@ def to_html(report: Report, examples: Sequence[Any] = (), augmented: bool = Fals
 
 def class_plot(classes: Mapping[str, Mapping[str, int]], unit: str) -> str:
     """SVG: for each class a bar a split, as a share of the split. Words outside of any name would hide all others."""
-    outside = unit == "words" and any("O" in one for one in classes.values())
+    outside = unit == "words" and any("O" in counts_of_split for counts_of_split in classes.values())
     if outside:
-        classes = {split: {name: n for name, n in one.items() if name != "O"} for split, one in classes.items()}
+        classes = {
+            split: {name: n for name, n in counts_of_split.items() if name != "O"}
+            for split, counts_of_split in classes.items()
+        }
     names = sorted(
-        {name for one in classes.values() for name in one},
-        key=lambda name: (-max(one.get(name, 0) for one in classes.values()), name),
+        {name for counts_of_split in classes.values() for name in counts_of_split},
+        key=lambda name: (-max(counts_of_split.get(name, 0) for counts_of_split in classes.values()), name),
     )
-    shown = names[:MOST_CLASSES]
-    figure, axes = _figure(7.2, 0.7 + 0.13 * len(shown) * (len(classes) + 0.8))
+    plotted = names[:MOST_CLASSES]
+    figure, axes = _figure(7.2, 0.7 + 0.13 * len(plotted) * (len(classes) + 0.8))
     height = 0.8 / max(len(classes), 1)
     for number, (split, counts) in enumerate(classes.items()):
         total = max(sum(counts.values()), 1)
-        places = [place + number * height - 0.4 + height / 2 for place in range(len(shown))]
-        values = [counts.get(name, 0) for name in shown]
-        axes.barh(places, [100 * value / total for value in values], height * 0.9, color=_colour(split), label=split)
-        for place, value in zip(places, values, strict=True):
+        offsets = [offset + number * height - 0.4 + height / 2 for offset in range(len(plotted))]
+        values = [counts.get(name, 0) for name in plotted]
+        axes.barh(offsets, [100 * value / total for value in values], height * 0.9, color=_colour(split), label=split)
+        for offset, value in zip(offsets, values, strict=True):
             axes.annotate(
-                f"{value:,}", (100 * value / total, place), (3, 0), textcoords="offset points", va="center", fontsize=7
+                f"{value:,}", (100 * value / total, offset), (3, 0), textcoords="offset points", va="center", fontsize=7
             )
-    axes.set_yticks(range(len(shown)), [name if len(name) <= 24 else f"{name[:23]}…" for name in shown])
+    axes.set_yticks(range(len(plotted)), [name if len(name) <= 24 else f"{name[:23]}…" for name in plotted])
     axes.invert_yaxis()
     axes.margins(x=0.12, y=0.01)
     axes.set_xlabel(
-        f"% of the {unit} of a split" + (f"; {len(names) - len(shown)} more classes" if len(names) > len(shown) else "")
+        f"% of the {unit} of a split"
+        + (f"; {len(names) - len(plotted)} more classes" if len(names) > len(plotted) else "")
     )
     if outside:
         axes.set_title("without O", fontsize=8, color=_INK, loc="left")
@@ -76,12 +80,14 @@ def length_plot(lengths: Mapping[str, Lengths], longest: int | None, unit: str) 
     import numpy as np
 
     figure, axes = _figure(7.2, 2.8)
-    top = max((float(one.numbers.max()) for one in lengths.values() if len(one.numbers)), default=1.0)
-    whole = all((one.numbers == np.floor(one.numbers)).all() for one in lengths.values())
-    edges: Any = np.linspace(0, top, 31) if top > 30 or not whole else np.arange(0, top + 2) - 0.5
-    for split, one in lengths.items():
-        share = np.full(len(one.numbers), 100 / max(len(one.numbers), 1))
-        axes.hist(one.numbers, edges, weights=share, histtype="step", linewidth=1.5, color=_colour(split), label=split)
+    top = max((float(of_split.numbers.max()) for of_split in lengths.values() if len(of_split.numbers)), default=1.0)
+    all_integers = all((of_split.numbers == np.floor(of_split.numbers)).all() for of_split in lengths.values())
+    edges: Any = np.linspace(0, top, 31) if top > 30 or not all_integers else np.arange(0, top + 2) - 0.5
+    for split, of_split in lengths.items():
+        share = np.full(len(of_split.numbers), 100 / max(len(of_split.numbers), 1))
+        axes.hist(
+            of_split.numbers, edges, weights=share, histtype="step", linewidth=1.5, color=_colour(split), label=split
+        )
     if longest is not None and longest <= 1.5 * top:
         axes.axvline(longest, color="#c23b3b", linestyle="--", linewidth=1.2)
         axes.annotate(

@@ -14,7 +14,7 @@ import numpy as np
 
 from sft_dist.batches.plan import example_rng
 from sft_dist.data.media import MediaError, load_audio, load_image, load_mask
-from sft_dist.quality.checks import TEXTS, Subject
+from sft_dist.quality.subject import TEXTS, Subject
 from sft_dist.recipe.augment import AudioAugment, ImageAugment, TextAugment
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ _PALETTE = (
 
 @dataclass(frozen=True)
 class Panel:
-    """One thing shown of an example: a text in pieces (how, text), or pictures and a sound as data URLs."""
+    """One thing shown of an example: a text in pieces (how, text), or images and a sound as data URLs."""
 
     caption: str
     pieces: tuple[tuple[str, str], ...] = ()  # how: same, gone, new, learned
-    picture: str = ""
+    image: str = ""
     legend: tuple[tuple[str, str], ...] = ()  # (colour, class)
     sound: str = ""
     spaced: bool = False  # the pieces are words
@@ -57,21 +57,21 @@ def examples(subject: Subject, count: int) -> list[Example]:
     """So many of the training split, drawn by `train.seed`."""
     rows = subject.rows["train"]
     seed = subject.recipe.train.seed
-    drawn = np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])
-    return [_example(subject, int(index), example_rng(seed, 0, int(index))) for index in drawn]
+    indices = np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])
+    return [_example(subject, int(index), example_rng(seed, 0, int(index))) for index in indices]
 
 
 def _example(subject: Subject, index: int, rng: np.random.Generator) -> Example:
     row = subject.rows["train"].table[index]
     about = row.get("label")
-    said = ", ".join(map(str, about)) if isinstance(about, list) else "" if about is None else str(about)
+    description = ", ".join(map(str, about)) if isinstance(about, list) else "" if about is None else str(about)
     if "audio" in row and row.get("text"):
-        said = row["text"]
+        description = row["text"]
     try:
         panels = tuple(_panels(subject, row, index, rng))
     except MediaError as error:
         panels = ((Panel("", fault=str(error)),),)
-    return Example(int(row["row"]), said, panels)
+    return Example(int(row["row"]), description, panels)
 
 
 def _panels(
@@ -96,8 +96,8 @@ def _panels(
                 from sft_dist.data.augment.text import augment_text
 
                 before, after = _difference(text, augment_text(text, augment, rng))
-                said = "after augmentation" + (", by chance as before" if before == after else "")
-                yield Panel(f"{role} before", before, spaced=True), Panel(said, after, spaced=True)
+                caption = "after augmentation" + (", by chance as before" if before == after else "")
+                yield Panel(f"{role} before", before, spaced=True), Panel(caption, after, spaced=True)
             elif role == "chat" and (encoded := _encoded(subject, index)):
                 yield tuple(encoded)
             elif role in ("target", "text_pair"):
@@ -108,13 +108,13 @@ def _panels(
 
 # ── texts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 def _difference(before: str, after: str) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
-    """Word by word: what is gone on one side, what is new on the other."""
+    """Word by word: what is removed on the left, added on the right."""
     old, new = before.split(), after.split()
-    left, right = [], []
+    old_pieces, new_pieces = [], []
     for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        left.append(("same" if kind == "equal" else "gone", " ".join(old[a:b])))
-        right.append(("same" if kind == "equal" else "new", " ".join(new[c:d])))
-    return tuple(one for one in left if one[1]), tuple(one for one in right if one[1])
+        old_pieces.append(("same" if kind == "equal" else "gone", " ".join(old[a:b])))
+        new_pieces.append(("same" if kind == "equal" else "new", " ".join(new[c:d])))
+    return tuple(piece for piece in old_pieces if piece[1]), tuple(piece for piece in new_pieces if piece[1])
 
 
 def _tagged(tokens: list[str], tags: list[str]) -> Iterator[tuple[str, str]]:
@@ -123,11 +123,11 @@ def _tagged(tokens: list[str], tags: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _encoded(subject: Subject, index: int) -> list[Panel]:
-    """What the model is given, when it was encoded and not packed; the tokens that are learned stand out."""
-    some = subject.examples.get("train")
-    if some is None or len(some) != len(subject.rows["train"]) or "input_ids" not in some.table.column_names:
+    """What the model is given, if encoded and not packed; the tokens that are learned stand out."""
+    encoded = subject.examples.get("train")
+    if encoded is None or len(encoded) != len(subject.rows["train"]) or "input_ids" not in encoded.table.column_names:
         return []
-    row = some.table[index]
+    row = encoded.table[index]
     tokenizer = getattr(subject.processor, "tokenizer", subject.processor)
     answer = row.get("answer")
     if answer is None:
@@ -146,7 +146,7 @@ def _encoded(subject: Subject, index: int) -> list[Panel]:
     return [Panel(f"as the model sees it, {sum(answer)} of {len(answer)} tokens learned", tuple(pieces))]
 
 
-# ── pictures ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── images ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def _of_image(
     subject: Subject, row: Mapping[str, Any], settings: ImageAugment | None, rng: np.random.Generator
 ) -> tuple[Panel, ...]:
@@ -218,7 +218,7 @@ def _hex(colour: tuple[int, int, int]) -> str:
 def _image_panel(caption: str, image: Image, legend: tuple[tuple[str, str], ...]) -> Panel:
     file = io.BytesIO()
     image.convert("RGB").save(file, "JPEG", quality=88)
-    return Panel(caption, picture=_data_url(file.getvalue(), "image/jpeg"), legend=legend)
+    return Panel(caption, image=_data_url(file.getvalue(), "image/jpeg"), legend=legend)
 
 
 # ── sound ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -256,7 +256,7 @@ def _sound(caption: str, sound: np.ndarray, rate: int, decibels: np.ndarray) -> 
     seconds = len(sound) / rate
     figure = Figure(figsize=(4.6, 2.9), layout="constrained", dpi=110)
     wave, spectrogram = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
-    # A long sound has more samples than the picture has pixels: the extremes of each column.
+    # A long sound has more samples than the image has pixels: the extremes of each column.
     columns = np.array_split(sound, min(1000, len(sound)))
     times = np.linspace(0, seconds, len(columns))
     wave.fill_between(
@@ -283,7 +283,7 @@ def _sound(caption: str, sound: np.ndarray, rate: int, decibels: np.ndarray) -> 
     soundfile.write(wav, np.clip(sound, -1, 1), rate, format="WAV", subtype="PCM_16")
     return Panel(
         f"{caption}, {seconds:.2f} s",
-        picture=_data_url(file.getvalue(), "image/png"),
+        image=_data_url(file.getvalue(), "image/png"),
         sound=_data_url(wav.getvalue(), "audio/wav"),
     )
 

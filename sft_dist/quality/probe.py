@@ -23,7 +23,7 @@ MOST_S = 60.0
 
 
 def measured_rate(recipe: Recipe, task: Task, processor: Any, train: Examples) -> tuple[float, str]:
-    """Examples a second of one process, and what was measured. The optimizer's step, which is small beside it, is left out."""
+    """Examples a second of one process, and what was measured. The optimizer's step, which is small beside it, is not included."""
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     model = build_model(recipe, task, processor).to(device).train()
     loss = task.build_loss(train)

@@ -1,4 +1,4 @@
-"""What the gate has to say: as text for a terminal, and as JSON. The page is made from the same."""
+"""What the data check has to say: as text for a terminal, and as JSON. The page is made from the same."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sft_dist.quality.estimate import Estimate, clock
+from sft_dist.quality.estimate import Estimate
 from sft_dist.quality.findings import MOST_ROWS, Finding, RowId, in_order
+from sft_dist.recipe.units import format_duration
 
 SHOWN_ROWS = 20
 SHOWN_CLASSES = 8
@@ -45,14 +46,16 @@ class Report:
     @property
     def errors(self) -> list[Finding]:
         """Those that block."""
-        return [one for one in self.findings if one.severity == "error" and one.kind not in self.allowed]
+        return [
+            finding for finding in self.findings if finding.severity == "error" and finding.kind not in self.allowed
+        ]
 
     @property
     def warnings(self) -> list[Finding]:
-        return [one for one in self.findings if one.severity == "warning"]
+        return [finding for finding in self.findings if finding.severity == "warning"]
 
     @property
-    def verdict(self) -> str:
+    def summary(self) -> str:
         allowed = len(self.findings) - len(self.errors) - len(self.warnings)
         parts = [_number(len(self.errors), "error"), _number(len(self.warnings), "warning")]
         return ", ".join(parts + ([f"{allowed} allowed"] if allowed else []))
@@ -69,11 +72,13 @@ def to_json(report: Report) -> dict[str, Any]:
         "rows": dict(report.rows),
         "dropped": {reason: count for reason, count in report.dropped.items() if count},
         "findings": [
-            {**one.to_json(), "allowed": one.severity == "error" and one.kind in report.allowed}
-            for one in in_order(report.findings)
+            {**finding.to_json(), "allowed": finding.severity == "error" and finding.kind in report.allowed}
+            for finding in in_order(report.findings)
         ],
         "classes": {split: dict(classes) for split, classes in report.classes.items()},
-        "lengths": {split: {**one.statistics, "truncated": one.truncated} for split, one in report.lengths.items()},
+        "lengths": {
+            split: {**finding.statistics, "truncated": finding.truncated} for split, finding in report.lengths.items()
+        },
         "length_unit": report.length_unit,
         "longest": report.longest,
         "estimate": report.estimate.to_json() if report.estimate else None,
@@ -96,35 +101,43 @@ def to_text(report: Report, width: int = 100) -> str:
     for split, of_split in report.lengths.items():
         s = of_split.statistics
         cut = f", {of_split.truncated:,} cut at {report.longest}" if of_split.truncated else ""
-        median, most, longest = (_length(s[name], report.length_unit) for name in ("median", "p90", "max"))
-        text = f"{split}: median {median}, 90% up to {most}, longest {longest} {report.length_unit}{cut}"
+        median, p90, longest = (_length(s[name], report.length_unit) for name in ("median", "p90", "max"))
+        text = f"{split}: median {median}, 90% up to {p90}, longest {longest} {report.length_unit}{cut}"
         lines.append(_field("lengths" if split == next(iter(report.lengths)) else "", text, width))
     if report.estimate:
         lines.append(_field("steps", steps_text(report.estimate), width))
     lines += [_field("note", note, width) for note in report.notes]
-    for one in in_order(report.findings):
-        label = "allowed" if one.severity == "error" and one.kind in report.allowed else one.severity
-        lines += ["", _field(label, f"{one.kind}: {one.message}", width)]
-        if one.rows:
-            lines.append(_field("", rows_line(one), width))
-        lines.append(_field("", one.hint, width))
-    return "\n".join([*lines, "", report.verdict])
+    for finding in in_order(report.findings):
+        label = "allowed" if finding.severity == "error" and finding.kind in report.allowed else finding.severity
+        lines += ["", _field(label, f"{finding.kind}: {finding.message}", width)]
+        if finding.rows:
+            lines.append(_field("", rows_line(finding), width))
+        lines.append(_field("", finding.hint, width))
+    return "\n".join([*lines, "", report.summary])
 
 
-def steps_text(found: Estimate) -> str:
-    time = f"about {clock(found.seconds)} ({found.source})" if found.seconds is not None else f"time {found.source}"
-    epoch = f" ({found.steps_per_epoch:,} an epoch)" if found.steps_per_epoch is not None else ""
-    return f"{found.steps:,}{epoch}, {time}"
+def steps_text(estimate: Estimate) -> str:
+    time = (
+        f"about {format_duration(estimate.seconds)} ({estimate.source})"
+        if estimate.seconds is not None
+        else f"time {estimate.source}"
+    )
+    epoch = f" ({estimate.steps_per_epoch:,} an epoch)" if estimate.steps_per_epoch is not None else ""
+    return f"{estimate.steps:,}{epoch}, {time}"
 
 
-def rows_line(one: Finding) -> str:
+def rows_line(finding: Finding) -> str:
     """`train 3, 17; test 5`"""
     by_split: dict[str, list[str]] = {}
-    for split, row in one.rows[:SHOWN_ROWS]:
+    for split, row in finding.rows[:SHOWN_ROWS]:
         by_split.setdefault(split, []).append(str(row))
     text = "; ".join(f"{split} {', '.join(rows)}" for split, rows in by_split.items())
-    more = one.count - min(len(one.rows), SHOWN_ROWS)
-    return text + (f" and {more:,} more{' (--json names them)' if one.count <= MOST_ROWS else ''}" if more > 0 else "")
+    num_hidden = finding.count - min(len(finding.rows), SHOWN_ROWS)
+    return text + (
+        f" and {num_hidden:,} more{' (--json names them)' if finding.count <= MOST_ROWS else ''}"
+        if num_hidden > 0
+        else ""
+    )
 
 
 def _length(number: float, unit: str) -> str:
@@ -134,10 +147,10 @@ def _length(number: float, unit: str) -> str:
 def _classes(classes: Mapping[str, int]) -> str:
     total = sum(classes.values())
     ordered = sorted(classes.items(), key=lambda item: -item[1])
-    said = ", ".join(
+    listed = ", ".join(
         f"{name} {count:,} ({100 * count / max(total, 1):.0f}%)" for name, count in ordered[:SHOWN_CLASSES]
     )
-    return said + (f" and {len(ordered) - SHOWN_CLASSES} more" if len(ordered) > SHOWN_CLASSES else "")
+    return listed + (f" and {len(ordered) - SHOWN_CLASSES} more" if len(ordered) > SHOWN_CLASSES else "")
 
 
 def _field(name: str, text: str, width: int) -> str:
@@ -151,5 +164,5 @@ def _field(name: str, text: str, width: int) -> str:
     )
 
 
-def _number(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

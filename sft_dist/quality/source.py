@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
+from sft_dist.data.cached_folder import cached_folder
 from sft_dist.data.formats.cache import streams_folder
 from sft_dist.data.formats.faults import DELIMITERS, fields_of_any_size, quoting_of
 from sft_dist.data.formats.media import as_stored
-from sft_dist.data.prepare import IDENTITY, REASON, TARGET, built, columns_of, read_rows
+from sft_dist.data.prepare import IDENTITY, REASON, TARGET, columns_of, read_rows
 from sft_dist.data.rows import ROW, Rows
-from sft_dist.data.sources import MEDIA, load_rows, stream_tables
-from sft_dist.quality.findings import Finding, Places, RowId, found, rows_text
+from sft_dist.data.sources import MEDIA_ROLES, load_rows, stream_tables
+from sft_dist.quality.findings import Finding, RowId, RowIndex, make_finding, rows_text
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.fingerprint import data_fingerprint
 from sft_dist.recipe.references import classify, resolve, sources_of, suffix_of
@@ -41,7 +42,7 @@ REASONS = (
     (r"empty (source|text|conversation)", "empty-text"),
     (r"empty target|no answer|empty answer", "empty-target"),
     (r"begins with an answer", "unreadable-row"),
-    (r"no (picture|mask)", "unreadable-image"),
+    (r"no (picture|image|mask)", "unreadable-image"),
     (r"no labelled pixel", "zero-label"),
     (r"no audio", "unreadable-audio"),
     (r"longer than .* seconds", "too-long-audio"),
@@ -61,17 +62,17 @@ class Source:
     findings: tuple[Finding, ...] = ()
     raw: dict[str, Dataset] = field(default_factory=dict)  # split -> everything, as it is
 
-    def places(self) -> Places:
-        return Places.joined(
+    def row_index(self) -> RowIndex:
+        return RowIndex.from_ids(
             {split: np.asarray(table.with_format("numpy")[ROW][:]) for split, table in self.tables.items()}
         )
 
 
-def beginning(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
+def recipe_of_first_chunk(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
     """The recipe with the first block of its stream for training rows, and the other splits as they are: from disk."""
     data = recipe.data
     assert data.streaming is not None
-    kept = streams_folder() / data_fingerprint(recipe)[:20]
+    folder = streams_folder() / data_fingerprint(recipe)[:20]
     say(f"reading the first {data.streaming.buffer:,} rows of the stream")
 
     def build(to: Path) -> None:
@@ -82,11 +83,11 @@ def beginning(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
         # As texts: `datasets` opens the files of its own columns when it saves them.
         DatasetDict({split: as_stored(rows) for split, rows in splits.items()}).save_to_disk(str(to))
 
-    with built(kept, build):
+    with cached_folder(folder, build):
         pass
-    whole = data.split.model_copy(update={"validation": 0.0, "test": 0.0})
-    now = {"source": str(kept), "format": "auto", "weights": None, "streaming": None, "split": whole}
-    return recipe.model_copy(update={"data": data.model_copy(update=now)})
+    no_shares = data.split.model_copy(update={"validation": 0.0, "test": 0.0})
+    changes = {"source": str(folder), "format": "auto", "weights": None, "streaming": None, "split": no_shares}
+    return recipe.model_copy(update={"data": data.model_copy(update=changes)})
 
 
 def read_source(recipe: Recipe, task: Task, scratch: Path, say: Callable[[str], None]) -> Source:
@@ -104,7 +105,7 @@ def read_source(recipe: Recipe, task: Task, scratch: Path, say: Callable[[str], 
     lenient = recipe.model_copy(update={"data": recipe.data.model_copy(update={"clean": keeping})})
     forgiving: Any = _Forgiving(task)
     tables, inputs, targets, findings = {}, {}, {}, list[Finding]()
-    wrong: dict[str, list[tuple[RowId, str]]] = {}
+    faults: dict[str, list[tuple[RowId, str]]] = {}
     for split, source in raw.items():
         try:
             columns_of(source, recipe)
@@ -116,26 +117,26 @@ def read_source(recipe: Recipe, task: Task, scratch: Path, say: Callable[[str], 
         reasons = read.with_format("arrow")[:].column(REASON).to_pylist()
         numbers = np.asarray(read.with_format("numpy")[ROW][:])
         for reason, number in zip(reasons, numbers, strict=True):
-            if reason is not None and (known := _kind_of(reason, task)):
-                wrong.setdefault(known[0], []).append(((split, int(number)), known[1]))
+            if reason is not None and (fault := _kind_of(reason, task)):
+                faults.setdefault(fault[0], []).append(((split, int(number)), fault[1]))
         good = read.select([index for index, reason in enumerate(reasons) if reason is None])
         inputs[split], targets[split] = (
             Rows(good).numbers(name).view(np.uint64) if len(good) else np.array([], dtype=np.uint64)
             for name in (IDENTITY[0], TARGET)
         )
         tables[split] = good.remove_columns([REASON, *IDENTITY, TARGET])
-    for kind, rows in wrong.items():
-        said = next((text for _, text in rows if text), "")
-        message = rows_text(len(rows)) + (f", such as {said}" if said else "")
-        findings.append(found(kind, message, [row for row, _ in rows]))
+    for kind, rows in faults.items():
+        example = next((text for _, text in rows if text), "")
+        message = rows_text(len(rows)) + (f", such as {example}" if example else "")
+        findings.append(make_finding(kind, message, [row for row, _ in rows]))
     return Source(tables, inputs, targets, tuple(findings), raw)
 
 
 def _kind_of(reason: str, task: Task) -> tuple[str, str] | None:
     """(kind, what to say); None: dropped as the recipe wants it."""
     if reason.startswith(_FAULT):
-        kind, said = json.loads(reason[len(_FAULT) :])
-        return kind, said
+        kind, message = json.loads(reason[len(_FAULT) :])
+        return kind, message
     written = not _CLASSES & set(task.row_features)  # what is learned is a text
     for pattern, kind in REASONS:
         if re.match(pattern, reason):
@@ -146,7 +147,7 @@ def _kind_of(reason: str, task: Task) -> tuple[str, str] | None:
 
 @dataclass
 class _Forgiving:
-    """A task whose rows with a mistake are dropped for it, so that reading goes on. Sent to other processes."""
+    """A task whose rows with a mistake are dropped for it, so that reading continues. Sent to other processes."""
 
     task: Task
 
@@ -159,11 +160,11 @@ class _Forgiving:
             return self.task.read(row, number)
         except UserError as error:
             problem = error.problems[0]
-            said = problem.message + (f" (found: {problem.value})" if problem.value is not None else "")
+            message = problem.message + (f" (found: {problem.value})" if problem.value is not None else "")
             kind = FAULTS.get(problem.path, "unreadable-row")
             if kind == "unknown-label" and "mask" in self.row_features:
                 kind = "mask-value"
-            return _FAULT + json.dumps([kind, said])
+            return _FAULT + json.dumps([kind, message])
         except (TypeError, ValueError, KeyError, AttributeError) as error:  # a value of a type the task did not expect
             return _FAULT + json.dumps(["unreadable-row", f"row {number}: {type(error).__name__}: {error}"])
 
@@ -177,9 +178,9 @@ class _Forgiving:
 def _missing(split: str, error: UserError) -> Finding:
     problem: Problem = error.problems[0]
     role = problem.path.rsplit(".", 1)[-1]
-    there = ", ".join(problem.valid)
-    message = f"{split} has no column {problem.value!r}, which is to be read as {role}; it has {there}"
-    return found("missing-column", message, role=role, columns=list(problem.valid))
+    columns = ", ".join(problem.valid)
+    message = f"{split} has no column {problem.value!r}, which is to be read as {role}; it has {columns}"
+    return make_finding("missing-column", message, role=role, columns=list(problem.valid))
 
 
 # ── bytes that are no text ──────────────────────────────────────────────────────────────────────────────────────────
@@ -188,15 +189,21 @@ def _bad_utf8(recipe: Recipe, error: UserError) -> Iterator[Finding]:
     rows = []
     for path, text in sources_of(recipe.data):
         split = path.split(".")[2] if path.startswith("data.source.") and not path[12:].isdigit() else "train"
-        where = resolve(classify(text, Path.cwd()))
-        files = where if isinstance(where, list) else [where] if isinstance(where, Path) and where.is_file() else []
+        resolved = resolve(classify(text, Path.cwd()))
+        files = (
+            resolved
+            if isinstance(resolved, list)
+            else [resolved]
+            if isinstance(resolved, Path) and resolved.is_file()
+            else []
+        )
         start = 0
         for file in files:
             bad, length = bad_rows(file)
             rows += [(split, start + row) for row in bad]
             start += length
     problem = error.problems[0]
-    yield found("bad-utf-8", problem.message.removeprefix("could not be read: "), rows)
+    yield make_finding("bad-utf-8", problem.message.removeprefix("could not be read: "), rows)
 
 
 def bad_rows(file: Path) -> tuple[list[int], int]:
@@ -218,27 +225,27 @@ def bad_rows(file: Path) -> tuple[list[int], int]:
 
 
 def named_files(source: Source, recipe: Recipe) -> list[str]:
-    """The files of pictures and sounds, as the source names them, each once."""
-    found = set[str]()
+    """The files of images and sounds, as the source names them, each once."""
+    make_finding = set[str]()
     for table in source.raw.values():
         columns = columns_of(table, recipe)
-        for name in (columns[role] for role in MEDIA if role in columns):
+        for name in (columns[role] for role in MEDIA_ROLES if role in columns):
             for batch in table.select_columns([name]).with_format("arrow").iter(1000):
                 values = batch.column(name).combine_chunks()
                 if pa.types.is_struct(values.type):
                     values = pc.if_else(pc.is_valid(values.field("bytes")), None, values.field("path"))
-                found.update(path for path in values.to_pylist() if isinstance(path, str))
-    return sorted(found)
+                make_finding.update(path for path in values.to_pylist() if isinstance(path, str))
+    return sorted(make_finding)
 
 
 def raw_boxes(source: Source, recipe: Recipe) -> Iterator[tuple[str, int, list[list[float]]]]:
-    """(split, row, boxes) before the task leaves out any."""
+    """(split, row, boxes) before the task skips any."""
     for split, table in source.raw.items():
         name = columns_of(table, recipe).get("objects")
         if name is None:
             continue
         for row, objects in enumerate(table.select_columns([name])[name]):
             if isinstance(objects, list):
-                yield split, row, [one["bbox"] for one in objects]
+                yield split, row, [entry["bbox"] for entry in objects]
             elif objects:
                 yield split, row, list(objects["bbox"])

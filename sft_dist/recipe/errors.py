@@ -1,4 +1,4 @@
-"""What a user's mistake looks like: where it stands, what was found, what would be valid. Exit code 2, no traceback."""
+"""Mistakes of a user: the place, the value found, and what would be valid. Exit code 2, no traceback."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Problem:
     hint: str = ""  # "did you mean `lora`?"
 
     def render(self) -> str:
-        head = ": ".join(part for part in (str(self.mark) if self.mark else "", self.path, self.message) if part)
+        head = ": ".join(filter(None, (str(self.mark) if self.mark else "", self.path, self.message)))
         lines = [head]
         if self.value is not None:
             lines.append(f"    found: {self.value}")
@@ -45,7 +45,7 @@ class Problem:
 
 
 class UserError(Exception):
-    """Something the user can mend: reported whole, without a traceback, with exit code 2."""
+    """One or more mistakes that the user can fix: reported without a traceback, with exit code 2."""
 
     def __init__(self, problems: str | Problem | Sequence[Problem]) -> None:
         if isinstance(problems, str):
@@ -65,12 +65,12 @@ class UserError(Exception):
 
 
 class InUse(UserError):
-    """Another process is training the run. On a cluster it may be one on a node that is lost, and will be gone."""
+    """Another process is training the run. On a cluster it may be on a lost node, and end soon."""
 
 
 @contextmanager
 def collected(problems: list[Problem]) -> Iterator[None]:
-    """Notes the mistakes that are raised in the block instead of raising them, so that others are told with them."""
+    """Collects the mistakes that are raised in the block, so that they are reported together with others."""
     try:
         yield
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in the words of a recipe: key path, place, what was found, what is valid, what was meant.
+"""Turns pydantic's errors into problems of a recipe: key path, place, value, what is valid, and what was probably meant.
 
 Works from the schema's own types, so a new section or choice needs nothing here.
 """
@@ -51,21 +51,20 @@ class _Spot:
 def problems_from(
     error: ValidationError, source: Source, remap: Callable[[KeyPath], KeyPath] | None = None
 ) -> list[Problem]:
-    """Every problem, in the order of the file. `remap` says where a key path's value was written (the matrix)."""
+    """Returns every problem, in the order of the file. `remap` says where a key path's value was written (the matrix)."""
     moved = remap or (lambda path: path)
-    by_place: dict[KeyPath, list[tuple[_Spot, ErrorDetails]]] = {}
+    by_path: dict[KeyPath, list[tuple[_Spot, ErrorDetails]]] = {}
     for details in error.errors(include_url=False):
         spot = _locate(details["loc"], details["type"], source.schema.root)
-        by_place.setdefault(spot.path if spot.union is None else spot.union, []).append((spot, details))
+        by_path.setdefault(spot.path if spot.union is None else spot.union, []).append((spot, details))
     problems = []
-    for reports in by_place.values():
+    for reports in by_path.values():
         for group in _deepest(reports):
             problems.append(_problem(group, source, moved))
-    order = {id(one): (one.mark.line, one.mark.column) if one.mark else (0, 0) for one in problems}
-    return sorted(problems, key=lambda one: order[id(one)])
+    return sorted(problems, key=lambda problem: (problem.mark.line, problem.mark.column) if problem.mark else (0, 0))
 
 
-# What stands in for a required setting that is wrong or missing, so that the others can be compared all the same.
+# Values for required settings that are wrong or missing, so that the other settings can still be checked.
 STAND_INS: dict[KeyPath, Any] = {
     ("model",): {"path": "stand/in"},
     ("model", "path"): "stand/in",
@@ -78,20 +77,20 @@ STAND_INS: dict[KeyPath, Any] = {
 TAGS = ("type", "method", "name", "problem")
 
 
-def without_wrong_parts(data: dict[str, Any], error: ValidationError) -> Recipe | None:
-    """The recipe with what is wrong taken out, to check what is left; None when too much would hang on a guess."""
-    left = copy.deepcopy(data)
-    for _ in range(3):  # taking out a required value makes it missing, and then something stands in for it
+def without_wrong_values(data: dict[str, Any], error: ValidationError) -> Recipe | None:
+    """Returns the recipe without its wrong values, so that the others can be checked; None if too much would be a guess."""
+    remaining = copy.deepcopy(data)
+    for _ in range(3):  # without a required value it is missing, and is then replaced by a stand-in
         for details in error.errors(include_url=False):
             path = _locate(details["loc"], details["type"], Recipe).path
             if details["type"] == "missing" and path in STAND_INS:
-                _put(left, path, STAND_INS[path])
-            elif len(path) < 2 or path[-1] in TAGS or path[0] == "matrix" or not _take_out(left, path):
+                _put(remaining, path, STAND_INS[path])
+            elif len(path) < 2 or path[-1] in TAGS or path[0] == "matrix" or not _take_out(remaining, path):
                 return None
         try:
-            return Recipe.model_validate(left)
-        except ValidationError as again:
-            error = again
+            return Recipe.model_validate(remaining)
+        except ValidationError as next_error:
+            error = next_error
     return None
 
 
@@ -115,44 +114,44 @@ def _take_out(data: Any, path: KeyPath) -> bool:
 
 # ── from pydantic's loc to a key path ───────────────────────────────────────────────────────────────────────────────
 def _locate(loc: tuple[int | str, ...], kind: str, root: type[BaseModel]) -> _Spot:
-    """Walk the schema along `loc`, leaving out what pydantic puts in to say which member of a union it tried."""
-    here: Any = root
+    """Follows `loc` through the schema, without the names of the union members that pydantic tried."""
+    annotation: Any = root
     path: list[Any] = []
     section: type[BaseModel] | None = None
     union: KeyPath | None = None
     tag = ""
-    rest = list(loc)
-    while rest:
-        members = members_of(here)
+    steps = list(loc)
+    while steps:
+        members = members_of(annotation)
         sections = [member for member in members if is_section(member)]
         if len(members) > 1:
-            member_name = str(rest.pop(0))
+            member_name = str(steps.pop(0))
             if len(sections) == len(members):  # a choice: the tag names it
                 tag = member_name
-                here = next((member for member in sections if tag in tags_of(member)), None)
+                annotation = next((member for member in sections if tag in tags_of(member)), None)
             else:
                 union = tuple(path) if union is None else union
-                here = next((member for member in members if _is_tag_of(member_name, member)), None)
+                annotation = next((member for member in members if _is_tag_of(member_name, member)), None)
             continue
-        step = rest.pop(0)
-        here = members[0] if members else None
-        if is_section(here):
-            section = here
+        step = steps.pop(0)
+        annotation = members[0] if members else None
+        if is_section(annotation):
+            section = annotation
             path.append(step)
-            if kind == "extra_forbidden" and not rest:
+            if kind == "extra_forbidden" and not steps:
                 return _Spot(tuple(path), None, str(step), section, union, tag)
-            field = here.model_fields.get(str(step))
-            here = type_of(field) if field else Any
-        elif get_origin(bare(here)) in (list, dict):
+            field = annotation.model_fields.get(str(step))
+            annotation = type_of(field) if field else Any
+        elif get_origin(bare(annotation)) in (list, dict):
             path.append(step)
-            here = get_args(bare(here))[-1]
-        elif here is Any or here is None:
+            annotation = get_args(bare(annotation))[-1]
+        elif annotation is Any or annotation is None:
             path.append(step)
-    return _Spot(tuple(path), here, None, section, union, tag)
+    return _Spot(tuple(path), annotation, None, section, union, tag)
 
 
 def _is_tag_of(tag: str, member: Any) -> bool:
-    """Does pydantic's name of a union member (`list[str]`, `constrained-int`) mean this one?"""
+    """Whether pydantic's name of a union member (`list[str]`, `constrained-int`) means this member."""
     kind = bare(member)
     if get_origin(kind) is Literal:
         return tag.startswith("literal")
@@ -163,12 +162,13 @@ def _is_tag_of(tag: str, member: Any) -> bool:
 
 
 def _deepest(reports: list[tuple[_Spot, ErrorDetails]]) -> list[list[tuple[_Spot, ErrorDetails]]]:
-    """Groups that make one problem each. Of a union's members, the one that took the value's shape has the say."""
-    inside = [one for one in reports if one[0].union is not None and len(one[0].path) > len(one[0].union)]
-    chosen = inside or reports
+    """Groups reports to one problem each. Of a union's members, the one that accepted the value's shape counts."""
+    inside = [
+        report for report in reports if report[0].union is not None and len(report[0].path) > len(report[0].union)
+    ]
     groups: dict[KeyPath, list[tuple[_Spot, ErrorDetails]]] = {}
-    for one in chosen:
-        groups.setdefault(one[0].path, []).append(one)
+    for report in inside or reports:
+        groups.setdefault(report[0].path, []).append(report)
     return list(groups.values())
 
 
@@ -189,59 +189,66 @@ def _problem(group: list[tuple[_Spot, ErrorDetails]], source: Source, moved: Cal
     if kind == "value_error" and isinstance(value, dict):
         named = [key for key in _QUOTED.findall(message) if key in value]  # a rule between settings names the culprit
         path, value = ((*path, named[0]), value[named[0]]) if named else (path, value)
-    place = moved(path)
-    if path == ("name",) and place not in source.values:
+    written_path = moved(path)
+    if path == ("name",) and written_path not in source.values:
         hint = "without `name:` it is the file's name"
     return Problem(
-        message, _dotted(path), mark=source.mark(place), value=_found(value, place, source), valid=valid, hint=hint
+        message,
+        _dotted(path),
+        mark=source.mark(written_path),
+        value=_value_as_written(value, written_path, source),
+        valid=valid,
+        hint=hint,
     )
 
 
 def _unknown_key(spot: _Spot, source: Source, moved: Callable[[KeyPath], KeyPath]) -> Problem:
     assert spot.section is not None
     assert spot.unknown is not None
-    key, known, schema = spot.unknown, keys_of(spot.section), source.schema
-    place = moved(spot.path)
-    while place and isinstance(place[-1], int):
-        place = place[:-1]  # a key of the matrix: said once, not for each of its values
-    mark = source.keys.get(place) or source.mark(place)
+    key, valid, schema = spot.unknown, keys_of(spot.section), source.schema
+    written_path = moved(spot.path)
+    while written_path and isinstance(written_path[-1], int):
+        written_path = written_path[:-1]  # a key of the matrix: reported once, not for each of its values
+    mark = source.keys.get(written_path) or source.mark(written_path)
     if owners := _owners(spot.section, key, schema.root):
         tag = tag_name(spot.section)
         names = " or ".join(f"`{name}`" for name in owners)
-        what = f"`{key}` belongs to {' '.join(map(str, spot.path[:-1]))} {tag} {names}; this {schema.noun} says `{spot.tag}`"
-        return Problem(what, _dotted(spot.path), mark=mark, valid=known, hint=f"remove it, or write {tag}: {owners[0]}")
-    hint = similar_to(key, known) if key not in schema.other_names else ""
+        message = f"`{key}` belongs to {' '.join(map(str, spot.path[:-1]))} {tag} {names}; this {schema.noun} says `{spot.tag}`"
+        return Problem(
+            message, _dotted(spot.path), mark=mark, valid=valid, hint=f"remove it, or write {tag}: {owners[0]}"
+        )
+    hint = similar_to(key, valid) if key not in schema.other_names else ""
     if "." in key and schema is RECIPE:
         hint = f"key paths are for the command line; in a file: {key.replace('.', ': {')}: ...{'}' * key.count('.')}"
     if not hint:
         elsewhere = [schema.other_names[key]] if key in schema.other_names else list(_elsewhere(key, schema.root))
-        hint = f"did you mean {' or '.join(f'`{one}`' for one in elsewhere[:3])}?" if elsewhere else ""
-    what = f"in {_dotted(spot.path[:-1])}" if len(spot.path) > 1 else f"at the top of a {schema.noun}"
-    return Problem(f"unknown key `{_cut(key)}` {what}", _dotted(spot.path), mark=mark, valid=known, hint=hint)
+        hint = f"did you mean {' or '.join(f'`{path}`' for path in elsewhere[:3])}?" if elsewhere else ""
+    section = f"in {_dotted(spot.path[:-1])}" if len(spot.path) > 1 else f"at the top of a {schema.noun}"
+    return Problem(f"unknown key `{_cut(key)}` {section}", _dotted(spot.path), mark=mark, valid=valid, hint=hint)
 
 
 def _owners(section: type[BaseModel], key: str, root: type[BaseModel]) -> list[str]:
-    """The other choices at this place that do have the key."""
+    """Returns the other choices at this key path that have the key."""
     siblings = next((group for group in _choices(root) if section in group), ())
-    return [tag for one in siblings if key in one.model_fields for tag in tags_of(one)]
+    return [tag for sibling in siblings if key in sibling.model_fields for tag in tags_of(sibling)]
 
 
 def _missing(spot: _Spot, source: Source, moved: Callable[[KeyPath], KeyPath]) -> Problem:
     key = str(spot.path[-1])
     field = spot.section.model_fields[key] if spot.section and key in spot.section.model_fields else None
     about = field.description if field and field.description else ""
-    where = source.mark(moved(spot.path[:-1]))
-    return Problem(f"`{key}` is missing", _dotted(spot.path), mark=where, hint=f"{key}: {about}" if about else "")
+    mark = source.mark(moved(spot.path[:-1]))
+    return Problem(f"`{key}` is missing", _dotted(spot.path), mark=mark, hint=f"{key}: {about}" if about else "")
 
 
 def _choice(spot: _Spot, details: ErrorDetails, source: Source, moved: Callable[[KeyPath], KeyPath]) -> Problem:
-    """Which choice is meant is not said, or is none there is."""
+    """Returns the problem of a choice whose tag is missing or unknown."""
     sections = [member for member in members_of(spot.type) if is_section(member)]
     tag = tag_name(sections[0]) or ""
     valid = tuple(name for section in sections for name in tags_of(section))
     if details["type"] == "union_tag_not_found":
-        near = [key for key in details["input"] if isinstance(key, str) and similar_to(key, [tag])]
-        hint = f"did you mean `{tag}` by `{_cut(near[0])}`?" if near else f"such as {tag}: {valid[0]}"
+        similar = [key for key in details["input"] if isinstance(key, str) and similar_to(key, [tag])]
+        hint = f"did you mean `{tag}` by `{_cut(similar[0])}`?" if similar else f"such as {tag}: {valid[0]}"
         return Problem(
             f"`{tag}` is missing", _dotted(spot.path), mark=source.mark(moved(spot.path)), valid=valid, hint=hint
         )
@@ -249,12 +256,12 @@ def _choice(spot: _Spot, details: ErrorDetails, source: Source, moved: Callable[
     path = longer if moved(longer) in source.values else spot.path
     value = details["input"][tag]
     hint = similar_to(value, valid) if isinstance(value, str) else ""
-    place = moved(path)
+    written_path = moved(path)
     return Problem(
         f"no such {tag}",
         _dotted(path),
-        mark=source.mark(place),
-        value=_found(value, place, source),
+        mark=source.mark(written_path),
+        value=_value_as_written(value, written_path, source),
         valid=valid,
         hint=hint,
     )
@@ -297,7 +304,9 @@ def _wrong_value(group: list[tuple[_Spot, ErrorDetails]]) -> tuple[str, tuple[st
     own = _own_words(spot, details)
     if own:
         return own, (), ""
-    valid = tuple(name for one, report in group if report["type"] == "literal_error" for name in _literals(one.type))
+    valid = tuple(
+        name for member, report in group if report["type"] == "literal_error" for name in _literals(member.type)
+    )
     expected = list(dict.fromkeys(filter(None, (_expected(report) for _, report in group))))
     if is_section(bare(spot.type)) and tag_name(spot.type) and expected == [_EXPECTED["model_type"]]:
         expected = [_EXPECTED["model_attributes_type"]]  # `task: text-classification` will do
@@ -310,15 +319,15 @@ def _wrong_value(group: list[tuple[_Spot, ErrorDetails]]) -> tuple[str, tuple[st
     hint = hint or _hint({report["type"] for _, report in group}, value, holds_mappings)
     if valid and not expected:
         return "not one of the choices", valid, hint
-    wanted = [*expected, *(f"`{name}`" for name in valid)]
-    shown = wanted[0] if len(wanted) == 1 else f"{', '.join(wanted[:-1])} or {wanted[-1]}"
+    alternatives = [*expected, *(f"`{name}`" for name in valid)]
+    joined = alternatives[0] if len(alternatives) == 1 else f"{', '.join(alternatives[:-1])} or {alternatives[-1]}"
     types_only = all(report["type"] in _TYPE_ERRORS | {"literal_error"} for _, report in group)
-    found = f", found {kind_of(value)}" if types_only and not (valid and isinstance(value, str)) else ""
-    return f"expected {shown}{found}", valid if len(valid) > 1 else (), hint
+    actual = f", found {_kind_of(value)}" if types_only and not (valid and isinstance(value, str)) else ""
+    return f"expected {joined}{actual}", valid if len(valid) > 1 else (), hint
 
 
 def _own_words(spot: _Spot, details: ErrorDetails) -> str:
-    """The schema's own message: a check's ValueError, also where text with a unit was left out (`warmup: 100`)."""
+    """The schema's own message: a check's ValueError, also for a number without its unit (`warmup: 100`)."""
     if details["type"] == "value_error":
         return str(details["ctx"]["error"])
     if details["type"] == "string_type" and isinstance(details["input"], (int, float)) and spot.union is None:
@@ -332,14 +341,14 @@ def _own_words(spot: _Spot, details: ErrorDetails) -> str:
 
 
 def _notes(annotation: Any) -> Iterator[Any]:
-    """All metadata in an annotation, that of optional values too."""
+    """Yields all metadata in an annotation, that of optional values too."""
     if get_origin(annotation) is Annotated:
         inner, *notes = get_args(annotation)
         yield from notes
         yield from _notes(inner)
     elif get_origin(annotation) in (Union, types.UnionType):
-        for part in get_args(annotation):
-            yield from _notes(part)
+        for member in get_args(annotation):
+            yield from _notes(member)
 
 
 def _expected(details: ErrorDetails) -> str:
@@ -347,28 +356,31 @@ def _expected(details: ErrorDetails) -> str:
     if kind == "literal_error":
         return ""
     if kind == "too_short":
-        many = details["ctx"]["min_length"]
-        return "at least one value" if many == 1 else f"{many} values"
+        length = details["ctx"]["min_length"]
+        return "at least one value" if length == 1 else f"{length} values"
     if kind in _EXPECTED:
-        return _EXPECTED[kind].format(**{key: _number(value) for key, value in details.get("ctx", {}).items()})
+        return _EXPECTED[kind].format(**{key: _format_number(value) for key, value in details.get("ctx", {}).items()})
     return details["msg"].removeprefix("Input should be ")
 
 
-def _number(value: Any) -> Any:
+def _format_number(value: Any) -> Any:
     return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
 
 
 def _literals(annotation: Any) -> tuple[str, ...]:
     return tuple(
-        str(name) for one in members_of(annotation) if get_origin(bare(one)) is Literal for name in get_args(bare(one))
+        str(name)
+        for member in members_of(annotation)
+        if get_origin(bare(member)) is Literal
+        for name in get_args(bare(member))
     )
 
 
 def _hint(kinds: set[str], value: Any, holds_mappings: bool) -> str:
-    """What to write instead, when what was meant is plain."""
+    """Returns what to write instead, if that is clear."""
     number = bool(kinds & {"int_type", "int_from_float", "float_type"})
     if number and isinstance(value, str):
-        return _number_hint(value, whole="float_type" not in kinds)
+        return _number_hint(value, only_int="float_type" not in kinds)
     if number and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f"write {int(value)}"
     if "bool_type" in kinds and str(value).lower() in ("yes", "on", "y", "1", "true"):
@@ -384,39 +396,39 @@ def _hint(kinds: set[str], value: Any, holds_mappings: bool) -> str:
     return ""
 
 
-def _number_hint(text: str, whole: bool) -> str:
+def _number_hint(text: str, only_int: bool) -> str:
     stripped = text.strip().replace("_", "").replace(",", "")
     if stripped.endswith("%"):
         share = parse_scalar(stripped[:-1].strip() or "~")
-        return f"write {share / 100:g}" if isinstance(share, (int, float)) and not whole else ""
+        return f"write {share / 100:g}" if isinstance(share, (int, float)) and not only_int else ""
     number = parse_scalar(stripped.lstrip("0") or "0") if stripped else None
-    if isinstance(number, int) or (isinstance(number, float) and not whole):
+    if isinstance(number, int) or (isinstance(number, float) and not only_int):
         quoted = stripped == text and parse_scalar(text) != text
         return f"write {to_yaml(number)}, without quotes" if quoted else f"write {to_yaml(number)}"
     return ""
 
 
-def kind_of(value: Any) -> str:
+def _kind_of(value: Any) -> str:
     if value is None:
         return "nothing"
     if isinstance(value, bool):
         return "true/false"
-    for known, name in (
+    for type_, name in (
         (int, "a whole number"),
         (float, "a number"),
         (str, "text"),
         (list, "a list"),
         (dict, "a mapping"),
     ):
-        if isinstance(value, known):
+        if isinstance(value, type_):
             return name
     return "something else"
 
 
-def _found(value: Any, place: KeyPath, source: Source) -> str:
+def _value_as_written(value: Any, path: KeyPath, source: Source) -> str:
     if value is None:
-        return source.texts.get(place) or "nothing after the `:`"
-    return _cut(source.texts.get(place, to_yaml(value)))
+        return source.texts.get(path) or "nothing after the `:`"
+    return _cut(source.texts.get(path, to_yaml(value)))
 
 
 # ── what the schema knows ───────────────────────────────────────────────────────────────────────────────────────────
@@ -429,12 +441,12 @@ def _choices(root: type[BaseModel]) -> Iterable[tuple[type[BaseModel], ...]]:
 def _elsewhere(key: str, root: type[BaseModel]) -> Iterator[str]:
     """Key paths of settings with this very name."""
     for path, classes in sections(root).items():
-        if path and any(key in one.model_fields for one in classes):
+        if path and any(key in section.model_fields for section in classes):
             yield _dotted((*path, key))
 
 
 def _dotted(path: KeyPath) -> str:
-    return ".".join(_cut(str(part)) for part in path)
+    return ".".join(_cut(str(key)) for key in path)
 
 
 def _cut(text: str) -> str:

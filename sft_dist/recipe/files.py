@@ -1,4 +1,4 @@
-"""Small files that several processes read and write: whole or not at all, and private to their owner."""
+"""Small files that several processes read and write, the cache, and the files that travel with this program."""
 
 from __future__ import annotations
 
@@ -9,25 +9,30 @@ from typing import Any
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:
-    """Write so that a reader sees the old text or the new, never a part; the file is private to its owner. Unless
-    `durable`, a power cut may still lose it."""
+    """Replaces a file at once: a reader sees the old text or the new one. The file is private to its owner.
+
+    Unless `durable`, a power cut may lose it.
+    """
     folder, name = os.path.split(path)
-    aside = os.path.join(folder, f".{name}.{os.getpid()}")  # strings: as paths this takes a tenth of sealing many runs
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    staging = os.path.join(
+        folder, f".{name}.{os.getpid()}"
+    )  # strings: as paths this takes a tenth of sealing many runs
+    descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
         if durable:
             file.flush()
             os.fsync(file.fileno())
-    os.replace(aside, path)
+    os.replace(staging, path)
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Replaces a file with a value in JSON."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any | None:
-    """The file's value, or None when it is missing or not whole."""
+    """Returns the file's value; None if it is missing or incomplete."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -35,9 +40,9 @@ def read_json(path: Path) -> Any | None:
 
 
 def cache_root() -> Path:
-    """Where things that can be made again are kept: $SFT_DIST_CACHE, else ~/.cache/sft-dist."""
-    if chosen := os.environ.get("SFT_DIST_CACHE"):
-        return Path(chosen).expanduser()
+    """Returns the cache folder: $SFT_DIST_CACHE, else ~/.cache/sft-dist."""
+    if folder := os.environ.get("SFT_DIST_CACHE"):
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sft-dist"
 
 
@@ -51,7 +56,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def shipped(*parts: str) -> Path:
-    """A file or folder that travels with this program: `shipped("recipes")`, in a wheel or in a checkout."""
+    """Returns a file or folder that travels with this program: `shipped("recipes")`, in a wheel or in a checkout."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "_shipped"
     return (inside if inside.is_dir() else package.parent).joinpath(*parts)

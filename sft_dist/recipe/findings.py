@@ -1,6 +1,6 @@
-"""What the gate (`sft-dist check`) can find, in one table.
+"""The findings that the data check (`sft-dist check`) can report, in one table.
 
-An *error* is data that would not train, or would train into a wrong or meaningless score; it blocks `submit` unless it is
+An *error* is data that cannot be trained on, or leads to a wrong or meaningless score; it blocks `submit` unless it is
 allowed by name. A *warning* is worth a look.
 """
 
@@ -13,7 +13,7 @@ Severity = Literal["error", "warning"]
 @dataclass(frozen=True)
 class Kind:
     severity: Severity
-    hint: str  # what to do about it
+    hint: str  # how to fix it
 
 
 # fmt: off
@@ -21,49 +21,49 @@ KINDS: dict[str, Kind] = {
     # the source
     "missing-column": Kind("error", "map the column in data.columns"),
     "bad-utf-8": Kind("error", "save the file as UTF-8"),
-    "unreadable-row": Kind("error", "mend the rows, or leave them out with data.where"),
-    "not-prepared": Kind("error", "training would stop at this; mend the data or the recipe"),
-    "replacement-characters": Kind("warning", "the text was read with a wrong encoding before it came here"),
+    "unreadable-row": Kind("error", "fix the rows, or exclude them with data.where"),
+    "not-prepared": Kind("error", "training would stop here; fix the data or the recipe"),
+    "replacement-characters": Kind("warning", "the text was decoded with a wrong encoding earlier"),
     "constant-column": Kind("warning", "a column with one value teaches nothing; is the right one mapped in data.columns?"),
     # labels
-    "empty-label": Kind("error", "label the rows or leave them out; data.clean.drop_empty only drops them"),
+    "empty-label": Kind("error", "label the rows or exclude them; data.clean.drop_empty only drops them"),
     "unknown-label": Kind("error", "list every class in data.labels, or correct the spelling with data.clean.map_labels"),
-    "label-not-in-training": Kind("error", "give training rows of the class, or leave the rows out with data.where"),
+    "label-not-in-training": Kind("error", "add training rows of the class, or exclude the rows with data.where"),
     "label-order": Kind("error", "give data.labels in the model's order, or its head is trained on permuted classes"),
-    "label-missing-in-split": Kind("warning", "scores of this split say nothing about the class"),
+    "label-missing-in-split": Kind("warning", "scores of this split do not cover the class"),
     "class-imbalance": Kind("warning", "train.loss: {name: cross-entropy, class_weights: balanced}, or data.sampling: balanced"),
-    "rare-class": Kind("warning", "collect more rows of the class, or join it with another"),
+    "rare-class": Kind("warning", "collect more rows of the class, or merge it with another"),
     "suspicious-label": Kind("warning", "read them: a simple classifier is nearly sure that they have another label"),
     "conflicting-labels": Kind("warning", "decide on one label: every one of these rows is trained on"),
     "broken-tags": Kind("warning", "I-X continues B-X or I-X; entities are scored by that rule"),
     # texts
     "empty-text": Kind("warning", "the rows are dropped (data.clean.drop_empty)"),
-    "empty-target": Kind("error", "a model trained on empty answers learns to say nothing; leave the rows out"),
+    "empty-target": Kind("error", "a model trained on empty answers learns to say nothing; exclude the rows"),
     "source-equals-target": Kind("warning", "a model trained on copies learns to copy"),
-    "outlier-length": Kind("warning", "often two rows run together, or a file in a cell"),
-    "truncation": Kind("warning", "raise data.max_length, or cut the texts where it does the least harm"),
-    "zero-label": Kind("error", "nothing of these examples is learnt: raise data.max_length, or look at the chat template"),
+    "outlier-length": Kind("warning", "often two joined rows, or a file in a cell"),
+    "truncation": Kind("warning", "raise data.max_length, or shorten the texts where it does the least harm"),
+    "zero-label": Kind("error", "nothing is learned from these examples: raise data.max_length, or check the chat template"),
     # copies
     "duplicate": Kind("warning", "data.clean.drop_duplicates keeps the first"),
     "near-duplicate": Kind("warning", "data.clean.near_duplicates: 0.8 drops them"),
     "leak": Kind("error", "take the rows out of the other splits, or divide with data.split.group"),
     "near-leak": Kind("warning", "take the rows out of the other splits, or divide with data.split.group"),
-    # pictures
-    "unreadable-image": Kind("error", "mend or remove the files"),
-    "tiny-image": Kind("warning", "it is enlarged to the model's size; little can be seen in it"),
+    # images
+    "unreadable-image": Kind("error", "fix or remove the files"),
+    "tiny-image": Kind("warning", "it is enlarged to the model's size and shows little"),
     "blank-image": Kind("warning", "every pixel has the same colour"),
     "unreadable-boxes": Kind("error", "each box is [x, y, width, height] in pixels, with one category"),
     "box-outside-image": Kind("error", "boxes are [x, y, width, height] in pixels from the top left corner"),
-    "box-without-area": Kind("error", "boxes are [x, y, width, height]; they are left out"),
-    "no-boxes": Kind("warning", "right for pictures without objects; else they teach not to see any"),
-    "too-many-boxes": Kind("warning", "the model has fewer queries than this; the rest is never found"),
+    "box-without-area": Kind("error", "boxes are [x, y, width, height]; these are skipped"),
+    "no-boxes": Kind("warning", "correct for images without objects; otherwise the model learns to miss objects"),
+    "too-many-boxes": Kind("warning", "the model has fewer queries than this, so the other boxes are never detected"),
     "mask-value": Kind("error", "a mask holds class numbers from 0 on, and task.ignore_index"),
-    "mask-size": Kind("error", "a mask has the size of its picture"),
+    "mask-size": Kind("error", "a mask has the size of its image"),
     # sound
-    "unreadable-audio": Kind("error", "mend or remove the files"),
-    "sampling-rate": Kind("warning", "they are resampled; recorded in another way, they may sound different"),
-    "silent-audio": Kind("warning", "there is nothing to hear"),
-    "clipped-audio": Kind("warning", "recorded too loud: the peaks are cut off"),
-    "too-long-audio": Kind("warning", "cut or dropped at task.max_seconds"),
+    "unreadable-audio": Kind("error", "fix or remove the files"),
+    "sampling-rate": Kind("warning", "they are resampled, and may sound different from the others"),
+    "silent-audio": Kind("warning", "the recording is silent"),
+    "clipped-audio": Kind("warning", "recorded too loud: the peaks are clipped"),
+    "too-long-audio": Kind("warning", "truncated or dropped at task.max_seconds"),
 }
 # fmt: on

@@ -3,7 +3,7 @@
     read      base files merged in, overrides applied, local paths made absolute -> Source
     validate  Source -> Recipe
 
-Both raise UserError only. What pydantic says is put in plain words in `explain.py`.
+Both raise UserError only. `explain.py` words what pydantic reports.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pydantic import ValidationError
 
 from sft_dist.recipe.checks import cross_checks
 from sft_dist.recipe.errors import Mark, Problem, UserError
-from sft_dist.recipe.explain import problems_from, without_wrong_parts
+from sft_dist.recipe.explain import problems_from, without_wrong_values
 from sft_dist.recipe.files import shipped
 from sft_dist.recipe.references import absolute
 from sft_dist.recipe.schema import Recipe
-from sft_dist.recipe.source import Source, shown
+from sft_dist.recipe.source import Source, display_name
 from sft_dist.recipe.suggest import neighbours_of, similar_to
 from sft_dist.recipe.yaml_lines import Document, KeyPath, parse_yaml, read_yaml
 from sft_dist.recipe.yaml_values import parse_scalar
@@ -46,29 +46,30 @@ OWN = ("name", "description")
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and validate. Raises UserError with every problem."""
+    """Reads and validates a recipe. Raises UserError with every problem."""
     return validate(read(path, overrides))
 
 
 def validate(source: Source) -> Recipe:
-    """Raises UserError with every problem: those of single settings and those between settings."""
+    """Returns the recipe. Raises UserError with every problem of single settings and between settings."""
     problems: list[Problem] = []
     try:
         recipe = Recipe.model_validate(source.data)
     except ValidationError as error:
         problems = problems_from(error, source)
-        if (rest := without_wrong_parts(source.data, error)) is None:
+        if (valid_recipe := without_wrong_values(source.data, error)) is None:
             raise UserError(_shortened(problems)) from None
-        recipe = rest
-    for one in cross_checks(recipe):
-        problems.append(replace(one, mark=one.mark or source.mark(tuple(one.path.split(".")))))
+        recipe = valid_recipe
+    for problem in cross_checks(recipe):
+        mark = problem.mark or source.mark(tuple(problem.path.split(".")))
+        problems.append(replace(problem, mark=mark))
     if problems:
         raise UserError(_shortened(problems))
     return recipe
 
 
 def read(path: Path | str, overrides: Sequence[str] = ()) -> Source:
-    """The recipe in a file (or a shipped one, by its name), merged with its base files and overrides. Raises UserError."""
+    """Reads the recipe in a file (or a shipped one, by its name), merged with its base files and overrides. Raises UserError."""
     file = _find(Path(path), None)
     source = _with_parents(file, [], None)
     data = {"name": file.stem, **source.data}
@@ -80,13 +81,13 @@ def read(path: Path | str, overrides: Sequence[str] = ()) -> Source:
 # ── files and their parents ─────────────────────────────────────────────────────────────────────────────────────────
 def _with_parents(file: Path, children: list[Path], named_at: Mark | None) -> Source:
     """The file merged over its `base`, its base's base, and so on."""
-    where = file.resolve()
-    if where in children:
-        circle = " -> ".join(path.name for path in [*children[children.index(where) :], where])
-        raise UserError(Problem(f"base files go in a circle: {circle}", "base", mark=named_at))
+    resolved = file.resolve()
+    if resolved in children:
+        circle = " -> ".join(path.name for path in [*children[children.index(resolved) :], resolved])
+        raise UserError(Problem(f"circular base: {circle}", "base", mark=named_at))
     if len(children) > MOST_PARENTS:
         raise UserError(Problem(f"more than {MOST_PARENTS} base files, one above the other", "base", mark=named_at))
-    document = read_yaml(file, shown(file))
+    document = read_yaml(file, display_name(file))
     own = _source_of(document, file)
     if "base" not in own.data:
         return own
@@ -101,7 +102,7 @@ def _with_parents(file: Path, children: list[Path], named_at: Mark | None) -> So
                 hint="such as base: ../common.yaml",
             )
         )
-    parent = _with_parents(_find(file.parent / base, mark, base), [*children, where], mark)
+    parent = _with_parents(_find(file.parent / base, mark, base), [*children, resolved], mark)
     inherited = {key: value for key, value in parent.data.items() if key not in OWN}
     return _merged(replace(parent, data=inherited), own)
 
@@ -125,14 +126,14 @@ def _find(path: Path, named_at: Mark | None, text: str | None = None) -> Path:
             for name in (root.joinpath(*parts), root.joinpath(*parts).with_name(f"{parts[-1]}.yaml")):
                 if name.exists():
                     return name
-        known = [str(one.relative_to(root.parent)) for one in sorted(root.rglob("*.yaml"))]
+        recipes = [str(recipe.relative_to(root.parent)) for recipe in sorted(root.rglob("*.yaml"))]
     except (OSError, ValueError) as error:
         raise UserError(
             Problem(f"no such file: {error}", "base" if named_at else "", mark=named_at, value=text)
         ) from None
     hint = neighbours_of(path)
     if not hint.startswith("did you"):
-        hint = similar_to(text, known) or hint
+        hint = similar_to(text, recipes) or hint
     if named_at:
         raise UserError(Problem("no such file", "base", mark=named_at, value=text, hint=hint))
     raise UserError(Problem("no such file", mark=Mark(text), hint=hint))
@@ -143,37 +144,37 @@ def _merged(parent: Source, child: Source) -> Source:
     """The child laid over the parent: mappings merge key by key, all else is replaced, and so is a choice that changes."""
     replaced: list[KeyPath] = []
     data = _merge(parent.data, child.data, (), replaced)
-    for one, other in (pair[::turn] for pair in RIVALS for turn in (1, -1)):
-        if _at(child.data, one) is not None and _at(child.data, other) is None and _at(data, other) is not None:
-            del _at(data, other[:-1])[other[-1]]
-            replaced.append(other)
+    for winner, rival in (pair[::direction] for pair in RIVALS for direction in (1, -1)):
+        if _at(child.data, winner) is not None and _at(child.data, rival) is None and _at(data, rival) is not None:
+            del _at(data, rival[:-1])[rival[-1]]
+            replaced.append(rival)
 
-    def kept(places: dict[KeyPath, Any]) -> dict[KeyPath, Any]:
-        return {path: place for path, place in places.items() if not any(path[: len(r)] == r for r in replaced)}
+    def without_replaced(values: dict[KeyPath, Any]) -> dict[KeyPath, Any]:
+        return {path: value for path, value in values.items() if not any(path[: len(r)] == r for r in replaced)}
 
     return Source(
         data,
         child.file,
-        {**kept(parent.keys), **child.keys},
-        {**kept(parent.values), **child.values},
-        {**kept(parent.texts), **child.texts},
+        {**without_replaced(parent.keys), **child.keys},
+        {**without_replaced(parent.values), **child.values},
+        {**without_replaced(parent.texts), **child.texts},
     )
 
 
 def _merge(old: dict[str, Any], new: dict[str, Any], path: KeyPath, replaced: list[KeyPath]) -> dict[str, Any]:
     data = dict(old)
     for key, value in new.items():
-        here = (*path, key)
+        key_path = (*path, key)
         before = data.get(key)
-        tag = CHOICES.get(here)
+        tag = CHOICES.get(key_path)
         if tag and isinstance(before, str) and isinstance(value, dict):
             before = {tag: before}
         changes_choice = tag and isinstance(value, dict) and isinstance(before, dict) and _differs(before, value, tag)
         if isinstance(before, dict) and isinstance(value, dict) and not changes_choice:
-            data[key] = _merge(before, value, here, replaced)
+            data[key] = _merge(before, value, key_path, replaced)
         else:
             if key in data:
-                replaced.append(here)
+                replaced.append(key_path)
             data[key] = value
     return data
 
@@ -193,26 +194,28 @@ def _overridden(source: Source, overrides: Sequence[str]) -> Source:
     """`train.lr=1e-4` and the like laid over the recipe, as a child file would be. Raises UserError."""
     problems: list[Problem] = []
     layer = Source({}, source.file)
-    given: dict[KeyPath, Document] = {}
+    by_path: dict[KeyPath, Document] = {}
     for text in overrides:
         mark = Mark(f"command line: {_cut(text)}")
         try:
             path, document = _parse_override(text, mark)
         except UserError as error:
-            problems += [replace(one, mark=mark) for one in error.problems]
+            problems += [replace(problem, mark=mark) for problem in error.problems]
             continue
         if path == ("base",):
             problems.append(Problem("`base` can only be written in a file", "base", mark=mark))
-        elif path in given:
+        elif path in by_path:
             problems.append(Problem("given twice", ".".join(path), mark=mark))
         elif path[0] != "matrix" and _varies(source.data, path):
             name = ".".join(path)
             hint = f"to replace the list: matrix.{name}=[...]; to have one run: matrix=null {name}=..."
             problems.append(Problem("has no effect: the matrix sets it", name, mark=mark, hint=hint))
         else:
-            given[path] = document
-    for path in sorted(given, key=len):  # `tuning=lora` comes before `tuning.r=8`, in whatever order they were written
-        _lay(layer, path, given[path], problems)
+            by_path[path] = document
+    for path in sorted(
+        by_path, key=len
+    ):  # `tuning=lora` comes before `tuning.r=8`, in whatever order they were written
+        _lay(layer, path, by_path[path], problems)
     if problems:
         raise UserError(_shortened(problems))
     _make_absolute(layer.data, Path.cwd())
@@ -237,38 +240,38 @@ def _parse_override(text: str, mark: Mark) -> tuple[tuple[str, ...], Document]:
 
 
 def _varies(data: dict[str, Any], path: KeyPath) -> bool:
-    """Does the recipe's matrix set this key path, in its grid or in a group?"""
+    """Whether the recipe's matrix sets this key path, in its grid or in a group."""
     matrix = data.get("matrix")
     if not isinstance(matrix, dict):
         return False
     groups = matrix.get("zip")
     keys = [
         key
-        for part in (matrix, *(groups if isinstance(groups, list) else ()))
-        if isinstance(part, dict)
-        for key in part
+        for group in (matrix, *(groups if isinstance(groups, list) else ()))
+        if isinstance(group, dict)
+        for key in group
     ]
     return ".".join(path) in keys
 
 
 def _lay(layer: Source, path: KeyPath, document: Document, problems: list[Problem]) -> None:
-    """Put one override's value into the layer, with the command line as its place."""
+    """Puts an override's value into the layer, with the command line as its place."""
     mark = replace(document.values[()], line=0, column=0)
-    here = layer.data
+    section = layer.data
     for depth, key in enumerate(path[:-1], start=1):
         tag = CHOICES.get(path[:depth])
-        if tag and isinstance(here.get(key), str):
-            here[key] = {tag: here[key]}
-        inner = here.setdefault(key, {})
+        if tag and isinstance(section.get(key), str):
+            section[key] = {tag: section[key]}
+        inner = section.setdefault(key, {})
         if not isinstance(inner, dict):
             problems.append(
                 Problem(f"`{'.'.join(path[:depth])}` is given too, and holds no keys", ".".join(path), mark=mark)
             )
             return
-        here = inner
+        section = inner
         layer.keys.setdefault(path[:depth], mark)
         layer.values.setdefault(path[:depth], mark)
-    here[path[-1]] = document.data
+    section[path[-1]] = document.data
     layer.keys[path] = mark
     for inner_path in (*document.keys, *document.values):
         layer.values[(*path, *inner_path)] = mark
@@ -308,9 +311,9 @@ def _absolute_matrix(matrix: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _sections(key: str, value: dict[str, Any], folder: Path) -> Iterable[tuple[str, Any]]:
-    whole = {key: value}
-    _make_absolute(whole, folder)
-    return whole[key].items()
+    data = {key: value}
+    _make_absolute(data, folder)
+    return data[key].items()
 
 
 def _absolute(value: Any, folder: Path) -> Any:
@@ -330,5 +333,5 @@ def _shortened(problems: Sequence[Problem]) -> list[Problem]:
     return [*problems[:MOST_PROBLEMS], Problem(f"and {len(problems) - MOST_PROBLEMS:,} more problems")]
 
 
-def _cut(text: str, most: int = 60) -> str:
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+def _cut(text: str, max_length: int = 60) -> str:
+    return text if len(text) <= max_length else f"{text[: max_length - 3]}..."

@@ -14,61 +14,66 @@ from sft_dist.recipe.yaml_lines import KeyPath
 
 
 def keys_of(section: type[BaseModel]) -> tuple[str, ...]:
+    """Returns the keys of a section."""
     return tuple(section.model_fields)
 
 
 def type_of(field: FieldInfo) -> Any:
-    """A field's annotation with the metadata pydantic took off it."""
-    noted: Any = field.annotation
+    """Returns a field's annotation with the metadata that pydantic took off it."""
+    annotation: Any = field.annotation
     for note in field.metadata:
-        noted = Annotated[noted, note]
-    return noted
+        annotation = Annotated[annotation, note]
+    return annotation
 
 
 @cache
 def members_of(annotation: Any) -> tuple[Any, ...]:
-    """What a value may be: the members of a union without None and without nesting; else the type itself."""
+    """Returns the types of a value: the members of a union without None and nesting; else the type itself."""
     origin = get_origin(annotation)
     if origin is Annotated:
         members = members_of(get_args(annotation)[0])
         return members if len(members) > 1 or is_section(members[0]) else (annotation,)
     if origin in (Union, types.UnionType):
-        return tuple(one for part in get_args(annotation) if part is not type(None) for one in members_of(part))
+        return tuple(
+            member for outer in get_args(annotation) if outer is not type(None) for member in members_of(outer)
+        )
     return (annotation,)
 
 
 def is_section(annotation: Any) -> bool:
+    """Whether this is a section of a recipe."""
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def tag_name(section: type[BaseModel]) -> str | None:
-    """The key that names a choice: its first field when that is a required literal (`method`, `name`, `type`)."""
+    """Returns the key that names a choice: its first field when that is a required literal (`method`, `name`, `type`)."""
     name, field = next(iter(section.model_fields.items()))
     return name if get_origin(field.annotation) is Literal and field.is_required() else None
 
 
 def tags_of(section: type[BaseModel]) -> tuple[str, ...]:
+    """Returns the values of the key that names a choice."""
     name = tag_name(section)
     return get_args(section.model_fields[name].annotation) if name else ()
 
 
 def bare(annotation: Any) -> Any:
-    """The type without Annotated."""
+    """Returns the type without Annotated."""
     return bare(get_args(annotation)[0]) if get_origin(annotation) is Annotated else annotation
 
 
 @cache
 def sections(root: type[BaseModel] = Recipe) -> dict[KeyPath, tuple[type[BaseModel], ...]]:
-    """Key path -> the section there, or all the choices."""
-    found: dict[KeyPath, tuple[type[BaseModel], ...]] = {}
+    """Returns key path -> the section there, or all the choices."""
+    by_path: dict[KeyPath, tuple[type[BaseModel], ...]] = {}
 
     def visit(path: KeyPath, classes: tuple[type[BaseModel], ...]) -> None:
-        found[path] = classes
-        for one in classes:
-            for key, info in one.model_fields.items():
+        by_path[path] = classes
+        for section in classes:
+            for key, info in section.model_fields.items():
                 inner = tuple(member for member in members_of(type_of(info)) if is_section(member))
                 if inner:
                     visit((*path, key), inner)
 
     visit((), (root,))
-    return found
+    return by_path

@@ -2,7 +2,7 @@
 
 This is the contract between the launcher and the nodes. The descriptions become the JSON schema (`sft-dist schema`) and
 the starter files (`sft-dist init`). Settings that exist only for one choice (LoRA's rank, SGD's momentum) live in that
-choice's own class, so writing them elsewhere is an unknown key and not a silence. Torch-free.
+choice's own class, so elsewhere they are unknown keys instead of being silently ignored. Torch-free.
 """
 
 from typing import Annotated, Any, Literal
@@ -33,62 +33,64 @@ class Model(Section):
     revision: str | None = Field(None, description="Hub only: branch, tag or commit.")
     tokenizer: str | None = Field(
         None,
-        description="Where the tokenizer (or image processor, or feature extractor) is, when not beside the weights.",
+        description="Where the tokenizer (or image processor, or feature extractor) is, if not in `path`.",
     )
     attention: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = Field(
-        None, description="Implementation of attention. Left out: the model's own choice."
+        None, description="Implementation of attention [default: the model's own]."
     )
     allow_pickle: bool = Field(
-        False, description="Accept weights that are pickles (.bin, .pt). They are then read with weights_only=True."
+        False, description="Accept weights in pickle files (.bin, .pt); they are read with weights_only=True."
     )
     trust_remote_code: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = Field(
-        None, description="Run the code that comes with the model, of exactly this commit of the hub repository."
+        None, description="Run the code in the model's hub repository, at exactly this commit."
     )
     config: dict[str, Any] = Field(
         default_factory=mapping,
-        description="Values that replace those in the model's config, such as `hidden_dropout_prob: 0.0`.",
+        description="Values that replace those of the model's config, such as `hidden_dropout_prob: 0.0`.",
     )
 
 
 # ── data ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 class SplitSources(Section):
     train: str | list[str] = Field(description="Files or data set for training.")
-    validation: str | list[str] | None = Field(None, description="Files or data set to choose a checkpoint on.")
+    validation: str | list[str] | None = Field(None, description="Files or data set on which a checkpoint is chosen.")
     test: str | list[str] | None = Field(None, description="Files or data set for the one final score.")
 
 
 class Split(Section):
     validation: Fraction | None = Field(
-        None, description="Share of the training rows held out for validation when the source has no such split (0.1)."
+        None,
+        description="Share of the training rows held out for validation if the source has no such split [default: 0.1].",
     )
     test: Fraction | None = Field(
         None,
-        description="Share of the training rows held out for the final test when the source has no such split (0.1).",
+        description="Share of the training rows held out for the final test if the source has no such split [default: 0.1].",
     )
     seed: int = Field(
-        0, ge=0, lt=2**32, description="Seed of the division. Independent of train.seed, so seeds share one test set."
+        0,
+        ge=0,
+        lt=2**32,
+        description="Seed of the split. Independent of train.seed, so runs with other seeds share one test set.",
     )
-    stratify: bool = Field(True, description="Keep class shares equal in all parts (single-label problems).")
+    stratify: bool = Field(True, description="Keep the shares of classes equal in all splits (single-label problems).")
     group: str | None = Field(
-        None, description="A column; rows with an equal value (a speaker, a document) all go to the same part."
+        None, description="A column; rows with an equal value (a speaker, a document) all go to the same split."
     )
 
 
 class Clean(Section):
-    strip: bool = Field(True, description="Cut white space off both ends of every text, message and word.")
-    unicode: Literal["NFC", "NFKC", "none"] = Field("none", description="Unicode normal form to bring texts into.")
+    strip: bool = Field(True, description="Strip white space from both ends of every text, message and word.")
+    unicode: Literal["NFC", "NFKC", "none"] = Field("none", description="Unicode normal form of texts.")
     drop_empty: bool = Field(
-        True, description="Drop rows with an empty text, no label or no answer; false: they are an error."
+        True, description="Drop rows with an empty text, no label or no answer; if false, they are an error."
     )
-    drop_duplicates: bool = Field(
-        True, description="Drop rows whose input and target were both seen before (the first one stays)."
-    )
+    drop_duplicates: bool = Field(True, description="Drop rows that repeat the input and the target of an earlier row.")
     near_duplicates: Annotated[float, Field(ge=0.5, le=1)] | None = Field(
         None,
-        description="Drop rows whose text is this alike to one before (Jaccard similarity of its five-character pieces, by MinHash): 0.8.",
+        description="Drop rows whose text is at least this similar to an earlier one, such as 0.8 (Jaccard similarity of five-character shingles, by MinHash).",
     )
     max_chars: Positive | None = Field(
-        None, description="Drop rows whose texts, or messages, have more characters than this together."
+        None, description="Drop rows whose texts (or messages) together have more characters than this."
     )
     map_labels: dict[str, str] = Field(
         default_factory=mapping, description="Label in the data -> label to use: `{pos: positive, neg: negative}`."
@@ -101,21 +103,22 @@ def _or_boolean(schema: dict[str, Any]) -> None:
 
 class Streaming(Section):
     buffer: Positive = Field(
-        10_000, description="Rows that are read, shuffled and prepared at a time; two such blocks lie on disk ahead."
+        10_000,
+        description="Rows that are read, shuffled and prepared at a time; two such chunks are prepared ahead on disk.",
     )
 
 
 class Data(Section):
     source: str | list[str] | SplitSources = Field(
-        description="A file (csv, tsv, json, jsonl, parquet, arrow, text, CoNLL, COCO), a glob, a folder of pictures or "
+        description="A file (csv, tsv, json, jsonl, parquet, arrow, text, CoNLL, COCO), a glob, a folder of images or "
         "recordings or one saved by `datasets`, a hub id, `package:NAME/path/inside`, `sample:NAME/path`, an fsspec URL (a "
         "folder's ends with /), an SQL URL with a table or a query after its #, a list of those, "
         "or one of those for each of train, validation and test."
     )
     weights: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2)] | None = Field(
         None,
-        description="Mix the training sources of a list by these shares, drawn by `split.seed` until one is used up. Left "
-        "out: all rows of all.",
+        description="Mix the training sources of a list by these shares, drawn by `split.seed` until one is used up "
+        "[default: all rows of all].",
     )
     format: Literal[
         "auto",
@@ -132,25 +135,25 @@ class Data(Section):
         "mask-folder",
         "audio-folder",
         "sql",
-    ] = Field("auto", description="How the source is read. auto: by its suffix, or by what lies in the folder.")
+    ] = Field("auto", description="Format of the source. auto: by its suffix, or by the files in the folder.")
     streaming: Annotated[Streaming | None, switch()] = Field(
         None,
-        description="Read the training rows while training goes on, instead of preparing all of them before: `true`, or "
+        description="Read the training rows during training, instead of preparing all of them before: `true`, or "
         "`{buffer: 2000}`. Needs train.steps and a validation split of its own.",
         json_schema_extra=_or_boolean,
     )
-    subset: str | None = Field(None, description="Hub only: the configuration of the data set.")
+    subset: str | None = Field(None, description="Hub only: configuration of the data set.")
     revision: str | None = Field(None, description="Hub only: branch, tag or commit.")
     columns: dict[str, str] = Field(
-        default_factory=mapping, description="Role -> column name, where they differ: `{text: review, label: stars}`."
+        default_factory=mapping, description="Role -> column name, if they differ: `{text: review, label: stars}`."
     )
     allow_urls: bool = Field(
         False,
-        description="Open http(s) URLs that columns of pictures, masks and recordings hold, without credentials. false: they "
+        description="Open http(s) URLs that columns of images, masks and recordings contain, without credentials. false: they "
         "name files in the table's folder or below.",
     )
     labels: Annotated[list[str], Field(min_length=1)] | None = Field(
-        None, description="The classes in the order of the model's outputs. Left out: all in the training rows, sorted."
+        None, description="The classes in the order of the model's outputs [default: all in the training rows, sorted]."
     )
     where: dict[str, str | int | float | bool | list[str | int | float | bool]] = Field(
         default_factory=mapping,
@@ -158,20 +161,20 @@ class Data(Section):
     )
     limit: Positive | None = Field(None, description="Keep this many rows, drawn by `split.seed`, before splitting.")
     split: Split = Field(
-        default_factory=lambda: Split(), description="How missing splits are made from the training rows."
+        default_factory=lambda: Split(), description="How missing splits are made of the training rows."
     )
     clean: Clean = Field(
-        default_factory=lambda: Clean(), description="What is done to rows before training. Everything is counted."
+        default_factory=lambda: Clean(), description="How rows are cleaned before training. Dropped rows are counted."
     )
-    max_length: Positive = Field(256, description="Longest input in tokens; longer ones are cut.")
+    max_length: Positive = Field(256, description="Longest input in tokens; longer ones are truncated.")
     augment: Augment = Field(
-        default_factory=lambda: Augment(), description="Random changes to training examples, new in every epoch."
+        default_factory=lambda: Augment(), description="Random changes of training examples, different in every epoch."
     )
     sampling: Literal["natural", "balanced"] = Field(
-        "natural", description="balanced: draw training examples so that every class is met equally often."
+        "natural", description="balanced: draw training examples so that every class occurs equally often."
     )
     workers: int = Field(
-        0, ge=0, le=256, description="Processes beside each rank that make batches ahead of it; 0: it makes its own."
+        0, ge=0, le=256, description="Processes per rank that prepare batches ahead; 0: the rank prepares its own."
     )
 
 
@@ -181,12 +184,14 @@ class FullTuning(Section):
 
 
 class FreezeTuning(Section):
-    method: Literal["freeze"] = Field(description="Train the head and part of the body; what is named below adds up.")
+    method: Literal["freeze"] = Field(
+        description="Train the head and the parts of the model that the settings below name."
+    )
     train_first_layers: int | None = Field(None, ge=0, description="Train this many of the first layers.")
     train_last_layers: int | None = Field(
         None,
         ge=0,
-        description="Train this many of the last layers (0: only the head and what stands after the layers).",
+        description="Train this many of the last layers (0: only the head and what follows the layers).",
     )
     train: list[str] | None = Field(
         None, description="Regular expressions; weights whose full name matches one are trained."
@@ -194,20 +199,20 @@ class FreezeTuning(Section):
     train_embeddings: bool = Field(False, description="Train the embeddings too.")
     unfreeze_every: Period | None = Field(
         None,
-        description="Begin with the head alone and add one of the trained layers at this pace, the last first and the "
+        description="Begin with the head alone and unfreeze one more layer at this pace, the last one first and the "
         "embeddings at the end (Howard & Ruder 2018, arXiv 1801.06146): `1 epoch` or `100 steps`.",
     )
 
     @model_validator(mode="after")
-    def _something(self) -> "FreezeTuning":
+    def _require_trained_parts(self) -> "FreezeTuning":
         layers = (self.train_first_layers, self.train_last_layers, self.train)
-        if all(one is None for one in layers) and not self.train_embeddings:
+        if all(setting is None for setting in layers) and not self.train_embeddings:
             raise ValueError(
                 "say what to train beside the head: `train_last_layers` (0: nothing), `train_first_layers`, `train` or "
                 "`train_embeddings`"
             )
-        nothing = not any(layers) and not self.train_embeddings
-        if self.unfreeze_every is not None and nothing:
+        head_only = not any(layers) and not self.train_embeddings
+        if self.unfreeze_every is not None and head_only:
             raise ValueError("`unfreeze_every` has no effect when only the head is trained")
         return self
 
@@ -218,7 +223,7 @@ class BitfitTuning(Section):
     )
 
 
-_WHOLE_LAYERS = "Further layers trained in full and saved; the head always is."
+_WHOLE_LAYERS = "Further layers that are trained in full and saved, as the head always is."
 
 
 class _LowRank(Section):
@@ -244,7 +249,7 @@ class LoraTuning(_LowRank):
 
 class QloraTuning(_LowRank):
     method: Literal["qlora"] = Field(
-        description="LoRA beside a base in 4 bits (nf4; Dettmers et al. 2023, arXiv 2305.14314). Needs a GPU and bitsandbytes."
+        description="LoRA on a base model in 4 bits (nf4; Dettmers et al. 2023, arXiv 2305.14314). Needs a GPU and bitsandbytes."
     )
 
 
@@ -253,15 +258,15 @@ class Ia3Tuning(Section):
         description="Train vectors that scale keys, values and feed-forward activations (IA3, arXiv 2205.05638), and the head."
     )
     target_modules: list[str] | None = Field(
-        None, description="Names of the layers that are scaled. Left out: what PEFT knows for the model."
+        None, description="Names of the layers that are scaled [default: those that PEFT knows for the model]."
     )
     feedforward_modules: list[str] | None = Field(
-        None, description="Those of target_modules whose input is scaled, not their output."
+        None, description="Those of target_modules whose input is scaled instead of their output."
     )
     modules_to_save: list[str] = Field(default_factory=listing, description=_WHOLE_LAYERS)
 
     @model_validator(mode="after")
-    def _both(self) -> "Ia3Tuning":
+    def _require_both_module_lists(self) -> "Ia3Tuning":
         if (self.target_modules is None) != (self.feedforward_modules is None):
             raise ValueError("give both `target_modules` and `feedforward_modules`, or neither")
         if strange := set(self.feedforward_modules or ()) - set(self.target_modules or ()):
@@ -301,7 +306,7 @@ ClassWeights = Literal["balanced"] | list[Annotated[float, Field(gt=0)]] | dict[
 
 
 class CrossEntropyLoss(Section):
-    name: Literal["cross-entropy"] = Field(description="Softmax cross-entropy, for one class a text.")
+    name: Literal["cross-entropy"] = Field(description="Softmax cross-entropy, for one class per example.")
     label_smoothing: Fraction = Field(0.0, description="Share of the target spread over all classes.")
     class_weights: ClassWeights | None = Field(
         None,
@@ -310,7 +315,9 @@ class CrossEntropyLoss(Section):
 
 
 class BinaryCrossEntropyLoss(Section):
-    name: Literal["binary-cross-entropy"] = Field(description="One yes/no cross-entropy a class, for multi-label.")
+    name: Literal["binary-cross-entropy"] = Field(
+        description="One binary cross-entropy per class, for multi-label problems."
+    )
     class_weights: ClassWeights | None = Field(
         None,
         description="Weight of each class's positives: `balanced` (negatives / positives), a list, or label -> weight.",
@@ -318,8 +325,8 @@ class BinaryCrossEntropyLoss(Section):
 
 
 class FocalLoss(Section):
-    name: Literal["focal"] = Field(description="Cross-entropy that counts easy examples less (arXiv 1708.02002).")
-    gamma: Annotated[float, Field(ge=0)] = Field(2.0, description="How much less; 0 is cross-entropy.")
+    name: Literal["focal"] = Field(description="Cross-entropy that weights easy examples less (arXiv 1708.02002).")
+    gamma: Annotated[float, Field(ge=0)] = Field(2.0, description="How much less; 0: cross-entropy.")
     class_weights: ClassWeights | None = Field(None, description="As for cross-entropy.")
 
 
@@ -369,14 +376,14 @@ class AdamW(Section):
 
 class Adam(Section):
     name: Literal["adam"] = Field(description="Adam (Kingma & Ba, arXiv 1412.6980).")
-    weight_decay: Decay = Field(0.0, description="L2 penalty; norms and biases are spared.")
+    weight_decay: Decay = Field(0.0, description="L2 penalty; norms and biases are never decayed.")
     betas: Betas = Field([0.9, 0.999], description="Decay of the first and second moment.")
     eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="Added to the denominator.")
 
 
 class Sgd(Section):
     name: Literal["sgd"] = Field(description="Stochastic gradient descent.")
-    weight_decay: Decay = Field(0.0, description="L2 penalty; norms and biases are spared.")
+    weight_decay: Decay = Field(0.0, description="L2 penalty; norms and biases are never decayed.")
     momentum: Fraction = Field(0.9, description="Momentum.")
     nesterov: bool = Field(False, description="Nesterov momentum.")
 
@@ -390,7 +397,7 @@ class Adafactor(Section):
 
 class NamedOptimizer(Section):
     name: NamedOptimizerName = Field(
-        description="An optimizer by its name in transformers. Some need a package, some a GPU, some cannot be used here: said before anything starts."
+        description="An optimizer by its name in transformers. Some need a package or a GPU; both are checked before anything starts."
     )
     weight_decay: Decay = Field(0.0, description="Decay; norms and biases are never decayed.")
     options: dict[str, bool | int | float | str | list[float]] = Field(
@@ -406,7 +413,7 @@ Optimizer = Annotated[
 
 class PlainSchedule(Section):
     name: Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"] = Field(
-        description="Course of the learning rate after warm-up, by its name in transformers."
+        description="Learning rate after warm-up, by its name in transformers."
     )
 
 
@@ -417,13 +424,13 @@ class CosineWithRestarts(Section):
 
 class CosineWithMinLr(Section):
     name: Literal["cosine_with_min_lr"] = Field(description="Cosine down to a share of the learning rate.")
-    min_lr_rate: Fraction = Field(0.1, description="Where it ends, as a share of lr.")
+    min_lr_rate: Fraction = Field(0.1, description="Final learning rate, as a share of lr.")
 
 
 class Polynomial(Section):
     name: Literal["polynomial"] = Field(description="Polynomial decay.")
     power: Annotated[float, Field(gt=0)] = Field(1.0, description="Exponent.")
-    lr_end: Annotated[float, Field(ge=0)] = Field(1e-7, description="Where it ends.")
+    lr_end: Annotated[float, Field(ge=0)] = Field(1e-7, description="Final learning rate.")
 
 
 Schedule = Annotated[
@@ -435,22 +442,26 @@ Schedule = Annotated[
 # ── strategy ────────────────────────────────────────────────────────────────────────────────────────────────────────
 class PlainStrategy(Section):
     name: Literal["auto", "single", "ddp"] = Field(
-        description="auto: the least complicated one that fits. single: one process. ddp: every process has the whole model."
+        description="auto: the simplest one that fits. single: one process. ddp: every process has the whole model."
     )
 
 
 class ZeroStrategy(Section):
     name: Literal["zero1", "zero2"] = Field(
-        description="DeepSpeed ZeRO (Rajbhandari et al. 2019, arXiv 1910.02054): processes share the optimizer's state (1) "
-        "and the gradients (2)."
+        description="DeepSpeed ZeRO (Rajbhandari et al. 2019, arXiv 1910.02054): the optimizer's state (1) "
+        "and the gradients (2) are sharded across processes."
     )
-    offload_optimizer: Literal["none", "cpu"] = Field("none", description="Where the optimizer's state lies.")
+    offload_optimizer: Literal["none", "cpu"] = Field("none", description="Where the optimizer's state is kept.")
 
 
 class Zero3Strategy(Section):
-    name: Literal["zero3"] = Field(description="ZeRO stage 3: processes share the weights, too.")
-    offload_optimizer: Literal["none", "cpu", "nvme"] = Field("none", description="Where the optimizer's state lies.")
-    offload_parameters: Literal["none", "cpu", "nvme"] = Field("none", description="Where resting weights lie.")
+    name: Literal["zero3"] = Field(description="ZeRO stage 3: the parameters are sharded, too.")
+    offload_optimizer: Literal["none", "cpu", "nvme"] = Field(
+        "none", description="Where the optimizer's state is kept."
+    )
+    offload_parameters: Literal["none", "cpu", "nvme"] = Field(
+        "none", description="Where parameters are kept while they are not used."
+    )
     nvme_path: str | None = Field(None, description="Folder on a fast local disk, for `nvme`.")
 
     @model_validator(mode="after")
@@ -465,11 +476,13 @@ class Zero3Strategy(Section):
 
 class Fsdp2Strategy(Section):
     name: Literal["fsdp2"] = Field(
-        description="PyTorch's fully sharded data parallel (`fully_shard`): processes share weights, gradients and state."
+        description="PyTorch's fully sharded data parallel (`fully_shard`): parameters, gradients and optimizer state are sharded."
     )
-    offload: Literal["none", "cpu"] = Field("none", description="Where weights, gradients and state lie between uses.")
+    offload: Literal["none", "cpu"] = Field(
+        "none", description="Where parameters, gradients and optimizer state are kept while they are not used."
+    )
     reshard_after_forward: bool = Field(
-        True, description="Free each layer's gathered weights after its forward pass; false: faster, and more memory."
+        True, description="Free each layer's gathered parameters after its forward pass; false: faster, more memory."
     )
 
 
@@ -483,27 +496,27 @@ StrategySettings = Annotated[
 class EarlyStopping(Section):
     patience: Positive = Field(description="Stop after this many validations in a row without a better score.")
     min_delta: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="What counts as better, in the metric's own unit."
+        0.0, description="Smallest improvement that counts, in the metric's own unit."
     )
 
 
 class Train(Section):
     epochs: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Passes over the training rows (3 when `steps` is left out too)."
+        None, description="Passes over the training rows [default: 3, without `steps`]."
     )
     steps: Positive | None = Field(None, description="Optimizer steps, instead of epochs.")
     global_batch: Positive = Field(
-        32, description="Examples in one optimizer step, over all nodes, processes and accumulation. Exact."
+        32, description="Examples in one optimizer step, over all nodes, processes and accumulation steps. Exact."
     )
     micro_batch: Positive | Literal["auto"] = Field(
         "auto",
-        description="Examples one process handles at a time. auto: the largest that fits the arithmetic, at most 32.",
+        description="Examples in one forward pass of a process. auto: the largest divisor of its share of the global batch, at most 32.",
     )
     lr: Annotated[float, Field(gt=0)] = Field(description="Peak learning rate.")
     optimizer: Optimizer = Field(default_factory=lambda: AdamW(name="adamw"), description="Name, or name and options.")
     layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
-        description="The head learns at lr, the last layer at lr x this, the one before at lr x this squared, and so on "
+        description="The head learns at lr, the last layer at lr x this, the layer before it at lr x this squared, and so on "
         "down to the embeddings (arXiv 1801.06146).",
     )
     schedule: Schedule = Field(
@@ -513,48 +526,48 @@ class Train(Section):
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(
         1.0, description="Largest gradient norm; null: no clipping."
     )
-    loss: Loss | None = Field(None, description="Name, or name and options. Left out: the task's usual one.")
+    loss: Loss | None = Field(None, description="Name, or name and options [default: the task's usual loss].")
     precision: Literal["fp32", "bf16", "fp16", "fp8"] = Field(
         "fp32",
         description="bf16 and fp16: autocast, fp16 with loss scaling; fp8: matrix products in 8 bits (Hopper GPUs and later). "
-        "Weights and optimizer stay fp32.",
+        "Trained weights and the optimizer stay fp32.",
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Of data order, new weights and dropout.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the data order, new weights and dropout.")
     strategy: StrategySettings = Field(
         default_factory=lambda: PlainStrategy(name="auto"),
         description="How processes share the work: name, or name and options.",
     )
     gradient_checkpointing: bool = Field(
         False,
-        description="Compute activations again in the backward pass instead of keeping them: less memory, about a third slower.",
+        description="Recompute activations in the backward pass instead of keeping them: less memory, about a third slower.",
     )
     compile: bool = Field(False, description="Compile the model with torch.compile.")
-    liger: bool = Field(False, description="Liger kernels, where the model has them (GPU).")
+    liger: bool = Field(False, description="Use Liger kernels, if the model has them (GPU).")
     batching: Literal["plain", "bucketed"] = Field(
-        "plain", description="plain: shuffled. bucketed: batches of similar lengths, so little is spent on padding."
+        "plain", description="plain: shuffled. bucketed: batches of similar lengths, with little padding."
     )
     save_every: Period = Field("1 epoch", description="`0.5 epochs` or `200 steps`. The last step is always saved.")
     eval_every: Period | None = Field(
-        None, description="Validate at this pace (like save_every when left out). A validated step is also saved."
+        None, description="Validate at this pace [default: save_every]. A validated step is also saved."
     )
     keep_last: Positive | None = Field(
         None,
-        description="Keep this many newest checkpoints; the best, and any not yet evaluated, always stay. null: keep all.",
+        description="Keep this many of the newest checkpoints, the best one, and those not yet evaluated. null: keep all.",
     )
     keep_every: Period | None = Field(
         None, description="With keep_last: also keep the checkpoints at this pace, such as `1 epoch`."
     )
     async_save: bool = Field(
-        True, description="Write checkpoints while training goes on; it waits only for the copy in memory."
+        True, description="Write checkpoints in the background; training waits only for the copy in memory."
     )
     on_bad_loss: Literal["stop", "skip"] = Field(
-        "stop", description="What to do with a step whose loss or gradient is no number, or above `max_loss`."
+        "stop", description="What to do with a step whose loss or gradient is NaN or infinite, or above `max_loss`."
     )
-    max_loss: Annotated[float, Field(gt=0)] | None = Field(None, description="A loss above this is a bad one.")
+    max_loss: Annotated[float, Field(gt=0)] | None = Field(None, description="A loss above this counts as bad.")
     early_stopping: EarlyStopping | None = Field(None, description="Stop when validation no longer improves.")
-    log_every: Positive = Field(10, description="Steps between two lines of the log.")
+    log_every: Positive = Field(10, description="Optimizer steps between two log lines.")
     tracking: list[Literal["tensorboard"]] = Field(
-        default_factory=listing, description="Also log there: `[tensorboard]`."
+        default_factory=listing, description="Further places to log to: `[tensorboard]`."
     )
     deterministic: bool = Field(True, description="Use deterministic kernels, so that a resumed run is bit-identical.")
 
@@ -570,20 +583,20 @@ class Train(Section):
 # ── evaluate, resources, matrix ─────────────────────────────────────────────────────────────────────────────────────
 class Evaluate(Section):
     metric: str | None = Field(
-        None, description="Score to choose a checkpoint by. Left out: the problem's first in the README's table."
+        None, description="Metric by which a checkpoint is chosen [default: the problem's first in the README's table]."
     )
     direction: Literal["max", "min"] | None = Field(
-        None, description="Which way is better. Left out: known from the metric."
+        None, description="Which way is better [default: known from the metric]."
     )
     choose_on: Literal["validation"] = Field("validation", description="Split the checkpoint is chosen on.")
     report_on: list[Literal["train", "test"]] = Field(
-        ["test"], description="Splits the chosen checkpoint is scored on, once."
+        ["test"], description="Splits on which the chosen checkpoint is evaluated, once."
     )
     micro_batch: Positive = Field(64, description="Examples in one forward pass.")
     export: Literal["merged", "adapter", "none"] | None = Field(
         None,
-        description="How the winner is written as a Hugging Face folder; merged: adapters inside the base's weights; adapter: "
-        "apart from it. Left out: merged where that is possible.",
+        description="How the chosen checkpoint is written as a Hugging Face folder. merged: adapters merged into the base model; "
+        "adapter: separate [default: merged if that is possible].",
     )
 
 
@@ -591,10 +604,10 @@ class Resources(Section):
     nodes: Positive = Field(1, description="Machines.")
     processes_per_node: Positive | Literal["auto"] = Field(
         "auto",
-        description="Processes on each machine. auto: one a GPU; without a GPU two (one on one core), so that what is debugged here is distributed too.",
+        description="Processes on each machine. auto: one per GPU; without a GPU two (one on a single core), so that a local run is distributed, too.",
     )
     threads_per_process: Positive | None = Field(
-        None, description="CPU threads of a process (cores / processes when left out)."
+        None, description="CPU threads of a process [default: cores / processes]."
     )
     time: Annotated[str, AfterValidator(check_time)] | None = Field(
         None, description="Time limit: `90min`, `2h30m`, `1-12:00:00`."
@@ -604,8 +617,8 @@ class Resources(Section):
     )
     hang_timeout: Annotated[str, AfterValidator(check_time)] = Field(
         "30min",
-        description="A process without a sign of life, or without a step, for this long hangs: it is named, and the run "
-        "started again. Longer than the slowest step.",
+        description="A process hangs if it has no heartbeat or makes no step for this long. It is named, and the run is started "
+        "again. Must be longer than the slowest step.",
     )
 
 
@@ -621,17 +634,19 @@ class Matrix(BaseModel):
 
 
 class Recipe(Section):
-    """What to fine-tune, on what, how, and with how much."""
+    """What to fine-tune, on what data, how, and with what resources."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)] = Field(
-        description="Name of the runs' folder. Left out: the file's name."
+        description="Name of the runs' folder [default: the file's name]."
     )
-    description: str = Field("", description="For people.")
+    description: str = Field("", description="A note for readers.")
     task: Task = Field(description="Name, or `type` and options.")
     model: Model = Field(description="Where the weights come from.")
     data: Data = Field(description="Where the examples come from, and how they are cleaned and split.")
-    tuning: Tuning = Field(description="full, freeze or lora: name, or `method` and options.")
+    tuning: Tuning = Field(description="Which parameters are trained: name, or `method` and options.")
     train: Train = Field(description="How to train.")
-    evaluate: Evaluate = Field(default_factory=lambda: Evaluate(), description="How checkpoints are judged.")
-    resources: Resources = Field(default_factory=lambda: Resources(), description="How much to train on.")
+    evaluate: Evaluate = Field(default_factory=lambda: Evaluate(), description="How checkpoints are evaluated.")
+    resources: Resources = Field(
+        default_factory=lambda: Resources(), description="Machines, processes, memory and time."
+    )
     matrix: Matrix | None = Field(None, description="Key path -> values: one run for each combination.")

@@ -1,4 +1,4 @@
-"""What every part of a recipe has in common."""
+"""Base class and helpers of all sections of a recipe."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def shorthand(tag: str) -> BeforeValidator:
 
 
 def switch() -> BeforeValidator:
-    """`streaming: true` means `streaming: {}`, and `false` as much as leaving it out."""
+    """`streaming: true` means `streaming: {}`, and `false` means no such key."""
     return BeforeValidator(lambda value: ({} if value else None) if isinstance(value, bool) else value)
 
 

@@ -1,4 +1,4 @@
-"""A file as its user wrote it, with the place of every key and value, and the schema that it is held against."""
+"""A file as its user wrote it, with the place of every key and value, and the schema that it must follow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sft_dist.recipe.errors import Mark
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.yaml_lines import KeyPath
 
-# What other tools call our settings.
+# Names of our settings in other tools.
 OTHER_NAMES = {
     "learning_rate": "train.lr",
     "num_train_epochs": "train.epochs",
@@ -49,7 +49,7 @@ OTHER_NAMES = {
 
 @dataclass(frozen=True)
 class Schema:
-    """What a file is held against. Recipes are not the only files that people write (`launch/slurm/clusters.py`)."""
+    """What a file must follow. Cluster files have one, too (`launch/slurm/clusters.py`)."""
 
     root: type[BaseModel]
     noun: str  # "recipe", as in "at the top of a recipe"
@@ -61,7 +61,7 @@ RECIPE = Schema(Recipe, "recipe", OTHER_NAMES)
 
 @dataclass(frozen=True)
 class Source:
-    """A recipe as written: base files merged in, overrides applied, not yet validated."""
+    """A file as written: base files merged, overrides applied, not validated."""
 
     data: dict[str, Any]
     file: Path
@@ -71,19 +71,17 @@ class Source:
     schema: Schema = RECIPE
 
     def mark(self, path: KeyPath) -> Mark | None:
-        """The place of a key path, or of the nearest thing around it. List positions may be text: ("labels", "0")."""
-        exact = tuple(
-            int(part) if isinstance(part, str) and part.isdecimal() and len(part) < 9 else part for part in path
-        )
+        """Returns the place of a key path, or of the nearest section around it. List positions may be text: ("labels", "0")."""
+        exact = tuple(int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 9 else key for key in path)
         for length in range(len(path), -1, -1):
-            for known in (path[:length], exact[:length]):
-                if known in self.values:
-                    return self.values[known]
+            for prefix in (path[:length], exact[:length]):
+                if prefix in self.values:
+                    return self.values[prefix]
         return None
 
 
-def shown(file: Path) -> str:
-    """The file's name as the user would type it."""
+def display_name(file: Path) -> str:
+    """Returns the file's name as the user would type it."""
     try:
         relative = os.path.relpath(file)
     except (OSError, ValueError):

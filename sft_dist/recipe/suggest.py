@@ -7,17 +7,17 @@ from difflib import get_close_matches
 from pathlib import Path
 
 
-def similar_to(word: str, known: Iterable[str]) -> str:
-    """`did you mean ...?`, or nothing. Case counts for nothing."""
+def similar_to(word: str, names: Iterable[str]) -> str:
+    """Returns `did you mean ...?`, or nothing. Ignores case."""
     by_lower: dict[str, str] = {}
-    for name in known:
+    for name in names:
         by_lower.setdefault(name.lower(), name)
     close = get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
     return f"did you mean `{by_lower[close[0]]}`?" if close else ""
 
 
 def neighbours_of(path: Path) -> str:
-    """A hint about the files beside a path that does not exist."""
+    """Returns a hint about the files beside a path that does not exist."""
     parent = path.parent
     try:
         if not parent.is_dir():

@@ -195,7 +195,7 @@ def test_the_data_check_reads_the_beginning(recipe, tmp_path):
     report, subject = check(recipe)
     assert report.rows == {"train": 30, "validation": 10}
     assert [(one.kind, one.rows) for one in report.errors] == [("empty-label", (("validation", 10),))]
-    assert "only its beginning was looked at, of which 30 rows" in report.notes[0]
+    assert "only its beginning was checked, of which 30 rows" in report.notes[0]
     assert (report.estimate.steps, report.estimate.steps_per_epoch) == (40, None)
     assert subject is not None
     (tmp_path / "train.csv").write_text("text,label\n")

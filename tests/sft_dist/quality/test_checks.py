@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from sft_dist.quality import duplicates, labels, lengths
-from sft_dist.quality.duplicates import equal_groups, look_for_leaks, look_for_repeats, sample_by_split
+from sft_dist.quality.duplicates import check_leaks, check_repeats, equal_groups, sample_by_split
 from sft_dist.quality.estimate import earlier_rate, estimate, padding_share
-from sft_dist.quality.findings import Places
+from sft_dist.quality.findings import RowIndex
 from sft_dist.quality.page import to_html
 from sft_dist.quality.report import Lengths, Report, to_json, to_text
 from sft_dist.recipe.findings import KINDS
@@ -34,7 +34,7 @@ def recipe(**train: object) -> Recipe:
     )
 
 
-PLACES = Places.joined({"train": np.array([3, 5, 8, 9]), "test": np.array([0, 2])})
+ROW_INDEX = RowIndex.from_ids({"train": np.array([3, 5, 8, 9]), "test": np.array([0, 2])})
 
 
 def test_every_kind_is_in_the_manual_with_its_severity():
@@ -44,35 +44,35 @@ def test_every_kind_is_in_the_manual_with_its_severity():
 
 
 def test_places_name_rows_of_their_source():
-    assert PLACES.named([0, 3, 4]) == [("train", 3), ("train", 9), ("test", 0)]
-    assert PLACES.of("test").tolist() == [4, 5]
+    assert ROW_INDEX.row_ids([0, 3, 4]) == [("train", 3), ("train", 9), ("test", 0)]
+    assert ROW_INDEX.indices_of("test").tolist() == [4, 5]
 
 
 def test_repeats_conflicts_and_leaks_are_told_apart():
     inputs = np.array([1, 1, 2, 2, 1, 7], dtype=np.uint64)
     assert [group.tolist() for group in equal_groups(inputs)] == [[0, 1, 4], [2, 3]]
     targets = np.array([0, 0, 0, 1, 0, 0], dtype=np.uint64)
-    found = {one.kind: one for one in look_for_repeats(PLACES, inputs, targets, one_each=True)}
-    assert found["duplicate"].rows == (("train", 5),)
-    assert found["duplicate"].details["repeats"] == [["train", 3]]
-    assert found["conflicting-labels"].rows == (("train", 8), ("train", 9))
-    (alone,) = look_for_repeats(PLACES, inputs, targets, one_each=False)
+    by_kind = {one.kind: one for one in check_repeats(ROW_INDEX, inputs, targets, one_each=True)}
+    assert by_kind["duplicate"].rows == (("train", 5),)
+    assert by_kind["duplicate"].details["repeats"] == [["train", 3]]
+    assert by_kind["conflicting-labels"].rows == (("train", 8), ("train", 9))
+    (alone,) = check_repeats(ROW_INDEX, inputs, targets, one_each=False)
     assert (alone.kind, alone.rows) == ("duplicate", (("train", 5),))
-    (leak,) = look_for_leaks(PLACES, inputs)
+    (leak,) = check_leaks(ROW_INDEX, inputs)
     assert set(leak.rows) == {("train", 3), ("train", 5), ("test", 0)}
 
 
 def test_a_sample_takes_small_splits_whole():
-    places = Places.joined({"train": np.arange(1000), "test": np.arange(10), "validation": np.arange(500)})
-    chosen = sample_by_split(places, 210)
+    row_index = RowIndex.from_ids({"train": np.arange(1000), "test": np.arange(10), "validation": np.arange(500)})
+    chosen = sample_by_split(row_index, 210)
     assert len(chosen) == len(set(chosen.tolist())) == 210
-    assert [len(np.intersect1d(chosen, places.of(split))) for split in places.splits] == [100, 10, 100]
+    assert [len(np.intersect1d(chosen, row_index.indices_of(split))) for split in row_index.splits] == [100, 10, 100]
 
 
 def test_texts_are_gone_through_once_and_only_those_that_are_compared_are_read(monkeypatch: pytest.MonkeyPatch):
     facts = lengths.text_facts(text for text in ("ab", " ", "a\ufffd", "ab"))
     assert facts.lengths.tolist() == [2, 1, 2, 2]
-    assert (facts.empty, facts.strange, facts.first, facts.same) == ([1], [2], "ab", 2)
+    assert (facts.empty, facts.strange, facts.first, facts.num_equal) == ([1], [2], "ab", 2)
     asked: list[np.ndarray] = []
 
     def texts_at(chosen: np.ndarray) -> list[str]:
@@ -80,12 +80,12 @@ def test_texts_are_gone_through_once_and_only_those_that_are_compared_are_read(m
         return [f"{number} is a text of its own" * int(number) for number in chosen]
 
     monkeypatch.setattr(duplicates, "MOST_NEAR", 4)
-    duplicates.look_for_near_copies(PLACES, texts_at)
+    duplicates.check_near_copies(ROW_INDEX, texts_at)
     assert [len(chosen) for chosen in asked] == [4]
 
 
 def test_balanced_weights_are_those_of_the_loss():
-    weights = labels.balanced_weights({"a": 90, "b": 10})
+    weights = labels.balanced_class_weights({"a": 90, "b": 10})
     assert weights == pytest.approx({"a": 100 / 180, "b": 5.0})
     assert sum(weights[name] * count for name, count in {"a": 90, "b": 10}.items()) == pytest.approx(100)
 
@@ -101,12 +101,12 @@ def test_balanced_weights_are_those_of_the_loss():
     ],
 )
 def test_broken_tags(tags: list[str], broken: bool):
-    places = Places.joined({"train": np.array([4, 7])})
-    assert bool(labels.look_at_tags(places, [["B-A"], tags])) == broken
+    row_index = RowIndex.from_ids({"train": np.array([4, 7])})
+    assert bool(labels.check_tags(row_index, [["B-A"], tags])) == broken
 
 
 def test_a_scheme_without_b_is_left_alone():
-    assert labels.look_at_tags(Places.joined({"train": np.array([0])}), [["O", "I-A", "I-A"]]) == []
+    assert labels.check_tags(RowIndex.from_ids({"train": np.array([0])}), [["O", "I-A", "I-A"]]) == []
 
 
 def test_calibration_finds_the_temperature_that_was_put_in():
@@ -124,26 +124,26 @@ def test_labels_are_judged_only_by_a_classifier_that_knows_them():
     clear = np.where(names == "a", -2.0, 2.0)[:, None] + rng.normal(size=(300, 4)) * 0.5
     given = names.copy()
     given[[10, 77]] = ["b", "a"]
-    judged = labels.judge_labels(clear, given.tolist())
+    judged = labels.review_labels(clear, given.tolist())
     assert judged is not None
     assert {one.index for one in judged.suspicions} == {10, 77}
     assert {(one.given, one.likely) for one in judged.suspicions} == {("b", "a"), ("a", "b")}
-    blind = labels.judge_labels(rng.normal(size=(300, 4)), given.tolist())
+    blind = labels.review_labels(rng.normal(size=(300, 4)), given.tolist())
     assert blind is not None
     assert blind.suspicions == ()
-    assert labels.judge_labels(clear[:10], given[:10].tolist()) is None
+    assert labels.review_labels(clear[:10], given[:10].tolist()) is None
 
 
 def test_nothing_to_learn_is_a_weight_of_zero_in_every_part():
     weights = np.array([[1, 0], [0, 0], [0, 2], [0, 0], [1, 1], [3, 3]])
-    (found,) = lengths.look_for_nothing_to_learn(PLACES, weights)
-    assert found.rows == (("train", 5), ("train", 9))
+    (finding,) = lengths.check_masked_labels(ROW_INDEX, weights)
+    assert finding.rows == (("train", 5), ("train", 9))
 
 
 def test_steps_are_those_of_the_plan_and_time_is_the_rows_over_the_rate():
-    found = estimate(recipe(), np.full(10, 7), 10, (5.0, "a run"))
-    assert (found.steps_per_epoch, found.steps, found.tokens_per_epoch) == (3, 6, 70)
-    assert found.seconds == pytest.approx(2 * 10 / 5.0)
+    steps = estimate(recipe(), np.full(10, 7), 10, (5.0, "a run"))
+    assert (steps.steps_per_epoch, steps.steps, steps.tokens_per_epoch) == (3, 6, 70)
+    assert steps.seconds == pytest.approx(2 * 10 / 5.0)
     assert estimate(recipe(), None, 10).seconds is None
 
 
@@ -174,8 +174,8 @@ def report() -> Report:
         task="text-classification",
         rows={"train": 4},
         findings=(
-            *lengths.look_at_texts(PLACES, "text", lengths.text_facts(["a", "<b>\ufffd", "c", "", "e", "f"]), False),
-            *look_for_leaks(PLACES, np.array([1, 2, 3, 4, 1, 6], dtype=np.uint64)),
+            *lengths.check_texts(ROW_INDEX, "text", lengths.text_facts(["a", "<b>\ufffd", "c", "", "e", "f"]), False),
+            *check_leaks(ROW_INDEX, np.array([1, 2, 3, 4, 1, 6], dtype=np.uint64)),
         ),
         classes={"train": {"<i>x</i>": 3, "y": 1}},
         lengths={"train": Lengths(numbers, 1, lengths.statistics(numbers))},

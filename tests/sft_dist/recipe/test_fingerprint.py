@@ -32,6 +32,7 @@ NOT_DIGESTED = {
     "recipe/optimizers.py": "names of optimizers",
     "recipe/remote.py": "the state of remote data; it is in the fingerprint itself",
     "recipe/section.py": "how settings are read; what was read is in the fingerprint itself",
+    "recipe/strategies.py": "how ranks share the work",
     "recipe/suggest.py": "hints in messages",
     "recipe/units.py": "times and amounts of memory; rows have neither",
 }

@@ -112,7 +112,7 @@ def test_name_and_description_are_not_inherited(tmp_path: Path) -> None:
 
 def test_a_circle_of_bases_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "base: my.yaml\n", "other.yaml")
-    assert "base files go in a circle: my.yaml -> other.yaml -> my.yaml" in said(write(tmp_path, "base: other.yaml\n"))
+    assert "circular base: my.yaml -> other.yaml -> my.yaml" in said(write(tmp_path, "base: other.yaml\n"))
 
 
 def test_a_missing_base_is_shown_where_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
