@@ -170,16 +170,17 @@ def review_labels(features: Any, labels: Sequence[str]) -> LabelReview | None:
     from cleanlab.filter import find_label_issues
 
     probabilities = calibrated(probabilities, numbers)
-    given = probabilities[np.arange(len(usable)), numbers]
+    label_probabilities = probabilities[np.arange(len(usable)), numbers]
     issues = find_label_issues(numbers, probabilities, n_jobs=1)
-    doubted = np.flatnonzero(issues & (given < DOUBT))
-    doubted = doubted[np.argsort(given[doubted], kind="stable")]
+    doubted = np.flatnonzero(issues & (label_probabilities < DOUBT))
+    doubted = doubted[np.argsort(label_probabilities[doubted], kind="stable")]
     likely = probabilities.argmax(1)
     return LabelReview(
         accuracy,
         len(usable),
         tuple(
-            Suspicion(int(usable[i]), str(names[numbers[i]]), str(names[likely[i]]), float(given[i])) for i in doubted
+            Suspicion(int(usable[i]), str(names[numbers[i]]), str(names[likely[i]]), float(label_probabilities[i]))
+            for i in doubted
         ),
     )
 
