@@ -1,8 +1,8 @@
-"""Losses as *sums* over examples, with the weight each example adds to the divisor.
+"""Losses as *sums* over examples, with the weight that each example adds to the divisor.
 
 The divisor of an optimizer step is the weight of its whole global batch, known from the batch plan before the step
 starts. Sums can be split over micro-batches and ranks in any way and still give the gradient of one big batch, which a
-mean per micro-batch does not once examples weigh differently.
+mean per micro-batch does not when examples have different weights.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class BinaryCrossEntropy:
-    """One yes/no cross-entropy a class, averaged over classes; `BCEWithLogitsLoss(pos_weight)` over the global batch."""
+    """A binary cross-entropy per class, averaged over classes; `BCEWithLogitsLoss(pos_weight)` over the global batch."""
 
     class_weights: Tensor | None = None  # (classes,)
 
@@ -64,8 +64,8 @@ class MeanSquaredError:
 class Focal:
     """-w (1 - p)^gamma log p with p the probability of the true class (Lin et al. 2017, arXiv 1708.02002).
 
-    gamma 0 is cross-entropy; the more, the less an example counts that is right already. w are the class weights, in the
-    divisor too, as in cross-entropy.
+    gamma 0 is cross-entropy; a larger gamma reduces the loss of examples that are classified well already. w are the class
+    weights, which are in the divisor too, as in cross-entropy.
     """
 
     gamma: float = 2.0
@@ -73,7 +73,7 @@ class Focal:
 
     def total(self, logits: Tensor, targets: Tensor) -> Tensor:  # (batch, classes), (batch,) -> ()
         log_p = F.log_softmax(logits, dim=-1).gather(-1, targets[:, None]).squeeze(-1)
-        # 1 - p from log p, exact where p is nearly 1; the gradient of 0^gamma would be no number.
+        # 1 - p from log p, exact where p is nearly 1; the gradient of 0^gamma would be NaN.
         missing = torch.clamp(-torch.expm1(log_p), min=torch.finfo(log_p.dtype).tiny)
         losses = -(missing**self.gamma) * log_p
         if self.class_weights is not None:
@@ -88,10 +88,10 @@ class Focal:
 
 @dataclass(frozen=True)
 class BinaryFocal:
-    """The focal loss of one yes/no question a class, averaged over classes; gamma 0 is `BCEWithLogitsLoss(pos_weight)`."""
+    """A binary focal loss per class, averaged over classes; gamma 0 is `BCEWithLogitsLoss(pos_weight)`."""
 
     gamma: float = 2.0
-    class_weights: Tensor | None = None  # (classes,) of the positives
+    class_weights: Tensor | None = None  # (classes,) for the positives
 
     def total(self, logits: Tensor, targets: Tensor) -> Tensor:  # (batch, classes), (batch, classes) -> ()
         pos_weight = None if self.class_weights is None else self.class_weights.to(logits.device, logits.dtype)
@@ -124,7 +124,8 @@ ClassLoss = CrossEntropy | BinaryCrossEntropy | Focal | BinaryFocal | MeanSquare
 def build_loss(
     loss: schema.Loss | None, problem: str, labels: list[str], targets: Callable[[], np.ndarray]
 ) -> ClassLoss:
-    """`targets` gives those of the training split; `balanced` weights are counted on them. Raises UserError."""
+    """Builds the loss that a recipe names, or the default. `targets` returns those of the training split, which `balanced` weights
+    are computed from. Raises UserError."""
     weights = getattr(loss, "class_weights", None)
     match loss:
         case None:
@@ -140,12 +141,12 @@ def build_loss(
             return MeanSquaredError()
         case schema.HuberLoss():
             return Huber(loss.delta)
-    raise UserError(f"{loss.name} is no loss for {problem}")
+    raise UserError(f"{loss.name} is not a loss for {problem}")
 
 
 def balanced_weights(targets: np.ndarray, num_classes: int) -> np.ndarray:
-    """Classes that are rare count more: `weights_of_counts` of class numbers; of zeros and ones, negatives / positives, and 1
-    for a class without positives."""
+    """Returns larger weights for rarer classes: `weights_of_counts` for class numbers; negatives / positives for zeros and ones,
+    and 1 for a class without positives."""
     if targets.ndim == 2:
         positives = targets.sum(axis=0)
         return np.where(positives > 0, np.maximum(len(targets) - positives, 1) / np.maximum(positives, 1), 1.0)
@@ -153,8 +154,8 @@ def balanced_weights(targets: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def weights_of_counts(counts: np.ndarray) -> np.ndarray:  # (classes,) rows or pixels of each -> (classes,) weights
-    """All / (classes that occur x those of the class). A class that does not occur weighs nothing: label smoothing pulls
-    towards every class by its weight, and nothing else would ever pull away from it."""
+    """Returns total / (number of classes that occur x count of the class). A class that does not occur has weight 0: label
+    smoothing pulls towards every class by its weight, and nothing would pull away from this one."""
     occurring = np.count_nonzero(counts)
     return np.where(counts > 0, counts.sum() / (max(occurring, 1) * np.maximum(counts, 1)), 0.0)
 
@@ -165,8 +166,8 @@ def _class_weights(setting: object, labels: list[str], targets: Callable[[], np.
     if setting == "balanced":
         values = list(balanced_weights(targets(), len(labels)))
     elif isinstance(setting, dict):
-        if strange := sorted(set(setting) - set(labels)):
-            raise UserError(f"train.loss.class_weights names {strange}, which are not among the labels {labels}")
+        if unknown := sorted(set(setting) - set(labels)):
+            raise UserError(f"train.loss.class_weights names {unknown}, which are not among the labels {labels}")
         values = [setting.get(label, 1.0) for label in labels]
     else:
         values = list(setting)  # type: ignore[call-overload]

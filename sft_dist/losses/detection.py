@@ -1,9 +1,9 @@
-"""The losses of detectors as sums over pictures (why sums: `losses.py`).
+"""Losses of detectors as sums over images (why sums: `losses/classification.py`).
 
-Transformers computes them inside the model's forward pass, divided by the boxes of the micro-batch, which it adds up over
-the processes: with accumulation that is not the loss of the global batch, and processes with unequal numbers of
-micro-batches wait for each other for ever. So the model is made to hand out what its loss would be computed from (`capture`),
-and the same matching and terms are summed here.
+Transformers computes them inside the model's forward pass and divides by the boxes of the micro-batch, all-reduced over the
+processes. With accumulation that is not the loss of the global batch, and processes with unequal numbers of micro-batches
+deadlock. Therefore `capture` makes the model return what its loss would be computed from, and the same matching and terms are
+summed here.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from sft_dist.recipe.errors import Problem, UserError
 
 Targets = list[
     dict[str, Tensor]
-]  # a picture: class_labels (boxes,); boxes (boxes, 4) centre and size, shares of the picture's
+]  # per image: class_labels (boxes,); boxes (boxes, 4) centre and size, as shares of the image's
 
-# Classes as one choice with "nothing" among them, or as a yes/no question each (focal, varifocal).
+# Classes by softmax with a "no object" class, or a sigmoid per class (focal, varifocal).
 SOFTMAX = ("detr", "table-transformer", "yolos")
 SIGMOID = ("conditional_detr", "deformable_detr", "dab-detr")
 RT_DETR = ("rt_detr", "rt_detr_v2")
 
 
 def capture(model: PreTrainedModel) -> None:
-    """From now on, given labels, the model's output has as `loss_dict` what its loss would be computed from. Raises UserError
-    for a model whose loss is not known here."""
-    known = (*SOFTMAX, *SIGMOID, *RT_DETR)
-    if model.config.model_type not in known:
-        what = "its loss cannot be written as a sum over pictures, which training on any number of processes needs"
-        raise UserError(Problem(what, "model.path", value=model.config.model_type, valid=known))
+    """Makes the model, when given labels, return the inputs of its loss as `loss_dict`. Raises UserError for a model whose loss
+    is not supported."""
+    supported = (*SOFTMAX, *SIGMOID, *RT_DETR)
+    if model.config.model_type not in supported:
+        problem = "its loss cannot be written as a sum over images, which training on any number of processes needs"
+        raise UserError(Problem(problem, "model.path", value=model.config.model_type, valid=supported))
     model.loss_function = _captured
 
 
@@ -47,9 +47,9 @@ def _captured(
     config: PreTrainedConfig,
     outputs_class: Tensor | None = None,
     outputs_coord: Tensor | None = None,
-    **more: Any,
+    **extra: Any,
 ) -> tuple[Tensor, dict[str, Any], None]:
-    needed = {name: more.get(name) for name in ("enc_topk_logits", "enc_topk_bboxes", "denoising_meta_values")}
+    needed = {name: extra.get(name) for name in ("enc_topk_logits", "enc_topk_bboxes", "denoising_meta_values")}
     layers = {"outputs_class": outputs_class, "outputs_coord": outputs_coord} if config.auxiliary_loss else {}
     return logits.new_zeros(()), {"logits": logits, "pred_boxes": pred_boxes, **layers, **needed}, None
 
@@ -62,37 +62,39 @@ class DetectionLoss:
     config: PreTrainedConfig
 
     def total(self, outputs: Any, targets: Targets) -> Tensor:
-        """Of a model's output after `capture`: (2,) classes and boxes, which have divisors of their own, or (1,)."""
-        found = {name: value.float() if torch.is_tensor(value) else value for name, value in outputs.loss_dict.items()}
+        """Returns the loss of a model's output after `capture`: (2,) classes and boxes, each with its own divisor, or (1,)."""
+        captured = {
+            name: value.float() if torch.is_tensor(value) else value for name, value in outputs.loss_dict.items()
+        }
         kind = self.config.model_type
         parts = 2 if kind in SOFTMAX else 1
-        if not torch.isfinite(found["pred_boxes"]).all():  # the matching would fail; a bad loss is the loop's to handle
-            return found["pred_boxes"].sum() * torch.full((parts,), torch.nan, device=found["pred_boxes"].device)
-        targets = [{name: one[name] for name in ("class_labels", "boxes")} for one in targets]
+        if not torch.isfinite(captured["pred_boxes"]).all():  # the matching would fail; the loop handles NaN
+            return captured["pred_boxes"].sum() * torch.full((parts,), torch.nan, device=captured["pred_boxes"].device)
+        targets = [{name: target[name] for name in ("class_labels", "boxes")} for target in targets]
         if kind in SOFTMAX:
-            return _layers_total(_SoftmaxTerms(self.config), found, targets, self.config)
+            return _layers_total(_SoftmaxTerms(self.config), captured, targets, self.config)
         if kind in SIGMOID:
-            return _layers_total(_SigmoidTerms(self.config), found, targets, self.config).sum(dim=0, keepdim=True)
-        # Every term of it is a sum divided by the boxes of the micro-batch.
-        boxes = max(sum(len(one["class_labels"]) for one in targets), 1)
-        device = found["logits"].device
+            return _layers_total(_SigmoidTerms(self.config), captured, targets, self.config).sum(dim=0, keepdim=True)
+        # Each of its terms is a sum divided by the number of boxes in the micro-batch.
+        boxes = max(sum(len(target["class_labels"]) for target in targets), 1)
+        device = captured["logits"].device
         loss, _, _ = loss_rt_detr.RTDetrForObjectDetectionLoss(
-            found.pop("logits"), targets, device, found.pop("pred_boxes"), self.config, **found
+            captured.pop("logits"), targets, device, captured.pop("pred_boxes"), self.config, **captured
         )
         return loss.reshape(1) * boxes
 
-    def weights(self, num_boxes: np.ndarray) -> np.ndarray:  # (pictures,) -> (pictures, parts)
-        """Boxes divide by boxes; by one, as in transformers, where a whole batch has none."""
+    def weights(self, num_boxes: np.ndarray) -> np.ndarray:  # (images,) -> (images, parts)
+        """The boxes' divisor is their number, or one, as in transformers, where a global batch has none."""
         if self.config.model_type not in SOFTMAX:
             return num_boxes[:, None]
-        # Classes divide by the weight of all queries, those that should find nothing having less.
+        # The classes' divisor is the weight of all queries; queries without an object weigh less.
         queries = getattr(self.config, "num_queries", None) or self.config.num_detection_tokens
         matched = np.minimum(num_boxes, queries)
         return np.stack([matched + (queries - matched) * self.config.eos_coefficient, num_boxes], axis=1)
 
 
 class _SoftmaxTerms(loss_for_object_detection.ImageLoss):
-    """DETR's terms, with the classes summed instead of averaged."""
+    """DETR's terms, with class losses summed instead of averaged."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         matcher = loss_for_object_detection.HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
@@ -100,15 +102,15 @@ class _SoftmaxTerms(loss_for_object_detection.ImageLoss):
 
     def loss_labels(self, outputs: Any, targets: Targets, indices: Any, num_boxes: float) -> dict[str, Tensor]:
         logits = outputs["logits"]
-        wanted = torch.full(logits.shape[:2], self.num_classes, dtype=torch.int64, device=logits.device)
+        expected = torch.full(logits.shape[:2], self.num_classes, dtype=torch.int64, device=logits.device)
         matched = [target["class_labels"][j] for target, (_, j) in zip(targets, indices, strict=True)]
-        wanted[self._get_source_permutation_idx(indices)] = torch.cat(matched)
-        total = nn.functional.cross_entropy(logits.transpose(1, 2), wanted, self.empty_weight, reduction="sum")
+        expected[self._get_source_permutation_idx(indices)] = torch.cat(matched)
+        total = nn.functional.cross_entropy(logits.transpose(1, 2), expected, self.empty_weight, reduction="sum")
         return {"loss_ce": total}
 
 
 class _SigmoidTerms(loss_deformable_detr.DeformableDetrImageLoss):
-    """Deformable DETR's terms, which are sums when the number of boxes is one."""
+    """Deformable DETR's terms, which are sums when `num_boxes` is one."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         matcher = loss_deformable_detr.DeformableDetrHungarianMatcher(
@@ -118,18 +120,18 @@ class _SigmoidTerms(loss_deformable_detr.DeformableDetrImageLoss):
 
 
 def _layers_total(
-    terms: _SoftmaxTerms | _SigmoidTerms, found: dict[str, Any], targets: Targets, config: PreTrainedConfig
+    terms: _SoftmaxTerms | _SigmoidTerms, captured: dict[str, Any], targets: Targets, config: PreTrainedConfig
 ) -> Tensor:  # (2,) classes and boxes
-    """Over the last layer and, with `auxiliary_loss`, those before it."""
-    layers = [{"logits": found["logits"], "pred_boxes": found["pred_boxes"]}]
+    """Sums over the last layer and, with `auxiliary_loss`, the layers before it."""
+    layers = [{"logits": captured["logits"], "pred_boxes": captured["pred_boxes"]}]
     if config.auxiliary_loss:
-        layers += loss_for_object_detection._set_aux_loss(found["outputs_class"], found["outputs_coord"])
-    terms.to(found["logits"].device)
-    total = found["logits"].new_zeros(2)
+        layers += loss_for_object_detection._set_aux_loss(captured["outputs_class"], captured["outputs_coord"])
+    terms.to(captured["logits"].device)
+    total = captured["logits"].new_zeros(2)
     for layer in layers:
         indices = terms.matcher(layer, targets)
         classes = terms.get_loss("labels", layer, targets, indices, 1.0)["loss_ce"]
         boxes = terms.get_loss("boxes", layer, targets, indices, 1.0)
-        placed = config.bbox_loss_coefficient * boxes["loss_bbox"] + config.giou_loss_coefficient * boxes["loss_giou"]
-        total = total + torch.stack([classes, placed])
+        box_loss = config.bbox_loss_coefficient * boxes["loss_bbox"] + config.giou_loss_coefficient * boxes["loss_giou"]
+        total = total + torch.stack([classes, box_loss])
     return total

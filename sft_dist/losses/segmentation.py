@@ -1,5 +1,5 @@
-"""Losses of class maps as sums over pictures, each picture counting one, however many of its pixels are labelled: so the
-divisor of a step is known before it, whatever augmentation cuts off (why sums: `losses.py`)."""
+"""Losses of class maps as sums over images. Each image counts one, however many of its pixels are labelled, so the divisor of a
+step is known in advance, whatever augmentation crops (why sums: `losses/classification.py`)."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from sft_dist.losses.classification import CrossEntropy, Focal
 def dice(logits: Tensor, targets: Tensor) -> Tensor:  # (pixels, classes), (pixels,) -> ()
     """Dice coefficient 2 sum(p g) / (sum(p^2) + sum(g^2)) of each class that occurs, averaged (Milletari et al. 2016,
     arXiv 1606.04797)."""
-    found, true = _areas(logits, targets)
-    each = 2 * (found * true).sum(dim=0) / ((found**2).sum(dim=0) + true.sum(dim=0))
-    return each[true.any(dim=0)].mean()
+    predicted, true = _areas(logits, targets)
+    coefficients = 2 * (predicted * true).sum(dim=0) / ((predicted**2).sum(dim=0) + true.sum(dim=0))
+    return coefficients[true.any(dim=0)].mean()
 
 
 def iou(logits: Tensor, targets: Tensor) -> Tensor:  # (pixels, classes), (pixels,) -> ()
     """Intersection over union, the soft Jaccard index sum(p g) / (sum(p) + sum(g) - sum(p g)), of each class that occurs,
     averaged (Rahman & Wang 2016, Optimizing Intersection-Over-Union; Bertels et al. 2019, arXiv 1911.01685)."""
-    found, true = _areas(logits, targets)
-    both = (found * true).sum(dim=0)
-    each = both / (found.sum(dim=0) + true.sum(dim=0) - both)
-    return each[true.any(dim=0)].mean()
+    predicted, true = _areas(logits, targets)
+    intersections = (predicted * true).sum(dim=0)
+    ratios = intersections / (predicted.sum(dim=0) + true.sum(dim=0) - intersections)
+    return ratios[true.any(dim=0)].mean()
 
 
 def _areas(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:  # both (pixels, classes): probabilities, 0 or 1
-    found = logits.softmax(dim=-1)
-    return found, F.one_hot(targets, logits.shape[-1]).to(found)
+    probabilities = logits.softmax(dim=-1)
+    return probabilities, F.one_hot(targets, logits.shape[-1]).to(probabilities)
 
 
 OVERLAPS = {"dice": dice, "iou": iou}
@@ -44,7 +44,7 @@ OVERLAPS = {"dice": dice, "iou": iou}
 
 @dataclass(frozen=True)
 class PixelLoss:
-    """The mean over a picture's labelled pixels, and a share of one minus the overlap of its classes' areas."""
+    """The mean over an image's labelled pixels, and a share of one minus the overlap of its classes' areas."""
 
     pixels: CrossEntropy | Focal
     ignore_index: int
@@ -52,69 +52,69 @@ class PixelLoss:
     overlap: Callable[[Tensor, Tensor], Tensor] = dice
 
     def total(self, outputs: Any, targets: Tensor) -> Tensor:  # logits (batch, classes, h, w), (batch, H, W) -> ()
-        """Logits are stretched to the size of the targets. A picture without labelled pixels adds nothing."""
+        """Resizes the logits to the targets. An image without labelled pixels adds nothing."""
         logits = F.interpolate(outputs.logits.float(), targets.shape[-2:], mode="bilinear", align_corners=False)
         total = logits.sum() * 0.0
-        for scores, wanted in zip(logits.flatten(2).transpose(1, 2), targets.flatten(1), strict=True):
-            labelled = wanted != self.ignore_index
+        for scores, classes in zip(logits.flatten(2).transpose(1, 2), targets.flatten(1), strict=True):
+            labelled = classes != self.ignore_index
             if labelled.any():
-                total = total + self._of_one(scores[labelled], wanted[labelled])
+                total = total + self._image_loss(scores[labelled], classes[labelled])
         return total
 
-    def _of_one(self, logits: Tensor, targets: Tensor) -> Tensor:  # (pixels, classes), (pixels,) -> ()
+    def _image_loss(self, logits: Tensor, targets: Tensor) -> Tensor:  # (pixels, classes), (pixels,) -> ()
         if self.share == 1.0:
             return 1 - self.overlap(logits, targets)
         weights = self.pixels.class_weights
         divisor = len(targets) if weights is None else weights.to(logits)[targets].sum()
-        if not divisor:  # classes that weigh nothing alone: those without a training pixel, in another split
+        if not divisor:  # only classes of weight 0, which have no training pixel; another split may hold them
             return logits.sum() * 0.0
         mean = self.pixels.total(logits, targets) / divisor
         return mean if not self.share else (1 - self.share) * mean + self.share * (1 - self.overlap(logits, targets))
 
-    def weights(self, classes: np.ndarray) -> np.ndarray:  # (pictures,) number of classes in each -> (pictures,)
+    def weights(self, classes: np.ndarray) -> np.ndarray:  # (images,) number of classes in each -> (images,)
         return np.ones(len(classes))
 
 
 @dataclass(frozen=True)
 class QueryLoss:
-    """Mask2Former's matching loss (arXiv 2112.01527): classes of its queries, and masks at points drawn at random where it is
-    unsure. The two have divisors of their own, as in DETR."""
+    """Mask2Former's matching loss (arXiv 2112.01527): classes of its queries, and masks at random points where it is
+    uncertain. Each of the two has its own divisor, as in DETR."""
 
     config: PreTrainedConfig
     ignore_index: int
 
     def total(self, outputs: Any, targets: Tensor) -> Tensor:  # (batch, H, W) -> (2,)
         terms = _QueryTerms(self.config, {}).to(targets.device)
-        classes = [one[one != self.ignore_index].unique() for one in targets]
-        masks = [(one[None] == some[:, None, None]).float() for one, some in zip(targets, classes, strict=True)]
+        classes = [mask[mask != self.ignore_index].unique() for mask in targets]
+        masks = [(mask[None] == values[:, None, None]).float() for mask, values in zip(targets, classes, strict=True)]
         layers = [outputs, *(outputs.auxiliary_logits or ())]
         with torch.random.fork_rng(enabled=not torch.is_grad_enabled()):
-            if not torch.is_grad_enabled():  # a score of a model is the same each time
+            if not torch.is_grad_enabled():  # evaluating a model twice gives the same loss
                 torch.manual_seed(0)
-            return torch.stack([self._of_one_layer(terms, layer, classes, masks) for layer in layers]).sum(dim=0)
+            return torch.stack([self._layer_loss(terms, layer, classes, masks) for layer in layers]).sum(dim=0)
 
-    def _of_one_layer(self, terms: _QueryTerms, layer: Any, classes: list[Tensor], masks: list[Tensor]) -> Tensor:
-        found, logits = layer["masks_queries_logits"].float(), layer["class_queries_logits"].float()
-        each = terms(found, logits, masks, classes)
-        placed = self.config.mask_weight * each["loss_mask"] + self.config.dice_weight * each["loss_dice"]
-        return torch.stack([self.config.class_weight * each["loss_cross_entropy"], placed])
+    def _layer_loss(self, terms: _QueryTerms, layer: Any, classes: list[Tensor], masks: list[Tensor]) -> Tensor:
+        masks_logits, class_logits = layer["masks_queries_logits"].float(), layer["class_queries_logits"].float()
+        losses = terms(masks_logits, class_logits, masks, classes)
+        mask_loss = self.config.mask_weight * losses["loss_mask"] + self.config.dice_weight * losses["loss_dice"]
+        return torch.stack([self.config.class_weight * losses["loss_cross_entropy"], mask_loss])
 
-    def weights(self, classes: np.ndarray) -> np.ndarray:  # (pictures,) number of classes in each -> (pictures, 2)
+    def weights(self, classes: np.ndarray) -> np.ndarray:  # (images,) number of classes in each -> (images, 2)
         matched = np.minimum(classes, self.config.num_queries)
-        rest = self.config.num_queries - matched
-        return np.stack([matched + rest * self.config.no_object_weight, classes], axis=1)
+        unmatched = self.config.num_queries - matched
+        return np.stack([matched + unmatched * self.config.no_object_weight, classes], axis=1)
 
 
 class _QueryTerms(Mask2FormerLoss):
-    """Mask2Former's terms as sums; its own add up the masks of all processes, in every forward pass."""
+    """Mask2Former's terms as sums. The library's version all-reduces the number of masks in every forward pass."""
 
     def get_num_masks(self, class_labels: Any, device: torch.device) -> Tensor:
         return torch.ones((), device=device)
 
     def loss_labels(self, class_queries_logits: Tensor, class_labels: Any, indices: Any) -> dict[str, Tensor]:
         logits = class_queries_logits
-        wanted = torch.full(logits.shape[:2], self.num_labels, dtype=torch.int64, device=logits.device)
-        matched = [some[j] for some, (_, j) in zip(class_labels, indices, strict=True)]
-        wanted[self._get_predictions_permutation_indices(indices)] = torch.cat(matched)
-        total = F.cross_entropy(logits.transpose(1, 2), wanted, self.empty_weight, reduction="sum")
+        expected = torch.full(logits.shape[:2], self.num_labels, dtype=torch.int64, device=logits.device)
+        matched = [classes[j] for classes, (_, j) in zip(class_labels, indices, strict=True)]
+        expected[self._get_predictions_permutation_indices(indices)] = torch.cat(matched)
+        total = F.cross_entropy(logits.transpose(1, 2), expected, self.empty_weight, reduction="sum")
         return {"loss_cross_entropy": total}

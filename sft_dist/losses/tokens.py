@@ -1,4 +1,4 @@
-"""A loss of classes at every place of a sequence: tokens to come, tags of words."""
+"""A loss over classes at every position of a sequence: next tokens, tags of words."""
 
 from __future__ import annotations
 
@@ -11,34 +11,36 @@ from torch.utils.checkpoint import checkpoint
 from sft_dist.losses.classification import CrossEntropy, Focal
 from sft_dist.losses.targets import IGNORED
 
-CHUNK = 1024  # places whose logits are fp32 at a time: with a large vocabulary, they are most of the memory
+CHUNK = (
+    1024  # positions whose logits are fp32 at the same time; with a large vocabulary, logits take most of the memory
+)
 
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """`inner`, summed over the places that have a target. An example weighs what its targets weigh."""
+    """`inner`, summed over the positions that have a target. An example weighs as much as its targets."""
 
     inner: CrossEntropy | Focal
 
-    def total(self, logits: Tensor, targets: Tensor) -> Tensor:  # (batch, places, classes), (batch, places) -> ()
-        there = targets != IGNORED
-        total = logits[:, :0].float().sum()  # 0, with a gradient though no place may have a target
-        chunks = list(zip(logits[there].split(CHUNK), targets[there].split(CHUNK), strict=True))
-        # Else each chunk's fp32 log-softmax would be kept until the backward pass, and together they are all of it.
-        again = torch.is_grad_enabled() and len(chunks) > 1
-        for some, wanted in chunks:
+    def total(self, logits: Tensor, targets: Tensor) -> Tensor:  # (batch, positions, classes), (batch, positions) -> ()
+        has_target = targets != IGNORED
+        total = logits[:, :0].float().sum()  # 0 with a gradient, even if no position has a target
+        chunks = list(zip(logits[has_target].split(CHUNK), targets[has_target].split(CHUNK), strict=True))
+        # Without checkpointing, every chunk's fp32 log-softmax would stay in memory until the backward pass.
+        recompute = torch.is_grad_enabled() and len(chunks) > 1
+        for chunk, chunk_targets in chunks:
             total = total + (
-                checkpoint(self._of_chunk, some, wanted, use_reentrant=False, preserve_rng_state=False)
-                if again
-                else self._of_chunk(some, wanted)
+                checkpoint(self._chunk_loss, chunk, chunk_targets, use_reentrant=False, preserve_rng_state=False)
+                if recompute
+                else self._chunk_loss(chunk, chunk_targets)
             )
         return total
 
-    def _of_chunk(self, logits: Tensor, targets: Tensor) -> Tensor:  # (places, classes), (places,) -> ()
+    def _chunk_loss(self, logits: Tensor, targets: Tensor) -> Tensor:  # (positions, classes), (positions,) -> ()
         return self.inner.total(logits.float(), targets)
 
 
 def padded(rows: list[list[int]], value: int) -> Tensor:
-    """(rows, longest) whole numbers."""
+    """Returns (rows, longest) integers, padded on the right."""
     tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)

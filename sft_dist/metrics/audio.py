@@ -1,4 +1,4 @@
-"""Scores of the audio tasks: errors in words and characters by jiwer, recall of each class weighed alike."""
+"""Metrics of the audio tasks: word and character error rates by jiwer, and unweighted average recall."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from sft_dist.metrics.transcripts import comparable
 
 
 def transcript_scores(predicted: Sequence[str], spoken: Sequence[str]) -> dict[str, float | None]:
-    """Word and character error rate over all texts: edits / words (characters) that were said. Above 1 when more is wrong
-    than was said; None when nothing was said."""
+    """Returns word and character error rates over all texts: edits / words (characters) of the references. Above 1 when there
+    are more edits than words; None when the references are empty."""
     import jiwer
 
-    pairs = [(comparable(said), comparable(found)) for said, found in zip(spoken, predicted, strict=True)]
-    # An utterance of punctuation alone has no words to divide by; what is found in it counts all the same.
-    words = sum(len(said.split()) for said, _ in pairs)
+    pairs = [(comparable(truth), comparable(text)) for truth, text in zip(spoken, predicted, strict=True)]
+    # A reference of punctuation alone has no words to divide by; words predicted for it are insertions.
+    words = sum(len(truth.split()) for truth, _ in pairs)
     if not words:
         return {"wer": None, "cer": None}
-    extra = [found for said, found in pairs if not said]
-    full = [(said, found) for said, found in pairs if said]
-    said, found = [said for said, _ in full], [found for _, found in full]
-    by_word, by_character = jiwer.process_words(said, found), jiwer.process_characters(said, found)
-    characters = sum(len(text) for text in said)
+    insertions = [text for truth, text in pairs if not truth]
+    scored = [(truth, text) for truth, text in pairs if truth]
+    references, texts = [truth for truth, _ in scored], [text for _, text in scored]
+    by_word, by_character = jiwer.process_words(references, texts), jiwer.process_characters(references, texts)
+    characters = sum(len(truth) for truth in references)
     return {
-        "wer": (_edits(by_word) + sum(len(text.split()) for text in extra)) / words,
-        "cer": (_edits(by_character) + sum(len(text) for text in extra)) / characters,
+        "wer": (_edits(by_word) + sum(len(text.split()) for text in insertions)) / words,
+        "cer": (_edits(by_character) + sum(len(text) for text in insertions)) / characters,
     }
 
 
@@ -40,5 +40,5 @@ def unweighted_average_recall(
     return float(recall_score(targets, predicted, labels=np.unique(targets), average="macro", zero_division=0.0))
 
 
-def _edits(found: object) -> int:
-    return found.substitutions + found.deletions + found.insertions  # type: ignore[attr-defined]
+def _edits(alignment: object) -> int:
+    return alignment.substitutions + alignment.deletions + alignment.insertions  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""Scores of predictions against targets, by scikit-learn. A score that is not defined on the data is None, never a guess.
+"""Metrics of classes and numbers, by scikit-learn. A metric that is undefined on the data is None, never a guess.
 
-`macro` is the mean over the classes that occur, in the targets or in the predictions, as it is in scikit-learn when no labels
-are given: a class that the data lack says nothing about the model, and 0 for it would be a guess.
+`macro` is the mean over the classes that occur in the targets or in the predictions, as in scikit-learn without `labels`: a
+class that the data lacks says nothing about the model, and 0 for it would be a guess.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ def multi_label_scores(
                 targets, predicted, labels=occurring, average=average, zero_division=0.0
             )
         scores |= {f"precision_{average}": precision, f"recall_{average}": recall, f"f1_{average}": f1}
-    both = [c for c in range(targets.shape[1]) if 0 < targets[:, c].sum() < len(targets)]
-    scores["roc_auc"] = sk.roc_auc_score(targets[:, both], probabilities[:, both], average="macro") if both else None
+    varied = [c for c in range(targets.shape[1]) if 0 < targets[:, c].sum() < len(targets)]
+    scores["roc_auc"] = (
+        sk.roc_auc_score(targets[:, varied], probabilities[:, varied], average="macro") if varied else None
+    )
     return _plain(scores) | {"confusion_matrix": sk.multilabel_confusion_matrix(targets, predicted).tolist()}
 
 
@@ -85,7 +87,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def _roc_auc(probabilities: np.ndarray, targets: np.ndarray) -> float | None:
-    """Two classes: the usual area. More: one against the rest, averaged over the classes that occur (and are not all)."""
+    """Two classes: the usual area. More: one versus rest, averaged over the classes that some but not all targets have."""
     from sklearn.metrics import roc_auc_score
 
     if probabilities.shape[1] == 2:

@@ -1,4 +1,4 @@
-"""Scores of tagged words and of written texts, by the libraries whose numbers are published: seqeval, sacrebleu, rouge_score."""
+"""Metrics of tagged words and of generated texts, by the libraries whose numbers are published: seqeval, sacrebleu, rouge_score."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ def entity_scores(
     from seqeval.metrics import accuracy_score
     from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
 
-    true, said = [list(one) for one in targets], [list(one) for one in predictions]
+    true, predicted = [list(tags) for tags in targets], [list(tags) for tags in predictions]
     scores: dict[str, Any] = {"f1": None, "precision": None, "recall": None, "accuracy": None, "per_type": {}}
     if any(true):
-        scores["accuracy"] = float(accuracy_score(true, said))
-    types = sorted({kind for kind, _, _ in (*get_entities(true), *get_entities(said))})  # as seqeval itself orders them
+        scores["accuracy"] = float(accuracy_score(true, predicted))
+    types = sorted(
+        {kind for kind, _, _ in (*get_entities(true), *get_entities(predicted))}
+    )  # as seqeval itself orders them
     if not types:
         return scores
-    precision, recall, f1, support = precision_recall_fscore_support(true, said, average=None, zero_division=0)
+    precision, recall, f1, support = precision_recall_fscore_support(true, predicted, average=None, zero_division=0)
     for name, *values, count in zip(types, precision, recall, f1, support, strict=True):
         numbers = dict(zip(("precision", "recall", "f1"), map(float, values), strict=True))
         scores["per_type"][name] = {**numbers, "support": int(count)}
     if sum(support):
-        micro = precision_recall_fscore_support(true, said, average="micro", zero_division=0)
+        micro = precision_recall_fscore_support(true, predicted, average="micro", zero_division=0)
         scores |= dict(zip(("precision", "recall", "f1"), map(float, micro[:3]), strict=True))
     return scores
 
 
 def entities_of(words: Sequence[str], tags: Sequence[str]) -> list[dict[str, Any]]:
-    """What the tags mark: type, text, and the words' numbers (`end` is the first word after it)."""
+    """Returns the entities that the tags mark: type, text, and word indices (`end` is exclusive)."""
     from seqeval.metrics.sequence_labeling import get_entities
 
     return [
@@ -54,7 +56,7 @@ def translation_scores(
     import sacrebleu
 
     tokenizer = bleu_tokenizer(language, references)
-    # force: texts that look tokenised are scored all the same, without a warning for every checkpoint.
+    # force: no warning for every checkpoint when texts look tokenized.
     return {
         "bleu": float(sacrebleu.corpus_bleu(list(texts), [list(references)], tokenize=tokenizer, force=True).score),
         "chrf": float(sacrebleu.corpus_chrf(list(texts), [list(references)]).score),
@@ -62,7 +64,7 @@ def translation_scores(
 
 
 def bleu_tokenizer(language: str | None, references: Sequence[str]) -> str:
-    """sacrebleu's name of it: `13a` (mteval's), `zh`, or `char` where words would need a dictionary."""
+    """Returns sacrebleu's name of the tokenizer: `13a` (mteval's), `zh`, or `char` where words would need a dictionary."""
     code = re.split(r"[-_]", (language or "").lower())[0]
     if code in ("zh", "zho", "cmn", "yue"):
         return "zh"
@@ -82,8 +84,8 @@ def summary_scores(references: Sequence[str], texts: Sequence[str]) -> dict[str,
 
     kinds = ("rougeL", "rouge1", "rouge2")
     scorer = RougeScorer(list(kinds), tokenizer=_Words())
-    found = [scorer.score(reference, text) for reference, text in zip(references, texts, strict=True)]
-    return {kind: 100 * sum(one[kind].fmeasure for one in found) / max(len(found), 1) for kind in kinds}
+    scores = [scorer.score(reference, text) for reference, text in zip(references, texts, strict=True)]
+    return {kind: 100 * sum(score[kind].fmeasure for score in scores) / max(len(scores), 1) for kind in kinds}
 
 
 class _Words:

@@ -1,4 +1,4 @@
-"""Scores of boxes and of masks. A score that is not defined on the data is None, never a guess."""
+"""Metrics of boxes and of masks. A metric that is undefined on the data is None, never a guess."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-MOST_BOXES = 100  # of one picture, as COCO counts them
+MOST_BOXES = 100  # per image that count, as in COCO
 
 
 def box_scores(
-    predicted: Sequence[dict[str, np.ndarray]],  # a picture: boxes (n, 4) x, y, width, height; scores (n,); labels (n,)
-    truth: Sequence[dict[str, np.ndarray]],  # a picture: boxes (m, 4); labels (m,)
+    predicted: Sequence[dict[str, np.ndarray]],  # per image: boxes (n, 4) x, y, width, height; scores (n,); labels (n,)
+    truth: Sequence[dict[str, np.ndarray]],  # per image: boxes (m, 4); labels (m,)
     labels: Sequence[str],
 ) -> dict[str, Any]:
     """COCO's mean average precision (arXiv 1405.0312), by pycocotools: over IoU 0.50 to 0.95, at 0.50, at 0.75, and of each
@@ -30,30 +30,32 @@ def box_scores(
             "area": float(box[2] * box[3]),
             "iscrowd": 0,
         }
-        for image, one in enumerate(truth)
-        for box, label in zip(one["boxes"], one["labels"], strict=True)
+        for image, objects in enumerate(truth)
+        for box, label in zip(objects["boxes"], objects["labels"], strict=True)
     ]
-    found = [
+    detections = [
         {"image_id": image, "category_id": int(label), "bbox": box.tolist(), "score": float(score)}
-        for image, one in enumerate(predicted)
-        for box, score, label in zip(one["boxes"], one["scores"], one["labels"], strict=True)
+        for image, objects in enumerate(predicted)
+        for box, score, label in zip(objects["boxes"], objects["scores"], objects["labels"], strict=True)
     ]
     if not annotations:
         return {"map": None, "map50": None, "map75": None, "map_per_class": dict.fromkeys(labels)}
-    if not found:
-        present = {one["category_id"] for one in annotations}
-        each = {label: 0.0 if number in present else None for number, label in enumerate(labels)}
-        return {"map": 0.0, "map50": 0.0, "map75": 0.0, "map_per_class": each}
-    known = COCO()
-    known.dataset = {
+    if not detections:
+        present = {annotation["category_id"] for annotation in annotations}
+        per_class = {label: 0.0 if number in present else None for number, label in enumerate(labels)}
+        return {"map": 0.0, "map50": 0.0, "map75": 0.0, "map_per_class": per_class}
+    coco = COCO()
+    coco.dataset = {
         "info": {},
         "images": [{"id": image} for image in range(len(truth))],
         "categories": [{"id": number, "name": label} for number, label in enumerate(labels)],
-        "annotations": [{"id": number, **one} for number, one in enumerate(annotations, 1)],  # 0 would mean: no match
+        "annotations": [
+            {"id": number, **annotation} for number, annotation in enumerate(annotations, 1)
+        ],  # 0 would mean: no match
     }
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        known.createIndex()
-        evaluation = COCOeval(known, known.loadRes(found), "bbox")
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(detections), "bbox")
         evaluation.params.maxDets = [1, 10, MOST_BOXES]
         evaluation.evaluate()
         evaluation.accumulate()
@@ -85,7 +87,7 @@ def confusion(
 
 
 def mask_scores(matrix: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    """Of a confusion matrix summed over pictures. A class that neither occurs nor is predicted does not count in the mean
+    """Returns the metrics of a confusion matrix summed over images. A class that neither occurs nor is predicted does not count in the mean
     IoU and dice, one that does not occur does not count in the mean accuracy (of the classes)."""
     right = np.diag(matrix).astype(np.float64)
     true, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
@@ -98,7 +100,9 @@ def mask_scores(matrix: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
         "pixel_accuracy": float(right.sum() / total) if total else None,
         "mean_accuracy": _mean_of(recall),
         "dice": _mean_of(dice),
-        "iou_per_class": {label: None if np.isnan(one) else float(one) for label, one in zip(labels, iou, strict=True)},
+        "iou_per_class": {
+            label: None if np.isnan(value) else float(value) for label, value in zip(labels, iou, strict=True)
+        },
         "confusion_matrix": matrix.tolist(),
     }
 

@@ -91,11 +91,15 @@ class Cluster:
         return [state for _, state in self.sacct_runs(job)]
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+        """Asking takes at most a fifth of the time: Slurm's commands would else keep a small machine busy."""
         deadline = time.monotonic() + timeout_s
-        while not condition():
+        while True:
+            began = time.monotonic()
+            if condition():
+                return
             if time.monotonic() > deadline:
                 pytest.fail(f"after {timeout_s} s still not: {what}\n{self.picture()}")
-            time.sleep(0.1)
+            time.sleep(max(0.1, 4 * (time.monotonic() - began)))
 
     def wait_for_state(self, job: int, state: str, timeout_s: float = 60) -> None:
         self.wait_until(lambda: set(self.queue_states(job).values()) == {state}, timeout_s, f"job {job} {state}")
@@ -114,17 +118,19 @@ class Cluster:
         return self.sacct_states(job)
 
     def node_state(self, node: str) -> str:
-        return self.run("sinfo", "-hN", "-p", "gpu", "-n", node, "-o", "%T").strip()
+        return self.node_states()[node]
+
+    def node_states(self) -> dict[str, str]:
+        rows = self.run("sinfo", "-hN", "-p", "gpu", "-o", "%N %T").splitlines()
+        return dict(row.split() for row in rows)
 
     def settle(self) -> None:
         """No job in the queue, and every node idle."""
         self.run("scancel", "--user=root", "--quiet", check=False)
-        if any(
-            self.node_state(node).startswith(("down", "drain")) or "*" in self.node_state(node) for node in self.nodes
-        ):
+        if any(state.startswith(("down", "drain")) or "*" in state for state in self.node_states().values()):
             self.devcluster("up")  # heals whatever a test left broken
         self.wait_until(lambda: not self.run("squeue", "-h"), 60, "an empty queue")
-        self.wait_until(lambda: all(self.node_state(node) == "idle" for node in self.nodes), 60, "idle nodes")
+        self.wait_until(lambda: set(self.node_states().values()) == {"idle"}, 60, "idle nodes")
 
     def picture(self) -> str:
         """What a reader of a failed test wants to see."""

@@ -258,7 +258,7 @@ def test_a_model_whose_loss_is_not_a_sum_is_refused():
     class Model:
         config = transformers.DFineConfig()
 
-    with pytest.raises(UserError, match="sum over pictures"):
+    with pytest.raises(UserError, match="sum over images"):
         capture(Model())
 
 
