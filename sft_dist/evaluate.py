@@ -60,16 +60,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def score_run(run: Path) -> None:
     """One run's part of a sweep that is divided among jobs: every checkpoint on validation. What is scored stays scored."""
-    from sft_dist.evaluation.evaluator import Judge
+    from sft_dist.evaluation.evaluator import Evaluator
     from sft_dist.logging_setup import quiet_libraries
 
     quiet_libraries()
     folder = RunFolder(run)
-    if not list(_score_run(Judge(), folder, folder.recipe(), False, [])):
+    if not list(_score_run(Evaluator(), folder, folder.recipe(), False, [])):
         log.info("%s  no checkpoint to judge", folder.id)
 
 
-def judge_runs(order: Path) -> None:
+def evaluate_runs(order: Path) -> None:
     """The rest of it, in one job: choose among all runs, test the winner once, export it. `order` is a JSON file with
     `runs` and `leaderboard`; runs that saved nothing are left out."""
     asked = json.loads(order.read_text(encoding="utf-8"))
@@ -83,7 +83,7 @@ def judge_runs(order: Path) -> None:
 def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool = False) -> dict[str, Any]:
     """Returns what leaderboard.json holds. Raises UserError when there is nothing to judge or runs cannot be compared."""
     from sft_dist.checkpoints import store as ckpt
-    from sft_dist.evaluation.evaluator import Judge
+    from sft_dist.evaluation.evaluator import Evaluator
     from sft_dist.logging_setup import quiet_libraries
 
     quiet_libraries()
@@ -92,7 +92,7 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
             raise UserError(f"{folder.path}: no recipe.json in it, so it is not a run folder")
     recipes = {folder: folder.recipe() for folder in folders}
     metric, direction = _common_metric(list(recipes.values()))
-    judge = Judge()
+    judge = Evaluator()
     scored: list[Scored] = []
     damaged: list[str] = []
     for folder, recipe in recipes.items():

@@ -92,23 +92,24 @@ def export(
     labels = checkpoint.trainer_state()["labels"]
     task = task_of(recipe)
     task.labels = labels
-    aside = to.with_name(f".{to.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
+    staging_dir = to.with_name(f".{to.name}.{os.getpid()}")
+    shutil.rmtree(staging_dir, ignore_errors=True)
     if form == "adapter" or not has_adapter(recipe.tuning):
-        shutil.copytree(checkpoint.model, aside)
+        shutil.copytree(checkpoint.model, staging_dir)
     else:
         processor = load_processor(recipe, task)
         model = build_model(recipe, task, processor)
         load_weights(model, checkpoint.model)
-        model.merge_and_unload().save_pretrained(aside)  # type: ignore[operator]
-        processor.save_pretrained(aside)
+        model.merge_and_unload().save_pretrained(staging_dir)  # type: ignore[operator]
+        processor.save_pretrained(staging_dir)
     write_json(
-        aside / ABOUT, {"recipe": json.loads(recipe.model_dump_json()), "labels": labels, "step": step, "form": form}
+        staging_dir / ABOUT,
+        {"recipe": json.loads(recipe.model_dump_json()), "labels": labels, "step": step, "form": form},
     )
-    write_text(aside / "README.md", model_card(recipe, folder, step, form, task, validation, final))
+    write_text(staging_dir / "README.md", model_card(recipe, folder, step, form, task, validation, final))
     if to.exists():
         shutil.rmtree(to)
-    os.replace(aside, to)
+    os.replace(staging_dir, to)
     log.info("exported step %d to %s", step, to)
     return to
 

@@ -137,7 +137,7 @@ def train(folder: RunFolder) -> int:
         failure = explained(raised, recipe, accelerator.num_processes, t, heartbeat.reached[1])
         at.record_error(attempt, rank, t.progress.step if t else 0, failure)
         if t:
-            t.saver.settle()
+            t.saver.wait_for_pending()
         if isinstance(failure, (UserError, Failure)):
             log.error("%s", failure)
         else:
@@ -241,7 +241,7 @@ def build(
         restore(checkpoint, engine, schedule)
     accelerator.init_trackers("tracking")
 
-    metric, direction = chosen_metric(recipe)
+    metric, direction = selection_metric(recipe)
     return loop.Training(
         recipe=recipe,
         folder=folder,
@@ -308,7 +308,7 @@ def _check_positions(model: nn.Module, longest: int, virtual: int) -> None:
         raise UserError(Problem(problem, path="data.max_length", hint=hint))
 
 
-def chosen_metric(recipe: Recipe) -> tuple[str, str]:
+def selection_metric(recipe: Recipe) -> tuple[str, str]:
     """Score to choose a checkpoint by, and which way is better."""
     known = recipe.task.kind.metrics
     metric = recipe.evaluate.metric or next(iter(known))
@@ -330,7 +330,7 @@ def _resume_point(folder: RunFolder, accelerator: Accelerator) -> ckpt.Checkpoin
             log.warning("%s; using %s", line, found.path.name if found else "nothing: training starts over")
         for newer in ckpt.present(folder):
             if found is None or newer.step > found.step:
-                ckpt.set_aside(newer.path)
+                ckpt.mark_damaged(newer.path)
         step[0] = found.step if found else None
     broadcast_object_list(step)
     return ckpt.Checkpoint(folder.checkpoint(step[0]), step[0]) if step[0] is not None else None

@@ -166,7 +166,7 @@ class _Submitter:
         order = self._folder / "eval.json"
         plans = [run.plan for run in job.runs]
         write_json(order, {"runs": [str(plan.folder) for plan in plans], "leaderboard": str(leaderboard_folder(plans))})
-        return self._call("judge_runs", [order], job.runs[0], comment, after)
+        return self._call("evaluate_runs", [order], job.runs[0], comment, after)
 
     def _call(self, function: str, paths: Sequence[Path], first: PlannedRun, comment: str, after: Sequence[str]) -> str:
         plan, request = first.plan, evaluation_request(self._cluster)

@@ -29,13 +29,13 @@ class Piece:
     """`values`: 1-D from element `first` on; or a whole tensor of any shape when `first` is None."""
 
     name: str  # of the weight, as in `named_parameters()` of the raw model
-    slot: str  # exp_avg, momentum_buffer, step, ...
+    state_key: str  # exp_avg, momentum_buffer, step, ...
     first: int | None
     values: Tensor
 
     @property
     def key(self) -> str:
-        return f"{self.name}/{self.slot}" + ("" if self.first is None else f"@{self.first}")
+        return f"{self.name}/{self.state_key}" + ("" if self.first is None else f"@{self.first}")
 
 
 def write_pieces(pieces: Iterable[Piece], folder: Path, rank: int) -> Path:
@@ -58,12 +58,12 @@ class SavedState:
         for path in sorted(folder.glob("rank-*.safetensors")):
             file = self._stack.enter_context(safe_open(path, "pt"))
             for key in file.keys():  # noqa: SIM118
-                name, slot, first = split_key(key)
+                name, state_key, first = split_key(key)
                 if first is None:
-                    self._whole[name, slot] = file
+                    self._whole[name, state_key] = file
                 else:
                     length = file.get_slice(key).get_shape()[0]
-                    self._runs.setdefault((name, slot), []).append((first, first + length, file))
+                    self._runs.setdefault((name, state_key), []).append((first, first + length, file))
         for runs in self._runs.values():
             runs.sort(key=lambda run: run[:2])
 
@@ -78,38 +78,38 @@ class SavedState:
     def names(self) -> set[str]:
         return {name for name, _ in (*self._runs, *self._whole)}
 
-    def slots(self, name: str) -> set[str]:
+    def element_keys(self, name: str) -> set[str]:
         """Slots that go with the elements, and can be read in part."""
-        return {slot for known, slot in self._runs if known == name}
+        return {state_key for known, state_key in self._runs if known == name}
 
-    def whole_slots(self, name: str) -> set[str]:
-        return {slot for known, slot in self._whole if known == name}
+    def whole_keys(self, name: str) -> set[str]:
+        return {state_key for known, state_key in self._whole if known == name}
 
-    def whole(self, name: str, slot: str) -> Tensor:
+    def whole(self, name: str, state_key: str) -> Tensor:
         """Raises ValueError when it is in no file."""
-        if (name, slot) not in self._whole:
-            raise ValueError(f"{self.folder}: {name}/{slot} is in none of the files")
-        return self._whole[name, slot].get_tensor(f"{name}/{slot}")  # type: ignore[attr-defined]
+        if (name, state_key) not in self._whole:
+            raise ValueError(f"{self.folder}: {name}/{state_key} is in none of the files")
+        return self._whole[name, state_key].get_tensor(f"{name}/{state_key}")  # type: ignore[attr-defined]
 
-    def read(self, name: str, slot: str, first: int, last: int) -> Tensor:
+    def read(self, name: str, state_key: str, first: int, last: int) -> Tensor:
         """Elements `first` to `last` - 1, 1-D. Raises ValueError when some are in no file."""
         parts = []
         at = first
-        for start, end, file in self._runs.get((name, slot), ()):
+        for start, end, file in self._runs.get((name, state_key), ()):
             if start <= at < end and at < last:
                 until = min(end, last)
-                piece = file.get_slice(f"{name}/{slot}@{start}")  # type: ignore[attr-defined]
+                piece = file.get_slice(f"{name}/{state_key}@{start}")  # type: ignore[attr-defined]
                 parts.append(piece[at - start : until - start])
                 at = until
         if at < last:
-            raise ValueError(f"{self.folder}: element {at} of {name}/{slot} is in none of the files")
+            raise ValueError(f"{self.folder}: element {at} of {name}/{state_key} is in none of the files")
         return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty(0)
 
 
 def split_key(key: str) -> tuple[str, str, int | None]:
-    name, _, slot = key.rpartition("/")
-    slot, at, first = slot.partition("@")
-    return name, slot, int(first) if at else None
+    name, _, state_key = key.rpartition("/")
+    state_key, at, first = state_key.partition("@")
+    return name, state_key, int(first) if at else None
 
 
 # ── state ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -118,20 +118,24 @@ def names_of(model: nn.Module) -> dict[nn.Parameter, str]:
     return {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def state_pieces(optimizer: torch.optim.Optimizer, model: nn.Module, mine: Callable[[int], bool]) -> Iterator[Piece]:
+def optimizer_pieces(
+    optimizer: torch.optim.Optimizer, model: nn.Module, mine: Callable[[int], bool]
+) -> Iterator[Piece]:
     """State of the weights whose number in the model is `mine`, copied to the CPU.
 
     A slot that is no tensor says so in its name: `step:int`.
     """
     for number, (parameter, name) in enumerate(names_of(model).items()):
         if mine(number):
-            for slot, value in optimizer.state.get(parameter, {}).items():
+            for state_key, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     copy = value.detach().to("cpu", copy=True).contiguous()
                     elementwise = copy.shape == parameter.shape and copy.ndim > 0
-                    yield Piece(name, slot, 0, copy.flatten()) if elementwise else Piece(name, slot, None, copy)
+                    yield (
+                        Piece(name, state_key, 0, copy.flatten()) if elementwise else Piece(name, state_key, None, copy)
+                    )
                 else:
-                    yield Piece(name, f"{slot}:{type(value).__name__}", None, _as_tensor(value))
+                    yield Piece(name, f"{state_key}:{type(value).__name__}", None, _as_tensor(value))
 
 
 def load_pieces(optimizer: torch.optim.Optimizer, model: nn.Module, saved: SavedState) -> None:
@@ -144,14 +148,15 @@ def load_pieces(optimizer: torch.optim.Optimizer, model: nn.Module, saved: Saved
             numbers[parameter] = len(numbers)
     state: dict[int, dict[str, Any]] = {}
     for parameter, name in names.items():
-        slots: dict[str, Any] = {
-            slot: saved.read(name, slot, 0, parameter.numel()).view(parameter.shape) for slot in saved.slots(name)
+        tensors: dict[str, Any] = {
+            state_key: saved.read(name, state_key, 0, parameter.numel()).view(parameter.shape)
+            for state_key in saved.element_keys(name)
         }
-        for slot in saved.whole_slots(name):
-            key, _, kind = slot.partition(":")
-            slots[key] = _PLAIN[kind](saved.whole(name, slot))
-        if slots:
-            state[numbers[parameter]] = slots
+        for state_key in saved.whole_keys(name):
+            key, _, kind = state_key.partition(":")
+            tensors[key] = _PLAIN[kind](saved.whole(name, state_key))
+        if tensors:
+            state[numbers[parameter]] = tensors
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -22,8 +22,8 @@ from sft_dist.checkpoints import store as ckpt
 from sft_dist.recipe.files import read_json, write_json
 from sft_dist.run.folder import RunFolder
 
-LOOK_EVERY_S = 0.02
-PATIENCE_S = 20.0  # for what is under way once training has failed; torchrun kills the other ranks after 30 s
+POLL_INTERVAL_S = 0.02
+WAIT_TIMEOUT_S = 20.0  # for what is under way once training has failed; torchrun kills the other ranks after 30 s
 
 
 class SaveError(RuntimeError):
@@ -101,63 +101,63 @@ class Saver:
         self.barrier()
         return saved
 
-    def settle(self, timeout_s: float = PATIENCE_S) -> None:
+    def wait_for_pending(self, timeout_s: float = WAIT_TIMEOUT_S) -> None:
         """Let a checkpoint that is under way come to its end, if it can: after an error it is the last one."""
         self._give_up_at = time.monotonic() + timeout_s  # other ranks may be gone
         if self._save is not None:
             self._save.join(timeout_s + 1)
 
     def _write(self, step: int, write: Callable[[Path], Iterable[Path]]) -> None:
-        aside = ckpt.aside_of(self.folder, step, self.attempt)
+        staging_dir = ckpt.staging_dir_of(self.folder, step, self.attempt)
         if self.rank:
             try:
-                write_json(_note(aside, self.rank), {"files": ckpt.describe(aside, write(aside))})
+                write_json(_note(staging_dir, self.rank), {"files": ckpt.describe(staging_dir, write(staging_dir))})
             except Exception as error:
-                _tell(aside, self.rank, error)
+                _tell(staging_dir, self.rank, error)
                 raise
             return
         try:
             try:
-                files = ckpt.describe(aside, write(aside))
+                files = ckpt.describe(staging_dir, write(staging_dir))
             finally:  # also after an error: nobody's folder disappears while he writes to it
-                notes = [self._wait_for(aside, rank) for rank in range(1, self.world_size)]
+                notes = [self._wait_for(staging_dir, rank) for rank in range(1, self.world_size)]
             for rank, note in enumerate(notes, 1):
                 if "error" in note:
                     raise SaveError(f"rank {rank}: {note['error']}")
                 files |= note["files"]
-                _note(aside, rank).unlink()
-            ckpt.publish(self.folder, step, aside, files)
+                _note(staging_dir, rank).unlink()
+            ckpt.publish(self.folder, step, staging_dir, files)
         except Exception:
-            shutil.rmtree(aside, ignore_errors=True)  # a full disk has room again
+            shutil.rmtree(staging_dir, ignore_errors=True)  # a full disk has room again
             raise
 
-    def _wait_for(self, aside: Path, rank: int) -> dict[str, Any]:
+    def _wait_for(self, staging_dir: Path, rank: int) -> dict[str, Any]:
         """What another rank has to say, once it has."""
-        while (note := read_json(_note(aside, rank))) is None:
-            if _bare_note(aside, rank).exists():
+        while (note := read_json(_note(staging_dir, rank))) is None:
+            if _bare_note(staging_dir, rank).exists():
                 return {"error": "could not write its part, and not why; most likely: No space left on device"}
             if time.monotonic() > self._give_up_at:
                 return {"error": "has not finished its part"}
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_INTERVAL_S)
         answer: dict[str, Any] = note
         return answer
 
 
-def _note(aside: Path, rank: int) -> Path:
-    return aside / f".rank-{rank}.json"
+def _note(staging_dir: Path, rank: int) -> Path:
+    return staging_dir / f".rank-{rank}.json"
 
 
-def _bare_note(aside: Path, rank: int) -> Path:
-    return aside / f".rank-{rank}.failed"
+def _bare_note(staging_dir: Path, rank: int) -> Path:
+    return staging_dir / f".rank-{rank}.failed"
 
 
-def _tell(aside: Path, rank: int, error: Exception) -> None:
+def _tell(staging_dir: Path, rank: int, error: Exception) -> None:
     """Rank 0, which waits for a note. Where the disk is full, for an empty file there is mostly room."""
     try:
-        write_json(_note(aside, rank), {"error": str(error)})
+        write_json(_note(staging_dir, rank), {"error": str(error)})
     except OSError:
         with contextlib.suppress(OSError):  # then rank 0 learns it when it loses the connection
-            _bare_note(aside, rank).touch()
+            _bare_note(staging_dir, rank).touch()
 
 
 def _failure(step: int, error: Exception) -> SaveError:

@@ -59,7 +59,7 @@ class Checkpoint:
         return hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()
 
 
-def aside_of(folder: RunFolder, step: int, attempt: int) -> Path:
+def staging_dir_of(folder: RunFolder, step: int, attempt: int) -> Path:
     """Where the checkpoint of `step` is written before it exists. Every attempt has its own: a rank of the one before may
     still be writing, on a machine that is believed dead."""
     return folder.checkpoints / f"{_WRITING}{attempt:03d}-{folder.checkpoint(step).name}"
@@ -67,30 +67,30 @@ def aside_of(folder: RunFolder, step: int, attempt: int) -> Path:
 
 def begin(folder: RunFolder, step: int, attempt: int) -> Path:
     """An empty hidden folder for the files of `step`."""
-    aside = aside_of(folder, step, attempt)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(mode=0o700, parents=True)
-    return aside
+    staging_dir = staging_dir_of(folder, step, attempt)
+    shutil.rmtree(staging_dir, ignore_errors=True)
+    staging_dir.mkdir(mode=0o700, parents=True)
+    return staging_dir
 
 
-def describe(aside: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+def describe(staging_dir: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """The files' part of the manifest; they are on the disk when this returns."""
     described = {}
     for path in files:
-        described[str(path.relative_to(aside))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        described[str(path.relative_to(staging_dir))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         _sync(path)
     return described
 
 
-def publish(folder: RunFolder, step: int, aside: Path, files: dict[str, dict[str, Any]]) -> Checkpoint:
+def publish(folder: RunFolder, step: int, staging_dir: Path, files: dict[str, dict[str, Any]]) -> Checkpoint:
     """Make the hidden folder `aside` the checkpoint of `step`. A damaged one of that step is moved out of the way."""
     final = folder.checkpoint(step)
-    write_json(aside / MANIFEST, sealed({"format": FORMAT, "step": step, "files": dict(sorted(files.items()))}))
-    for directory in [aside, *(path for path in aside.rglob("*") if path.is_dir())]:
+    write_json(staging_dir / MANIFEST, sealed({"format": FORMAT, "step": step, "files": dict(sorted(files.items()))}))
+    for directory in [staging_dir, *(path for path in staging_dir.rglob("*") if path.is_dir())]:
         _sync(directory)
     if final.exists():
-        set_aside(final)
-    os.rename(aside, final)
+        mark_damaged(final)
+    os.rename(staging_dir, final)
     for directory in (folder.checkpoints, folder.path):  # the first checkpoint has made the former
         _sync(directory)
     return Checkpoint(final, step)
@@ -177,7 +177,7 @@ def newest_good(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
     return None, damaged
 
 
-def set_aside(path: Path) -> Path:
+def mark_damaged(path: Path) -> Path:
     """Rename a checkpoint so that it is no longer found, keeping its bytes for whoever wants to look."""
     number = 1
     while (target := path.with_name(f"damaged-{number}-{path.name}")).exists():

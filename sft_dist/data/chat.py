@@ -69,7 +69,7 @@ def messages_of(row: Mapping[str, Any], number: int) -> list[Message]:
             if not isinstance(pair, Sequence) or [type(text) for text in pair] != [str, str]:
                 raise _broken(number, "history", "pairs of question and answer are needed", pair)
             turns += [_message("user", pair[0]), _message("assistant", pair[1])]
-        turns.append(_message("user", "\n".join(present[part] for part in ("instruction", "input") if part in present)))
+        turns.append(_message("user", "\n".join(present[key] for key in ("instruction", "input") if key in present)))
         turns += [_message("assistant", present["output"])] if "output" in present else []
     elif "prompt" in present:
         for role, speaker in (("prompt", "user"), ("completion", "assistant")):
@@ -110,30 +110,30 @@ def _turn(turn: Any, column: str, number: int) -> Message:
         raise _broken(number, column, "unknown role", speaker, tuple(ROLES))
     content = turn.get("value" if sharegpt else "content")
     if isinstance(content, Sequence) and not isinstance(content, str):
-        content = "".join(_text_of(part, column, number) for part in content)
+        content = "".join(_text_of(piece, column, number) for piece in content)
     calls = turn.get("tool_calls")
     if not isinstance(content, str) and not (content is None and calls):
         raise _broken(number, column, "a turn without text", turn)
-    others = {key: turn[key] for key in ("tool_calls", "tool_call_id", "name") if turn.get(key)}
-    return {**_message(ROLES[speaker], content or ""), **others}
+    extras = {key: turn[key] for key in ("tool_calls", "tool_call_id", "name") if turn.get(key)}
+    return {**_message(ROLES[speaker], content or ""), **extras}
 
 
-def _text_of(part: Any, column: str, number: int) -> str:
+def _text_of(piece: Any, column: str, number: int) -> str:
     """OpenAI's content may be a list of parts; only texts can be trained on here."""
-    if isinstance(part, str):
-        return part
-    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
-        return part["text"]
-    raise _broken(number, column, "a part of a message that is not text", part)
+    if isinstance(piece, str):
+        return piece
+    if isinstance(piece, Mapping) and isinstance(piece.get("text"), str):
+        return piece["text"]
+    raise _broken(number, column, "a part of a message that is not text", piece)
 
 
 def _message(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def _broken(number: int, column: str, what: str, found: Any, valid: tuple[str, ...] = ()) -> UserError:
-    shown = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)
-    return UserError(Problem(f"row {number}: {what}", f"data.columns.{column}", value=shown[:200], valid=valid))
+def _broken(number: int, column: str, message: str, value: Any, valid: tuple[str, ...] = ()) -> UserError:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return UserError(Problem(f"row {number}: {message}", f"data.columns.{column}", value=text[:200], valid=valid))
 
 
 def why_unusable(messages: list[Message]) -> str:
@@ -148,8 +148,8 @@ def why_unusable(messages: list[Message]) -> str:
     first = next(message["role"] for message in messages if message["role"] != "system")
     if first == "assistant":
         return "begins with an answer"
-    asked = any(message["content"].strip() for message in messages if message["role"] != "assistant")
-    return "" if asked else "empty text"
+    has_question = any(message["content"].strip() for message in messages if message["role"] != "assistant")
+    return "" if has_question else "empty text"
 
 
 def until_last_answer(messages: list[Message]) -> list[Message]:
@@ -171,7 +171,7 @@ def tokenize_chats(
     tokenizer: PreTrainedTokenizerBase,
     numbers: Sequence[int],  # row numbers, for messages
 ) -> list[Tokens]:
-    """By the tokenizer's template. Raises UserError naming the row the template refuses, or whose answers cannot be told."""
+    """By the tokenizer's template. Raises UserError naming the row the template refuses, or whose answers cannot be located."""
     if _MARKS_ANSWERS.search(tokenizer.get_chat_template()):
         return [_by_marks(chat, tokenizer, number) for chat, number in zip(chats, numbers, strict=True)]
     return _by_prefixes(chats, tokenizer, numbers)
@@ -183,9 +183,9 @@ def render(messages: list[Message], tokenizer: PreTrainedTokenizerBase, number: 
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
     lost = [call for message in messages for call in message.get("tool_calls") or [] if _name(call) not in text]
     if lost:
-        what = f"row {number}: the chat template leaves out the tool call `{_name(lost[0])}`"
+        message = f"row {number}: the chat template omits the tool call `{_name(lost[0])}`"
         hint = "use a model whose template knows tools, or a template of your own (task.chat_template)"
-        raise UserError(Problem(what, "task.chat_template", hint=hint))
+        raise UserError(Problem(message, "task.chat_template", hint=hint))
     return text
 
 
@@ -199,7 +199,7 @@ def _by_marks(chat: list[Message], tokenizer: PreTrainedTokenizerBase, number: i
         encoded = tokenizer.apply_chat_template(
             chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
-    return Tokens(list(encoded["input_ids"]), [bool(one) for one in encoded["assistant_masks"]])
+    return Tokens(list(encoded["input_ids"]), [bool(is_answer) for is_answer in encoded["assistant_masks"]])
 
 
 def _by_prefixes(
@@ -217,12 +217,12 @@ def _by_prefixes(
     encoded = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
     special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= set(tokenizer.all_special_ids)
-    found = []
+    marked_chats = []
     for chat, number in zip(chats, numbers, strict=True):
-        whole = next(encoded)
-        spans = [(next(encoded), next(encoded) if turn < len(chat) - 1 else whole) for turn in _answers(chat)]
-        found.append(_marked(whole, spans, tokenizer, special, number))
-    return found
+        full = next(encoded)
+        spans = [(next(encoded), next(encoded) if turn < len(chat) - 1 else full) for turn in _answers(chat)]
+        marked_chats.append(_marked(full, spans, tokenizer, special, number))
+    return marked_chats
 
 
 def _answers(chat: list[Message]) -> Iterator[int]:
@@ -230,44 +230,44 @@ def _answers(chat: list[Message]) -> Iterator[int]:
 
 
 def _marked(
-    whole: list[int],
+    ids: list[int],
     spans: list[tuple[list[int], list[int]]],  # for each answer: the tokens before it, and those until it ends
     tokenizer: PreTrainedTokenizerBase,
     special: set[int],
     number: int,
 ) -> Tokens:
-    answer = [False] * len(whole)
+    answer = [False] * len(ids)
     # The token that ends a turn, as the last answer shows it: the last special one.
-    stop = next((one for one in reversed(whole[len(spans[-1][0]) :]) if one in special), None)
+    stop = next((token for token in reversed(ids[len(spans[-1][0]) :]) if token in special), None)
     for before, until in spans:
         start, end = len(before), len(until)
-        if whole[:start] != before:
+        if ids[:start] != before:
             raise _not_a_prefix(number)
-        if whole[:end] != until:
+        if ids[:end] != until:
             # Some templates write a last answer otherwise than one with a turn after it (Qwen3 cuts thoughts out).
-            if stop is None or stop not in whole[start:]:
+            if stop is None or stop not in ids[start:]:
                 raise _not_a_prefix(number)
-            end = whole.index(stop, start) + 1
-        end = _without_line_break(whole, start, end, tokenizer, special)
+            end = ids.index(stop, start) + 1
+        end = _without_line_break(ids, start, end, tokenizer, special)
         answer[start:end] = [True] * (end - start)
-    return Tokens(whole, answer)
+    return Tokens(ids, answer)
 
 
 def _without_line_break(
-    whole: list[int], start: int, end: int, tokenizer: PreTrainedTokenizerBase, special: set[int]
+    ids: list[int], start: int, end: int, tokenizer: PreTrainedTokenizerBase, special: set[int]
 ) -> int:
     """Where the answer's end-of-turn token is; the line break that templates write after it is never generated."""
     last = end
-    while last > start and whole[last - 1] not in special and tokenizer.decode(whole[last - 1]).isspace():
+    while last > start and ids[last - 1] not in special and tokenizer.decode(ids[last - 1]).isspace():
         last -= 1
-    return last if last > start and whole[last - 1] in special else end
+    return last if last > start and ids[last - 1] in special else end
 
 
 def _not_a_prefix(number: int) -> UserError:
     return UserError(
         Problem(
-            f"row {number}: the chat template writes the turns before an answer otherwise once the answer follows, so what "
-            "is the answer's cannot be told",
+            f"row {number}: the chat template renders earlier turns differently once the answer is "
+            "appended, so the answer's tokens cannot be located",
             "task.chat_template",
             hint="give a template that marks answers with {% generation %} ... {% endgeneration %} (task.chat_template)",
         )
@@ -286,7 +286,7 @@ class _refusals:
         from jinja2.exceptions import TemplateError, UndefinedError
 
         if isinstance(error, UndefinedError | TemplateError | TypeError | ValueError):
-            what = f"row {self.number}: the chat template refuses the conversation: {error}"
+            message = f"row {self.number}: the chat template refuses the conversation: {error}"
             raise UserError(
-                Problem(what, "task.chat_template", hint="correct the row, or give another template")
+                Problem(message, "task.chat_template", hint="correct the row, or give another template")
             ) from error

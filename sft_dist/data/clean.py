@@ -115,9 +115,9 @@ def _candidates(keys: np.ndarray) -> Iterator[tuple[int, int]]:
             if ordered[start] == 0:
                 continue
             bucket = order[start : start + size].tolist()
-            for place, one in enumerate(bucket[:MOST_COMPARED]):
-                for other in bucket[place + 1 :]:
-                    yield one, other
+            for position, first in enumerate(bucket[:MOST_COMPARED]):
+                for second in bucket[position + 1 :]:
+                    yield first, second
 
 
 def _shingles(text: str) -> np.ndarray:  # (shingles,) uint64, sorted, distinct
@@ -133,10 +133,10 @@ def _shingles(text: str) -> np.ndarray:  # (shingles,) uint64, sorted, distinct
     return np.unique(hashes)
 
 
-def _jaccard(one: np.ndarray, other: np.ndarray, needed: float) -> float:
+def _jaccard(left_set: np.ndarray, right_set: np.ndarray, needed: float) -> float:
     """Similarity of two sets; 0 at once when their sizes alone rule out `needed`."""
-    smaller, larger = sorted((len(one), len(other)))
+    smaller, larger = sorted((len(left_set), len(right_set)))
     if smaller < needed * larger:
         return 0.0
-    shared = len(np.intersect1d(one, other, assume_unique=True))
+    shared = len(np.intersect1d(left_set, right_set, assume_unique=True))
     return shared / (smaller + larger - shared)

@@ -21,12 +21,12 @@ def encode(task: Task, rows: dict[str, list[Any]], processor: Any, split: str) -
     """`task.encode` of stored rows. Raises DataError naming the row."""
     ids = np.array(rows[ROW])
 
-    def some(indices: np.ndarray) -> dict[str, list[Any]]:
+    def encode_rows(indices: np.ndarray) -> dict[str, list[Any]]:
         if len(indices) == len(ids):
             return task.encode(rows, processor)
         return task.encode({name: [values[i] for i in indices] for name, values in rows.items()}, processor)
 
-    return _named(some, np.arange(len(ids)), ids, split)
+    return _named(encode_rows, np.arange(len(ids)), ids, split)
 
 
 def collate(
@@ -34,10 +34,10 @@ def collate(
 ) -> tuple[dict[str, Any], Any]:
     """`task.collate` of some examples. Raises DataError naming the row."""
 
-    def some(places: np.ndarray) -> tuple[dict[str, Any], Any]:  # an example may be there twice
-        return task.collate(examples.at(indices[places]), processor, rngs and [rngs[i] for i in places.tolist()])
+    def collate_examples(positions: np.ndarray) -> tuple[dict[str, Any], Any]:  # an example may be there twice
+        return task.collate(examples.at(indices[positions]), processor, rngs and [rngs[i] for i in positions.tolist()])
 
-    return _named(some, np.arange(len(indices)), examples.ids[indices], examples.split)
+    return _named(collate_examples, np.arange(len(indices)), examples.ids[indices], examples.split)
 
 
 def _named(call: Callable[[np.ndarray], Any], indices: np.ndarray, ids: np.ndarray, split: str) -> Any:
@@ -47,8 +47,8 @@ def _named(call: Callable[[np.ndarray], Any], indices: np.ndarray, ids: np.ndarr
         if isinstance(error, UserError) or is_out_of_memory(error):
             raise
         bad = ids[smallest_failing(call, indices)].tolist()
-        which = f"row {bad[0]}" if len(bad) == 1 else f"rows {bad[:MOST_NAMED]}{' and more' * (len(bad) > MOST_NAMED)}"
-        raise DataError(f"{which} of the {split} split: {type(error).__name__}: {error}") from error
+        names = f"row {bad[0]}" if len(bad) == 1 else f"rows {bad[:MOST_NAMED]}{' and more' * (len(bad) > MOST_NAMED)}"
+        raise DataError(f"{names} of the {split} split: {type(error).__name__}: {error}") from error
 
 
 def smallest_failing(call: Callable[[np.ndarray], Any], indices: np.ndarray) -> np.ndarray:

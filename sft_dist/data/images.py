@@ -9,13 +9,13 @@ import xxhash
 from sft_dist.data.media import MediaError, is_url, open_media
 
 
-def content(picture: dict[str, Any]) -> bytes:
-    """A hash of the file as it is, so that the same picture under two names is one."""
-    path = str(picture.get("path"))
-    if picture.get("bytes") is None and is_url(path):  # told apart by its address: nothing is downloaded for this
+def content(image: dict[str, Any]) -> bytes:
+    """A hash of the file as it is, so that the same image under two names is one."""
+    path = str(image.get("path"))
+    if image.get("bytes") is None and is_url(path):  # told apart by its address: nothing is downloaded for this
         return xxhash.xxh128_digest(path.encode())
     try:
-        with open_media(picture) as file:
+        with open_media(image) as file:
             return xxhash.xxh128_digest(file.read())
     except (MediaError, OSError):  # `check` says so
         return xxhash.xxh128_digest(path.encode())

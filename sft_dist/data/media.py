@@ -1,4 +1,4 @@
-"""Pictures, masks and sound from files or bytes, the same way wherever a task, the gate or `predict` needs them.
+"""Images, masks and sound from files or bytes, the same way wherever a task, the data check or `predict` needs them.
 
 A value is what an undecoded `datasets.Image` or `datasets.Audio` column holds: {"path": str | None, "bytes": bytes | None};
 the bytes win. Each function raises MediaError, which names the file and says what is wrong with it.
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 _WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N")  # one channel of 16 bits, which `convert` would cut off at 255
 _ID_MODES = ("1", "L", "P", "I", *_WIDE_MODES)  # what holds one whole number a pixel
 
-MAX_URL_BYTES = 512 * 2**20  # of one picture or recording behind a URL
+MAX_URL_BYTES = 512 * 2**20  # of one image or recording behind a URL
 URL_TIMEOUT_S = 30.0  # without any answer
 URL_DEADLINE_S = 300.0  # for the whole file
 REFUSED = "refused:"  # begins the path of a cell that may not be opened
 
 
 class MediaError(ValueError):
-    """A picture or sound that cannot be used."""
+    """An image or sound that cannot be used."""
 
 
 # ── paths in rows ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -66,13 +66,13 @@ def is_inside(path: str, folder: str) -> bool:
 
 
 def require_accepted(value: Mapping[str, Any]) -> None:
-    """Raises MediaError when the picture or recording may not be opened."""
+    """Raises MediaError when the image or recording may not be opened."""
     if value.get("bytes") is None and str(value.get("path") or "").startswith(REFUSED):
         raise MediaError(_refusal(str(value["path"])))
 
 
 def open_media(value: Mapping[str, Any]) -> BinaryIO:
-    """A file of the bytes of a picture or recording. Raises MediaError."""
+    """A file of the bytes of an image or recording. Raises MediaError."""
     data, path = value.get("bytes"), str(value.get("path") or "")
     if data is not None:
         return io.BytesIO(data)
@@ -133,8 +133,8 @@ def _downloaded(url: str) -> bytes:
     deadline = time.monotonic() + URL_DEADLINE_S
     content = bytearray()
     with opener.open(url, timeout=URL_TIMEOUT_S) as response:
-        while part := response.read1(2**20):  # one packet or more, so that the deadline is met
-            content += part
+        while data := response.read1(2**20):  # one packet or more, so that the deadline is met
+            content += data
             if len(content) > MAX_URL_BYTES:
                 raise OSError(f"larger than {MAX_URL_BYTES:,} bytes")
             if time.monotonic() > deadline:
@@ -144,29 +144,29 @@ def _downloaded(url: str) -> bytes:
     return bytes(content)
 
 
-# ── pictures and sound ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── images and sound ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def load_image(value: Mapping[str, Any]) -> Image:
-    """The picture in RGB, turned as its EXIF orientation says."""
-    picture = _opened(value)
-    if picture.mode in _WIDE_MODES:
+    """The image in RGB, turned as its EXIF orientation says."""
+    image = _opened(value)
+    if image.mode in _WIDE_MODES:
         from PIL import Image
 
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     # Transparent palettes warn on the direct way to RGB.
-    return picture.convert("RGBA").convert("RGB") if "transparency" in picture.info else picture.convert("RGB")
+    return image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")
 
 
 def load_mask(value: Mapping[str, Any]) -> np.ndarray:  # (height, width) int64
     """The class number of each pixel: the palette's index, or the grey value."""
-    picture = _opened(value)
-    if picture.mode not in _ID_MODES:
+    image = _opened(value)
+    if image.mode not in _ID_MODES:
         raise MediaError(
-            f"{name_of(value)}: a mask holds one class number a pixel, as a palette or grey picture; "
-            f"this one is in colours ({picture.mode})"
+            f"{name_of(value)}: a mask holds one class number a pixel, as a palette or grey image; "
+            f"this one is in colours ({image.mode})"
         )
-    return np.asarray(picture).astype(np.int64)
+    return np.asarray(image).astype(np.int64)
 
 
 def load_audio(value: Mapping[str, Any], rate: int) -> np.ndarray:  # (samples,) float32
@@ -194,29 +194,29 @@ def load_audio(value: Mapping[str, Any], rate: int) -> np.ndarray:  # (samples,)
 
 
 def name_of(value: Mapping[str, Any]) -> str:
-    """What the picture or sound is called in a message."""
+    """What the image or sound is called in a message."""
     return (
         str(value.get("path") or "").removeprefix(REFUSED) or f"(no file name, {len(value.get('bytes') or b'')} bytes)"
     )
 
 
 def _opened(value: Mapping[str, Any]) -> Image:
-    """The whole picture in memory, so that a file cut short is noticed here, turned upright."""
+    """The whole image in memory, so that a file cut short is noticed here, turned upright."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     data = _bytes_of(value)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd EXIF blocks and large pictures; what matters is raised
-            with Image.open(io.BytesIO(data)) as picture:
-                picture.load()
-                return ImageOps.exif_transpose(picture)
+            warnings.simplefilter("ignore")  # odd EXIF blocks and large images; what matters is raised
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+                return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
-        raise MediaError(f"{name_of(value)}: not a picture of a known format") from None
+        raise MediaError(f"{name_of(value)}: not an image of a known format") from None
     except Image.DecompressionBombError as error:
-        raise MediaError(f"{name_of(value)}: too large a picture ({error})") from None
+        raise MediaError(f"{name_of(value)}: too large an image ({error})") from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:  # each format has its own
-        raise MediaError(f"{name_of(value)}: a damaged picture ({error})") from None
+        raise MediaError(f"{name_of(value)}: a damaged image ({error})") from None
 
 
 def _bytes_of(value: Mapping[str, Any]) -> bytes:

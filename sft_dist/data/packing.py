@@ -3,7 +3,7 @@
 Positions restart at every example and no attention mask is given; transformers' decoder models then build the
 block-diagonal causal mask from the positions (`masking_utils.find_packed_sequence_indices`), exactly, for eager, sdpa and
 flex attention, and as separate sequences for flash attention. A key-value cache turns that off, so it must not be used.
-A model that does not read positions this way lets examples see each other without a word: `leak` measures it.
+A model that does not read positions this way lets examples see each other silently: `leak` measures it.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ def best_fit_decreasing(
     spaces: list[int] = []  # the keys of `open_bins`, sorted
     for index in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[index])
-        place = bisect_left(spaces, length)
-        if place == len(spaces):
-            chosen, space = len(bins), capacity
+        position = bisect_left(spaces, length)
+        if position == len(spaces):
+            bin_index, space = len(bins), capacity
             bins.append([])
         else:
-            space = spaces[place]
-            chosen = open_bins[space].pop()
+            space = spaces[position]
+            bin_index = open_bins[space].pop()
             if not open_bins[space]:
-                del open_bins[space], spaces[place]
-        bins[chosen].append(index)
-        left = space - length
-        if left not in open_bins:
-            open_bins[left] = []
-            insort(spaces, left)
-        open_bins[left].append(chosen)
-    return sorted((np.sort(np.array(one)) for one in bins), key=lambda one: int(one[0]))
+                del open_bins[space], spaces[position]
+        bins[bin_index].append(index)
+        remaining = space - length
+        if remaining not in open_bins:
+            open_bins[remaining] = []
+            insort(spaces, remaining)
+        open_bins[remaining].append(bin_index)
+    return sorted((np.sort(np.array(members)) for members in bins), key=lambda members: int(members[0]))
 
 
 def positions(lengths: list[int]) -> list[int]:
@@ -62,8 +62,8 @@ def leak(model: nn.Module, vocabulary: int) -> float:
     model.eval()
     device = next(model.parameters()).device
     rng = np.random.default_rng(0)
-    first, other, second = (rng.integers(0, vocabulary, size) for size in (7, 7, 9))
-    both = [np.concatenate([before, second]) for before in (first, other)]
+    first, substitute, second = (rng.integers(0, vocabulary, size) for size in (7, 7, 9))
+    sequences = [np.concatenate([before, second]) for before in (first, substitute)]
     with without_flash(model):
         logits = [
             model(
@@ -73,7 +73,7 @@ def leak(model: nn.Module, vocabulary: int) -> float:
             )
             .logits[0, 7:]
             .float()
-            for ids in both
+            for ids in sequences
         ]
     model.train(was_training)
     return float((logits[0] - logits[1]).abs().max() / logits[0].abs().max())

@@ -38,9 +38,9 @@ class _Table:
 
     def _arrow(self, name: str) -> pa.ChunkedArray:
         """A batch at a time: of rows that were selected, each has a table of its own until they are put together."""
-        one = self.table.select_columns([name]).with_format("arrow")
-        parts = [batch.column(name).combine_chunks() for batch in one.iter(BATCH)]
-        return pa.chunked_array(parts or [[]], self.table.features.arrow_schema.field(name).type)
+        column = self.table.select_columns([name]).with_format("arrow")
+        chunks = [batch.column(name).combine_chunks() for batch in column.iter(BATCH)]
+        return pa.chunked_array(chunks or [[]], self.table.features.arrow_schema.field(name).type)
 
     @cached_property
     def ids(self) -> np.ndarray:
@@ -48,9 +48,9 @@ class _Table:
         return self.numbers(ROW)
 
     def at(self, indices: Any) -> list[dict[str, Any]]:
-        found = self.table[np.asarray(indices).tolist()]
-        names = list(found)
-        return [dict(zip(names, values, strict=True)) for values in zip(*found.values(), strict=True)]
+        columns = self.table[np.asarray(indices).tolist()]
+        names = list(columns)
+        return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ class Examples(_Table):
 
 
 def table_digest(table: Rows | Examples) -> str:
-    """Of all row numbers, and of some rows in full."""
-    some = np.linspace(0, len(table) - 1, min(NUM_COMPARED, len(table)), dtype=int)
-    return digest([table.ids.tobytes(), *(repr(row).encode(errors="surrogatepass") for row in table.at(some))])
+    """Hashes all row numbers, and some rows in full."""
+    sample = np.linspace(0, len(table) - 1, min(NUM_COMPARED, len(table)), dtype=int)
+    return digest([table.ids.tobytes(), *(repr(row).encode(errors="surrogatepass") for row in table.at(sample))])
 
 
-def digest(parts: Iterable[bytes]) -> str:
-    found = hashlib.sha256()
-    for part in parts:
-        found.update(hashlib.sha256(part).digest())
-    return found.hexdigest()[:12]
+def digest(pieces: Iterable[bytes]) -> str:
+    result = hashlib.sha256()
+    for piece in pieces:
+        result.update(hashlib.sha256(piece).digest())
+    return result.hexdigest()[:12]

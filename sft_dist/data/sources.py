@@ -58,17 +58,17 @@ def load_rows(data: Data) -> dict[str, Dataset]:
     if isinstance(data.source, SplitSources):
         named = {split: getattr(data.source, split) for split in SPLITS}
         return {split: _split_of(source, split, data, False) for split, source in named.items() if source is not None}
-    found = _load(data.source, "data.source", data, data.weights, False)
-    if "train" not in found:
-        raise _lacks("train", found, "data.source")
-    return {split: found[split] for split in SPLITS if split in found}
+    rows_by_split = _load(data.source, "data.source", data, data.weights, False)
+    if "train" not in rows_by_split:
+        raise _lacks("train", rows_by_split, "data.source")
+    return {split: rows_by_split[split] for split in SPLITS if split in rows_by_split}
 
 
 def stream_rows(data: Data, split: str = "train", epoch: int = 0, skip: int = 0) -> IterableDataset:
     """The rows of a split one by one, the training rows shuffled among `data.streaming.buffer`. Raises UserError.
 
-    The order is a function of the source, `data.split.seed` and `epoch`. `skip` leaves out the first rows of that order:
-    a run that goes on after `k` rows asks for `skip=k` and gets exactly those that are left. They are read to be skipped,
+    The order is a function of the source, `data.split.seed` and `epoch`. `skip` skips the first rows of that order:
+    a run that resumes after `k` rows asks for `skip=k` and gets exactly those that are left. They are read to be skipped,
     for which nothing has to be remembered; the `state_dict` of `datasets` forgets what is in the shuffle buffer.
     """
     disable_progress_bar()
@@ -81,10 +81,10 @@ def stream_rows(data: Data, split: str = "train", epoch: int = 0, skip: int = 0)
             )
         rows = _split_of(source, split, data, True)
     else:
-        found = _load(data.source, "data.source", data, data.weights, True)
-        if split not in found:
-            raise _lacks(split, found, "data.source")
-        rows = found[split]
+        rows_by_split = _load(data.source, "data.source", data, data.weights, True)
+        if split not in rows_by_split:
+            raise _lacks(split, rows_by_split, "data.source")
+        rows = rows_by_split[split]
     if split == "train":
         rows = rows.shuffle(seed=data.split.seed, buffer_size=_buffer(data))
     return rows.skip(skip) if skip else rows
@@ -94,16 +94,16 @@ def stream_tables(data: Data, epoch: int = 0, skip: int = 0) -> Iterator[Dataset
     """The training rows as they come, `data.streaming.buffer` at a time. Raises UserError with the place of a fault in a
     file; what else a reader raises, such as of the network, as it is."""
     rows = stream_rows(data, "train", epoch, skip)
-    each = iter(rows)
+    iterator = iter(rows)
     while True:
         try:
-            some = list(islice(each, _buffer(data)))
+            batch = list(islice(iterator, _buffer(data)))
         except ValueError as error:
-            path, fault = _fault_of(data) or ("data.source", _said(error))
+            path, fault = _fault_of(data) or ("data.source", _describe_error(error))
             raise UserError(Problem(f"could not be read: {fault}", path)) from error
-        if not some:
+        if not batch:
             return
-        yield _table_of(some, rows.features)
+        yield _table_of(batch, rows.features)
 
 
 def _buffer(data: Data) -> int:
@@ -116,21 +116,23 @@ def _fault_of(data: Data) -> tuple[str, str] | None:
         reference = classify(text, Path.cwd())
         if path.startswith(("data.source.validation", "data.source.test")) or reference.kind in ("hub", "sql"):
             continue
-        where = [text] if reference.kind == "url" else resolve(reference)
-        places = where if isinstance(where, list) else [where]
-        for file in (str(file) for place in places for file in _files_in(place)):
+        resolved = [text] if reference.kind == "url" else resolve(reference)
+        paths = resolved if isinstance(resolved, list) else [resolved]
+        for file in (str(file) for path_or_url in paths for file in _files_in(path_or_url)):
             name = SUFFIXES.get(suffix_of(file)) if data.format == "auto" else data.format
             if name in TABLES and (fault := fault_in(str(name), [file])):
                 return path, fault
     return None
 
 
-def _files_in(place: str | Path) -> list[str] | list[Path]:
-    return sorted(place.rglob("*")) if isinstance(place, Path) and place.is_dir() else [str(place)]
+def _files_in(path_or_url: str | Path) -> list[str] | list[Path]:
+    return (
+        sorted(path_or_url.rglob("*")) if isinstance(path_or_url, Path) and path_or_url.is_dir() else [str(path_or_url)]
+    )
 
 
 def _table_of(rows: Sequence[dict[str, Any]], features: Features | None) -> Dataset:
-    """Some rows of a stream. Readers that do not know the features beforehand may leave out a key in which a row has nothing."""
+    """Some rows of a stream. Readers that do not know the features beforehand may omit a key in which a row has nothing."""
     names = list(features or {name: None for row in rows for name in row})
     return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}, features=features)
 
@@ -138,17 +140,17 @@ def _table_of(rows: Sequence[dict[str, Any]], features: Features | None) -> Data
 def _beside_a_stream(data: Data) -> dict[str, Dataset]:
     """The other splits: whole, and read as streams too, since `datasets` would fetch all of a hub data set for one split."""
     if isinstance(data.source, SplitSources):
-        there = {split for split in SPLITS if getattr(data.source, split) is not None}
+        splits = {split for split in SPLITS if getattr(data.source, split) is not None}
     else:
-        there = set(_load(data.source, "data.source", data, None, True))
-    if "validation" not in there:
-        raise _lacks("validation", dict.fromkeys(there), "data.source")
-    found = {}
+        splits = set(_load(data.source, "data.source", data, None, True))
+    if "validation" not in splits:
+        raise _lacks("validation", dict.fromkeys(splits), "data.source")
+    rows_by_split = {}
     for split in SPLITS[1:]:
-        if split in there:
+        if split in splits:
             rows = stream_rows(data, split)
-            found[split] = _table_of(list(rows), rows.features)
-    return found
+            rows_by_split[split] = _table_of(list(rows), rows.features)
+    return rows_by_split
 
 
 def _of_epoch(data: Data, epoch: int) -> Data:
@@ -162,15 +164,17 @@ def _of_epoch(data: Data, epoch: int) -> Data:
 def _split_of(source: str | list[str], split: str, data: Data, streaming: bool) -> Any:
     """The rows of a split that the recipe names a source for."""
     path = f"data.source.{split}"
-    found = _load(source, path, data, data.weights if split == "train" else None, streaming)
-    if split not in found and set(found) != {"train"}:  # a data set with splits of its own, this one not
-        raise _lacks(split, found, path)
-    return found[split if split in found else "train"]
+    rows_by_split = _load(source, path, data, data.weights if split == "train" else None, streaming)
+    if split not in rows_by_split and set(rows_by_split) != {
+        "train"
+    }:  # a data set with splits of its own, this one not
+        raise _lacks(split, rows_by_split, path)
+    return rows_by_split[split if split in rows_by_split else "train"]
 
 
-def _lacks(split: str, found: dict[str, Any], path: str) -> UserError:
+def _lacks(split: str, rows_by_split: dict[str, Any], path: str) -> UserError:
     named = "training" if split == "train" else split
-    return UserError(Problem(f"has no {named} split", path=path, value=f"splits {', '.join(found)}"))
+    return UserError(Problem(f"has no {named} split", path=path, value=f"splits {', '.join(rows_by_split)}"))
 
 
 def _load(
@@ -178,12 +182,12 @@ def _load(
 ) -> dict[str, Any]:
     if isinstance(source, str):
         return _load_one(source, path, data, streaming)
-    parts = [_load_one(text, f"{path}.{index}", data, streaming) for index, text in enumerate(source)]
-    if len(parts) == 1:
-        return parts[0]
-    if any(set(part) != {"train"} for part in parts):
+    all_loaded = [_load_one(text, f"{path}.{index}", data, streaming) for index, text in enumerate(source)]
+    if len(all_loaded) == 1:
+        return all_loaded[0]
+    if any(set(loaded) != {"train"} for loaded in all_loaded):
         raise UserError(Problem("a list of sources cannot hold data sets with splits of their own", path=path))
-    rows = [part["train"] for part in parts]
+    rows = [loaded["train"] for loaded in all_loaded]
     try:
         joined = (
             concatenate_datasets(rows) if weights is None else _mixed(rows, weights, data.split.seed, _buffer(data))
@@ -199,12 +203,14 @@ def _mixed(rows: list[_Rows], weights: Sequence[float], seed: int, buffer: int) 
     Each source is shuffled before, so that what is left over of it is no part of its own, such as one class.
     """
     if len(weights) != len(rows):
-        what = f"expected one weight for each of the {len(rows)} sources"
-        raise UserError(Problem(what, "data.weights", value=f"{len(weights)} weights"))
+        message = f"expected one weight for each of the {len(rows)} sources"
+        raise UserError(Problem(message, "data.weights", value=f"{len(weights)} weights"))
     shares = [weight / sum(weights) for weight in weights]
     shuffled = [
-        part.shuffle(seed=seed, buffer_size=buffer) if isinstance(part, IterableDataset) else part.shuffle(seed=seed)
-        for part in rows
+        source.shuffle(seed=seed, buffer_size=buffer)
+        if isinstance(source, IterableDataset)
+        else source.shuffle(seed=seed)
+        for source in rows
     ]
     return interleave_datasets(shuffled, probabilities=shares, seed=seed, stopping_strategy="first_exhausted")
 
@@ -213,12 +219,12 @@ def _mixed(rows: list[_Rows], weights: Sequence[float], seed: int, buffer: int) 
 def _load_one(text: str, path: str, data: Data, streaming: bool) -> dict[str, Any]:
     """Raises UserError that names the source by its key path."""
     try:
-        found = _read(classify(text, Path.cwd()), data, streaming)
-        return {split: undecoded(rows) for split, rows in found.items()}
+        rows_by_split = _read(classify(text, Path.cwd()), data, streaming)
+        return {split: undecoded(rows) for split, rows in rows_by_split.items()}
     except UserError as error:
-        raise UserError([_placed(one, path, text) for one in error.problems]) from error
+        raise UserError([_placed(problem, path, text) for problem in error.problems]) from error
     except Exception as error:  # every reader has its own exceptions; the cause is what the user needs
-        raise UserError(Problem(f"could not be read: {_said(error)}", path=path, value=text)) from error
+        raise UserError(Problem(f"could not be read: {_describe_error(error)}", path=path, value=text)) from error
 
 
 def _placed(problem: Problem, path: str, text: str) -> Problem:
@@ -228,7 +234,7 @@ def _placed(problem: Problem, path: str, text: str) -> Problem:
     return replace(problem, path=path, value=problem.value or fetched_from)
 
 
-def _said(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     """The cause in one line, without the list of all files and the advice for authors on the hub."""
     cause = error if isinstance(error, DatasetGenerationCastError) else error.__cause__ or error
     words = str(cause).split("\n\nPlease either edit")[0].split(", [")[0]
@@ -239,9 +245,9 @@ def _read(reference: Reference, data: Data, streaming: bool) -> dict[str, Any]:
     text = reference.text
     name: str = data.format
     if reference.kind == "hub":
-        found = load_dataset(text, data.subset, revision=data.revision, streaming=streaming)
-        return _named_splits(_confined(dict(found), data, [*HUB_FILES]))
-    where = resolve(reference)
+        rows_by_split = load_dataset(text, data.subset, revision=data.revision, streaming=streaming)
+        return _named_splits(_confined(dict(rows_by_split), data, [*HUB_FILES]))
+    resolved = resolve(reference)
     if reference.kind == "sql":
         beside = [os.path.dirname(file)] if (file := sqlite_file(text)) else []
         rows = _confined({"train": read_sql(text)}, data, [*beside, os.getcwd()])["train"]
@@ -252,18 +258,18 @@ def _read(reference: Reference, data: Data, streaming: bool) -> dict[str, Any]:
         if streaming and name in STREAMED_URLS and not text.endswith("/"):
             rows = FORMATS[name].read([text], True)
             return _confined({"train": rows}, data, [])  # there is no folder that what it names could lie in
-        where = fetched(text)
-    if isinstance(where, Path) and where.is_dir():
-        return _read_folder(where, name, data, streaming)
-    files = [str(file) for file in (where if isinstance(where, list) else [where])]
+        resolved = fetched(text)
+    if isinstance(resolved, Path) and resolved.is_dir():
+        return _read_folder(resolved, name, data, streaming)
+    files = [str(file) for file in (resolved if isinstance(resolved, list) else [resolved])]
     name = _format_of(files) if name == "auto" else name
     if name == "sql" or not FORMATS[name].suffixes:
-        raise UserError(Problem(f"{name} is no format of a file", "data.format", value=name))
+        raise UserError(Problem(f"{name} is not a file format", "data.format", value=name))
     return {"train": _rows_in(name, files, data, streaming)}
 
 
 def _rows_in(name: str, files: list[str], data: Data, streaming: bool) -> Any:
-    """Rows of files or of a folder. Pictures and sounds that a table names lie beside it."""
+    """Rows of files or of a folder. Images and sounds that a table names lie beside it."""
     if name not in TABLES:
         return FORMATS[name].read(files, streaming)
     folders: dict[str, list[str]] = {}
@@ -272,12 +278,12 @@ def _rows_in(name: str, files: list[str], data: Data, streaming: bool) -> Any:
     label = data.columns.get("label", "label")
     rows = read_labelled(name, files, streaming, label)
     if len(folders) > 1 and _names_media(rows, data):
-        return concatenate_datasets([_rows_in(name, part, data, streaming) for part in folders.values()])
+        return concatenate_datasets([_rows_in(name, group, data, streaming) for group in folders.values()])
     return _confined({"": rows}, data, [*folders, os.getcwd()])[""]
 
 
 def _names_media(rows: Any, data: Data) -> bool:
-    """Whether these rows have a column of pictures or sounds. A stream need not know its columns: its first row tells."""
+    """Whether these rows have a column of images or sounds. A stream need not know its columns: its first row tells."""
     names: Any = rows.features
     if names is None:
         try:
@@ -288,7 +294,7 @@ def _names_media(rows: Any, data: Data) -> bool:
 
 
 def _confined(splits: dict[str, Any], data: Data, folders: Sequence[str]) -> dict[str, Any]:
-    """The splits with what names a picture or sound outside these folders marked as refused. Into the hub's cache lead
+    """The splits with what names an image or sound outside these folders marked as refused. Into the hub's cache lead
     the links of a data set that was downloaded from there."""
     columns = [data.columns.get(role, role) for role in MEDIA_ROLES]
     return {split: confined(rows, columns, [*folders, HF_HUB_CACHE], data.allow_urls) for split, rows in splits.items()}
@@ -305,7 +311,7 @@ def _format_of(files: Sequence[str]) -> str:
                 path="data.source",
                 value=", ".join(sorted(suffix or "no suffix" for suffix in suffixes)),
                 valid=tuple(SUFFIXES),
-                hint="data.format names the format of files that are called otherwise",
+                hint="set data.format for files with other suffixes",
             )
         )
     (name,) = formats
@@ -316,20 +322,20 @@ def _read_folder(folder: Path, name: str, data: Data, streaming: bool) -> dict[s
     kind = guessed(folder) if name == "auto" else name
     if kind == "saved":
         saved = load_from_disk(str(folder))
-        found = dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
+        rows_by_split = dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
         if not folder.is_relative_to(streams_folder()):  # the paths of those were seen to when the stream was read
-            found = _confined(found, data, [str(folder), os.getcwd()])
-        return _named_splits({split: _as_asked(rows, streaming) for split, rows in found.items()})
+            rows_by_split = _confined(rows_by_split, data, [str(folder), os.getcwd()])
+        return _named_splits({split: _as_asked(rows, streaming) for split, rows in rows_by_split.items()})
     if kind == "repository":
-        found = load_dataset(str(folder), cache_dir=tables_folder(), streaming=streaming)
-        return _named_splits(_confined(found, data, [str(folder), tables_folder(), os.getcwd()]))
+        rows_by_split = load_dataset(str(folder), cache_dir=tables_folder(), streaming=streaming)
+        return _named_splits(_confined(rows_by_split, data, [str(folder), tables_folder(), os.getcwd()]))
     if kind not in FORMATS:
-        raise UserError(Problem(f"{kind} is no format of a folder", "data.format", value=kind))
+        raise UserError(Problem(f"{kind} is not a folder format", "data.format", value=kind))
     if suffixes_of := FORMATS[kind].suffixes:
-        places = split_files(folder, suffixes_of, is_coco if kind == "coco" else None)
+        files_by_split = split_files(folder, suffixes_of, is_coco if kind == "coco" else None)
     else:
-        places = {split: [str(inner)] for split, inner in split_folders(folder).items()}
-    return {split: _rows_in(kind, files, data, streaming) for split, files in places.items()}
+        files_by_split = {split: [str(inner)] for split, inner in split_folders(folder).items()}
+    return {split: _rows_in(kind, files, data, streaming) for split, files in files_by_split.items()}
 
 
 def _as_asked(rows: Dataset, streaming: bool) -> Dataset | IterableDataset:
@@ -339,9 +345,9 @@ def _as_asked(rows: Dataset, streaming: bool) -> Dataset | IterableDataset:
 def _named_splits(loaded: dict[str, Any]) -> dict[str, Any]:
     """Splits by this program's names; those it does not know keep their own."""
     usual = {name for names in SPLIT_NAMES.values() for name in names}
-    found = {name: rows for name, rows in loaded.items() if name not in usual}
+    rows_by_split = {name: rows for name, rows in loaded.items() if name not in usual}
     for split, names in SPLIT_NAMES.items():
         name = next((name for name in names if name in loaded), None)
         if name:
-            found[split] = loaded[name]
-    return found
+            rows_by_split[split] = loaded[name]
+    return rows_by_split

@@ -26,18 +26,18 @@ def hold_out(
         return _hold_out_groups(shares, seed, groups)
     from sklearn.model_selection import train_test_split
 
-    left = np.arange(num_rows)
+    remaining = np.arange(num_rows)
     parts: dict[str, np.ndarray] = {}
     for split, share in shares.items():
         if share == 0:
             continue
         size = round(share * num_rows)
-        if size == 0 or size >= len(left):
+        if size == 0 or size >= len(remaining):
             raise UserError(Problem(f"{share:g} of {num_rows} rows leaves a split empty", path=f"data.split.{split}"))
-        classes = [strata[int(i)] for i in left] if strata is not None else None
+        classes = [strata[int(i)] for i in remaining] if strata is not None else None
         if classes is not None:
             rarest, count = min(Counter(classes).items(), key=lambda item: item[1])
-            if count < 2 or len(set(classes)) > min(size, len(left) - size):
+            if count < 2 or len(set(classes)) > min(size, len(remaining) - size):
                 raise UserError(
                     Problem(
                         f"class {rarest!r} has {count} rows, too few to be divided with equal shares",
@@ -45,9 +45,9 @@ def hold_out(
                         hint="set data.split.stratify=false, or drop the class with data.where",
                     )
                 )
-        left, taken = train_test_split(left, test_size=size, random_state=seed, stratify=classes)
-        parts[split] = np.sort(taken)
-    return {"train": np.sort(left), **parts}
+        remaining, held_out = train_test_split(remaining, test_size=size, random_state=seed, stratify=classes)
+        parts[split] = np.sort(held_out)
+    return {"train": np.sort(remaining), **parts}
 
 
 def _hold_out_groups(shares: dict[str, float], seed: int, groups: Sequence[Hashable]) -> dict[str, np.ndarray]:
@@ -57,30 +57,30 @@ def _hold_out_groups(shares: dict[str, float], seed: int, groups: Sequence[Hasha
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
     names = sorted(members, key=str)
-    wanted = {split: round(share * len(groups)) for split, share in shares.items() if share > 0}
-    wanted = {"train": len(groups) - sum(wanted.values()), **wanted}
-    taken: dict[str, list[list[int]]] = {split: [] for split in wanted}
-    num_taken = Counter[str]()
+    sizes = {split: round(share * len(groups)) for split, share in shares.items() if share > 0}
+    sizes = {"train": len(groups) - sum(sizes.values()), **sizes}
+    groups_by_split: dict[str, list[list[int]]] = {split: [] for split in sizes}
+    num_rows = Counter[str]()
     order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     for rows in sorted((members[name] for name in order), key=len, reverse=True):
-        fits = [split for split in wanted if split == "train" or num_taken[split] + len(rows) <= wanted[split]]
-        split = min(fits, key=lambda split: num_taken[split] / max(wanted[split], 1))
-        taken[split].append(rows)
-        num_taken[split] += len(rows)
-    for parts in taken.values():
-        if not parts and len(taken["train"]) > 1:
-            parts.append(taken["train"].pop())
-    if empty := [split for split in wanted if not taken[split]]:
-        what = f"{len(names)} groups are too few: {empty[0]} would be empty"
-        raise UserError(Problem(what, path="data.split.group", value=str(len(names))))
-    return {split: np.sort(np.concatenate(parts)) for split, parts in taken.items()}
+        fits = [split for split in sizes if split == "train" or num_rows[split] + len(rows) <= sizes[split]]
+        split = min(fits, key=lambda split: num_rows[split] / max(sizes[split], 1))
+        groups_by_split[split].append(rows)
+        num_rows[split] += len(rows)
+    for parts in groups_by_split.values():
+        if not parts and len(groups_by_split["train"]) > 1:
+            parts.append(groups_by_split["train"].pop())
+    if empty := [split for split in sizes if not groups_by_split[split]]:
+        message = f"{len(names)} groups are too few: {empty[0]} would be empty"
+        raise UserError(Problem(message, path="data.split.group", value=str(len(names))))
+    return {split: np.sort(np.concatenate(parts)) for split, parts in groups_by_split.items()}
 
 
 def keep_splits(file: Path, ids: dict[str, np.ndarray], contents: dict[str, str]) -> None:
     """Notes which rows a run has: split -> row numbers in the source, and a digest of what they hold. Raises UserError when
     they are not those it began with: a row that was trained on could then be tested on. Runs that noted no contents are
     asked for the numbers alone."""
-    now = {
+    current = {
         split: {
             "rows": len(rows),
             "digest": hashlib.sha256(rows.tobytes()).hexdigest(),
@@ -88,21 +88,21 @@ def keep_splits(file: Path, ids: dict[str, np.ndarray], contents: dict[str, str]
         }
         for split, rows in ids.items()
     }
-    kept = read_json(file)
-    if kept is None:
+    recorded = read_json(file)
+    if recorded is None:
         # The training rows are the others; they can be many.
-        listed = {split: {**now[split], "ids": ids[split].tolist()} for split in ids if split != "train"}
-        write_text(file, json.dumps({**now, **listed}) + "\n")
+        listed = {split: {**current[split], "ids": ids[split].tolist()} for split in ids if split != "train"}
+        write_text(file, json.dumps({**current, **listed}) + "\n")
         return
-    for split in {**kept, **now}:
-        was, found = kept.get(split, {}), now.get(split, {})
-        same_content = "contents" not in was or was["contents"] == found.get("contents")
-        if was.get("digest") != found.get("digest") or not same_content:
-            rows = f"it had {was.get('rows', 0)} rows, and has {found.get('rows', 0)}"
+    for split in {**recorded, **current}:
+        was, present = recorded.get(split, {}), current.get(split, {})
+        same_content = "contents" not in was or was["contents"] == present.get("contents")
+        if was.get("digest") != present.get("digest") or not same_content:
+            rows = f"it had {was.get('rows', 0)} rows, and has {present.get('rows', 0)}"
             changed = rows if same_content else f"{rows}; they hold something else, or are in another order"
-            what = f"the {split} split is not the one this run began with: {changed}"
-            hint = "bring the data back as they were, or start a new run"
-            raise UserError(Problem(what, path="data.source", hint=hint))
+            message = f"the {split} split is not the one this run began with: {changed}"
+            hint = "restore the original data, or start a new run"
+            raise UserError(Problem(message, path="data.source", hint=hint))
 
 
 def draw(num_rows: int, limit: int | None, seed: int) -> np.ndarray:

@@ -66,10 +66,10 @@ class Engine(Protocol):
     def step(self, clip_norm: float | None) -> float:
         """Clip, update, clear the gradients. Returns the global gradient norm before clipping.
 
-        Raises BadGradient when the norm is not finite; then no weight has been changed where the strategy can tell in time.
+        Raises NonFiniteGradient when the norm is not finite; then no weight has been changed where the strategy can tell in time.
         """
 
-    def drop_gradients(self) -> None:
+    def discard_gradients(self) -> None:
         """Forget this step's gradients. Raises NotImplementedError where that cannot be done (refused at plan time)."""
 
     def weights(self, names: set[str] | None = None) -> dict[str, Tensor] | None:
@@ -115,7 +115,7 @@ def require_gpu(found: bool) -> None:
         )
 
 
-def share_buffers(model: nn.Module) -> None:
+def broadcast_buffers(model: nn.Module) -> None:
     """Rank 0's running statistics on every rank: call this before validating and before saving. They are the ones that are
     saved, and of the strategies only `ddp` keeps the ranks' alike. Every rank must call it."""
     if dist.is_initialized() and dist.get_world_size() > 1:
@@ -126,11 +126,11 @@ def share_buffers(model: nn.Module) -> None:
                 buffer.detach().copy_(whole)
 
 
-class BadGradient(RuntimeError):
+class NonFiniteGradient(RuntimeError):
     """A gradient norm that is no number."""
 
 
-def copies_of(
+def copy_tensors(
     model: nn.Module, names: set[str] | None, copy: Callable[[Tensor], Tensor | None]
 ) -> dict[str, Tensor] | None:
     """`copy` of each named weight and buffer of `model.state_dict()`, one after another; tied weights are copied once. None

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 from torch.distributed.tensor import DTensor, Shard
 
 from sft_dist.checkpoints.optimizer_state import Piece, SavedState, check_names, names_of
-from sft_dist.engines.base import COLLECTIVE_TIMEOUT, BadGradient, Setup, copies_of, start_accelerator
+from sft_dist.engines.base import COLLECTIVE_TIMEOUT, NonFiniteGradient, Setup, copy_tensors, start_accelerator
 
 
 class Fsdp2:
@@ -78,12 +78,12 @@ class Fsdp2:
         shared = nn.utils.clip_grad_norm_(self.names, float("inf") if clip_norm is None else clip_norm)
         norm = shared.full_tensor() if isinstance(shared, DTensor) else shared
         if not torch.isfinite(norm):
-            raise BadGradient(f"the gradient norm is {norm.item()}")
+            raise NonFiniteGradient(f"the gradient norm is {norm.item()}")
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm.item()
 
-    def drop_gradients(self) -> None:
+    def discard_gradients(self) -> None:
         self.optimizer.zero_grad()
 
     def weights(self, names: set[str] | None = None) -> dict[str, Tensor] | None:
@@ -94,18 +94,18 @@ class Fsdp2:
             whole = value.full_tensor() if isinstance(value, DTensor) else value
             return whole.detach().to("cpu", copy=True) if self.accelerator.is_main_process else None
 
-        return copies_of(self.raw_model, names, copy)
+        return copy_tensors(self.raw_model, names, copy)
 
     def pieces(self) -> Iterator[Piece]:
         """This rank's rows of every slot; rank 0 also brings what does not go with the rows, such as Adam's `step`."""
         for parameter, name in self.names.items():
             first, last = self._run(parameter)
-            for slot, value in self.optimizer.state.get(parameter, {}).items():
+            for state_key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, DTensor):
                     if last > first:
-                        yield Piece(name, slot, first, value.to_local().detach().to("cpu", copy=True).flatten())
+                        yield Piece(name, state_key, first, value.to_local().detach().to("cpu", copy=True).flatten())
                 elif self.accelerator.is_main_process:
-                    yield Piece(name, slot, None, torch.as_tensor(value).detach().to("cpu", copy=True))
+                    yield Piece(name, state_key, None, torch.as_tensor(value).detach().to("cpu", copy=True))
 
     def load(self, saved: SavedState) -> None:
         check_names(saved, set(self.names.values()))
@@ -113,17 +113,19 @@ class Fsdp2:
         state: dict[int, dict[str, Tensor]] = {}
         for number, parameter in enumerate(in_groups):
             name = self.names[parameter]
-            slots: dict[str, Tensor] = {slot: self._read(saved, name, slot, parameter) for slot in saved.slots(name)}
-            slots |= {slot: saved.whole(name, slot) for slot in saved.whole_slots(name)}
-            if slots:
-                state[number] = slots
+            tensors: dict[str, Tensor] = {
+                state_key: self._read(saved, name, state_key, parameter) for state_key in saved.element_keys(name)
+            }
+            tensors |= {state_key: saved.whole(name, state_key) for state_key in saved.whole_keys(name)}
+            if tensors:
+                state[number] = tensors
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
-    def _read(self, saved: SavedState, name: str, slot: str, parameter: nn.Parameter) -> DTensor:
+    def _read(self, saved: SavedState, name: str, state_key: str, parameter: nn.Parameter) -> DTensor:
         """This rank's rows, as the tensor that the optimizer works on."""
         assert isinstance(parameter, DTensor)
         mine = parameter.to_local()
-        values = saved.read(name, slot, *self._run(parameter)).view(mine.shape).to(mine.device)
+        values = saved.read(name, state_key, *self._run(parameter)).view(mine.shape).to(mine.device)
         return DTensor.from_local(
             values, self.mesh, [Shard(0)], run_check=False, shape=parameter.shape, stride=parameter.stride()
         )

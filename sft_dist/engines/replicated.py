@@ -11,8 +11,8 @@ from accelerate.utils import AORecipeKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sft_dist.checkpoints.optimizer_state import Piece, SavedState, load_pieces, state_pieces
-from sft_dist.engines.base import BadGradient, Setup, copies_of, start_accelerator
+from sft_dist.checkpoints.optimizer_state import Piece, SavedState, load_pieces, optimizer_pieces
+from sft_dist.engines.base import NonFiniteGradient, Setup, copy_tensors, start_accelerator
 from sft_dist.engines.precision import autocast
 from sft_dist.recipe.errors import Problem, UserError
 
@@ -59,24 +59,24 @@ class Replicated:
         norm = nn.utils.clip_grad_norm_(trained, float("inf") if clip_norm is None else clip_norm)
         # With fp16 an infinite gradient is how the loss scale is found out: that step is left out and the scale lowered.
         if not torch.isfinite(norm) and not self.scaler.is_enabled():
-            raise BadGradient(f"the gradient norm is {norm.item()}")
+            raise NonFiniteGradient(f"the gradient norm is {norm.item()}")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
         return norm.item()
 
-    def drop_gradients(self) -> None:
+    def discard_gradients(self) -> None:
         self.optimizer.zero_grad()
 
     def weights(self, names: set[str] | None = None) -> dict[str, Tensor] | None:
         if not self.accelerator.is_main_process:
             return None
-        return copies_of(self.raw_model, names, lambda value: value.detach().to("cpu", copy=True))
+        return copy_tensors(self.raw_model, names, lambda value: value.detach().to("cpu", copy=True))
 
     def pieces(self) -> Iterator[Piece]:
         """Every rank has everything, so each writes the weights whose turn it is."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        yield from state_pieces(self.optimizer, self.raw_model, lambda number: number % world == rank)
+        yield from optimizer_pieces(self.optimizer, self.raw_model, lambda number: number % world == rank)
         if self.scaler.is_enabled() and rank == 0:
             yield Piece("loss scale", "scale", None, torch.tensor(self.scaler.get_scale()))
             yield Piece("loss scale", "growth", None, torch.tensor(self.scaler.state_dict()["_growth_tracker"]))

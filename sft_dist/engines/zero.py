@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sft_dist.checkpoints.optimizer_state import Piece, SavedState, check_names, names_of
-from sft_dist.engines.base import COLLECTIVE_TIMEOUT, BadGradient, Setup, copies_of, start_accelerator
+from sft_dist.engines.base import COLLECTIVE_TIMEOUT, NonFiniteGradient, Setup, copy_tensors, start_accelerator
 from sft_dist.engines.deepspeed_config import AUTOCAST, deepspeed_config, zero_stage
 from sft_dist.recipe.errors import Problem, UserError
 
@@ -114,10 +114,10 @@ class Zero:
         if self.loss_scale is not None:
             self.zero.override_loss_scale(self.loss_scale.update(overflow=self.zero.overflow))
         elif self.zero.overflow:
-            raise BadGradient("the gradient norm is not a number, or infinite")
+            raise NonFiniteGradient("the gradient norm is not a number, or infinite")
         return norm
 
-    def drop_gradients(self) -> None:
+    def discard_gradients(self) -> None:
         """Gradients lie in buffers that differ by stage and offload. DeepSpeed empties them itself when it meets a norm that
         is no number, so it is shown one."""
         if not self.has_gradients:
@@ -142,19 +142,19 @@ class Zero:
             with deepspeed.zero.GatheredParameters([value]):  # does nothing to what is not partitioned
                 return value.detach().to("cpu", copy=True) if self.accelerator.is_main_process else None
 
-        return copies_of(self.raw_model, names, copy)
+        return copy_tensors(self.raw_model, names, copy)
 
     # ── optimizer state ─────────────────────────────────────────────────────────────────────────────────────────────
     def pieces(self) -> Iterator[Piece]:
         rank = self.accelerator.process_index
         for run in self._runs():
-            for slot, value in self.optimizer.state.get(run.flat, {}).items():
+            for state_key, value in self.optimizer.state.get(run.flat, {}).items():
                 if not torch.is_tensor(value) or value.shape != run.flat.shape:
                     if rank == 0:
-                        yield Piece(run.name, slot, None, torch.as_tensor(value).detach().to("cpu", copy=True))
+                        yield Piece(run.name, state_key, None, torch.as_tensor(value).detach().to("cpu", copy=True))
                 elif run.length:
                     part = value.narrow(0, run.start, run.length)
-                    yield Piece(run.name, slot, run.first, part.detach().to("cpu", copy=True))
+                    yield Piece(run.name, state_key, run.first, part.detach().to("cpu", copy=True))
         if self.loss_scale is not None and rank == 0:
             yield Piece("loss scale", "scale", None, torch.tensor(self.loss_scale.scale))
             yield Piece("loss scale", "growth", None, torch.tensor(self.loss_scale.good_steps))
@@ -164,15 +164,15 @@ class Zero:
         counts_on_device = self.optimizer.defaults.get("fused") or self.optimizer.defaults.get("capturable")
         for run in self._runs():
             state = self.optimizer.state[run.flat]
-            for slot in saved.whole_slots(run.name):
-                value = saved.whole(run.name, slot)
-                state[slot] = value.to(run.flat.device) if counts_on_device else value
-            for slot in saved.slots(run.name):
-                if slot not in state:
-                    state[slot] = torch.zeros_like(run.flat, requires_grad=False)
+            for state_key in saved.whole_keys(run.name):
+                value = saved.whole(run.name, state_key)
+                state[state_key] = value.to(run.flat.device) if counts_on_device else value
+            for state_key in saved.element_keys(run.name):
+                if state_key not in state:
+                    state[state_key] = torch.zeros_like(run.flat, requires_grad=False)
                 if run.length:
-                    values = saved.read(run.name, slot, run.first, run.first + run.length)
-                    state[slot].narrow(0, run.start, run.length).copy_(values)
+                    values = saved.read(run.name, state_key, run.first, run.first + run.length)
+                    state[state_key].narrow(0, run.start, run.length).copy_(values)
         if self.loss_scale is not None and "loss scale" in saved.names():
             self.loss_scale.scale = saved.whole("loss scale", "scale").item()
             self.loss_scale.good_steps = int(saved.whole("loss scale", "growth").item())

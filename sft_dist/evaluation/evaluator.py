@@ -29,7 +29,7 @@ class _Loaded:
     model: nn.Module | None = None
 
 
-class Judge:
+class Evaluator:
     """Data are read again only when the data settings change, the base only when model or tuning do."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from sft_dist.tasks.base import Loss, Task
 
 
 @dataclass(frozen=True)
-class Judged:
+class BatchPredictions:
     """What a model says about some examples."""
 
     indices: np.ndarray  # (examples,)
@@ -43,7 +43,7 @@ def forward(
     device: torch.device,
     autocast: AbstractContextManager[None],
     raw_model: nn.Module | None = None,  # not wrapped for distribution, where `model` is
-) -> list[Judged]:
+) -> list[BatchPredictions]:
     model.eval()
     found = []
     # Not inference_mode: sharded weights are gathered, and those tensors are used again.
@@ -57,11 +57,11 @@ def forward(
             else:
                 with torch.autocast(device.type, enabled=False):
                     totals = loss.total(outputs, targets).reshape(-1).double().cpu().numpy()
-            found.append(Judged(indices, predictions, totals))
+            found.append(BatchPredictions(indices, predictions, totals))
     return found
 
 
-def assemble(parts: Iterable[Judged], num_examples: int) -> tuple[list[Any], np.ndarray]:
+def assemble(parts: Iterable[BatchPredictions], num_examples: int) -> tuple[list[Any], np.ndarray]:
     """Predictions in the examples' own order, and the loss's totals. Every example must be in exactly one part."""
     parts = list(parts)
     indices = np.concatenate([part.indices for part in parts])
@@ -80,18 +80,18 @@ def scores_of(
     Of a model that answers with what is no number every score is None, and `undefined` says why: scikit-learn would refuse
     such predictions, COCO would take them for the surest. A NaN loss tells of those that are class numbers or texts by now.
     """
-    mean = float((totals / divisors_of(weights_of(task, loss, examples))).sum())
-    bad = sum(map(is_no_number, predictions))
+    mean = float((totals / normalizers_of(weights_of(task, loss, examples))).sum())
+    bad = sum(map(is_not_finite, predictions))
     if bad or math.isnan(mean):
         what = f"{bad} of {len(predictions)} predictions are no numbers" if bad else "the loss is no number"
         return {"loss": None, **dict.fromkeys(task.recipe.task.kind.metrics), "undefined": {"why": what}}
     return {"loss": mean if math.isfinite(mean) else None, **task.score(predictions, examples, processor)}
 
 
-def is_no_number(prediction: Any) -> bool:
+def is_not_finite(prediction: Any) -> bool:
     """Whether NaN or infinity is in it; numbers, arrays and mappings of those are looked at."""
     if isinstance(prediction, dict):
-        return any(map(is_no_number, prediction.values()))
+        return any(map(is_not_finite, prediction.values()))
     if isinstance(prediction, np.ndarray) and prediction.dtype.kind == "f":
         return not np.isfinite(prediction).all()
     return isinstance(prediction, float) and not math.isfinite(prediction)
@@ -103,7 +103,7 @@ def weights_of(task: Task, loss: Loss, examples: Examples) -> np.ndarray:
     return weights[:, None] if weights.ndim == 1 else weights
 
 
-def divisors_of(weights: np.ndarray) -> np.ndarray:  # (examples, parts) -> (parts,)
+def normalizers_of(weights: np.ndarray) -> np.ndarray:  # (examples, parts) -> (parts,)
     """A part that no example adds to, such as boxes in pictures without any, is divided by one."""
     sums = weights.sum(axis=0)
     return np.where(sums > 0, sums, 1.0)

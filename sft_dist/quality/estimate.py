@@ -98,9 +98,3 @@ def _rates(file: Path) -> list[float]:
                 rates.append(float(values["examples_per_s"]))
             attempt = values.get("attempt")
     return rates
-
-
-def clock(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

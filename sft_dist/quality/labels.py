@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sft_dist.quality.findings import Finding, RowId, RowIndex, make_finding, rows_text
+from sft_dist.recipe.text import join_names
 
 UNEVEN = 10.0  # the largest class has this many times the rows of the smallest
 RARE_ROWS = 10  # training rows of a class
@@ -47,7 +48,9 @@ def check_classes(
             )
         if missing := sorted(set(train) - set(classes)):
             findings.append(
-                make_finding("label-missing-in-split", f"{split} has no row of {_listed(missing)}", label=missing)
+                make_finding(
+                    "label-missing-in-split", f"{split} has no row of {join_names(missing, 10)}", label=missing
+                )
             )
     classes = {name: count for name, count in train.items() if name != _OUTSIDE}
     if rare := sorted((name for name, count in classes.items() if count < RARE_ROWS), key=lambda name: classes[name]):
@@ -88,7 +91,7 @@ def check_label_order(labels: Sequence[str], model_labels: Mapping[int, str] | N
     return [
         make_finding(
             "label-order",
-            f"the model knows {_listed(order)}, in this order; the recipe gives {_listed(labels)}",
+            f"the model knows {join_names(order, 10)}, in this order; the recipe gives {join_names(labels, 10)}",
             model=order,
         )
     ]
@@ -167,16 +170,17 @@ def review_labels(features: Any, labels: Sequence[str]) -> LabelReview | None:
     from cleanlab.filter import find_label_issues
 
     probabilities = calibrated(probabilities, numbers)
-    given = probabilities[np.arange(len(usable)), numbers]
+    label_probabilities = probabilities[np.arange(len(usable)), numbers]
     issues = find_label_issues(numbers, probabilities, n_jobs=1)
-    doubted = np.flatnonzero(issues & (given < DOUBT))
-    doubted = doubted[np.argsort(given[doubted], kind="stable")]
+    doubted = np.flatnonzero(issues & (label_probabilities < DOUBT))
+    doubted = doubted[np.argsort(label_probabilities[doubted], kind="stable")]
     likely = probabilities.argmax(1)
     return LabelReview(
         accuracy,
         len(usable),
         tuple(
-            Suspicion(int(usable[i]), str(names[numbers[i]]), str(names[likely[i]]), float(given[i])) for i in doubted
+            Suspicion(int(usable[i]), str(names[numbers[i]]), str(names[likely[i]]), float(label_probabilities[i]))
+            for i in doubted
         ),
     )
 
@@ -225,7 +229,3 @@ def text_features(texts: Sequence[str]) -> Any:
     spaced = sum(text.count(" ") for text in cut) * 20 > sum(map(len, cut))
     options: dict[str, Any] = {} if spaced else {"analyzer": "char", "ngram_range": (1, 3)}
     return TfidfVectorizer(sublinear_tf=True, min_df=2, max_features=30_000, **options).fit_transform(cut)
-
-
-def _listed(names: Sequence[str], limit: int = 10) -> str:
-    return ", ".join(map(str, names[:limit])) + (f" and {len(names) - limit} more" if len(names) > limit else "")

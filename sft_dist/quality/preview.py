@@ -108,13 +108,13 @@ def _panels(
 
 # ── texts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 def _difference(before: str, after: str) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
-    """Word by word: what is gone on one side, what is new on the other."""
+    """Word by word: what is removed on the left, added on the right."""
     old, new = before.split(), after.split()
-    left, right = [], []
+    old_pieces, new_pieces = [], []
     for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        left.append(("same" if kind == "equal" else "gone", " ".join(old[a:b])))
-        right.append(("same" if kind == "equal" else "new", " ".join(new[c:d])))
-    return tuple(piece for piece in left if piece[1]), tuple(piece for piece in right if piece[1])
+        old_pieces.append(("same" if kind == "equal" else "gone", " ".join(old[a:b])))
+        new_pieces.append(("same" if kind == "equal" else "new", " ".join(new[c:d])))
+    return tuple(piece for piece in old_pieces if piece[1]), tuple(piece for piece in new_pieces if piece[1])
 
 
 def _tagged(tokens: list[str], tags: list[str]) -> Iterator[tuple[str, str]]:

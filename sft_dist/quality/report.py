@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sft_dist.quality.estimate import Estimate, clock
+from sft_dist.quality.estimate import Estimate
 from sft_dist.quality.findings import MOST_ROWS, Finding, RowId, in_order
+from sft_dist.recipe.units import format_duration
 
 SHOWN_ROWS = 20
 SHOWN_CLASSES = 8
@@ -117,7 +118,7 @@ def to_text(report: Report, width: int = 100) -> str:
 
 def steps_text(estimate: Estimate) -> str:
     time = (
-        f"about {clock(estimate.seconds)} ({estimate.source})"
+        f"about {format_duration(estimate.seconds)} ({estimate.source})"
         if estimate.seconds is not None
         else f"time {estimate.source}"
     )

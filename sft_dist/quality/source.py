@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
+from sft_dist.data.cached_folder import cached_folder
 from sft_dist.data.formats.cache import streams_folder
 from sft_dist.data.formats.faults import DELIMITERS, fields_of_any_size, quoting_of
 from sft_dist.data.formats.media import as_stored
-from sft_dist.data.prepare import IDENTITY, REASON, TARGET, built, columns_of, read_rows
+from sft_dist.data.prepare import IDENTITY, REASON, TARGET, columns_of, read_rows
 from sft_dist.data.rows import ROW, Rows
 from sft_dist.data.sources import MEDIA_ROLES, load_rows, stream_tables
 from sft_dist.quality.findings import Finding, RowId, RowIndex, make_finding, rows_text
@@ -82,7 +83,7 @@ def recipe_of_first_chunk(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
         # As texts: `datasets` opens the files of its own columns when it saves them.
         DatasetDict({split: as_stored(rows) for split, rows in splits.items()}).save_to_disk(str(to))
 
-    with built(folder, build):
+    with cached_folder(folder, build):
         pass
     no_shares = data.split.model_copy(update={"validation": 0.0, "test": 0.0})
     changes = {"source": str(folder), "format": "auto", "weights": None, "streaming": None, "split": no_shares}

@@ -40,38 +40,38 @@ class Steps:
 
 
 def batch_of(recipe: Recipe, world_size: int) -> Batch:
-    """Raises UserError naming the nearest values that fit when the division is not exact."""
+    """Returns the shares of a global batch. Raises UserError naming the nearest values that fit when the division is not exact."""
     return _divided(recipe.train.global_batch, recipe.train.micro_batch, world_size)
 
 
 @lru_cache(maxsize=1024)  # thousands of runs of one matrix ask the same
-def _divided(wanted: int, micro: int | Literal["auto"], world_size: int) -> Batch:
+def _divided(examples: int, micro: int | Literal["auto"], world_size: int) -> Batch:
     if micro == "auto":
-        if wanted % world_size:
-            raise UserError(_misfit(wanted, world_size, f"{world_size} processes", "train.global_batch"))
-        share = wanted // world_size
+        if examples % world_size:
+            raise UserError(_misfit(examples, world_size, f"{world_size} processes", "train.global_batch"))
+        share = examples // world_size
         size = max(size for size in range(1, min(share, LARGEST_AUTO_MICRO_BATCH) + 1) if share % size == 0)
-        return Batch(wanted, world_size, size, share // size)
-    if wanted % (world_size * micro):
+        return Batch(examples, world_size, size, share // size)
+    if examples % (world_size * micro):
         raise UserError(
-            _misfit(wanted, world_size * micro, f"{world_size} processes x micro-batch {micro}", "train.global_batch")
+            _misfit(examples, world_size * micro, f"{world_size} processes x micro-batch {micro}", "train.global_batch")
         )
-    return Batch(wanted, world_size, micro, wanted // (world_size * micro))
+    return Batch(examples, world_size, micro, examples // (world_size * micro))
 
 
-def _misfit(wanted: int, unit: int, what: str, path: str) -> Problem:
-    below, above = wanted // unit * unit, (wanted // unit + 1) * unit
+def _misfit(examples: int, unit: int, divisor_text: str, path: str) -> Problem:
+    below, above = examples // unit * unit, (examples // unit + 1) * unit
     nearest = [str(value) for value in (below, above) if value]
     return Problem(
-        f"{wanted} cannot be divided exactly over {what} (= {unit})",
+        f"{examples} cannot be divided exactly over {divisor_text} (= {unit})",
         path=path,
-        value=str(wanted),
+        value=str(examples),
         hint=f"nearest that fit: {' or '.join(nearest)}; or change the number of processes or train.micro_batch",
     )
 
 
 def steps_of(recipe: Recipe, train_rows: int | None) -> Steps:
-    """Steps for a training split of `train_rows` examples; the last batch of an epoch may be smaller and is used.
+    """Returns the steps for a training split of `train_rows` examples; the last batch of an epoch may be smaller and is used.
 
     None: a stream. Its recipe has `train.steps`, and nothing in epochs.
     """

@@ -58,10 +58,8 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
     if model.trust_remote_code is not None and not is_hub(model.path):
         # What lies in a folder can change between two attempts, and no commit says which code made the weights.
         hint = "push it to the hub, or install the code as a package that registers itself with transformers"
-        found = model.trust_remote_code
-        yield Problem(
-            "only code on the hub has commits; a folder's is not run", "model.trust_remote_code", value=found, hint=hint
-        )
+        commit = model.trust_remote_code
+        yield Problem("trust_remote_code works for hub models only", "model.trust_remote_code", value=commit, hint=hint)
     if model.config:
         yield from _finite("model.config", model.config)
 
@@ -96,8 +94,10 @@ def _sources(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("expected at least one file or data set", "data.source", value="[]")
     training = data.source.train if isinstance(data.source, SplitSources) else data.source
     if data.weights is not None and len(data.weights) != (len(training) if isinstance(training, list) else 1):
-        what = "expected one weight for each training source"
-        yield Problem(what, "data.weights", value=f"{len(data.weights)} weights", hint="data.source has to be a list")
+        message = "expected one weight for each training source"
+        yield Problem(
+            message, "data.weights", value=f"{len(data.weights)} weights", hint="data.source has to be a list"
+        )
     if data.subset is None and data.revision is None:
         return
     if not any(is_hub(text) for _, text in texts):
@@ -120,11 +120,13 @@ def _splits(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("nothing is left to train on: the shares must add up to less than 1", "data.split", value=shares)
     task = recipe.task
     if "stratify" in split.model_fields_set and split.stratify and (not task.has_one_class or split.group):
-        what = (
-            f"has no effect with {task.described()}" if not task.has_one_class else "groups are kept together instead"
+        message = (
+            f"has no effect with {recipe.task.described()}"
+            if not task.has_one_class
+            else "groups are kept together instead"
         )
         hint = "remove it: it works with one class an example, and without split.group"
-        yield Problem(what, "data.split.stratify", value="true", hint=hint)
+        yield Problem(message, "data.split.stratify", value="true", hint=hint)
 
 
 def _streaming(recipe: Recipe) -> Iterator[Problem]:
@@ -133,8 +135,8 @@ def _streaming(recipe: Recipe) -> Iterator[Problem]:
     if data.streaming is None:
         return
     if train.steps is None:
-        found = None if train.epochs is None else f"epochs: {train.epochs:g}"
-        yield Problem("with data.streaming the length of training is given in steps", "train.steps", value=found)
+        epochs = None if train.epochs is None else f"epochs: {train.epochs:g}"
+        yield Problem("with data.streaming the length of training is given in steps", "train.steps", value=epochs)
     periods = {
         "train.warmup": train.warmup,
         "train.save_every": train.save_every,
@@ -177,8 +179,8 @@ def _labels(recipe: Recipe) -> Iterator[Problem]:
     labels, task = recipe.data.labels, recipe.task
     if not task.has_classes:
         if labels is not None:
-            what = f"has no effect with {recipe.task.described()}, which has no classes"
-            yield Problem(what, "data.labels", hint="remove it")
+            message = f"has no effect with {recipe.task.described()}, which has no classes"
+            yield Problem(message, "data.labels", hint="remove it")
         if recipe.data.clean.map_labels:
             yield Problem(f"has no effect with {recipe.task.described()}", "data.clean.map_labels", hint="remove it")
     elif labels is not None and len(set(labels)) < len(labels):
@@ -238,20 +240,20 @@ def _examples(recipe: Recipe) -> Iterator[Problem]:
         if settings is not None and key != task.augmentation:
             yield Problem(f"has no effect with task: {task.type}", f"data.augment.{key}", hint="remove it")
     if data.sampling == "balanced" and not task.has_one_class:
-        what = f"has no effect with {recipe.task.described()}: an example has no one class"
-        yield Problem(what, "data.sampling", value="balanced", valid=("natural",))
+        message = f"has no effect with {recipe.task.described()}: an example has no one class"
+        yield Problem(message, "data.sampling", value="balanced", valid=("natural",))
     yield from task.conflicts()
 
 
 def _batch(recipe: Recipe) -> Iterator[Problem]:
-    micro, whole = recipe.train.micro_batch, recipe.train.global_batch
-    if micro != "auto" and micro > whole:
-        yield Problem(f"more than train.global_batch, which is {whole}", "train.micro_batch", value=str(micro))
+    micro, global_batch = recipe.train.micro_batch, recipe.train.global_batch
+    if micro != "auto" and micro > global_batch:
+        yield Problem(f"more than train.global_batch, which is {global_batch}", "train.micro_batch", value=str(micro))
     for key, amount in recipe.task.mixing().items():
-        if amount and 1 in (micro, whole):
-            hint = f"raise train.micro_batch to 2 or more, or leave task.{key} out"
-            what = "has no effect on micro-batches of one picture: it is mixed with the others of its micro-batch"
-            yield Problem(what, f"task.{key}", value=f"{amount:g}", hint=hint)
+        if amount and 1 in (micro, global_batch):
+            hint = f"raise train.micro_batch to 2 or more, or remove task.{key}"
+            message = "has no effect on micro-batches of one image: images of one micro-batch are mixed"
+            yield Problem(message, f"task.{key}", value=f"{amount:g}", hint=hint)
 
 
 def _saving(recipe: Recipe) -> Iterator[Problem]:
@@ -271,8 +273,8 @@ def _optimizer(recipe: Recipe) -> Iterator[Problem]:
         hint = "give momentum, or leave nesterov out"
         yield Problem("needs momentum above 0", "train.optimizer.nesterov", value="true", hint=hint)
     if isinstance(train.schedule, Polynomial) and train.schedule.lr_end >= train.lr:
-        found = f"{train.schedule.lr_end:g}"
-        yield Problem(f"expected less than train.lr, which is {train.lr:g}", "train.schedule.lr_end", value=found)
+        lr_end = f"{train.schedule.lr_end:g}"
+        yield Problem(f"expected less than train.lr, which is {train.lr:g}", "train.schedule.lr_end", value=lr_end)
 
 
 def _named_optimizer(optimizer: NamedOptimizer, schedule: str) -> Iterator[Problem]:
@@ -282,7 +284,7 @@ def _named_optimizer(optimizer: NamedOptimizer, schedule: str) -> Iterator[Probl
         if key in optimizer.options:
             path = {"lr": "train.lr", "weight_decay": "train.optimizer.weight_decay"}.get(key)
             hint = f"use {path}" if path else "remove it: the weights come from the model"
-            yield Problem("is not among the options", f"train.optimizer.options.{key}", hint=hint)
+            yield Problem("unknown option", f"train.optimizer.options.{key}", hint=hint)
     if optimizer.name.startswith("schedule_free") and not schedule.startswith("constant"):
         valid = ("constant", "constant_with_warmup")
         yield Problem(
@@ -294,23 +296,23 @@ def _tuning(recipe: Recipe) -> Iterator[Problem]:
     tuning, train = recipe.tuning, recipe.train
     yield from refusals(train.strategy.name, recipe)
     if train.layer_decay is not None and has_adapter(tuning):
-        what = f"has no effect with tuning: {tuning.method}, whose base is not trained"
+        message = f"has no effect with tuning: {tuning.method}, whose base is not trained"
         yield Problem(
-            what, "train.layer_decay", value=f"{train.layer_decay:g}", hint="it works with full, freeze and bitfit"
+            message, "train.layer_decay", value=f"{train.layer_decay:g}", hint="it works with full, freeze and bitfit"
         )
     if train.gradient_checkpointing and isinstance(tuning, PrefixTuning):
-        what = "not with tuning: prefix, whose keys and values would be lost when layers are computed again"
+        message = "not with tuning: prefix, whose keys and values would be lost when layers are computed again"
         yield Problem(
-            what, "train.gradient_checkpointing", value="true", hint="use tuning: prompt or lora, or leave it out"
+            message, "train.gradient_checkpointing", value="true", hint="use tuning: prompt or lora, or leave it out"
         )
 
 
 def _switches(recipe: Recipe) -> Iterator[Problem]:
     train, attention = recipe.train, recipe.model.attention
     if attention is not None and attention.startswith("flash") and train.precision == "fp32":
-        what = "works in 16 bits only, and train.precision is fp32"
+        message = "works in 16 bits only, and train.precision is fp32"
         yield Problem(
-            what, "model.attention", value=attention, valid=("eager", "sdpa"), hint="or set train.precision: bf16"
+            message, "model.attention", value=attention, valid=("eager", "sdpa"), hint="or set train.precision: bf16"
         )
 
 
@@ -318,8 +320,8 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
     evaluate, metrics = recipe.evaluate, recipe.task.kind.metrics
     if evaluate.metric is not None and evaluate.metric not in metrics:
         hint = similar_to(evaluate.metric, metrics)
-        what = f"no such score for {recipe.task.described()}"
-        yield Problem(what, "evaluate.metric", value=evaluate.metric, valid=tuple(metrics), hint=hint)
+        message = f"no such score for {recipe.task.described()}"
+        yield Problem(message, "evaluate.metric", value=evaluate.metric, valid=tuple(metrics), hint=hint)
     if evaluate.direction is not None and evaluate.metric is None:
         hint = "name the metric it is for"
         yield Problem(
@@ -342,5 +344,5 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
         )
     if evaluate.export == "adapter" and not has_adapter(recipe.tuning):
         hint = "use merged or none"
-        what = f"there is no adapter with tuning: {recipe.tuning.method}"
-        yield Problem(what, "evaluate.export", value="adapter", hint=hint)
+        message = f"there is no adapter with tuning: {recipe.tuning.method}"
+        yield Problem(message, "evaluate.export", value="adapter", hint=hint)

@@ -19,14 +19,17 @@ FLASH_ATTENTION = {
 
 @cache
 def is_installed(module: str) -> bool:
+    """Whether a module can be imported."""
     return importlib.util.find_spec(module) is not None
 
 
 def missing_packages(recipe: Recipe) -> list[Problem]:
-    """Settings whose package this Python does not have."""
+    """Returns the settings whose package is not installed."""
     return [
-        Problem(f"{found} needs a package that is not installed", path, value=found, hint=f"pip install '{package}'")
-        for path, found, module, package in _packages(recipe)
+        Problem(
+            f"{setting} needs a package that is not installed", path, value=setting, hint=f"pip install '{package}'"
+        )
+        for path, setting, module, package in _packages(recipe)
         if not is_installed(module)
     ]
 
@@ -59,14 +62,14 @@ def _packages(recipe: Recipe) -> Iterator[tuple[str, str, str, str]]:
 
 
 def needs_gpu(recipe: Recipe) -> list[Problem]:
-    """Settings that only work on a GPU, for a machine that has none."""
+    """Returns the settings that only work on a GPU, for a machine without one."""
     optimizer, attention = recipe.train.optimizer, recipe.model.attention
     problems = []
     if isinstance(optimizer, NamedOptimizer) and NAMED_OPTIMIZERS[optimizer.name].gpu:
         hint = f"such as {optimizer.name.removeprefix('paged_').replace('adamw_32bit', 'adamw').replace('mix_32bit', 'mix')}"
         problems.append(
             Problem(
-                "its state is paged to and from a GPU, and there is none",
+                "paged optimizers need a GPU; none was found",
                 "train.optimizer",
                 value=optimizer.name,
                 hint=hint,
@@ -75,20 +78,20 @@ def needs_gpu(recipe: Recipe) -> list[Problem]:
     if attention is not None and attention not in ("eager", "sdpa"):
         valid = ("eager", "sdpa")
         problems.append(
-            Problem("needs a GPU for training, and there is none", "model.attention", value=attention, valid=valid)
+            Problem("training with it needs a GPU; none was found", "model.attention", value=attention, valid=valid)
         )
     if isinstance(recipe.tuning, QloraTuning):
-        what = "a base in 4 bits is for GPUs, and there is none"
-        problems.append(Problem(what, "tuning.method", value="qlora", hint="use tuning: lora"))
+        message = "4-bit quantization needs a GPU; none was found"
+        problems.append(Problem(message, "tuning.method", value="qlora", hint="use tuning: lora"))
     if recipe.train.liger:
-        problems.append(Problem("Liger kernels need a GPU, and there is none", "train.liger", value="true"))
+        problems.append(Problem("Liger kernels need a GPU; none was found", "train.liger", value="true"))
     return [*problems, *_precision(recipe), *_offload(recipe)]
 
 
 def _precision(recipe: Recipe) -> Iterator[Problem]:
     reasons = {
-        "fp16": "its loss scaling is for GPUs, and there is none; bf16 works on a CPU",
-        "fp8": "it needs a GPU with 8-bit matrix products, and there is none; bf16 works on a CPU",
+        "fp16": "its loss scaling needs a GPU; none was found; bf16 works on a CPU",
+        "fp8": "it needs a GPU with 8-bit matrix products; none was found; bf16 works on a CPU",
     }
     if reason := reasons.get(precision := recipe.train.precision):
         yield Problem(reason, "train.precision", value=precision, valid=("fp32", "bf16"))
@@ -100,7 +103,7 @@ def _offload(recipe: Recipe) -> Iterator[Problem]:
         if value == "nvme":
             hint = "set it to none, or remove it"
             yield Problem(
-                "a disk behind a GPU, and there is none",
+                "offloading to disk needs a GPU; none was found",
                 f"train.strategy.{key}",
                 value=value,
                 valid=("none", "cpu"),

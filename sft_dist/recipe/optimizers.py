@@ -93,7 +93,7 @@ NAMED_OPTIMIZERS: dict[NamedOptimizerName, Needs] = {
 }
 
 # Each element of a weight is updated by itself, with state of the weight's own shape: what strategies need that give a
-# process part of a weight. Schedule-free ones are not here: they swap the weights themselves for judging.
+# process part of a weight. Schedule-free ones are not here: they swap the weights themselves for evaluation.
 ELEMENTWISE: frozenset[str] = frozenset(
     {"adamw", "adam", "sgd", "adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop"}
 )

@@ -1,5 +1,5 @@
 """What a recipe points to: hub ids, local paths and globs, files inside installed packages, samples, URLs and databases. Also
-what this program ships itself. Packages are found without importing them, and no reference can step outside its package."""
+what this program ships itself. Packages are resolved without importing them, and no reference can step outside its package."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def classify(text: str, base: Path) -> Reference:
 
 def absolute(text: str, base: Path) -> str:
     """The reference with a local path made absolute. `dir/name` that exists beside the recipe is that, not a hub id."""
-    found = classify(text, base)
-    if found.kind == "hub" and text and (base / text).exists():
+    reference = classify(text, base)
+    if reference.kind == "hub" and text and (base / text).exists():
         return os.path.abspath(base / text)
-    if found.kind == "sql" and (file := sqlite_file(text)) and not os.path.isabs(file):
+    if reference.kind == "sql" and (file := sqlite_file(text)) and not os.path.isabs(file):
         return text.replace(f":///{file}", f":///{os.path.abspath(base / file)}", 1)
-    return str(found.path) if found.kind == "local" else text
+    return str(reference.path) if reference.kind == "local" else text
 
 
 def suffix_of(name: str | Path) -> str:
@@ -115,10 +115,10 @@ def resolve(reference: Reference) -> Path | list[Path] | str:
 def model_source(text: str) -> str:
     """A model reference of a validated recipe as `from_pretrained` takes it. Raises UserError."""
     reference = classify(text, Path.cwd())
-    found = resolve(reference)
-    if wrong := _no_model(reference, found):
-        raise UserError(Problem(wrong, value=text))
-    return str(found)
+    resolved = resolve(reference)
+    if reason := _no_model(reference, resolved):
+        raise UserError(Problem(reason, value=text))
+    return str(resolved)
 
 
 def sources_of(data: Data) -> Iterator[tuple[str, str]]:
@@ -154,24 +154,31 @@ def check_references(recipe: Recipe) -> list[Problem]:
 def _problems_of(path: str, text: str, is_model: bool, format: str = "auto") -> list[Problem]:
     reference = classify(text, Path.cwd())
     try:
-        found = resolve(reference)
+        resolved = resolve(reference)
     except UserError as error:
-        return [Problem(one.message, path, value=text, valid=one.valid, hint=one.hint) for one in error.problems]
+        return [
+            Problem(problem.message, path, value=text, valid=problem.valid, hint=problem.hint)
+            for problem in error.problems
+        ]
     if is_model:
-        if wrong := _no_model(reference, found):
-            return [Problem(wrong, path, value=text)]
-        if path == "model.path" and isinstance(found, Path) and not (found / "config.json").is_file():
+        if reason := _no_model(reference, resolved):
+            return [Problem(reason, path, value=text)]
+        if path == "model.path" and isinstance(resolved, Path) and not (resolved / "config.json").is_file():
             return [Problem("not a model folder: there is no config.json in it", path, value=text)]
         return []
     if reference.kind in ("hub", "sql") or format != "auto":
         return []
-    odd = odd_suffixes([text] if isinstance(found, str) else found if isinstance(found, list) else [found])
-    if odd:
-        shown = ", ".join(suffix or "no suffix" for suffix in odd)
+    unknown_suffixes = odd_suffixes(
+        [text] if isinstance(resolved, str) else resolved if isinstance(resolved, list) else [resolved]
+    )
+    if unknown_suffixes:
+        suffixes = ", ".join(suffix or "no suffix" for suffix in unknown_suffixes)
         hint = "say what it holds with data.format" + (
             "; a folder's URL ends with /" if reference.kind == "url" else ""
         )
-        return [Problem(f"no reader for this kind of file ({shown})", path, value=text, valid=DATA_SUFFIXES, hint=hint)]
+        return [
+            Problem(f"no reader for this kind of file ({suffixes})", path, value=text, valid=DATA_SUFFIXES, hint=hint)
+        ]
     return []
 
 
@@ -181,27 +188,27 @@ def odd_suffixes(files: Sequence[str | Path]) -> list[str]:
     return sorted({suffix_of(name) for name in names} - set(SUFFIXES))
 
 
-def _no_model(reference: Reference, found: Path | list[Path] | str) -> str:
+def _no_model(reference: Reference, resolved: Path | list[Path] | str) -> str:
     """Why this is not a model; empty when it may be one."""
     if reference.kind in ("url", "sql"):
         return "a model is a folder or a hub id, not a URL"
-    if isinstance(found, list):
+    if isinstance(resolved, list):
         return "a model is one folder, not a glob"
-    return "a model is a folder, this is a file" if isinstance(found, Path) and not found.is_dir() else ""
+    return "a model is a folder, this is a file" if isinstance(resolved, Path) and not resolved.is_dir() else ""
 
 
 def _pickled(text: str) -> list[Problem]:
     """A model folder whose weights, or whose adapter's, are there as a pickle alone."""
-    found = resolve(classify(text, Path.cwd()))
-    if not isinstance(found, Path):
+    resolved = resolve(classify(text, Path.cwd()))
+    if not isinstance(resolved, Path):
         return []
-    names = sorted(path.name for path in found.iterdir())
+    names = sorted(path.name for path in resolved.iterdir())
     for stem, safe in (("pytorch_model", "model"), ("adapter_model", "adapter_model")):
         pickles = [name for name in names if name.startswith(stem) and name.endswith((".bin", ".pt"))]
         if pickles and not any(name.startswith(safe) and name.endswith(".safetensors") for name in names):
-            what = f"its weights are a pickle ({pickles[0]}), which can run code when it is read"
+            message = f"its weights are a pickle ({pickles[0]}), which can run code when it is read"
             hint = "save it as safetensors, or accept it, to be read with weights_only=True: model.allow_pickle: true"
-            return [Problem(what, "model.path", value=text, hint=hint)]
+            return [Problem(message, "model.path", value=text, hint=hint)]
     return []
 
 
@@ -228,12 +235,16 @@ def _database(reference: Reference) -> Path | str:
 
 def _in_samples(reference: Reference) -> Path | list[Path]:
     parts = reference.text[len("sample:") :].rstrip("/").split("/")
-    if any(part in ("", ".", "..") for part in parts):
+    if any(name in ("", ".", "..") for name in parts):
         raise UserError(Problem("expected `sample:NAME/path`: no `..`, no leading or double `/`", value=reference.text))
     home = cache_root() / "samples"
     if not (home / parts[0]).exists():
-        there = sorted(one.name for one in home.iterdir() if one.name[0] != ".") if home.is_dir() else []
-        raise UserError(Problem("this sample is not here", "", value=reference.text, valid=tuple(there), hint=_FETCH))
+        sample_names = (
+            sorted(sample.name for sample in home.iterdir() if sample.name[0] != ".") if home.is_dir() else []
+        )
+        raise UserError(
+            Problem("this sample is not here", "", value=reference.text, valid=tuple(sample_names), hint=_FETCH)
+        )
     path = home.joinpath(*parts)
     if not path.exists() and not glob.has_magic(reference.text):
         hint = _near_inside(home, parts) or _FETCH
@@ -251,7 +262,7 @@ def _in_package(reference: Reference) -> Path | list[Path]:
     if not _PACKAGE_NAME.match(name):
         raise UserError(Problem("expected `package:NAME/path/inside`", value=text))
     parts = inside.rstrip("/").split("/") if inside else []
-    if any(part in ("", ".", "..") for part in parts):
+    if any(name in ("", ".", "..") for name in parts):
         raise UserError(Problem("the path must stay inside the package: no `..`, no leading or double `/`", value=text))
     roots = _package_folders(name)
     if not roots:
@@ -273,18 +284,18 @@ def _in_package(reference: Reference) -> Path | list[Path]:
 
 def _near_inside(root: Path, parts: list[str]) -> str:
     """The first step of the path that is not there, with what is there instead."""
-    here = root
-    for depth, part in enumerate(parts):
-        if not (here / part).exists():
+    folder = root
+    for depth, name in enumerate(parts):
+        if not (folder / name).exists():
             names = (
-                sorted(entry.name for entry in here.iterdir() if not entry.name.startswith("__"))
-                if here.is_dir()
+                sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("__"))
+                if folder.is_dir()
                 else []
             )
-            close = similar_to(part, names)
-            shown = "/".join(parts[:depth]) or "its folder"
-            return close or f"in {shown}: {', '.join(names[:12])}"
-        here = here / part
+            close = similar_to(name, names)
+            parent = "/".join(parts[:depth]) or "its folder"
+            return close or f"in {parent}: {', '.join(names[:12])}"
+        folder = folder / name
     return ""
 
 
@@ -292,9 +303,9 @@ def _contained(path: Path, root: Path, text: str) -> Path:
     """`path` if it, and all below it, lies in `root` once symlinks are followed. Raises UserError."""
     home = root.resolve()
     below = [Path(folder) / name for folder, dirs, names in os.walk(path) for name in (*dirs, *names)]
-    for one in (path, *(inner for inner in below if inner.is_symlink())):
-        if not one.resolve().is_relative_to(home):
-            raise UserError(Problem(f"{one} leaves the package through a symbolic link", value=text))
+    for member in (path, *(inner for inner in below if inner.is_symlink())):
+        if not member.resolve().is_relative_to(home):
+            raise UserError(Problem(f"{member} leaves the package through a symbolic link", value=text))
     return path
 
 
@@ -308,7 +319,7 @@ def _package_folders(name: str) -> list[Path]:
         except (ImportError, ValueError, AttributeError):
             continue
         if spec is not None and spec.submodule_search_locations:
-            return [Path(place) for place in spec.submodule_search_locations if os.path.isdir(place)]
+            return [Path(location) for location in spec.submodule_search_locations if os.path.isdir(location)]
     return _distribution_folders(name)
 
 

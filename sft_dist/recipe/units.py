@@ -15,7 +15,7 @@ _BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "T
 
 
 def check_amount(text: str) -> str:
-    """Accept `6%`, `100 steps` or `0.5 epochs`. Raises ValueError."""
+    """Accepts `6%`, `100 steps` or `0.5 epochs`. Raises ValueError."""
     match = _AMOUNT.match(text)
     if not match:
         raise ValueError("expected a number with a unit: `6%`, `100 steps` or `0.5 epochs`")
@@ -27,7 +27,7 @@ def check_amount(text: str) -> str:
 
 
 def check_period(text: str) -> str:
-    """Accept `200 steps` or `0.5 epochs`, above zero. Raises ValueError."""
+    """Accepts `200 steps` or `0.5 epochs`, above zero. Raises ValueError."""
     match = _AMOUNT.match(text)
     if not match or match[2] == "%":
         raise ValueError("expected a number with a unit: `200 steps` or `0.5 epochs`")
@@ -40,11 +40,12 @@ def check_period(text: str) -> str:
 
 
 def in_epochs(text: str) -> bool:
+    """Whether a period is given in epochs."""
     return text.rstrip("s").endswith("epoch")
 
 
 def amount_in_steps(text: str, total_steps: int, steps_per_epoch: int | None) -> int:
-    """`text` in optimizer steps, rounded up; never more than `total_steps`."""
+    """Returns `text` in optimizer steps, rounded up; never more than `total_steps`."""
     match = _AMOUNT.match(text)
     assert match, text
     number, unit = match[1], match[2]
@@ -59,7 +60,7 @@ def amount_in_steps(text: str, total_steps: int, steps_per_epoch: int | None) ->
 
 
 def points_at(text: str, total_steps: int, steps_per_epoch: int | None) -> list[int]:
-    """Steps at which a period ends, always with `total_steps` as the last: `0.5 epochs` of 7 -> 4, 7, 11, 14 ..."""
+    """Returns the steps at which a period ends, always with `total_steps` as the last: `0.5 epochs` of 7 -> 4, 7, 11, 14 ..."""
     match = _AMOUNT.match(text)
     assert match, text
     every = float(match[1])
@@ -76,19 +77,19 @@ def points_at(text: str, total_steps: int, steps_per_epoch: int | None) -> list[
 
 
 def check_time(text: str) -> str:
-    """Accept `90min`, `2h30m`, `1d`, `02:00:00` or `1-12:00:00`. Raises ValueError."""
+    """Accepts `90min`, `2h30m`, `1d`, `02:00:00` or `1-12:00:00`. Raises ValueError."""
     seconds_of(text)
     return text
 
 
 def seconds_of(text: str) -> int:
-    """A time limit in seconds. Raises ValueError."""
+    """Returns a time limit in seconds. Raises ValueError."""
     if match := _TIME_CLOCK.match(text):
-        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        days, hours, minutes, seconds = (int(group or 0) for group in match.groups())
         if minutes > 59 or seconds > 59:
             raise ValueError("minutes and seconds go up to 59")
     elif text.strip() and (match := _TIME_PARTS.match(text)):
-        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        days, hours, minutes, seconds = (int(group or 0) for group in match.groups())
     else:
         raise ValueError("expected a time with units: `90min`, `2h30m`, `1d` or `1-12:00:00`")
     total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
@@ -98,13 +99,13 @@ def seconds_of(text: str) -> int:
 
 
 def check_memory(text: str) -> str:
-    """Accept `32GB`, `512MiB`. Raises ValueError."""
+    """Accepts `32GB`, `512MiB`. Raises ValueError."""
     bytes_of(text)
     return text
 
 
 def bytes_of(text: str) -> int:
-    """An amount of memory in bytes. Raises ValueError."""
+    """Returns an amount of memory in bytes. Raises ValueError."""
     match = _MEMORY.match(text)
     if not match:
         raise ValueError("expected memory with a unit: `32GB`, `512MiB`")

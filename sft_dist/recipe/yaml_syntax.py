@@ -40,7 +40,9 @@ def syntax_problem(error: yaml.MarkedYAMLError, text: str, file: str, unclosed: 
     mark = error.problem_mark or error.context_mark
     line, column = (mark.line, mark.column) if mark else (0, 0)
     reason = str(error.problem or error.context or "").lower()
-    if any(part in reason for part in ("unexpected end of stream", "expected ',' or", "could not find expected ':'")):
+    if any(
+        phrase in reason for phrase in ("unexpected end of stream", "expected ',' or", "could not find expected ':'")
+    ):
         mark = error.context_mark or mark  # the place where it was opened helps more than the end
         line, column = (mark.line, mark.column) if mark else (line, column)
     lines = text.split("\n")
@@ -62,7 +64,7 @@ def _explain(reason: str, character: str) -> tuple[str, str]:
         if character == "\t":
             return "a tab stands where a value should begin", "use spaces"
         return f"a value cannot begin with `{character}`", "put the text in quotes"
-    for part, message, hint in _SYNTAX:
-        if part in reason:
+    for pattern, message, hint in _SYNTAX:
+        if pattern in reason:
             return message, hint
     return f"not valid YAML: {reason}", ""

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.text import join_names
 from sft_dist.tuning.quantize import spare_heads
 
 log = logging.getLogger("sft_dist")
@@ -66,7 +67,7 @@ def load_pretrained(
     )
     new = sorted({*info["missing_keys"], *(one[0] for one in info.get("mismatched_keys") or ())})
     if new:
-        log.info("new weights, not in %s: %s", folder, _some(new))
+        log.info("new weights, not in %s: %s", folder, join_names(new))
     model.new_weights = new  # adapters alone would leave them as they are
     body = f"{model.base_model_prefix}."
     if labels is not None and all(name.startswith(body) for name in new):
@@ -79,11 +80,7 @@ def _warn_of_other_names(theirs: list[str], labels: list[str], folder: str) -> N
     if len(theirs) != len(labels) or len(labels) < 2 or any(map(_GENERIC.fullmatch, (*theirs, *labels))):
         return
     if [name.casefold() for name in theirs] != [name.casefold() for name in labels]:
-        log.warning("the head of %s is kept, and its outputs get other names: %s become %s", folder, _some(theirs), _some(labels))  # fmt: skip
-
-
-def _some(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+        log.warning("the head of %s is kept, and its outputs get other names: %s become %s", folder, join_names(theirs), join_names(labels))  # fmt: skip
 
 
 def were_cut(encoded: BatchEncoding, longest: int) -> list[bool]:

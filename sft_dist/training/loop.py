@@ -25,13 +25,13 @@ from sft_dist.batches.plan import micro_batch_seed
 from sft_dist.checkpoints import store as ckpt
 from sft_dist.checkpoints.saver import Saved, Saver
 from sft_dist.data.rows import Examples
-from sft_dist.engines.base import Engine, share_buffers
+from sft_dist.engines.base import Engine, broadcast_buffers
 from sft_dist.evaluation.inference import (
     assemble,
     better,
-    divisors_of,
     forward,
     length_sorted_batches,
+    normalizers_of,
     scores_of,
     weights_of,
 )
@@ -43,8 +43,8 @@ from sft_dist.tasks.base import Loss, Task
 from sft_dist.training.metrics_logger import Meter, record
 from sft_dist.training.nonfinite import check_predictions, check_weights, update
 from sft_dist.training.snapshot import Snapshot
-from sft_dist.tuning import drop_waiting, first_steps
-from sft_dist.tuning.optimizers import before_judging, before_training
+from sft_dist.tuning import unfreeze_steps, zero_frozen_gradients
+from sft_dist.tuning.optimizers import before_evaluation, before_training
 
 log = logging.getLogger("sft_dist")
 
@@ -105,9 +105,9 @@ class Training:
         return self.engine.model
 
     @cached_property
-    def first_steps(self) -> dict[str, int]:
+    def unfreeze_steps(self) -> dict[str, int]:
         """Weights that are not trained from the beginning."""
-        return first_steps(self.engine.raw_model, self.recipe.tuning, self.steps.total, self.steps.steps_per_epoch)
+        return unfreeze_steps(self.engine.raw_model, self.recipe.tuning, self.steps.total, self.steps.steps_per_epoch)
 
     @cached_property
     def source(self) -> MicroBatches:
@@ -123,8 +123,8 @@ def run(t: Training) -> tuple[str, str]:
     validate_at, save_at = set(t.steps.eval_points), set(t.steps.save_points)
     if t.progress.step in validate_at - set(t.progress.validated) and t.validation is not None:
         log.info("step %d: its validation was left unfinished, and comes first", t.progress.step)
-        before_judging(t.engine.optimizer)
-        share_buffers(t.engine.raw_model)
+        before_evaluation(t.engine.optimizer)
+        broadcast_buffers(t.engine.raw_model)
         if stop := _judge(t):
             return "stopped", stop
     batches = load_micro_batches(t.source, t.progress.step + 1, t.steps.total, t.recipe.data.workers)
@@ -142,12 +142,12 @@ def run(t: Training) -> tuple[str, str]:
             block, weights = now, weights_of(t.task, t.loss, now.examples)
             t.progress.stream = {"place": asdict(now.position), "digest": now.digest} if now.position else None
         slots = block.plan.micro_batches(step, num_micro_batches)
-        divisors = torch.from_numpy(divisors_of(weights[np.concatenate(slots)])).to(t.accelerator.device)
+        divisors = torch.from_numpy(normalizers_of(weights[np.concatenate(slots)])).to(t.accelerator.device)
         forward_backward = partial(_forward_backward, t, step, divisors)
         totals = [forward_backward(turn, next(batches)) for turn in range(t.batch.accumulation)]
         loss, stop = _agree(t, (torch.stack(totals).double().sum(dim=0) / divisors).sum())
         lr = float(t.schedule.get_last_lr()[0])
-        drop_waiting(t.engine.raw_model, t.first_steps, step)
+        zero_frozen_gradients(t.engine.raw_model, t.unfreeze_steps, step)
         grad_norm = update(t, step, loss, totals, forward_backward)
         t.schedule.step()
         t.progress.step = step
@@ -155,8 +155,8 @@ def run(t: Training) -> tuple[str, str]:
         meter.step(loss, lr, grad_norm, len(np.concatenate(slots)))
         _note_saved(t, t.saver.poll())
         if step in save_at or stop:
-            before_judging(t.engine.optimizer)
-            share_buffers(t.engine.raw_model)
+            before_evaluation(t.engine.optimizer)
+            broadcast_buffers(t.engine.raw_model)
             left = _judge(t) if step in validate_at and t.validation is not None else ""
             _save(t)
             stop = left or stop
@@ -297,7 +297,7 @@ def _note_saved(t: Training, saved: Saved | None) -> None:
 
 def _prune(t: Training, keep_last: int) -> None:
     """Never the best, never one that no validation and no sweep has judged yet."""
-    judged = judged_steps(t.folder) | t.progress.validated
+    judged = evaluated_steps(t.folder) | t.progress.validated
     there = [checkpoint.step for checkpoint in ckpt.published(t.folder)]
     # The best of those on disk: a better one may still be on its way there, and never arrive.
     best: tuple[int | None, float | None] = (None, None)
@@ -310,7 +310,7 @@ def _prune(t: Training, keep_last: int) -> None:
         log.info("step %d: old checkpoint deleted (train.keep_last is %d)", step, keep_last)
 
 
-def judged_steps(folder: RunFolder) -> dict[int, dict[str, Any]]:
+def evaluated_steps(folder: RunFolder) -> dict[int, dict[str, Any]]:
     """Step -> its scores on validation, for those that the sweep has scored."""
     records = [read_json(path) for path in folder.evaluation.glob("step-*.validation.json")]
     return {record["step"]: record["scores"] for record in records if record}

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from sft_dist.recipe.files import append_line
+from sft_dist.recipe.units import format_duration
 
 if TYPE_CHECKING:
     from sft_dist.training.loop import Training
@@ -46,7 +47,7 @@ class Meter:
         if t.accelerator.is_main_process:
             log.info(
                 "step %d/%d  loss %.4f  lr %.2e  %.1f examples/s  %s left",
-                step, t.steps.total, loss, lr, rate, _clock(left),
+                step, t.steps.total, loss, lr, rate, format_duration(left),
             )  # fmt: skip
 
 
@@ -74,9 +75,3 @@ def _epoch(t: Training, step: int) -> float | None:
     if t.steps.steps_per_epoch is not None:
         return round(step / t.steps.steps_per_epoch, 4)
     return float(t.progress.stream["place"]["epoch"]) if t.progress.stream else None
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

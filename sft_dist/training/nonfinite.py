@@ -14,8 +14,8 @@ import numpy as np
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from sft_dist.engines.base import BadGradient
-from sft_dist.evaluation.inference import is_no_number
+from sft_dist.engines.base import NonFiniteGradient
+from sft_dist.evaluation.inference import is_not_finite
 from sft_dist.run.failures import TrainingError
 from sft_dist.training.metrics_logger import record
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sft_dist")
 
 # Looking for its loss scale, fp16 leaves out up to 17 steps in a row (65,536 down to 1); more is never part of a sound run.
-MOST_IN_A_ROW = 20
+MAX_BAD_STEPS_IN_A_ROW = 20
 MOST_NAMED = 32  # rows
 
 
@@ -47,7 +47,7 @@ def update(
     else:
         try:
             norm = t.engine.step(t.recipe.train.clip_norm)
-        except BadGradient as error:
+        except NonFiniteGradient as error:
             whose = _whose_gradient(t, step, forward_backward)
             problem = f"the gradient of step {step} is bad ({error}) though its loss is {loss:g}; {whose}"
     if math.isfinite(norm):
@@ -56,11 +56,11 @@ def update(
     t.progress.bad_steps_in_a_row += 1
     if problem and t.recipe.train.on_bad_loss == "stop":
         raise TrainingError(problem)
-    if t.progress.bad_steps_in_a_row >= MOST_IN_A_ROW:
+    if t.progress.bad_steps_in_a_row >= MAX_BAD_STEPS_IN_A_ROW:
         last = problem or "the gradient overflows at any loss scale"
-        raise TrainingError(f"the last {MOST_IN_A_ROW} steps up to step {step} were all left out; {last}")
+        raise TrainingError(f"the last {MAX_BAD_STEPS_IN_A_ROW} steps up to step {step} were all left out; {last}")
     if problem:
-        t.engine.drop_gradients()
+        t.engine.discard_gradients()
         record(t, "skipped", {"loss": loss, "why": problem}, step)
         log.warning("%s; the step is left out", problem)
     return norm
@@ -128,7 +128,7 @@ def _shown(rows: list[int]) -> str:
 def check_predictions(t: Training, predictions: list[Any]) -> None:
     """Before scores are made of them. Raises TrainingError."""
     assert t.validation is not None
-    bad = [row for row, one in zip(t.validation.ids.tolist(), predictions, strict=True) if is_no_number(one)]
+    bad = [row for row, one in zip(t.validation.ids.tolist(), predictions, strict=True) if is_not_finite(one)]
     if bad:
         raise TrainingError(
             f"after step {t.progress.step} the predictions for {len(bad)} of {len(predictions)} validation rows are no "

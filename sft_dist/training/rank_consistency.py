@@ -20,6 +20,7 @@ from sft_dist.data.rows import digest, table_digest
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.fingerprint import code_digest
 from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.text import join_names
 
 if TYPE_CHECKING:
     from sft_dist.data.prepare import Prepared
@@ -60,8 +61,7 @@ def differences(ranks: list[tuple[str, dict[str, str]]]) -> list[str]:
 
 def _who(members: list[int], ranks: list[tuple[str, dict[str, str]]]) -> str:
     hosts = sorted({ranks[rank][0] for rank in members})
-    shown = ", ".join(map(str, members[:8])) + (f" and {len(members) - 8} more" if len(members) > 8 else "")
-    return f"rank{'s' * (len(members) > 1)} {shown} ({', '.join(hosts[:8])}{' ...' * (len(hosts) > 8)})"
+    return f"rank{'s' * (len(members) > 1)} {join_names(members)} ({', '.join(hosts[:8])}{' ...' * (len(hosts) > 8)})"
 
 
 # ── digests ─────────────────────────────────────────────────────────────────────────────────────────────────────────

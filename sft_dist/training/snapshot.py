@@ -52,19 +52,19 @@ class Snapshot:
             t.engine.raw_model, t.processor, t.accelerator.process_index, weights, pieces, copy.deepcopy(trainer)
         )
 
-    def write(self, aside: Path) -> list[Path]:
+    def write(self, staging_dir: Path) -> list[Path]:
         """The files of this rank."""
-        files = [write_pieces(self.pieces, aside / "state", self.rank)]
+        files = [write_pieces(self.pieces, staging_dir / "state", self.rank)]
         if self.weights is not None:
-            model = aside / "model"
+            model = staging_dir / "model"
             save_weights(self.model, self.weights, model)
             self.processor.save_pretrained(model)
             config: Any = self.model.config
             if not (model / "config.json").exists():  # an adapter's folder has none, and class names live there
                 config.save_pretrained(model)
             files += sorted(path for path in model.rglob("*") if path.is_file())
-            write_json(aside / "trainer.json", self.trainer)
-            files.append(aside / "trainer.json")
+            write_json(staging_dir / "trainer.json", self.trainer)
+            files.append(staging_dir / "trainer.json")
         return files
 
 

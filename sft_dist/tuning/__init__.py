@@ -6,18 +6,18 @@ from torch import nn
 
 from sft_dist.recipe.schema import BitfitTuning, FreezeTuning, FullTuning, Tuning
 from sft_dist.tuning.adapters import add_adapter
-from sft_dist.tuning.freeze import drop_waiting, first_steps, freeze, train_biases
+from sft_dist.tuning.freeze import freeze, train_biases, unfreeze_steps, zero_frozen_gradients
 from sft_dist.tuning.layers import layer_depths
 from sft_dist.tuning.weights import load_weights, save_weights, saved_names
 
 __all__ = [
     "apply_tuning",
-    "drop_waiting",
-    "first_steps",
     "layer_depths",
     "load_weights",
     "save_weights",
     "saved_names",
+    "unfreeze_steps",
+    "zero_frozen_gradients",
 ]
 
 

@@ -46,7 +46,7 @@ def train_biases(model: nn.Module) -> None:
         )
 
 
-def first_steps(model: nn.Module, tuning: Tuning, total_steps: int, steps_per_epoch: int | None) -> dict[str, int]:
+def unfreeze_steps(model: nn.Module, tuning: Tuning, total_steps: int, steps_per_epoch: int | None) -> dict[str, int]:
     """Gradual unfreezing (Howard & Ruder 2018, arXiv 1801.06146): weight -> the first step that trains it, for those that
     have to wait. Depends on the step alone, so a resumed run goes on as it would have."""
     if not isinstance(tuning, FreezeTuning) or tuning.unfreeze_every is None:
@@ -59,7 +59,7 @@ def first_steps(model: nn.Module, tuning: Tuning, total_steps: int, steps_per_ep
     return {name: starts[min(turn[depth], len(starts) - 1)] for name, depth in trained.items() if turn[depth] > 0}
 
 
-def drop_waiting(model: nn.Module, first: dict[str, int], step: int) -> None:
+def zero_frozen_gradients(model: nn.Module, first: dict[str, int], step: int) -> None:
     """Forget the gradients of weights whose turn has not come: the optimizer then passes them by, and has no state of them."""
     for name, parameter in model.named_parameters():
         if step < first.get(name, 0):

@@ -132,7 +132,7 @@ def before_training(optimizer: torch.optim.Optimizer) -> None:
         optimizer.train()
 
 
-def before_judging(optimizer: torch.optim.Optimizer) -> None:
+def before_evaluation(optimizer: torch.optim.Optimizer) -> None:
     """Puts the averaged weights of a schedule-free optimizer in place: call this before validating and before saving.
 
     Going there and back rounds in the last bit, so a run that saves at other steps (it was asked to stop) differs there.

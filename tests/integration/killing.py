@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from sft_dist.checkpoints import store as ckpt
-from sft_dist.checkpoints.optimizer_state import SavedState, names_of, state_pieces
+from sft_dist.checkpoints.optimizer_state import SavedState, names_of, optimizer_pieces
 from sft_dist.checkpoints.saver import Saver
 from sft_dist.engines.base import Setup
 from sft_dist.engines.replicated import Replicated
@@ -248,7 +248,7 @@ class Undisturbed:
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.schedule.step()
-            state = {piece.key: piece.values for piece in state_pieces(self.optimizer, self.model, lambda _: True)}
+            state = {piece.key: piece.values for piece in optimizer_pieces(self.optimizer, self.model, lambda _: True)}
             self.digests[self.step] = _digest({**self.model.state_dict(), **state})
         return self.digests[step]
 
@@ -259,10 +259,10 @@ def saved_digest(checkpoint: ckpt.Checkpoint) -> str:
     model = build_model()
     with SavedState(checkpoint.state) as saved:
         for weight, name in names_of(model).items():
-            for slot in saved.slots(name):
-                tensors[f"{name}/{slot}@0"] = saved.read(name, slot, 0, weight.numel())
-            for slot in saved.whole_slots(name):
-                tensors[f"{name}/{slot}"] = saved.whole(name, slot)
+            for state_key in saved.element_keys(name):
+                tensors[f"{name}/{state_key}@0"] = saved.read(name, state_key, 0, weight.numel())
+            for state_key in saved.whole_keys(name):
+                tensors[f"{name}/{state_key}"] = saved.whole(name, state_key)
     return _digest(tensors)
 
 

@@ -26,7 +26,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from sft_dist import evaluate, export, predict
 from sft_dist.checkpoints import store as ckpt
 from sft_dist.data.prepare import prepare
-from sft_dist.evaluation.evaluator import Judge
+from sft_dist.evaluation.evaluator import Evaluator
 from sft_dist.recipe.errors import UserError
 from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
@@ -165,13 +165,13 @@ def copied(trained, tmp_path):
 def scored(monkeypatch) -> list[tuple[str, int, str]]:
     """What the judge is asked to score from here on: (run, step, split)."""
     asked: list[tuple[str, int, str]] = []
-    score = Judge.score
+    score = Evaluator.score
 
     def watch(self, recipe, checkpoint, split):
         asked.append((recipe.name, checkpoint.step, split))
         return score(self, recipe, checkpoint, split)
 
-    monkeypatch.setattr(Judge, "score", watch)
+    monkeypatch.setattr(Evaluator, "score", watch)
     return asked
 
 

@@ -56,14 +56,14 @@ def run_of(tiny_model, reviews, tmp_path_factory):
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.add_(torch.randn_like(parameter) * 0.1)
-        aside = ckpt.begin(folder, 5, 1)
+        staging_dir = ckpt.begin(folder, 5, 1)
         wanted = saved_names(model)
         weights = {n: v.clone() for n, v in model.state_dict().items() if wanted is None or n in wanted}
-        save_weights(model, weights, aside / "model")
-        tokenizer.save_pretrained(aside / "model")
-        write_json(aside / "trainer.json", {"labels": task.labels, "progress": {"best_step": 5}})
-        files = [path for path in aside.rglob("*") if path.is_file()]
-        ckpt.publish(folder, 5, aside, ckpt.describe(aside, files))
+        save_weights(model, weights, staging_dir / "model")
+        tokenizer.save_pretrained(staging_dir / "model")
+        write_json(staging_dir / "trainer.json", {"labels": task.labels, "progress": {"best_step": 5}})
+        files = [path for path in staging_dir.rglob("*") if path.is_file()]
+        ckpt.publish(folder, 5, staging_dir, ckpt.describe(staging_dir, files))
         twin = build_model(recipe, task, tokenizer)
         load_weights(twin, folder.checkpoint(5) / "model")
         with torch.no_grad():

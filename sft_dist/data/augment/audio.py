@@ -25,17 +25,17 @@ def augment_sound(
 ) -> np.ndarray:  # (other samples,) float32
     """Each change is made with the settings' probability; one that would leave `shortest` to `longest` samples is not."""
 
-    def chosen() -> bool:
+    def is_drawn() -> bool:
         return bool(rng.random() < settings.probability)
 
-    if settings.speed and chosen():
-        other = at_speed(sound, rate, rng.uniform(settings.speed[0], settings.speed[1]))
-        sound = other if shortest <= len(other) <= (longest or len(other)) else sound
-    if settings.noise_snr and chosen():
+    if settings.speed and is_drawn():
+        resampled = at_speed(sound, rate, rng.uniform(settings.speed[0], settings.speed[1]))
+        sound = resampled if shortest <= len(resampled) <= (longest or len(resampled)) else sound
+    if settings.noise_snr and is_drawn():
         sound = with_noise(sound, rng.uniform(settings.noise_snr[0], settings.noise_snr[1]), rng)
-    if settings.gain_db and chosen():
+    if settings.gain_db and is_drawn():
         sound = sound * np.float32(10 ** (rng.uniform(-settings.gain_db, settings.gain_db) / 20))
-    if settings.shift and chosen():
+    if settings.shift and is_drawn():
         room = len(sound) if longest is None else max(longest - len(sound), 0)
         silence = min(int(rng.uniform(0, settings.shift) * len(sound)), room)
         sound = np.concatenate([np.zeros(silence, np.float32), sound])

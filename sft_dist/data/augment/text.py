@@ -1,4 +1,4 @@
-"""Random changes to the words of a text: left out, in other places, synonyms (EDA, Wei & Zou 2019, arXiv 1901.11196), or
+"""Random changes to the words of a text: deleted, swapped, replaced by synonyms (EDA, Wei & Zou 2019, arXiv 1901.11196), or
 the whole text in other words (back-translation, Sennrich et al. 2016, arXiv 1511.06709).
 
 Words are what stands between white space, so texts written without any stay as they are.
@@ -48,12 +48,12 @@ def check_text_augment(settings: TextAugment) -> None:
 
 
 def shortened(text: str, share: float, rng: np.random.Generator) -> str:
-    """Each word is left out with this probability; one always stays."""
+    """Deletes each word with this probability; one always stays."""
     words = text.split()
-    kept = [word for word, draw in zip(words, rng.random(len(words)), strict=True) if draw >= share]
-    if not words or len(kept) == len(words):
+    remaining = [word for word, draw in zip(words, rng.random(len(words)), strict=True) if draw >= share]
+    if not words or len(remaining) == len(words):
         return text
-    return " ".join(kept or [words[rng.integers(len(words))]])
+    return " ".join(remaining or [words[rng.integers(len(words))]])
 
 
 def swapped(text: str, share: float, rng: np.random.Generator) -> str:
@@ -70,16 +70,16 @@ def swapped(text: str, share: float, rng: np.random.Generator) -> str:
 def with_synonyms(text: str, share: float, rng: np.random.Generator) -> str:
     """This share of the words, at least one, become synonyms; only those WordNet has some for, and no function words."""
     words = text.split()
-    left = _number(share, words)
+    num_missing = _number(share, words)
     for i in rng.permutation(len(words)):
-        if not left:
+        if not num_missing:
             break
         before, word, after = _WORD.fullmatch(words[i]).groups()  # type: ignore[union-attr]
-        if others := synonyms(word.lower()):
-            other = others[rng.integers(len(others))]
-            words[i] = before + (other.capitalize() if word[:1].isupper() else other) + after
-            left -= 1
-    return " ".join(words) if left < _number(share, words) else text
+        if candidates := synonyms(word.lower()):
+            synonym = candidates[rng.integers(len(candidates))]
+            words[i] = before + (synonym.capitalize() if word[:1].isupper() else synonym) + after
+            num_missing -= 1
+    return " ".join(words) if num_missing < _number(share, words) else text
 
 
 def synonyms(word: str) -> list[str]:
@@ -88,8 +88,8 @@ def synonyms(word: str) -> list[str]:
 
     if not word.isalpha() or word in ENGLISH_STOP_WORDS:
         return []
-    found = {lemma.replace("_", " ") for sense in wordnet().synsets(word) for lemma in sense.lemma_names()}
-    return sorted(other for other in found if other.lower() != word)
+    lemmas = {lemma.replace("_", " ") for sense in wordnet().synsets(word) for lemma in sense.lemma_names()}
+    return sorted(lemma for lemma in lemmas if lemma.lower() != word)
 
 
 @cache
@@ -123,10 +123,10 @@ def paraphrase_of(name: str) -> Callable[[str], str]:
         raise UserError(Problem(f"cannot be imported: {error}", path, value=name)) from error
 
     def paraphrase(text: str) -> str:
-        other = function(text)
-        if not isinstance(other, str):
-            raise UserError(Problem(f"gave {type(other).__name__} for a text, not a text", path, value=name))
-        return other
+        paraphrased = function(text)
+        if not isinstance(paraphrased, str):
+            raise UserError(Problem(f"gave {type(paraphrased).__name__} for a text, not a text", path, value=name))
+        return paraphrased
 
     return paraphrase
 

@@ -1,6 +1,6 @@
 """How each format of data is read. A table of formats, each with what reads the files or the folder of one split.
 
-Tables are read by the readers of `datasets`. The others end in a `datasets.Dataset` too, and pictures and sound are never
+Tables are read by the readers of `datasets`. The others end in a `datasets.Dataset` too, and images and sound are never
 decoded: such a column holds {"path", "bytes"} (see `sft_dist.data.media`).
 """
 
@@ -26,7 +26,7 @@ class Format:
 
 
 def _ending(name: str) -> tuple[str, ...]:
-    return tuple(suffix for suffix, known in SUFFIXES.items() if known == name)
+    return tuple(suffix for suffix, format_name in SUFFIXES.items() if format_name == name)
 
 
 # data.format -> how it is read. (`sql` is an address, not a file: `sft_dist.data.formats.sql`.)

@@ -1,6 +1,6 @@
-"""Boxes around objects: COCO annotations (one JSON file) and Pascal VOC (one XML file a picture).
+"""Boxes around objects: COCO annotations (one JSON file) and Pascal VOC (one XML file an image).
 
-Columns `image` and `objects` = {"bbox": [[x, y, width, height] in pixels, ...], "category": [name, ...]}; a picture without
+Columns `image` and `objects` = {"bbox": [[x, y, width, height] in pixels, ...], "category": [name, ...]}; an image without
 objects has empty lists.
 """
 
@@ -16,11 +16,11 @@ from datasets import Dataset, IterableDataset, List, Value
 
 from sft_dist.data.formats.faults import fault_in, no_rows, unreadable
 from sft_dist.data.formats.layout import IMAGES, walked
-from sft_dist.data.formats.media import PICTURE, media_rows
+from sft_dist.data.formats.media import UNDECODED_IMAGE, media_rows
 from sft_dist.data.media import is_inside
 
 FEATURES = {
-    "image": PICTURE,
+    "image": UNDECODED_IMAGE,
     "objects": {"bbox": List(List(Value("float64"))), "category": List(Value("string"))},
 }
 
@@ -31,13 +31,13 @@ def _rows(images: list[Path], objects: list[dict[str, list[Any]]], streaming: bo
 
 # ── COCO ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def read_coco(files: list[str], streaming: bool) -> Dataset | IterableDataset:
-    """Crowds (`iscrowd`: one box around many) are left out: they are no example of where one object is."""
+    """Crowds (`iscrowd`: one box around many) are skipped: they are no example of where one object is."""
     images: list[Path] = []
     objects: list[dict[str, list[Any]]] = []
     for file in files:
-        found = _coco(Path(file))
-        images += found[0]
-        objects += found[1]
+        images_and_objects = _coco(Path(file))
+        images += images_and_objects[0]
+        objects += images_and_objects[1]
     if not images:
         raise no_rows(files)
     return _rows(images, objects, streaming)
@@ -52,67 +52,74 @@ def _coco(file: Path) -> tuple[list[Path], list[dict[str, list[Any]]]]:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise unreadable(f"{file}: COCO annotations have a list {key!r}, which is missing here")
     try:
-        names = {one["id"]: str(one["name"]) for one in content["categories"]}
-        by_id: dict[Any, dict[str, list[Any]]] = {one["id"]: {"bbox": [], "category": []} for one in content["images"]}
-        titles = [str(one["file_name"]) for one in content["images"]]
+        names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
+        by_id: dict[Any, dict[str, list[Any]]] = {
+            entry["id"]: {"bbox": [], "category": []} for entry in content["images"]
+        }
+        titles = [str(entry["file_name"]) for entry in content["images"]]
     except (KeyError, TypeError) as error:
         raise unreadable(f"{file}: an image or a category lacks {error}") from None
     if len(by_id) < len(titles):
         raise unreadable(f"{file}: two images have the same id")
-    for number, one in enumerate(content["annotations"]):
-        place = f"{file}, annotation {one.get('id', number) if isinstance(one, dict) else number}"
+    for number, entry in enumerate(content["annotations"]):
+        location = f"{file}, annotation {entry.get('id', number) if isinstance(entry, dict) else number}"
         try:
-            image, category, box, crowd = one["image_id"], one["category_id"], one["bbox"], one.get("iscrowd", 0)
+            image, category, box, crowd = (
+                entry["image_id"],
+                entry["category_id"],
+                entry["bbox"],
+                entry.get("iscrowd", 0),
+            )
         except (KeyError, TypeError) as error:
-            raise unreadable(f"{place}: lacks {error}") from None
+            raise unreadable(f"{location}: lacks {error}") from None
         if image not in by_id:
-            raise unreadable(f"{place}: there is no image with this id", str(image))
+            raise unreadable(f"{location}: there is no image with this id", str(image))
         if category not in names:
-            raise unreadable(f"{place}: there is no category with this id", str(category), tuple(map(str, names)))
+            raise unreadable(f"{location}: there is no category with this id", str(category), tuple(map(str, names)))
         if not crowd:
-            by_id[image]["bbox"].append(_box(box, place))
+            by_id[image]["bbox"].append(_box(box, location))
             by_id[image]["category"].append(names[category])
-    return [_picture(file, title) for title in titles], list(by_id.values())
+    return [_image(file, title) for title in titles], list(by_id.values())
 
 
-def _box(box: Any, place: str) -> list[float]:
+def _box(box: Any, location: str) -> list[float]:
     numbers = box if isinstance(box, list) else []
-    if len(numbers) != 4 or not all(isinstance(one, (int, float)) and math.isfinite(one) for one in numbers):
-        raise unreadable(f"{place}: a box is [x, y, width, height] in pixels", str(box))
-    return [float(one) for one in numbers]
+    if len(numbers) != 4 or not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+        raise unreadable(f"{location}: a box is [x, y, width, height] in pixels", str(box))
+    return [float(number) for number in numbers]
 
 
-def _picture(file: Path, title: str) -> Path:
+def _image(file: Path, title: str) -> Path:
     """Beside the annotations or in `images/`; also where these lie one folder up, or in the split's own folder there
     (`annotations/instances_val2017.json` and `val2017/`)."""
     home, split = file.parent, file.stem.rpartition("_")[2]
     if not is_inside(str(home / title), str(home)):
-        raise unreadable(f"{file}: the name of the picture {title} leaves the folder of the annotations")
-    places = (home, home / "images", home.parent, home.parent / "images", home.parent / split)
-    for place in places:
-        if (place / title).is_file():
-            return place / title
-    shown = ", ".join(str(place) for place in places[:2])
-    raise unreadable(f"{file}: the picture {title} is not there", hint=f"looked for it in {shown} and beside them")
+        raise unreadable(f"{file}: the name of the image {title} leaves the folder of the annotations")
+    folders = (home, home / "images", home.parent, home.parent / "images", home.parent / split)
+    for folder in folders:
+        if (folder / title).is_file():
+            return folder / title
+    searched = ", ".join(str(folder) for folder in folders[:2])
+    raise unreadable(f"{file}: the image {title} is not there", hint=f"looked for it in {searched} and beside them")
 
 
 # ── VOC ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def read_voc(folders: list[str], streaming: bool) -> Dataset | IterableDataset:
-    """One XML file a picture, beside it or in a folder of their own (`Annotations/` and `JPEGImages/`, or `images/`).
+    """One XML file an image, beside it or in a folder of their own (`Annotations/` and `JPEGImages/`, or `images/`).
 
     Corners become [xmin, ymin, xmax - xmin, ymax - ymin], as they are written: whether a file counts pixels from 0 or
     from 1 cannot be seen in it.
     """
     folder = Path(folders[0])
     files = [Path(name) for name in walked(folder) if name.lower().endswith(".xml")]
-    pictures = {Path(name).stem: Path(name) for name in walked(folder) if name.lower().endswith(IMAGES)}
+    images = {Path(name).stem: Path(name) for name in walked(folder) if name.lower().endswith(IMAGES)}
     if not files:
         raise no_rows(folders)
-    found = [_voc(file, pictures) for file in files]
-    return _rows([image for image, _ in found], [objects for _, objects in found], streaming)
+    files_and_objects = [_voc(file, images) for file in files]
+    return _rows([image for image, _ in files_and_objects], [objects for _, objects in files_and_objects], streaming)
 
 
-def _voc(file: Path, pictures: dict[str, Path]) -> tuple[Path, dict[str, list[Any]]]:
+def _voc(file: Path, images: dict[str, Path]) -> tuple[Path, dict[str, list[Any]]]:
     try:
         root = ElementTree.parse(file).getroot()
     except (ElementTree.ParseError, ValueError) as error:
@@ -121,28 +128,28 @@ def _voc(file: Path, pictures: dict[str, Path]) -> tuple[Path, dict[str, list[An
     if root.tag != "annotation":
         raise unreadable(f"{file}: VOC annotations are in <annotation>", f"<{root.tag}>")
     boxes, names = [], []
-    for number, one in enumerate(root.iter("object"), start=1):
-        place = f"{file}, object {number}"
-        name = (one.findtext("name") or "").strip()
+    for number, element in enumerate(root.iter("object"), start=1):
+        location = f"{file}, object {number}"
+        name = (element.findtext("name") or "").strip()
         if not name:
-            raise unreadable(f"{place}: it has no <name>")
-        corners = [one.findtext(f"bndbox/{corner}") for corner in ("xmin", "ymin", "xmax", "ymax")]
+            raise unreadable(f"{location}: it has no <name>")
+        corners = [element.findtext(f"bndbox/{corner}") for corner in ("xmin", "ymin", "xmax", "ymax")]
         try:
-            left, top, right, bottom = (float(text or "") for text in corners)
+            xmin, ymin, xmax, ymax = (float(text or "") for text in corners)
         except ValueError:
-            raise unreadable(f"{place}: <bndbox> has the numbers xmin, ymin, xmax, ymax", str(corners)) from None
-        boxes.append(_box([left, top, right - left, bottom - top], place))
+            raise unreadable(f"{location}: <bndbox> has the numbers xmin, ymin, xmax, ymax", str(corners)) from None
+        boxes.append(_box([xmin, ymin, xmax - xmin, ymax - ymin], location))
         names.append(name)
-    return _picture_of(file, root, pictures), {"bbox": boxes, "category": names}
+    return _image_of(file, root, images), {"bbox": boxes, "category": names}
 
 
-def _picture_of(file: Path, root: ElementTree.Element, pictures: dict[str, Path]) -> Path:
+def _image_of(file: Path, root: ElementTree.Element, images: dict[str, Path]) -> Path:
     """By the name in the annotation, else by the annotation's own: many tools write a name that was changed later."""
     title = Path((root.findtext("filename") or "").strip().replace("\\", "/")).name
-    for place in (file.parent, file.parent.parent / "JPEGImages", file.parent.parent / "images"):
-        if title and (place / title).is_file():
-            return place / title
+    for home in (file.parent, file.parent.parent / "JPEGImages", file.parent.parent / "images"):
+        if title and (home / title).is_file():
+            return home / title
     for stem in (Path(title).stem, file.stem):
-        if stem in pictures:
-            return pictures[stem]
-    raise unreadable(f"{file}: the picture {title or file.stem} is not there", hint="it may lie beside the XML file")
+        if stem in images:
+            return images[stem]
+    raise unreadable(f"{file}: the image {title or file.stem} is not there", hint="it may lie beside the XML file")

@@ -1,4 +1,4 @@
-"""Where what was read or fetched is kept."""
+"""The cache of what was read or fetched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sft_dist.recipe.remote import marks, require_known_protocol
 
 MAX_FILES = 1_000_000  # behind one URL
 MAX_BYTES = 200 * 2**30  # of all of them
-_PART = 4 * 2**20  # bytes copied at a time
+_COPY_BYTES = 4 * 2**20  # bytes copied at a time
 
 
 def tables_folder() -> str:
@@ -56,18 +56,18 @@ def fetched(url: str) -> Path | list[Path]:
         raise _refused(url, f"{len(names):,} files are more than the {MAX_FILES:,} that are fetched")
     if not home.exists():
         home.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".fetching-", dir=home.parent))
+        staging = Path(tempfile.mkdtemp(prefix=".fetching-", dir=home.parent))
         try:
             room = MAX_BYTES
             for name, to in zip(names, inside, strict=True):
-                (aside / to).parent.mkdir(parents=True, exist_ok=True)
-                room -= _copied(system, name, aside / to, room, url)
-            os.rename(aside, home)
+                (staging / to).parent.mkdir(parents=True, exist_ok=True)
+                room -= _copied(system, name, staging / to, room, url)
+            os.rename(staging, home)
         except OSError:
             if not home.exists():  # else another process was faster
                 raise
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
     if url.endswith("/"):
         return home
     return _one_or_all([home / name for name in inside])
@@ -77,17 +77,17 @@ def _copied(system: Any, name: str, to: Path, room: int, url: str) -> int:
     """Bytes of the file, of which there may be `room`. What a server says of a size need not be true, so it is counted."""
     count = 0
     with system.open(name, "rb") as source, to.open("xb") as target:
-        while part := source.read(_PART):
-            count += len(part)
+        while data := source.read(_COPY_BYTES):
+            count += len(data)
             if count > room:
                 raise _refused(url, f"it holds more than the {MAX_BYTES:,} bytes that are fetched")
-            target.write(part)
+            target.write(data)
     return count
 
 
-def _refused(url: str, what: str) -> UserError:
+def _refused(url: str, message: str) -> UserError:
     hint = "look at what it holds, then download it and name the file or folder"
-    return UserError(Problem(what, path="data.source", value=url, hint=hint))
+    return UserError(Problem(message, path="data.source", value=url, hint=hint))
 
 
 def _one_or_all(files: list[Path]) -> Path | list[Path]:

@@ -55,9 +55,9 @@ def sentences(files: list[str]) -> Iterator[dict[str, Any]]:
                 tokens, tags = [], []
                 continue
             if len(fields) < 2:
-                what = f"{file}, line {number}: expected a token and its tag"
+                message = f"{file}, line {number}: expected a token and its tag"
                 hint = "blanks or a tab between them, an empty line between sentences"
-                raise unreadable(what, line.strip(_BLANK), hint=hint)
+                raise unreadable(message, line.strip(_BLANK), hint=hint)
             tokens.append(fields[0])
             tags.append(fields[-1])
         if tokens:

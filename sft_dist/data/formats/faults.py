@@ -16,12 +16,12 @@ from sft_dist.recipe.errors import Problem, UserError
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
-def unreadable(fault: str, found: str | None = None, valid: tuple[str, ...] = (), hint: str = "") -> UserError:
-    return UserError(Problem(f"could not be read: {fault}", "data.source", value=found, valid=valid, hint=hint))
+def unreadable(fault: str, value: str | None = None, valid: tuple[str, ...] = (), hint: str = "") -> UserError:
+    return UserError(Problem(f"could not be read: {fault}", "data.source", value=value, valid=valid, hint=hint))
 
 
 def no_rows(names: list[str]) -> UserError:
-    return UserError(Problem("there is no row in it", "data.source", value=", ".join(names)))
+    return UserError(Problem("the source has no rows", "data.source", value=", ".join(names)))
 
 
 def fault_in(name: str, files: list[str]) -> str:
@@ -72,11 +72,11 @@ def ragged(file: str, delimiter: str) -> str:
     return ""
 
 
-_NEVER_CLOSED = "a quotation that is opened here is never closed"
+_NEVER_CLOSED = "unterminated quoted field"
 
 
 def misquoted(file: str, delimiter: str) -> str:
-    """The first row with a field that begins with a quotation mark and does not end with one: readers go on behind the next
+    """The first row with a field that begins with a quotation mark and does not end with one: readers continue after the next
     mark, in whatever row that is, and take all up to there for one field."""
     last_line = 0
     with opened(file) as content, fields_of_any_size():
@@ -88,12 +88,12 @@ def misquoted(file: str, delimiter: str) -> str:
             if "unexpected end of data" in str(error):
                 return f"{file}, line {last_line + 1}: {_NEVER_CLOSED}"
             if "expected after" in str(error):
-                return f"{file}, line {last_line + 1}: a quotation that is opened here does not end with its field"
+                return f"{file}, line {last_line + 1}: a quoted field does not end at its closing quotation mark"
     return ""
 
 
 def quoting_of(file: str, delimiter: str) -> Literal[0, 3]:
-    """As `csv` and pandas are told it."""
+    """Returns the setting for `csv` and pandas."""
     return csv.QUOTE_NONE if is_plain(file, delimiter) else csv.QUOTE_MINIMAL
 
 
@@ -120,13 +120,13 @@ def decoded(file: str, number: int, offset: int, line: bytes) -> str:
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        place = f"{file}, line {number}, byte {offset + error.start}"
+        location = f"{file}, line {number}, byte {offset + error.start}"
         if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise unreadable(
-                f"{place}: UTF-16 instead of UTF-8", file, hint="convert it: iconv -f utf-16 -t utf-8"
+                f"{location}: UTF-16 instead of UTF-8", file, hint="convert it: iconv -f utf-16 -t utf-8"
             ) from None
-        what = f"{place}: 0x{line[error.start]:02x} is not UTF-8"
-        raise unreadable(what, file, hint="convert it, from Latin-1 for example: iconv -f latin1 -t utf-8") from None
+        message = f"{location}: 0x{line[error.start]:02x} is not UTF-8"
+        raise unreadable(message, file, hint="convert it, from Latin-1 for example: iconv -f latin1 -t utf-8") from None
 
 
 def opened(file: str) -> IO[bytes]:
@@ -154,12 +154,12 @@ def _bad_json(file: str) -> str:
             if not line.strip():
                 continue
             try:
-                found = json.loads(line)
+                content_of_line = json.loads(line)
             except json.JSONDecodeError as error:
-                if number == 1 and error.pos >= len(line.rstrip()):  # goes on in the next line
+                if number == 1 and error.pos >= len(line.rstrip()):  # continues in the next line
                     break
                 return f"{file}, line {number}: not JSON ({error.msg}, column {error.colno})"
-            if not isinstance(found, dict) and not (number == 1 and isinstance(found, list)):
+            if not isinstance(content_of_line, dict) and not (number == 1 and isinstance(content_of_line, list)):
                 return f"{file}, line {number}: expected an object with the columns as keys, found {line.strip()[:60]}"
         else:
             return ""

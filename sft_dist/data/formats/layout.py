@@ -25,9 +25,9 @@ _SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in nam
 
 def split_named(name: str) -> str | None:
     """`train` of `train`, `train.conll` and `train-00001.csv`; `validation` of `dev.csv`; None of `trains.csv`."""
-    for part in re.split(r"[^a-z]+", name.lower()):
-        if part in _SPLIT_OF:
-            return _SPLIT_OF[part]
+    for word in re.split(r"[^a-z]+", name.lower()):
+        if word in _SPLIT_OF:
+            return _SPLIT_OF[word]
     return None
 
 
@@ -46,15 +46,15 @@ def guessed(folder: Path) -> str:
         return "coco" if any(is_coco(Path(file)) for file in files if file.endswith(".json")) else "image-folder"
     if suffixes & set(SOUNDS):
         return "audio-folder"
-    known = {SUFFIXES[suffix] for suffix in suffixes if suffix in SUFFIXES}
-    if not known:
-        found = ", ".join(sorted(filter(None, suffixes))) or "no file"
-        raise unreadable(f"nothing in {folder} is of a known format", found)
-    if len(known) > 1:
-        known.discard("text")  # a licence, a note
+    formats = {SUFFIXES[suffix] for suffix in suffixes if suffix in SUFFIXES}
+    if not formats:
+        suffix_list = ", ".join(sorted(filter(None, suffixes))) or "no file"
+        raise unreadable(f"nothing in {folder} is of a known format", suffix_list)
+    if len(formats) > 1:
+        formats.discard("text")  # a licence, a note
     card = folder / "README.md"
     described = card.is_file() and b"\nconfigs:" in card.read_bytes()
-    return known.pop() if len(known) == 1 and not described else "repository"
+    return formats.pop() if len(formats) == 1 and not described else "repository"
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
@@ -94,11 +94,11 @@ def _refuse_undecided(folder: Path, names: list[str]) -> None:
     test rows."""
     lone = next((name for name in names if split_named(name) is None), names[-1])
     hint = "name the sources of the splits: data.source: {train: ..., validation: ..., test: ...}"
-    raise unreadable(f"in {folder}, which split does {lone} belong to?", ", ".join(names[:8]), hint=hint)
+    raise unreadable(f"in {folder}: cannot tell which split {lone} belongs to", ", ".join(names[:8]), hint=hint)
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [one for one in sorted(folder.iterdir()) if one.is_dir() and not one.name.startswith((".", "__"))]
+    return [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith((".", "__"))]
 
 
 def walked(folder: Path) -> Iterator[str]:

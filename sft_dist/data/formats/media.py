@@ -1,6 +1,6 @@
-"""Folders of pictures and recordings. Their columns name files and are never decoded here (see `sft_dist.data.media`).
+"""Folders of images and recordings. Their columns name files and are never decoded here (see `sft_dist.data.media`).
 
-Pictures are read by `datasets`. Its reader of sound folders cannot work without torchcodec and FFmpeg, even when nothing is
+Images are read by `datasets`. Its reader of sound folders cannot work without torchcodec and FFmpeg, even when nothing is
 decoded, so the same two layouts are read here: a subfolder for each class, or a table `metadata` with a column `file_name`.
 """
 
@@ -24,14 +24,14 @@ from sft_dist.data.formats.tables import read_table
 from sft_dist.data.media import accepted, is_inside
 from sft_dist.recipe.references import SUFFIXES, suffix_of
 
-PICTURE = Image(decode=False)
-SOUND = Audio(decode=False)
+UNDECODED_IMAGE = Image(decode=False)
+UNDECODED_AUDIO = Audio(decode=False)
 _STORED = {"bytes": Value("binary"), "path": Value("string")}
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 def media_rows(columns: dict[str, list[Any]], features: dict[str, Any], streaming: bool) -> Dataset | IterableDataset:
-    """Rows whose pictures and sounds are given by the names of their files.
+    """Rows whose images and sounds are given by the names of their files.
 
     They are built as what they are stored as: `datasets` encodes sound with torchcodec, though there is nothing to encode.
     """
@@ -64,9 +64,9 @@ def confined(rows: Any, columns: list[str], folders: Sequence[str], allow_urls: 
         return rows.map(lambda row: {name: placed(row[name]) for name in names if name in row}, features=rows.features)
     for name in columns:
         if name in rows.column_names and _holds_paths(rows, name):
-            made, feature, order = [placed(value) for value in rows[name][:]], rows.features[name], rows.column_names
+            values, feature, order = [placed(value) for value in rows[name][:]], rows.features[name], rows.column_names
             stored = _STORED if isinstance(feature, (Image, Audio)) else feature  # as in `media_rows`
-            rows = rows.remove_columns([name]).add_column(name, made, feature=Features({name: stored})[name])
+            rows = rows.remove_columns([name]).add_column(name, values, feature=Features({name: stored})[name])
             rows = (rows.cast_column(name, feature) if stored is _STORED else rows).select_columns(order)
     return rows
 
@@ -91,8 +91,8 @@ def _holds_paths(rows: Dataset, name: str) -> bool:
 def read_images(folders: list[str], streaming: bool) -> Dataset | IterableDataset:
     """Columns `image`, and `label` (the subfolder) or those of `metadata`.
 
-    `datasets` is told the files, not the folder: else it takes a class that is called `train` for the training split and
-    leaves the other classes out.
+    `datasets` receives the files, not the folder: else it takes a class that is called `train` for the training split and
+    skips the other classes.
     """
     (folder,) = folders
     if not any(suffix_of(file) in IMAGES for file in walked(Path(folder))):
@@ -108,7 +108,7 @@ def read_images(folders: list[str], streaming: bool) -> Dataset | IterableDatase
 
 
 def undecoded(rows: Any) -> Any:
-    """The rows with pictures, sounds and other media as {"path", "bytes"}, wherever they are in a column: `datasets` would
+    """The rows with images, sounds and other media as {"path", "bytes"}, wherever they are in a column: `datasets` would
     open whatever their paths name, with the user's tokens."""
     for name, feature in (rows.features or {}).items():
         if (stored := _undecoded(feature)) is not feature:
@@ -117,7 +117,7 @@ def undecoded(rows: Any) -> Any:
 
 
 def as_stored(rows: Dataset) -> Dataset:
-    """The rows with pictures and sounds as plain structs, which `datasets` does not open."""
+    """The rows with images and sounds as plain structs, which `datasets` does not open."""
     for name, feature in rows.features.items():
         if isinstance(feature, (Image, Audio)):
             rows = rows.cast_column(name, _STORED)
@@ -129,14 +129,14 @@ def _undecoded(feature: Any) -> Any:
     if getattr(feature, "decode", False) is True and hasattr(feature, "decode_example"):
         return replace(feature, decode=False)
     if isinstance(feature, dict):
-        inner = {name: _undecoded(part) for name, part in feature.items()}
-        return feature if all(inner[name] is part for name, part in feature.items()) else inner
+        inner = {name: _undecoded(inner_feature) for name, inner_feature in feature.items()}
+        return feature if all(inner[name] is inner_feature for name, inner_feature in feature.items()) else inner
     if isinstance(feature, (list, tuple)):
-        (part,) = feature
-        return feature if (part_stored := _undecoded(part)) is part else [part_stored]
+        (inner_feature,) = feature
+        return feature if (part_stored := _undecoded(inner_feature)) is inner_feature else [part_stored]
     if isinstance(feature, (List, LargeList)):
-        part = _undecoded(feature.feature)
-        return feature if part is feature.feature else replace(feature, feature=part)
+        inner_feature = _undecoded(feature.feature)
+        return feature if inner_feature is feature.feature else replace(feature, feature=inner_feature)
     return feature
 
 
@@ -151,11 +151,13 @@ def read_sounds(folders: list[str], streaming: bool) -> Dataset | IterableDatase
         return _described(tables[0], streaming)
     labels = [file.relative_to(folder).parts[0] for file in files]
     if all(file.parent == folder for file in files):
-        return media_rows({"audio": files}, {"audio": SOUND}, streaming)
+        return media_rows({"audio": files}, {"audio": UNDECODED_AUDIO}, streaming)
     if lost := [file for file in files if file.parent == folder]:
-        what = f"{lost[0]} lies beside the folders of the classes, so it has no class"
-        raise unreadable(what, hint="move it into one of them")
-    return media_rows({"audio": files, "label": labels}, {"audio": SOUND, "label": Value("string")}, streaming)
+        message = f"{lost[0]} lies beside the folders of the classes, so it has no class"
+        raise unreadable(message, hint="move it into one of them")
+    return media_rows(
+        {"audio": files, "label": labels}, {"audio": UNDECODED_AUDIO, "label": Value("string")}, streaming
+    )
 
 
 def _described(table: Path, streaming: bool) -> Dataset | IterableDataset:
@@ -168,45 +170,47 @@ def _described(table: Path, streaming: bool) -> Dataset | IterableDataset:
             raise unreadable(f"{table}, row {number}: {file} is not in the folder of the table or below")
         if not file.is_file():
             raise unreadable(f"{table}, row {number}: there is no file {file}")
-    others = [name for name in rows.column_names if name not in ("file_name", "audio")]
-    columns = {"audio": files, **{name: rows[name][:] for name in others}}
-    return media_rows(columns, {"audio": SOUND, **{name: rows.features[name] for name in others}}, streaming)
+    columns_kept = [name for name in rows.column_names if name not in ("file_name", "audio")]
+    columns = {"audio": files, **{name: rows[name][:] for name in columns_kept}}
+    return media_rows(
+        columns, {"audio": UNDECODED_AUDIO, **{name: rows.features[name] for name in columns_kept}}, streaming
+    )
 
 
 def read_masks(folders: list[str], streaming: bool) -> Dataset | IterableDataset:
     """`images/` and `masks/` with files of the same names but for their suffixes. Columns `image` and `mask`."""
     folder = Path(folders[0])
-    for part in ("images", "masks"):
-        if not (folder / part).is_dir():
-            there = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-            found = f"folders {', '.join(there)}" if there else "no folder"
-            raise unreadable(f"there is no folder {folder / part}", found, ("images", "masks"))
+    for name in ("images", "masks"):
+        if not (folder / name).is_dir():
+            folders_found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+            value = f"folders {', '.join(folders_found)}" if folders_found else "no folder"
+            raise unreadable(f"there is no folder {folder / name}", value, ("images", "masks"))
     if "train" in split_folders(folder / "images") and len(split_folders(folder / "images")) > 1:
         hint = "move them: train/images, train/masks and so on"
         raise unreadable(f"the splits lie inside {folder / 'images'}", hint=hint)
-    images, masks = (_by_stem(folder / part) for part in ("images", "masks"))
+    images, masks = (_by_stem(folder / name) for name in ("images", "masks"))
     _refuse_lone(images, masks, folder / "masks")
     _refuse_lone(masks, images, folder / "images")
     if not images:
         raise no_rows(folders)
     stems = sorted(images)
     columns = {"image": [images[stem] for stem in stems], "mask": [masks[stem] for stem in stems]}
-    return media_rows(columns, {"image": PICTURE, "mask": PICTURE}, streaming)
+    return media_rows(columns, {"image": UNDECODED_IMAGE, "mask": UNDECODED_IMAGE}, streaming)
 
 
-def _refuse_lone(here: dict[str, str], there: dict[str, str], other: Path) -> None:
-    if lone := sorted(here.keys() - there.keys()):
-        more = f" (nor have {len(lone) - 1} others)" if len(lone) > 1 else ""
-        raise unreadable(f"{here[lone[0]]} has no counterpart {other / lone[0]}.*{more}")
+def _refuse_lone(files: dict[str, str], counterparts: dict[str, str], folder: Path) -> None:
+    if lone := sorted(files.keys() - counterparts.keys()):
+        rest = f" (nor have {len(lone) - 1} others)" if len(lone) > 1 else ""
+        raise unreadable(f"{files[lone[0]]} has no counterpart {folder / lone[0]}.*{rest}")
 
 
 def _by_stem(folder: Path) -> dict[str, str]:
-    """Path below the folder without its suffix -> picture."""
-    found: dict[str, str] = {}
+    """Path below the folder without its suffix -> image."""
+    by_stem: dict[str, str] = {}
     for file in walked(folder):
         if suffix_of(file) in IMAGES:
             stem = os.path.splitext(os.path.relpath(file, folder))[0]
-            if stem in found:
-                raise unreadable(f"{found[stem]} and {file} have the same name but for the suffix")
-            found[stem] = file
-    return found
+            if stem in by_stem:
+                raise unreadable(f"{by_stem[stem]} and {file} have the same name but for the suffix")
+            by_stem[stem] = file
+    return by_stem

@@ -32,12 +32,14 @@ def read_sql(text: str) -> Dataset:
         from sqlalchemy.exc import SQLAlchemyError
     except ImportError:
         raise unreadable("SQL needs SQLAlchemy", hint="pip install sqlalchemy") from None
-    address, _, wanted = (part.strip() for part in text.partition("#"))
-    url, shown = _url(address), _hidden(text)
+    address, _, table_or_query = (piece.strip() for piece in text.partition("#"))
+    url, redacted = _url(address), _hidden(text)
     try:
         engine = create_engine(url)
         try:
-            query = wanted if re.search(r"\s", wanted) else _whole_table(engine, wanted, shown)
+            query = (
+                table_or_query if re.search(r"\s", table_or_query) else _whole_table(engine, table_or_query, redacted)
+            )
         finally:
             engine.dispose()
         Path(tables_folder()).mkdir(parents=True, exist_ok=True)
@@ -47,12 +49,12 @@ def read_sql(text: str) -> Dataset:
     except UserError:
         raise
     except ImportError as error:
-        raise unreadable(f"the driver of this database is not installed ({error})", shown) from None
+        raise unreadable(f"the driver of this database is not installed ({error})", redacted) from None
     except Exception as error:
         if "corresponds to no data" in str(error):
-            raise no_rows([shown]) from None
+            raise no_rows([redacted]) from None
         cause = error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
-        raise unreadable(_short(cause), shown) from None
+        raise unreadable(_short(cause), redacted) from None
 
 
 def _url(address: str) -> URL:
@@ -72,25 +74,25 @@ def _hidden(text: str) -> str:
     return re.sub(r"(://[^/:@]*:)[^/@]*@", r"\1***@", text)
 
 
-def _whole_table(engine: object, name: str, shown: str) -> str:
+def _whole_table(engine: object, name: str, redacted: str) -> str:
     from sqlalchemy import inspect
 
     looked = inspect(engine)
     schema, _, table = name.rpartition(".")
     tables = sorted([*looked.get_table_names(schema or None), *looked.get_view_names(schema or None)])
     if table not in tables:
-        what = "there is no such table" if name else "which table? Its name, or a query, follows a `#`"
+        message = "there is no such table" if name else "which table? Its name, or a query, follows a `#`"
         raise UserError(
             Problem(
-                what,
+                message,
                 "data.source",
-                value=shown,
+                value=redacted,
                 valid=tuple(tables[:20]),
                 hint=similar_to(table, tables) if table else "",
             )
         )
     quote = looked.dialect.identifier_preparer.quote
-    return "SELECT * FROM " + ".".join(quote(part) for part in (schema, table) if part)
+    return "SELECT * FROM " + ".".join(quote(name_part) for name_part in (schema, table) if name_part)
 
 
 def _short(error: BaseException) -> str:

@@ -79,7 +79,7 @@ def _has_leading_zeros(file: str, delimiter: str, column: str) -> bool:
     parts = pd.read_csv(
         file, sep=delimiter, usecols=[column], dtype=str, keep_default_na=False, quoting=quoting, chunksize=100_000
     )
-    return any(part[column].str.match(r"\s*[+-]?0[0-9]").any() for part in parts)
+    return any(chunk[column].str.match(r"\s*[+-]?0[0-9]").any() for chunk in parts)
 
 
 def _other_columns(reader: str, options: dict[str, Any], files: list[str]) -> str:

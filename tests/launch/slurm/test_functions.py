@@ -142,7 +142,7 @@ def test_sbatch_hears_nothing_of_a_job_around_this_one(
 
 @pytest.mark.slow
 def test_a_call_finds_its_function_and_tells_a_users_mistake_without_a_traceback(tmp_path: Path) -> None:
-    call = f"from sft_dist.run.remote_call import Call; Call('sft_dist.evaluate:judge_runs', {str(tmp_path / 'order')!r})()"
+    call = f"from sft_dist.run.remote_call import Call; Call('sft_dist.evaluate:evaluate_runs', {str(tmp_path / 'order')!r})()"
     (tmp_path / "order").write_text('{"runs": [], "leaderboard": "/nowhere"}')
     done = subprocess.run([sys.executable, "-c", call], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from sft_dist.checkpoints.optimizer_state import Piece, SavedState, load_pieces, split_key, state_pieces, write_pieces
+from sft_dist.checkpoints.optimizer_state import (
+    Piece,
+    SavedState,
+    load_pieces,
+    optimizer_pieces,
+    split_key,
+    write_pieces,
+)
 
 
 def cuts(total, parts, rng):
@@ -94,14 +101,14 @@ def test_whole_slots_keep_their_shape_and_are_told_from_the_others(tmp_path):
     row = torch.randn(3, 1)
     write_pieces([Piece("w", "row_var", None, row), Piece("w", "exp_avg", 0, torch.ones(6))], tmp_path / "state", 0)
     with SavedState(tmp_path / "state") as saved:
-        assert saved.slots("w") == {"exp_avg"}
-        assert saved.whole_slots("w") == {"row_var"}
+        assert saved.element_keys("w") == {"exp_avg"}
+        assert saved.whole_keys("w") == {"row_var"}
         assert torch.equal(saved.whole("w", "row_var"), row)
 
 
 def test_keys_come_apart_again():
     for piece in (Piece("a.b/c", "exp_avg", 12, torch.ones(1)), Piece("a@b.weight", "step", None, torch.ones(1))):
-        assert split_key(piece.key) == (piece.name, piece.slot, piece.first)
+        assert split_key(piece.key) == (piece.name, piece.state_key, piece.first)
 
 
 @pytest.mark.parametrize("writers", [1, 3])
@@ -123,7 +130,7 @@ def test_optimizer_state_comes_back_bit_for_bit(kind, writers, tmp_path):
     model, optimizer = build()
     step(model, optimizer)
     for rank in range(writers):
-        pieces = state_pieces(optimizer, model, lambda number, rank=rank: number % writers == rank)
+        pieces = optimizer_pieces(optimizer, model, lambda number, rank=rank: number % writers == rank)
         write_pieces(pieces, tmp_path / "state", rank)
     twin, other = build()
     twin.load_state_dict(model.state_dict())
@@ -141,6 +148,6 @@ def test_optimizer_state_of_other_weights_is_refused(tmp_path):
     optimizer = torch.optim.Adam(deep.parameters())
     deep(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    write_pieces(state_pieces(optimizer, deep, lambda number: True), tmp_path / "state", 0)
+    write_pieces(optimizer_pieces(optimizer, deep, lambda number: True), tmp_path / "state", 0)
     with SavedState(tmp_path / "state") as saved, pytest.raises(ValueError, match=r"1\.bias, which is not trained"):
         load_pieces(torch.optim.Adam(shallow.parameters()), shallow, saved)

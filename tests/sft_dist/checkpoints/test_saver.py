@@ -73,12 +73,14 @@ def folder(tmp_path):
 def writer(rank, step, elements=1000, before=lambda: None):
     """What a rank does in the background: its state, and on rank 0 the weights."""
 
-    def write(aside):
+    def write(staging_dir):
         before()
-        files = [write_pieces([Piece("w", "s", rank * elements, torch.full((elements,), step))], aside / "state", rank)]
+        files = [
+            write_pieces([Piece("w", "s", rank * elements, torch.full((elements,), step))], staging_dir / "state", rank)
+        ]
         if rank == 0:
-            (aside / "trainer.json").write_text("{}")
-            files.append(aside / "trainer.json")
+            (staging_dir / "trainer.json").write_text("{}")
+            files.append(staging_dir / "trainer.json")
         return files
 
     return write
@@ -136,8 +138,8 @@ def test_the_copy_is_let_go_as_soon_as_it_is_written(folder):
     gone = threading.Event()
 
     class Copy:
-        def __call__(self, aside):
-            return writer(0, 10)(aside)
+        def __call__(self, staging_dir):
+            return writer(0, 10)(staging_dir)
 
         def __del__(self):
             gone.set()
@@ -239,11 +241,11 @@ def test_a_rank_that_cannot_even_say_why_does_not_keep_rank_0_waiting(folder, mo
 def test_a_disk_that_is_full_when_only_the_manifest_is_missing(small_disk):
     (saver,) = ranks_of(small_disk, 1).savers
 
-    def write(aside):
-        files = writer(0, 10)(aside)
-        room = os.statvfs(aside)
-        (aside / "model").write_bytes(b"x" * (room.f_bavail * room.f_frsize))
-        return [*files, aside / "model"]
+    def write(staging_dir):
+        files = writer(0, 10)(staging_dir)
+        room = os.statvfs(staging_dir)
+        (staging_dir / "model").write_bytes(b"x" * (room.f_bavail * room.f_frsize))
+        return [*files, staging_dir / "model"]
 
     saver.save(10, write)
     with pytest.raises(SaveError, match="No space left on device"):
@@ -257,7 +259,7 @@ def test_when_another_rank_has_died_the_wait_ends_and_nothing_is_left(folder):
     ranks.each(lambda saver: saver.save(10, writer(saver.rank, 10)) if saver.rank == 0 else saver.barrier())
     rank_0 = ranks.savers[0]
     save = rank_0._save
-    rank_0.settle(0.2)
+    rank_0.wait_for_pending(0.2)
     save.join(30)  # the disk may be slow
     with pytest.raises(SaveError, match="rank 1: has not finished its part"):
         rank_0.poll()
@@ -267,14 +269,14 @@ def test_when_another_rank_has_died_the_wait_ends_and_nothing_is_left(folder):
 def test_after_an_error_in_training_the_checkpoint_under_way_is_still_published(folder):
     ranks = ranks_of(folder, 2)
     ranks.each(lambda saver: saver.save(10, writer(saver.rank, 10, before=lambda: time.sleep(0.2))))
-    ranks.each(lambda saver: saver.settle())
+    ranks.each(lambda saver: saver.wait_for_pending())
     assert ckpt.newest_good(folder)[0].step == 10
 
 
 def test_an_error_that_is_no_full_disk_is_passed_on_as_it_is(folder):
     (saver,) = ranks_of(folder, 1).savers
 
-    def write(aside):
+    def write(staging_dir):
         raise PermissionError(13, "Permission denied", "model.safetensors")
 
     saver.save(10, write)

@@ -22,14 +22,14 @@ def folder(tmp_path):
 
 def write(folder, step, text="weights", attempt=1):
     """The hidden folder of a step, with files in it, and their part of the manifest."""
-    aside = ckpt.begin(folder, step, attempt)
-    (aside / "model").mkdir()
-    (aside / "model" / "model.safetensors").write_text(f"{text} of step {step}" * 100)
-    (aside / "state").mkdir()
+    staging_dir = ckpt.begin(folder, step, attempt)
+    (staging_dir / "model").mkdir()
+    (staging_dir / "model" / "model.safetensors").write_text(f"{text} of step {step}" * 100)
+    (staging_dir / "state").mkdir()
     for rank in range(2):
-        (aside / "state" / f"rank-0000{rank}.safetensors").write_text(f"state of rank {rank} at step {step}")
-    (aside / "trainer.json").write_text("{}")
-    return aside, ckpt.describe(aside, [path for path in aside.rglob("*") if path.is_file()])
+        (staging_dir / "state" / f"rank-0000{rank}.safetensors").write_text(f"state of rank {rank} at step {step}")
+    (staging_dir / "trainer.json").write_text("{}")
+    return staging_dir, ckpt.describe(staging_dir, [path for path in staging_dir.rglob("*") if path.is_file()])
 
 
 def publish(folder, step, text="weights"):
@@ -217,13 +217,13 @@ def test_everything_is_on_the_disk_before_the_rename_and_the_rename_before_the_r
     monkeypatch.setattr(os, "rename", note_rename)
     checkpoint = publish(folder, 10)
     at = done.index("rename")
-    aside = str(ckpt.aside_of(folder, 10, 1))
+    staging_dir = str(ckpt.staging_dir_of(folder, 10, 1))
     before, after = done[:at], done[at + 1 :]
     files = [str(path.relative_to(checkpoint.path)) for path in checkpoint.path.rglob("*") if path.is_file()]
     for name in [*files, "model", "state"]:
         written = "/.manifest.json." if name == "manifest.json" else f"/{name}"
-        assert any(path.startswith(aside + written) for path in before), name
-    assert aside in before
+        assert any(path.startswith(staging_dir + written) for path in before), name
+    assert staging_dir in before
     assert after == [str(folder.checkpoints), str(folder.path)]
 
 

@@ -217,7 +217,7 @@ def test_the_templates_own_refusal_names_the_row(tokenizer):
 
 def test_a_template_whose_answers_cannot_be_told_is_an_error(tokenizer):
     tokenizer.chat_template = "{% for m in messages | reverse %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(UserError, match=r"row 5: .*cannot be told"):
+    with pytest.raises(UserError, match=r"row 5: .*cannot be located"):
         tokenize_chats([HELLO], tokenizer, [5])
 
 
@@ -225,5 +225,5 @@ def test_a_tool_call_that_the_template_leaves_out_is_an_error(tokenizer):
     call = {"type": "function", "function": {"name": "weather", "arguments": {}}}
     for template in (CHATML, MARKED):
         tokenizer.chat_template = template
-        with pytest.raises(UserError, match=r"row 9: .*leaves out the tool call `weather`"):
+        with pytest.raises(UserError, match=r"row 9: .*omits the tool call `weather`"):
             tokenize_chats([[HELLO[0], {"role": "assistant", "content": "", "tool_calls": [call]}]], tokenizer, [9])

@@ -88,7 +88,7 @@ def test_a_changed_file_is_read_again(tmp_path):
         ("a.csv", b"text,label\na,b\nc,d,e\n", "a.csv, line 3: expected 2 fields, found 3"),
         ("a.csv", b"text,label\na,b,x\nc,d,e\n", "a.csv, line 2: expected 2 fields, found 3"),
         ("a.csv", b'text,label\n"two\nlines",b\nc\nd,e\n', "a.csv, line 4: expected 2 fields, found 1"),
-        ("a.csv", b'text,label\na,b\n"c,d\ne,f\n', "a.csv, line 3: a quotation that is opened here is never closed"),
+        ("a.csv", b'text,label\na,b\n"c,d\ne,f\n', "a.csv, line 3: unterminated quoted field"),
         ("a.tsv", b"text\tlabel\na\tb\nc\n", "a.tsv, line 3: expected 2 fields, found 1"),
         ("a.csv", "text,label\na,b\ncafé,d\n".encode("latin-1"), "a.csv, line 3, byte 18: 0xe9 is not UTF-8"),
         ("a.csv", "text,label\na,b\n".encode("utf-16"), "a.csv, line 1, byte 0: UTF-16 instead of UTF-8"),
@@ -137,7 +137,7 @@ def test_a_csv_whose_text_begins_with_a_mark_that_is_none_is_refused(tmp_path):
     """pandas takes the rows up to the next mark for one field."""
     texts = ["fine", '"Never again', "a film", 'a "mark" inside', "the end"]
     said = mistake(write(tmp_path / "a.csv", "text,label\n" + "".join(f"{text},x\n" for text in texts)))
-    assert "a.csv, line 3: a quotation that is opened here does not end with its field" in said
+    assert "a.csv, line 3: a quoted field does not end at its closing quotation mark" in said
     assert "put the whole field in marks" in said
 
 
@@ -169,7 +169,7 @@ def test_fields_longer_than_the_csv_module_takes_are_no_fault(tmp_path):
 @pytest.mark.parametrize("name", ["a.txt", "a.conll", "a.jsonl"])
 def test_a_file_of_blanks_has_no_rows(tmp_path, name):
     found = mistake(write(tmp_path / name, "" if name == "a.txt" else "\n\n"))
-    assert "there is no row in it" in found or "could not be read" in found
+    assert "the source has no rows" in found or "could not be read" in found
     assert name in found
 
 
@@ -391,9 +391,9 @@ def test_json_rows_are_not_taken_for_coco(tmp_path):
         (coco(annotations=[{"id": 5, "image_id": 1, "bbox": [0, 0, 1, 1]}]), "annotation 5: lacks 'category_id'"),
         (coco(images=[{"id": 1}]), "an image or a category lacks 'file_name'"),
         (coco(images=[{"id": 1, "file_name": "a.png"}] * 2), "two images have the same id"),
-        (coco(images=[{"id": 1, "file_name": "gone.png"}]), "the picture gone.png is not there"),
-        (coco(images=[{"id": 1, "file_name": "../a.png"}]), "the picture ../a.png leaves the folder"),
-        (coco(images=[{"id": 1, "file_name": "/etc/passwd"}]), "the picture /etc/passwd leaves the folder"),
+        (coco(images=[{"id": 1, "file_name": "gone.png"}]), "the image gone.png is not there"),
+        (coco(images=[{"id": 1, "file_name": "../a.png"}]), "the image ../a.png leaves the folder"),
+        (coco(images=[{"id": 1, "file_name": "/etc/passwd"}]), "the image /etc/passwd leaves the folder"),
         ({"images": []}, "COCO annotations have a list 'annotations'"),
     ],
 )  # fmt: skip
@@ -442,7 +442,7 @@ def test_voc_folders_of_their_own(tmp_path):
         (voc(name=" "), "a.xml, object 1: it has no <name>"),
         (voc(box="<xmin>1</xmin><ymin>2</ymin><xmax>x</xmax><ymax>6</ymax>"), "a.xml, object 1: <bndbox> has the numbers"),
         (voc(box="<xmin>1</xmin>"), "a.xml, object 1: <bndbox> has the numbers"),
-        (voc(filename="gone.png"), "a.xml: the picture gone.png is not there"),
+        (voc(filename="gone.png"), "a.xml: the image gone.png is not there"),
     ],
 )  # fmt: skip
 def test_a_fault_in_voc_annotations_is_named(tmp_path, content, said):
@@ -486,7 +486,7 @@ def test_what_a_database_cannot_give_is_said(database):
     assert "did you mean `reviews`?" in said
     assert "which table? Its name, or a query, follows a `#`" in mistake(f"sqlite:///{database}")
     assert "no such column: nope" in mistake(f"sqlite:///{database}#select nope from reviews")
-    assert "there is no row in it" in mistake(f"sqlite:///{database}#select * from reviews where stars > 99")
+    assert "the source has no rows" in mistake(f"sqlite:///{database}#select * from reviews where stars > 99")
     assert "no such database file" in mistake(f"sqlite:///{database.parent}/gone.db#reviews")
     assert not (database.parent / "gone.db").exists()
     assert "the driver of this database is not installed" in mistake("postgresql+psycopg2://u:secret@host/db#t")
@@ -510,8 +510,8 @@ def test_names_of_splits(name, split):
 
 def test_a_format_that_does_not_fit_the_source_is_said(tmp_path):
     file = write(tmp_path / "d" / "a.csv", "text\na\n")
-    assert "data.format: voc is no format of a file" in mistake(file, format="voc")
-    assert "data.format: sql is no format of a folder" in mistake(file.parent, format="sql")
+    assert "data.format: voc is not a file format" in mistake(file, format="voc")
+    assert "data.format: sql is not a folder format" in mistake(file.parent, format="sql")
     assert "no file in" in mistake(file.parent, format="parquet")
     write(file.parent / "LICENSE.txt", "free")
     assert guessed(file.parent) == "csv"
@@ -530,8 +530,8 @@ def test_files_that_say_no_split_beside_files_that_do_are_never_mixed_up(tmp_pat
         write(tmp_path / "t" / f"{name}.csv", "text\na\n")
         picture(tmp_path / "p" / name / "cat" / "a.png")
     said = mistake(tmp_path / "t")
-    assert "which split does more.csv belong to?" in said
+    assert "cannot tell which split more.csv belongs to" in said
     assert "data.source: {train: ..., validation: ..., test: ...}" in said
-    assert "which split does more belong to?" in mistake(tmp_path / "p")
+    assert "cannot tell which split more belongs to" in mistake(tmp_path / "p")
     write(tmp_path / "only" / "test.csv", "text\na\n")
     assert "data.source: has no training split" in mistake(tmp_path / "only")

@@ -93,16 +93,16 @@ def test_a_picture_cut_short_is_damaged(tmp_path, name):
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
     said = refused(load_image, at(tmp_path / name))
     assert said.startswith(f"{tmp_path / name}: ")
-    assert "damaged picture" in said or "not a picture" in said
+    assert "damaged image" in said or "not an image" in said
 
 
 def test_what_is_no_picture_is_named_with_the_reason(tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "words.png").write_text("hello, I am a text")
     assert refused(load_image, at(tmp_path / "empty.png")) == f"{tmp_path}/empty.png: the file is empty"
-    assert refused(load_image, at(tmp_path / "words.png")) == f"{tmp_path}/words.png: not a picture of a known format"
+    assert refused(load_image, at(tmp_path / "words.png")) == f"{tmp_path}/words.png: not an image of a known format"
     assert "none.png: cannot be read (No such file" in refused(load_image, at(tmp_path / "none.png"))
-    assert "(no file name, 3 bytes): not a picture" in refused(load_image, {"path": None, "bytes": b"abc"})
+    assert "(no file name, 3 bytes): not an image" in refused(load_image, {"path": None, "bytes": b"abc"})
     assert refused(load_image, {"path": None, "bytes": None}) == "neither a file nor bytes are given"
 
 
@@ -187,7 +187,7 @@ def test_an_image_and_a_sound_are_not_taken_for_each_other(tmp_path):
     buffer = io.BytesIO(picture(tmp_path / "a.png").read_bytes())
     assert "a.wav: not a sound" in refused(load_audio, {"path": "a.wav", "bytes": buffer.getvalue()}, RATE)
     sound = tone(tmp_path / "a.wav").read_bytes()
-    assert "a.png: not a picture" in refused(load_image, {"path": "a.png", "bytes": sound})
+    assert "a.png: not an image" in refused(load_image, {"path": "a.png", "bytes": sound})
 
 
 # ── paths that data name ────────────────────────────────────────────────────────────────────────────────────────────

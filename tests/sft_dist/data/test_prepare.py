@@ -620,7 +620,7 @@ def test_an_empty_file_is_a_mistake(tmp_path):
 def test_a_header_without_rows_is_a_mistake(tmp_path):
     (tmp_path / "header.csv").write_text("text,label\n")
     said = mistake(tmp_path / "header.csv")
-    assert "data.source: there is no row in it" in said
+    assert "data.source: the source has no rows" in said
     assert "header.csv" in said
 
 

@@ -40,7 +40,7 @@ class Curve:
 def train(case: Case) -> Curve:
     """One rank of `case.steps` steps. Losses are the global batch's mean; weights come from rank 0 only."""
     from sft_dist.checkpoints.optimizer_state import SavedState, write_pieces
-    from sft_dist.engines.base import BadGradient, Setup
+    from sft_dist.engines.base import NonFiniteGradient, Setup
 
     engine = engine_of(case.strategy["name"])(Setup(case.precision, (), "/tmp", case.strategy))
     model = build(case.model)
@@ -69,8 +69,8 @@ def train(case: Case) -> Curve:
         curve.losses.append(engine.accelerator.reduce(mean, "sum").item())
         try:
             curve.norms.append(engine.step(case.clip_norm))
-        except BadGradient:
-            engine.drop_gradients()
+        except NonFiniteGradient:
+            engine.discard_gradients()
         schedule.step()
         if step % 5 == 2:  # validation leaves its traces in some wrappers
             engine.model.eval()

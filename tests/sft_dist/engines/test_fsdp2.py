@@ -100,7 +100,7 @@ def test_every_element_is_saved_once_and_ranks_share_evenly(tmp_path: Path) -> N
     assert min(sizes) > 0.45 * sum(sizes)
     with SavedState(tmp_path / "state") as saved:
         assert saved.names() == {name for name, _ in model.named_parameters()}
-        assert all(saved.whole_slots(name) == {"step"} for name in saved.names())
+        assert all(saved.whole_keys(name) == {"step"} for name in saved.names())
 
 
 def held_and_read(folder: Path) -> tuple[int, int]:
@@ -111,9 +111,9 @@ def held_and_read(folder: Path) -> tuple[int, int]:
     class Spy(SavedState):
         read_elements = 0
 
-        def read(self, name: str, slot: str, first: int, last: int) -> torch.Tensor:
-            self.read_elements += last - first if slot == "exp_avg" else 0
-            return super().read(name, slot, first, last)
+        def read(self, name: str, state_key: str, first: int, last: int) -> torch.Tensor:
+            self.read_elements += last - first if state_key == "exp_avg" else 0
+            return super().read(name, state_key, first, last)
 
     engine = Fsdp2(Setup("fp32", (), "/tmp", FSDP2))
     engine.prepare(build("bert"), OPTIMIZERS["adamw"])

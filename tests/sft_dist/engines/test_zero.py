@@ -204,14 +204,14 @@ def test_each_element_is_saved_exactly_once(writer: str, saved: Path) -> None:
     with SavedState(saved / writer / "state") as state, SavedState(saved / "ddp" / "state") as whole:
         assert state.names() == whole.names()
         for name in whole.names():
-            assert state.slots(name) == whole.slots(name) == {"exp_avg", "exp_avg_sq"}
+            assert state.element_keys(name) == whole.element_keys(name) == {"exp_avg", "exp_avg_sq"}
             assert state.whole(name, "step") == whole.whole(name, "step") == 8
     elements: dict[str, list[int]] = {}
     for file in sorted((saved / writer / "state").glob("rank-*")):
         for key, values in load_file(file).items():
-            name, slot, first = split_key(key)
+            name, state_key, first = split_key(key)
             if first is not None:
-                elements.setdefault(f"{name}/{slot}", []).extend(range(first, first + len(values)))
+                elements.setdefault(f"{name}/{state_key}", []).extend(range(first, first + len(values)))
     for key, values in load_file(saved / "ddp" / "state" / "rank-00000.safetensors").items():
         if key.endswith("@0"):
             assert sorted(elements[key.removesuffix("@0")]) == list(range(len(values)))
@@ -237,7 +237,7 @@ def train_dropping(strategies: list[dict[str, Any]], dropped: set[int]) -> list[
                 total += loss.detach() / len(ids)
             losses.append(engine.accelerator.reduce(total, "sum").item())
             if step in dropped:
-                engine.drop_gradients()
+                engine.discard_gradients()
             else:
                 engine.step(1.0)
         found.append(losses)

@@ -51,7 +51,7 @@ def stream(**changes: str) -> list[str]:
         (["data.split={validation: 0.5, test: 0.5}"], "data.split", "nothing is left to train on"),
         ([MULTI, "data.split.stratify=true"], "data.split.stratify", "has no effect with problem: multi-label"),
         ([REGRESSION, "data.labels=[a, b]"], "data.labels", "has no effect with problem: regression"),
-        ([MIXUP, "train.micro_batch=1"], "task.mixup", "has no effect on micro-batches of one picture"),
+        ([MIXUP, "train.micro_batch=1"], "task.mixup", "has no effect on micro-batches of one image"),
         (
             [MIXUP.replace("mixup", "cutmix"), "train.global_batch=1", "train.micro_batch=auto"],
             "task.cutmix",
@@ -114,7 +114,11 @@ def stream(**changes: str) -> list[str]:
         (["train.optimizer=schedule_free_adamw"], "train.schedule", "valid: constant, constant_with_warmup"),
         (["tuning=prefix", "train.gradient_checkpointing=true"], "train.gradient_checkpointing", "tuning: prefix"),
         (["train.strategy=zero3", "train.compile=true"], "train.compile", "use zero2, fsdp2 or ddp"),
-        ([f"model.trust_remote_code={'a' * 40}"], "model.trust_remote_code", "only code on the hub has commits"),
+        (
+            [f"model.trust_remote_code={'a' * 40}"],
+            "model.trust_remote_code",
+            "trust_remote_code works for hub models only",
+        ),
     ],
 )
 def test_a_contradiction_is_one_problem_with_its_place(

@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from sft_dist.data.rows import ROW, Examples, Rows
-from sft_dist.evaluation.inference import divisors_of, weights_of
+from sft_dist.evaluation.inference import normalizers_of, weights_of
 from sft_dist.recipe.schema import Recipe, Tuning
 from sft_dist.tuning import apply_tuning, load_weights, save_weights
 
@@ -132,7 +132,7 @@ def examples_of(task: Any, rows: Rows, processor: Any, split: str = "train") -> 
 
 def step_loss(task: Any, model: Any, loss: Any, examples: Examples, processor: Any, micro_batches: int) -> torch.Tensor:
     """The loss of all examples as one global batch, computed in so many micro-batches, as the loop does."""
-    divisors = divisors_of(weights_of(task, loss, examples))
+    divisors = normalizers_of(weights_of(task, loss, examples))
     total = torch.zeros(len(divisors))
     for part in np.array_split(np.arange(len(examples)), micro_batches):
         inputs, targets = task.collate(examples.at(part), processor, None)
@@ -163,7 +163,7 @@ def train(
         chosen = rng.choice(len(examples), batch, replace=False)
         inputs, targets = task.collate(examples.at(chosen), processor, rngs(step, chosen))
         total = loss.total(task.forward(model, inputs), targets).reshape(-1)
-        value = (total / torch.from_numpy(divisors_of(weights[chosen])).float()).sum()
+        value = (total / torch.from_numpy(normalizers_of(weights[chosen])).float()).sum()
         optimizer.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

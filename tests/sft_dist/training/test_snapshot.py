@@ -58,9 +58,9 @@ def test_what_is_written_is_the_step_it_was_taken_at_however_much_later(folder):
     disk = threading.Event()
     snapshot = Snapshot.take(t)
 
-    def write(aside):
+    def write(staging_dir):
         disk.wait()
-        return snapshot.write(aside)
+        return snapshot.write(staging_dir)
 
     saver = Saver(folder, 1, 0, 1, lambda: None)
     saver.save(2, write)
@@ -132,8 +132,8 @@ def test_tied_weights_are_copied_and_written_once(folder, tmp_path):
 def kept(folder, steps, validated, keep_last, keep_points=(), direction="max", metric="accuracy"):
     """Steps on disk after the last of `steps` has been published."""
     for step in steps:
-        aside = ckpt.begin(folder, step, 1)
-        ckpt.publish(folder, step, aside, {})
+        staging_dir = ckpt.begin(folder, step, 1)
+        ckpt.publish(folder, step, staging_dir, {})
     progress = Progress(validated={step: {metric: score} for step, score in validated.items()})
     t = SimpleNamespace(
         folder=folder, progress=progress, metric=metric, direction=direction, steps=SimpleNamespace(keep_points=keep_points)

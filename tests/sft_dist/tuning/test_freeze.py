@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import BitfitTuning, FreezeTuning, FullTuning
-from sft_dist.tuning import apply_tuning, drop_waiting, first_steps
+from sft_dist.tuning import apply_tuning, unfreeze_steps, zero_frozen_gradients
 from tests.sft_dist.tuning.tiny_models import KINDS, LAYERS, NAMES, build, layers, starting, step, trained
 
 
@@ -127,14 +127,14 @@ def test_settings_that_mean_nothing_are_refused(settings, said):
 
 # ── gradual unfreezing ──────────────────────────────────────────────────────────────────────────────────────────────
 def starts(tuning: FreezeTuning, kind: str = "bert", total: int = 12, per_epoch: int = 4) -> dict[str, int]:
-    return first_steps(apply_tuning(build(kind), tuning, "SEQ_CLS"), tuning, total, per_epoch)
+    return unfreeze_steps(apply_tuning(build(kind), tuning, "SEQ_CLS"), tuning, total, per_epoch)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_head_begins_and_one_layer_more_follows_at_each_turn_down_to_the_embeddings(kind):
     tuning = freeze(train_last_layers=LAYERS, train_embeddings=True, unfreeze_every="2 steps")
     model = apply_tuning(build(kind), tuning, "SEQ_CLS")
-    found = first_steps(model, tuning, total_steps=100, steps_per_epoch=10)
+    found = unfreeze_steps(model, tuning, total_steps=100, steps_per_epoch=10)
     before, _, after, head = NAMES[kind]
     assert not starting(model, after, head) & set(found)
     for turn, number in enumerate(reversed(range(LAYERS)), 1):
@@ -157,20 +157,20 @@ def test_layers_that_are_not_trained_take_no_turn():
 
 def test_without_unfreezing_nothing_waits():
     assert starts(freeze(train_last_layers=2)) == {}
-    assert first_steps(build("bert"), FullTuning(method="full"), 10, 5) == {}
+    assert unfreeze_steps(build("bert"), FullTuning(method="full"), 10, 5) == {}
 
 
 def test_waiting_weights_stay_as_they_are_and_gather_no_state():
     tuning = freeze(train_last_layers=2, unfreeze_every="2 steps")
     model = apply_tuning(build("bert"), tuning, "SEQ_CLS")
-    first = first_steps(model, tuning, total_steps=6, steps_per_epoch=6)
+    first = unfreeze_steps(model, tuning, total_steps=6, steps_per_epoch=6)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=0.1, weight_decay=0.1)
     names = {parameter: name for name, parameter in model.named_parameters()}
     for number in range(1, 7):
         before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         model(input_ids=torch.randint(5, 50, (4, 6))).logits.square().sum().backward()
-        drop_waiting(model, first, number)
+        zero_frozen_gradients(model, first, number)
         optimizer.step()
         optimizer.zero_grad()
         moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}

@@ -17,7 +17,7 @@ from sft_dist.checkpoints.optimizer_state import (
     groups_state,
     load_groups_state,
     load_pieces,
-    state_pieces,
+    optimizer_pieces,
     write_pieces,
 )
 from sft_dist.recipe import schema
@@ -27,7 +27,7 @@ from sft_dist.recipe.optimizers import ELEMENTWISE, NAMED_OPTIMIZERS
 from sft_dist.recipe.schema import Train
 from sft_dist.tuning.optimizers import (
     OPTIMIZERS,
-    before_judging,
+    before_evaluation,
     before_training,
     build_optimizer,
     build_schedule,
@@ -108,7 +108,7 @@ def test_every_optimizer_lowers_a_loss(name):
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
-    before_judging(optimizer)
+    before_evaluation(optimizer)
     assert loss().item() < before - 0.05
 
 
@@ -231,10 +231,10 @@ def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, l
 
 def save_and_load(optimizer, model, other, twin, folder: Path) -> None:
     """What a checkpoint does: weights, pieces from two ranks, groups through JSON."""
-    before_judging(optimizer)
+    before_evaluation(optimizer)
     twin.load_state_dict({name: value.clone() for name, value in model.state_dict().items()})
     for rank in range(2):
-        write_pieces(state_pieces(optimizer, model, lambda number, rank=rank: number % 2 == rank), folder, rank)
+        write_pieces(optimizer_pieces(optimizer, model, lambda number, rank=rank: number % 2 == rank), folder, rank)
     groups = json.loads(json.dumps(groups_state(optimizer)))
     with SavedState(folder) as saved:
         load_pieces(other, twin, saved)
@@ -265,8 +265,8 @@ def test_a_saved_state_goes_on_bit_for_bit(name, tmp_path):
         assert {k: v for k, v in known.items() if k != "params"} == {k: v for k, v in loaded.items() if k != "params"}
     take_steps(model, optimizer, 3, 6)
     take_steps(twin, other, 3, 6)
-    before_judging(optimizer)
-    before_judging(other)
+    before_evaluation(optimizer)
+    before_evaluation(other)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
@@ -293,7 +293,7 @@ def test_state_that_cannot_be_written_is_refused_and_not_lost():
     optimizer = build_optimizer(model, train_of())
     optimizer.state[model.weight]["projector"] = object()
     with pytest.raises(ValueError, match="has a object, which cannot be saved"):
-        list(state_pieces(optimizer, model, lambda number: True))
+        list(optimizer_pieces(optimizer, model, lambda number: True))
 
 
 @pytest.mark.skipif(not is_installed("schedulefree"), reason="schedulefree is not installed")
@@ -304,7 +304,7 @@ def test_a_schedule_free_optimizer_is_judged_by_other_weights_than_it_trains():
     trained = [p.detach().clone() for p in model.parameters()]
     before_training(optimizer)  # a second time: nothing
     assert all(torch.equal(a, b) for a, b in zip(trained, model.parameters(), strict=True))
-    before_judging(optimizer)
+    before_evaluation(optimizer)
     assert not any(torch.equal(a, b) for a, b in zip(trained, model.parameters(), strict=True))
     before_training(optimizer)
     for known, found in zip(trained, model.parameters(), strict=True):
@@ -316,7 +316,7 @@ def test_other_optimizers_take_no_notice():
     optimizer = build_optimizer(model, train_of())
     before = [p.detach().clone() for p in model.parameters()]
     before_training(optimizer)
-    before_judging(optimizer)
+    before_evaluation(optimizer)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 

@@ -1,0 +1,17 @@
+"""Texts for people."""
+
+from __future__ import annotations
+
+from sft_dist.recipe.text import format_table, join_names
+
+
+def test_long_lists_of_names_are_cut() -> None:
+    assert join_names(["a", "b"]) == "a, b"
+    assert join_names(range(12)) == "0, 1, 2, 3, 4, 5, 6, 7 and 4 more"
+    assert join_names("abc", limit=2) == "a, b and 1 more"
+
+
+def test_columns_of_a_table_are_aligned() -> None:
+    assert (
+        format_table(["run", "loss"], [["a", "0.5"], ["long name", ""]]) == "run        loss\na          0.5\nlong name"
+    )
