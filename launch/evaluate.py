@@ -12,7 +12,7 @@ from launch.run_folders import find_run, recipe_folders
 from launch.subprocesses import run_module
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json
-from sft_dist.recipe.tasks import METRICS
+from sft_dist.recipe.tasks import TASKS
 from sft_dist.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ def parse_requirement(text: str) -> tuple[str, float]:
 def missed_requirements(leaderboard: dict[str, Any], required: Sequence[tuple[str, float]]) -> list[str]:
     """Returns one line for each requirement that the winner's test scores miss. A loss or an error must not exceed its bound."""
     scores = (leaderboard.get("winner") or {}).get("test") or {}
-    directions = {name: direction for metrics in METRICS.values() for name, direction in metrics.items()}
+    kinds = [kind for settings in TASKS.values() for kind in settings.kinds]
+    directions = {name: direction for kind in kinds for name, direction in kind.metrics.items()}
     lines = []
     for metric, bound in required:
         score = scores.get(metric)

@@ -4,19 +4,19 @@ recipe's own schema, so that neither can fall behind it."""
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.reflection import bare, members_of, sections, tag_name, tags_of, type_of
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.suggest import similar_to
-from sft_dist.recipe.tasks import AUGMENTED, LOSSES, NO_CLASSES, ONE_CLASS, TASK_COLUMNS, Task
+from sft_dist.recipe.tasks import TASKS
 from sft_dist.recipe.yaml_lines import KeyPath
 from sft_dist.recipe.yaml_values import parse_scalar, to_yaml
 
@@ -33,80 +33,10 @@ _COMMON: dict[KeyPath, str] = {
     ("train", "save_every"): "1 epoch",
     ("train", "seed"): "0",
 }
-_LORA: dict[KeyPath, str] = {
-    ("tuning", "method"): "lora",
-    ("tuning", "r"): "16",
-    ("tuning", "alpha"): "32",
-    ("train", "lr"): "5e-4",
-}
-_OWN: dict[str, dict[KeyPath, str]] = {
-    "text-classification": {
-        ("task", "problem"): "single-label",
-        ("model", "path"): "sentence-transformers/all-MiniLM-L6-v2",
-        ("data", "source"): "./train.csv",
-        ("data", "columns"): "{text: text, label: label}",
-        ("data", "max_length"): "128",
-        **_LORA,
-        ("evaluate", "metric"): "accuracy",
-    },
-    "token-classification": {
-        ("model", "path"): "distilbert/distilbert-base-cased",
-        ("data", "source"): "./train.conll",
-        ("data", "max_length"): "128",
-        ("evaluate", "metric"): "f1",
-    },
-    "translation": {
-        ("task", "prefix"): "'translate English to German: '",
-        ("model", "path"): "google-t5/t5-small",
-        ("data", "source"): "./train.jsonl",
-        ("data", "columns"): "{source: en, target: de}",
-        ("data", "max_length"): "128",
-        ("evaluate", "metric"): "bleu",
-    },
-    "summarization": {
-        ("task", "prefix"): "'summarize: '",
-        ("model", "path"): "google-t5/t5-small",
-        ("data", "source"): "./train.jsonl",
-        ("data", "columns"): "{source: article, target: summary}",
-        ("data", "max_length"): "512",
-        ("evaluate", "metric"): "rougeL",
-    },
-    "instruction-tuning": {
-        ("model", "path"): "HuggingFaceTB/SmolLM2-135M-Instruct",
-        ("data", "source"): "./train.jsonl",
-        ("data", "max_length"): "1024",
-        **_LORA,
-        ("evaluate", "metric"): "loss",
-    },
-    "image-classification": {
-        ("task", "problem"): "single-label",
-        ("model", "path"): "google/vit-base-patch16-224-in21k",
-        ("data", "source"): "./images",
-        ("evaluate", "metric"): "accuracy",
-    },
-    "object-detection": {
-        ("model", "path"): "hustvl/yolos-tiny",
-        ("data", "source"): "./annotations.json",
-        ("evaluate", "metric"): "map",
-    },
-    "semantic-segmentation": {
-        ("model", "path"): "nvidia/mit-b0",
-        ("data", "source"): "./images-and-masks",
-        ("evaluate", "metric"): "mean_iou",
-    },
-    "speech-recognition": {
-        ("model", "path"): "openai/whisper-tiny",
-        ("data", "source"): "./recordings",
-        ("evaluate", "metric"): "wer",
-    },
-    "audio-classification": {
-        ("model", "path"): "facebook/wav2vec2-base",
-        ("data", "source"): "./recordings",
-        ("evaluate", "metric"): "accuracy",
-    },
-}
 STARTERS: dict[str, dict[KeyPath, str]] = {
-    task: {("task", "type"): task, **_COMMON, **own} for task, own in _OWN.items()
+    task: {("task", "type"): task, **_COMMON, **{tuple(path.split(".")): value for path, value in lines.items()}}
+    for settings in TASKS.values()
+    for task, lines in settings.starters.items()
 }
 SAMPLES: dict[KeyPath, str] = {
     ("name",): "my-first-run",
@@ -155,20 +85,16 @@ _AUGMENT: dict[str | None, str] = {
     "audio": "{audio: {gain_db: 6}}",
     None: "",
 }
-# Settings that are for some kinds of problem only.
-_KINDS: dict[KeyPath, Collection[str]] = {
-    ("data", "split", "stratify"): ONE_CLASS,
-    ("data", "sampling"): ONE_CLASS,
-    ("data", "labels"): LOSSES.keys() - NO_CLASSES,
-    ("data", "clean", "map_labels"): LOSSES.keys() - NO_CLASSES,
-}
+# Settings for problems with one class per example, and for problems with classes.
+_ONE_CLASS: tuple[KeyPath, ...] = (("data", "split", "stratify"), ("data", "sampling"))
+_CLASSES: tuple[KeyPath, ...] = (("data", "labels"), ("data", "clean", "map_labels"))
 
 
 def starter(task: str) -> str:
     """Returns a commented recipe for a task, which loads as it is. Raises UserError for an unknown task."""
     if task not in STARTERS:
-        hint = similar_to(task, TASK_COLUMNS)
-        raise UserError(Problem("no such task", value=task, valid=tuple(TASK_COLUMNS), hint=hint))
+        hint = similar_to(task, TASKS)
+        raise UserError(Problem("no such task", value=task, valid=tuple(TASKS), hint=hint))
     head = [
         f"# A recipe for {task}. Settings without a # are active; those with one show what can be set.",
         "# Show what it does: sft-dist plan FILE",
@@ -192,12 +118,13 @@ def write_starter(task: str, path: Path) -> None:
 @cache
 def _samples(task: str) -> dict[KeyPath, str]:
     """Values that comments show instead of defaults; "" for settings that do not apply to the task."""
-    kind = TypeAdapter(Task).validate_python({"type": task}).kind
-    inapplicable = {path: "" for path, kinds in _KINDS.items() if kind not in kinds}
+    settings = TASKS[task].model_validate({"type": task})
+    paths = (*(() if settings.has_one_class else _ONE_CLASS), *(() if settings.has_classes else _CLASSES))
+    inapplicable = dict.fromkeys(paths, "")
     return {
         **SAMPLES,
-        ("train", "loss"): LOSSES[kind][0],
-        ("data", "augment"): _AUGMENT[AUGMENTED.get(task)],
+        ("train", "loss"): settings.kind.losses[0],
+        ("data", "augment"): _AUGMENT[settings.augmentation],
         **inapplicable,
     }
 

@@ -21,7 +21,7 @@ def main(path: str) -> int:
 
     try:
         task = task_of(recipe)
-        packs = getattr(recipe.task, "packing", False)
+        packs = recipe.task.packs
         data = prepare(recipe, task, load_processor(recipe, task) if packs else None)
         splits = {split: len(rows) for split, rows in (data.examples if packs else data.splits).items()}
     except UserError as error:

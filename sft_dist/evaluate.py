@@ -20,7 +20,6 @@ from typing import Any
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json, write_json, write_text
 from sft_dist.recipe.schema import Recipe
-from sft_dist.recipe.tasks import METRICS
 from sft_dist.recipe.tunings import export_form
 from sft_dist.run.folder import RunFolder
 
@@ -161,7 +160,7 @@ def _score_run(judge: Any, folder: RunFolder, recipe: Recipe, force: bool, damag
             folder.evaluation.mkdir(mode=0o700, exist_ok=True)
             known = {"step": checkpoint.step, "split": "validation", "checkpoint": fingerprint, "scores": scores}
             write_json(record, known)
-        metric = recipe.evaluate.metric or next(iter(METRICS[recipe.task.kind]))
+        metric = recipe.evaluate.metric or next(iter(recipe.task.kind.metrics))
         log.info(
             "%s  checkpoint %d/%d  step %d  validation %s %s",
             folder.id, number, len(checkpoints), checkpoint.step, metric, _cell(known["scores"].get(metric)),
@@ -186,7 +185,7 @@ def _score_once(judge: Any, winner: Scored, recipe: Recipe, split: str, force: b
 def _common_metric(recipes: list[Recipe]) -> tuple[str, str]:
     chosen = set()
     for recipe in recipes:
-        known = METRICS[recipe.task.kind]
+        known = recipe.task.kind.metrics
         metric = recipe.evaluate.metric or next(iter(known))
         chosen.add((metric, recipe.evaluate.direction or known[metric]))
     if len(chosen) > 1:

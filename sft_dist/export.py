@@ -145,7 +145,7 @@ tags: [sft-dist, {recipe.tuning.method}]
 
 # {recipe.name}
 
-{recipe.description or f"A model for {recipe.task.kind}, fine-tuned from `{base}`."}
+{recipe.description or f"A model for {recipe.task.type}, fine-tuned from `{base}`."}
 
 - **Base model**: `{base}`
 - **Tuning**: {recipe.tuning.method}{", merged into the base" if has_adapter(recipe.tuning) and form == "merged" else ""}

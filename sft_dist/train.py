@@ -21,7 +21,6 @@ from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.load import read, validate
 from sft_dist.recipe.machine import missing_packages, needs_gpu
 from sft_dist.recipe.schema import Recipe
-from sft_dist.recipe.tasks import METRICS
 from sft_dist.recipe.tunings import virtual_tokens
 from sft_dist.recipe.units import seconds_of
 from sft_dist.run.folder import AttemptFolder, RunFolder, run_id
@@ -311,7 +310,7 @@ def _check_positions(model: nn.Module, longest: int, virtual: int) -> None:
 
 def selection_metric(recipe: Recipe) -> tuple[str, str]:
     """Score to choose a checkpoint by, and which way is better."""
-    known = METRICS[recipe.task.kind]
+    known = recipe.task.kind.metrics
     metric = recipe.evaluate.metric or next(iter(known))
     return metric, recipe.evaluate.direction or known[metric]
 

@@ -35,7 +35,6 @@ from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root, read_json, write_json
 from sft_dist.recipe.fingerprint import data_fingerprint
 from sft_dist.recipe.schema import SPLITS, Data, Recipe
-from sft_dist.recipe.tasks import TASK_COLUMNS
 
 if TYPE_CHECKING:
     from sft_dist.tasks.base import Task
@@ -309,7 +308,7 @@ class _Reader:
 def columns_of(source: Dataset, recipe: Recipe) -> dict[str, str]:
     """Role -> column, of those that the task reads. Raises UserError listing the columns there are."""
     column_by_role = {}
-    for role, need in TASK_COLUMNS[recipe.task.type].items():
+    for role, need in recipe.task.columns.items():
         name = recipe.data.columns.get(role, role)
         if need == "required" or role in recipe.data.columns:
             require_column(source, name, role)

@@ -15,7 +15,6 @@ from torch import nn
 
 from sft_dist.data.encode import collate
 from sft_dist.data.rows import Examples
-from sft_dist.recipe.tasks import METRICS
 from sft_dist.tasks.base import Loss, Task
 
 
@@ -85,7 +84,7 @@ def scores_of(
     bad = sum(map(is_not_finite, predictions))
     if bad or math.isnan(mean):
         what = f"{bad} of {len(predictions)} predictions are no numbers" if bad else "the loss is no number"
-        return {"loss": None, **dict.fromkeys(METRICS[task.recipe.task.kind]), "undefined": {"why": what}}
+        return {"loss": None, **dict.fromkeys(task.recipe.task.kind.metrics), "undefined": {"why": what}}
     return {"loss": mean if math.isfinite(mean) else None, **task.score(predictions, examples, processor)}
 
 

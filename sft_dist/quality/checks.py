@@ -72,9 +72,7 @@ def check_media(subject: Subject, say: Say) -> list[Finding]:
     if "image" in subject.media:
         findings += media.check_images(row_index, subject.media["image"])
     if "audio" in subject.media:
-        findings += media.check_audio(
-            row_index, subject.media["audio"], getattr(subject.recipe.task, "max_seconds", None)
-        )
+        findings += media.check_audio(row_index, subject.media["audio"], subject.recipe.task.max_audio_s)
     return findings
 
 

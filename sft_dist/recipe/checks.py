@@ -21,7 +21,7 @@ from sft_dist.recipe.schema import (
 )
 from sft_dist.recipe.strategies import refusals
 from sft_dist.recipe.suggest import similar_to
-from sft_dist.recipe.tasks import AUGMENTED, LOSSES, METRICS, NO_CLASSES, ONE_CLASS, TASK_COLUMNS, TextToTextTask
+from sft_dist.recipe.tasks import TASKS
 from sft_dist.recipe.tunings import has_adapter, merge_refusal
 from sft_dist.recipe.units import in_epochs
 
@@ -74,7 +74,7 @@ def _finite(path: str, value: Any) -> Iterator[Problem]:
 
 
 def _columns(recipe: Recipe) -> Iterator[Problem]:
-    roles = TASK_COLUMNS[recipe.task.type]
+    roles = recipe.task.columns
     for role, column in recipe.data.columns.items():
         path = f"data.columns.{role}"
         if role not in roles:
@@ -118,11 +118,11 @@ def _splits(recipe: Recipe) -> Iterator[Problem]:
     if (split.validation or 0) + (split.test or 0) >= 1:
         shares = f"validation {split.validation} + test {split.test}"
         yield Problem("nothing is left to train on: the shares must add up to less than 1", "data.split", value=shares)
-    kind = recipe.task.kind
-    if "stratify" in split.model_fields_set and split.stratify and (kind not in ONE_CLASS or split.group):
+    task = recipe.task
+    if "stratify" in split.model_fields_set and split.stratify and (not task.has_one_class or split.group):
         message = (
-            f"has no effect with {_describe_problem(recipe)}"
-            if kind not in ONE_CLASS
+            f"has no effect with {recipe.task.described()}"
+            if not task.has_one_class
             else "groups are kept together instead"
         )
         hint = "remove it: it works with one class an example, and without split.group"
@@ -155,7 +155,7 @@ def _streaming(recipe: Recipe) -> Iterator[Problem]:
     if isinstance(data.source, SplitSources) and data.source.validation is None:
         hint = "rows of a stream cannot be held out"
         yield Problem("with data.streaming the validation split is named", "data.source.validation", hint=hint)
-    if data.labels is None and recipe.task.kind not in NO_CLASSES:
+    if data.labels is None and recipe.task.has_classes:
         hint = "list them, in the order of the model's outputs"
         yield Problem("the classes of a stream are not known before its end", "data.labels", hint=hint)
     if getattr(train.loss, "class_weights", None) == "balanced":
@@ -175,45 +175,38 @@ def _streaming(recipe: Recipe) -> Iterator[Problem]:
             yield Problem("has no effect with data.streaming", path, value=str(value), hint=hint)
 
 
-def _describe_problem(recipe: Recipe) -> str:
-    """Returns the kind of problem in the words of a recipe."""
-    problem = getattr(recipe.task, "problem", None)
-    return f"problem: {problem}" if problem else f"task: {recipe.task.type}"
-
-
 def _labels(recipe: Recipe) -> Iterator[Problem]:
-    labels, kind = recipe.data.labels, recipe.task.kind
-    if kind in NO_CLASSES:
+    labels, task = recipe.data.labels, recipe.task
+    if not task.has_classes:
         if labels is not None:
-            message = f"has no effect with {_describe_problem(recipe)}, which has no classes"
+            message = f"has no effect with {recipe.task.described()}, which has no classes"
             yield Problem(message, "data.labels", hint="remove it")
         if recipe.data.clean.map_labels:
-            yield Problem(f"has no effect with {_describe_problem(recipe)}", "data.clean.map_labels", hint="remove it")
+            yield Problem(f"has no effect with {recipe.task.described()}", "data.clean.map_labels", hint="remove it")
     elif labels is not None and len(set(labels)) < len(labels):
         first: dict[str, int] = {}
         for index, label in enumerate(labels):
             if first.setdefault(label, index) != index:
                 yield Problem("the same label twice", f"data.labels.{index}", value=label)
-    elif labels is not None and len(labels) < 2 and kind in ONE_CLASS:
+    elif labels is not None and len(labels) < 2 and task.has_one_class:
         yield Problem("expected at least two classes", "data.labels", value=labels[0])
 
 
 def _loss(recipe: Recipe) -> Iterator[Problem]:
-    loss, kind = recipe.train.loss, recipe.task.kind
+    loss, task = recipe.train.loss, recipe.task
     if loss is None:
         return
-    allowed = LOSSES[kind]
+    allowed = task.kind.losses
     if loss.name not in allowed:
-        owner = next((kind for kind, names in LOSSES.items() if loss.name in names), "")
-        hint = f"it belongs to {'problem: ' * (owner in ('multi-label', 'regression', 'single-label'))}{owner}"
+        hint = f"it belongs to {_problem_with(loss.name)}"
         yield Problem(
-            f"not a loss for {_describe_problem(recipe)}", "train.loss", value=loss.name, valid=allowed, hint=hint
+            f"not a loss for {recipe.task.described()}", "train.loss", value=loss.name, valid=allowed, hint=hint
         )
         return
     labels, weights = recipe.data.labels, getattr(loss, "class_weights", None)
     path = "train.loss.class_weights"
-    if weights is not None and kind in NO_CLASSES:
-        yield Problem(f"has no effect with {_describe_problem(recipe)}, which has no classes", path, hint="remove it")
+    if weights is not None and not task.has_classes:
+        yield Problem(f"has no effect with {recipe.task.described()}, which has no classes", path, hint="remove it")
         return
     if labels is None or weights is None or weights == "balanced":
         if isinstance(weights, list) and labels is None:
@@ -233,26 +226,31 @@ def _loss(recipe: Recipe) -> Iterator[Problem]:
                 )
 
 
+def _problem_with(loss: str) -> str:
+    """Returns the first kind of problem that has this loss, in the words of a recipe."""
+    kinds = ((name, kind) for name, settings in TASKS.items() for kind in settings.kinds)
+    name, kind = next((name, kind) for name, kind in kinds if loss in kind.losses)
+    return f"problem: {kind.problem}" if kind.problem else name
+
+
 def _examples(recipe: Recipe) -> Iterator[Problem]:
     """Augmentation and sampling."""
     data, task = recipe.data, recipe.task
     for key, settings in data.augment:
-        if settings is not None and key != AUGMENTED.get(task.type):
+        if settings is not None and key != task.augmentation:
             yield Problem(f"has no effect with task: {task.type}", f"data.augment.{key}", hint="remove it")
-    if data.sampling == "balanced" and task.kind not in ONE_CLASS:
-        message = f"has no effect with {_describe_problem(recipe)}: an example has no one class"
+    if data.sampling == "balanced" and not task.has_one_class:
+        message = f"has no effect with {recipe.task.described()}: an example has no one class"
         yield Problem(message, "data.sampling", value="balanced", valid=("natural",))
-    if isinstance(task, TextToTextTask) and (task.source_language is None) != (task.target_language is None):
-        missing_key = "source_language" if task.source_language is None else "target_language"
-        yield Problem("give both languages, or neither", f"task.{missing_key}", value="nothing")
+    yield from task.conflicts()
 
 
 def _batch(recipe: Recipe) -> Iterator[Problem]:
     micro, global_batch = recipe.train.micro_batch, recipe.train.global_batch
     if micro != "auto" and micro > global_batch:
         yield Problem(f"more than train.global_batch, which is {global_batch}", "train.micro_batch", value=str(micro))
-    for key in ("mixup", "cutmix"):
-        if (amount := getattr(recipe.task, key, 0)) and 1 in (micro, global_batch):
+    for key, amount in recipe.task.mixing().items():
+        if amount and 1 in (micro, global_batch):
             hint = f"raise train.micro_batch to 2 or more, or remove task.{key}"
             message = "has no effect on micro-batches of one image: images of one micro-batch are mixed"
             yield Problem(message, f"task.{key}", value=f"{amount:g}", hint=hint)
@@ -319,10 +317,10 @@ def _switches(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _evaluate(recipe: Recipe) -> Iterator[Problem]:
-    evaluate, metrics = recipe.evaluate, METRICS[recipe.task.kind]
+    evaluate, metrics = recipe.evaluate, recipe.task.kind.metrics
     if evaluate.metric is not None and evaluate.metric not in metrics:
         hint = similar_to(evaluate.metric, metrics)
-        message = f"no such score for {_describe_problem(recipe)}"
+        message = f"no such score for {recipe.task.described()}"
         yield Problem(message, "evaluate.metric", value=evaluate.metric, valid=tuple(metrics), hint=hint)
     if evaluate.direction is not None and evaluate.metric is None:
         hint = "name the metric it is for"

@@ -21,7 +21,7 @@ ROW_CODE = (
     "tasks",
     "recipe/references.py",
     "recipe/schema.py",
-    "recipe/tasks.py",
+    "recipe/tasks",
     "losses/targets.py",
     "metrics/transcripts.py",
 )
@@ -56,7 +56,7 @@ def data_fingerprint(recipe: Recipe, replan: bool = False) -> str:
 
 def model_state(recipe: Recipe) -> list[tuple[str, int, int]]:
     """Returns the state of the local files of a recipe's model, tokenizer and chat template, by which rows become examples."""
-    texts = [recipe.model.path, recipe.model.tokenizer, getattr(recipe.task, "chat_template", None)]
+    texts = [recipe.model.path, recipe.model.tokenizer, *recipe.task.files().values()]
     references = [classify(text, Path.cwd()) for text in texts if text is not None]
     return file_states(str(path) for reference in references for path in _files_of(reference, resolve(reference)))
 

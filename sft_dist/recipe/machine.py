@@ -17,19 +17,6 @@ FLASH_ATTENTION = {
 }
 
 
-# What a task cannot do without: (module, what to install).
-TASK_PACKAGES: dict[str, tuple[tuple[str, str], ...]] = {
-    "token-classification": (("seqeval", "sft-dist[text]"),),
-    "translation": (("sacrebleu", "sft-dist[text]"),),
-    "summarization": (("rouge_score", "sft-dist[text]"),),
-    "image-classification": (("PIL", "sft-dist[vision]"),),
-    "object-detection": (("PIL", "sft-dist[vision]"), ("pycocotools", "sft-dist[vision]")),
-    "semantic-segmentation": (("PIL", "sft-dist[vision]"),),
-    "speech-recognition": (("soundfile", "sft-dist[audio]"), ("soxr", "sft-dist[audio]"), ("jiwer", "sft-dist[audio]")),
-    "audio-classification": (("soundfile", "sft-dist[audio]"), ("soxr", "sft-dist[audio]")),
-}
-
-
 @cache
 def is_installed(module: str) -> bool:
     """Whether a module can be imported."""
@@ -49,7 +36,7 @@ def missing_packages(recipe: Recipe) -> list[Problem]:
 
 def _packages(recipe: Recipe) -> Iterator[tuple[str, str, str, str]]:
     """(key path, value, module, what to install)."""
-    for module, package in TASK_PACKAGES.get(recipe.task.type, ()):
+    for module, package in (*recipe.task.packages, *recipe.task.kind.packages):
         yield "task.type", recipe.task.type, module, package
     if recipe.data.augment.image is not None:
         yield "data.augment.image", "it", "PIL", "sft-dist[vision]"

@@ -143,9 +143,9 @@ def check_references(recipe: Recipe) -> list[Problem]:
             problems += _problems_of(path, text, is_model=True)
     if not problems and not recipe.model.allow_pickle:
         problems += _pickled(recipe.model.path)
-    template = getattr(recipe.task, "chat_template", None)
-    if template is not None and not Path(template).is_file():
-        problems.append(Problem("no such file", "task.chat_template", value=template))
+    for option, file in recipe.task.files().items():
+        if not Path(file).is_file():
+            problems.append(Problem("no such file", f"task.{option}", value=file))
     for path, text in sources_of(recipe.data):
         problems += _problems_of(path, text, is_model=False, format=recipe.data.format)
     return problems

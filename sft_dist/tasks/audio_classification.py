@@ -15,6 +15,7 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, 
 from sft_dist.data.augment.audio import augment_sound
 from sft_dist.metrics.audio import unweighted_average_recall
 from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.tasks.audio_classification import AudioClassificationTask
 from sft_dist.tasks import audio
 from sft_dist.tasks.base import Rngs
 from sft_dist.tasks.classes import NO_LABEL, ClassTask
@@ -27,7 +28,8 @@ class AudioClassification(audio.KnowsConfig, ClassTask):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        self.max_seconds: float = recipe.task.max_seconds  # type: ignore[union-attr]
+        assert isinstance(recipe.task, AudioClassificationTask)
+        self.max_seconds = recipe.task.max_seconds
         self.augment = recipe.data.augment.audio
         self.row_features = Features({"audio": audio.AUDIO, "seconds": Value("float64"), "label": self.label_feature})
         self.encoded_features = Features({"audio": audio.AUDIO})

@@ -17,7 +17,7 @@ from sft_dist.data.images import content
 from sft_dist.data.media import load_image
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
-from sft_dist.recipe.tasks import ImageClassificationTask
+from sft_dist.recipe.tasks.image_classification import ImageClassificationTask
 from sft_dist.tasks.base import Rngs
 from sft_dist.tasks.classes import NO_LABEL, ClassTask
 from sft_dist.tasks.images import (

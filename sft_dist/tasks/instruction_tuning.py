@@ -24,7 +24,7 @@ from sft_dist.losses.tokens import CHUNK, TokenLoss, padded
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root
 from sft_dist.recipe.schema import CrossEntropyLoss, Recipe
-from sft_dist.recipe.tasks import InstructionTuningTask
+from sft_dist.recipe.tasks.instruction_tuning import InstructionTuningTask
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.loading import load_pretrained, load_tokenizer
 

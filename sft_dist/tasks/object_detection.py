@@ -19,7 +19,7 @@ from sft_dist.losses.detection import SOFTMAX, DetectionLoss, capture
 from sft_dist.metrics.vision import MOST_BOXES, box_scores
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
-from sft_dist.recipe.tasks import ObjectDetectionTask
+from sft_dist.recipe.tasks.object_detection import ObjectDetectionTask
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.classes import NO_LABEL, class_name, sorted_labels, unknown_classes
 from sft_dist.tasks.images import (

@@ -27,7 +27,7 @@ from sft_dist.losses.segmentation import OVERLAPS, PixelLoss, QueryLoss
 from sft_dist.metrics.vision import confusion, mask_scores
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import OverlapLoss, Recipe
-from sft_dist.recipe.tasks import SemanticSegmentationTask
+from sft_dist.recipe.tasks.semantic_segmentation import SemanticSegmentationTask
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.classes import unknown_classes
 from sft_dist.tasks.images import (

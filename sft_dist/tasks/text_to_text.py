@@ -17,7 +17,7 @@ from sft_dist.losses.tokens import TokenLoss, padded
 from sft_dist.metrics.text import summary_scores, translation_scores
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import CrossEntropyLoss, Recipe
-from sft_dist.recipe.tasks import TextToTextTask
+from sft_dist.recipe.tasks.text_to_text import TextToTextTask
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.loading import load_pretrained, load_tokenizer, were_cut
 

@@ -17,7 +17,7 @@ from sft_dist.losses.tokens import TokenLoss, padded
 from sft_dist.metrics.text import entities_of, entity_scores
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
-from sft_dist.recipe.tasks import TokenClassificationTask
+from sft_dist.recipe.tasks.token_classification import TokenClassificationTask
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.classes import NO_LABEL, class_name, sorted_labels, unknown_classes
 from sft_dist.tasks.loading import load_pretrained, load_tokenizer

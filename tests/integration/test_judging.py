@@ -28,7 +28,6 @@ from sft_dist.checkpoints import store as ckpt
 from sft_dist.data.prepare import prepare
 from sft_dist.evaluation.evaluator import Evaluator
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.tasks import METRICS
 from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
 from tests.conftest import write_reviews
@@ -289,7 +288,7 @@ def test_a_run_that_stopped_early_does_not_train_on_when_started_again(copied, t
 @pytest.mark.parametrize("name", RUNS)
 def test_the_winner_is_the_best_on_validation(boards, trained, name):
     board = boards[name]
-    metric, direction = next(iter(METRICS[trained[name].recipe().task.kind].items()))
+    metric, direction = next(iter(trained[name].recipe().task.kind.metrics.items()))
     assert (board["metric"], board["direction"]) == (metric, direction)
     scores = [row["validation"][metric] for row in board["rows"]]
     assert scores == sorted(scores, reverse=direction == "max")

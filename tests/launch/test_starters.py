@@ -13,7 +13,7 @@ from launch.starters import json_schema, starter
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import load
 from sft_dist.recipe.reflection import sections, tag_name
-from sft_dist.recipe.tasks import TASK_COLUMNS
+from sft_dist.recipe.tasks import TASKS
 from tests.sft_dist.recipe.recipe_texts import write
 
 # Shown in the starter, and of use only with other settings than the starter's.
@@ -47,12 +47,12 @@ def commented_settings(text: str) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("task", TASK_COLUMNS)
+@pytest.mark.parametrize("task", TASKS)
 def test_a_starter_loads_as_it_is(task: str, tmp_path: Path) -> None:
     assert load(write(tmp_path, starter(task))).task.type == task
 
 
-@pytest.mark.parametrize("task", TASK_COLUMNS)
+@pytest.mark.parametrize("task", TASKS)
 def test_every_commented_setting_of_a_starter_works_when_taken_in(task: str, tmp_path: Path) -> None:
     file = write(tmp_path, starter(task))
     settings = commented_settings(starter(task))
@@ -62,7 +62,7 @@ def test_every_commented_setting_of_a_starter_works_when_taken_in(task: str, tmp
             assert load(file, [f"{path}={value}"])
 
 
-@pytest.mark.parametrize("task", TASK_COLUMNS)
+@pytest.mark.parametrize("task", TASKS)
 def test_a_starter_names_every_section_and_setting(task: str) -> None:
     text = starter(task)
     for path, classes in sections().items():

@@ -7,7 +7,6 @@ import pytest
 
 from sft_dist.data.rows import Examples
 from sft_dist.evaluation.inference import better, scores_of
-from sft_dist.recipe.tasks import METRICS
 from tests.tiny_text import recipe_of
 
 
@@ -38,7 +37,7 @@ def test_a_prediction_that_is_no_number_leaves_every_score_undefined(kind, value
     bad = {"scores": np.array([value]), "labels": np.array([0])} if kind == "object-detection" else SOUND * value
     found = scored([SOUND, bad, SOUND], kind=kind)
     assert found.pop("undefined") == {"why": "1 of 3 predictions are no numbers"}
-    assert set(found) == {*METRICS[recipe_of(kind).task.kind], "loss"}
+    assert set(found) == {*recipe_of(kind).task.kind.metrics, "loss"}
     assert set(found.values()) == {None}
 
 

@@ -9,7 +9,7 @@ import pytest
 from launch.starters import starter
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import load
-from sft_dist.recipe.tasks import TASK_COLUMNS
+from sft_dist.recipe.tasks import TASKS
 from tests.sft_dist.recipe.recipe_texts import GOOD, write
 
 REGRESSION = "task={type: text-classification, problem: regression}"
@@ -164,12 +164,12 @@ def test_what_has_an_effect_is_accepted(overrides: list[str], tmp_path: Path) ->
     assert load(write(tmp_path), overrides)
 
 
-@pytest.mark.parametrize("task", TASK_COLUMNS)
+@pytest.mark.parametrize("task", TASKS)
 def test_augmentation_is_of_what_the_task_reads(task: str, tmp_path: Path) -> None:
     file = write(tmp_path, starter(task))
     texts = {"text"} if task == "text-classification" else set()
     for key in ("text", "image", "audio"):
-        if key in texts | {"image", "audio"} & set(TASK_COLUMNS[task]):
+        if key in texts | {"image", "audio"} & set(TASKS[task].columns):
             assert load(file, [f"data.augment.{key}={{}}"])
         else:
             with pytest.raises(UserError, match=f"data.augment.{key}: has no effect with task: {task}"):

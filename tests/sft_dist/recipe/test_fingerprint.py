@@ -71,7 +71,7 @@ def test_the_code_digest_sees_content_and_names(package: Path) -> None:
     [
         "data/clean.py",
         "tasks/base.py",
-        "recipe/tasks.py",
+        "recipe/tasks/base.py",
         "recipe/references.py",
         "losses/targets.py",
         "metrics/transcripts.py",

@@ -15,7 +15,8 @@ from sft_dist.data.rows import ROW, Examples, Rows
 from sft_dist.recipe.augment import Augment, TextAugment
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
-from sft_dist.tasks import TASKS, task_of
+from sft_dist.recipe.tasks import TASKS
+from sft_dist.tasks import task_of
 from sft_dist.tasks.models import build_model, load_processor
 from sft_dist.tasks.text_classification import TextClassification
 from tests.tiny_text import predictions_of, train_on

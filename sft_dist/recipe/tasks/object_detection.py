@@ -1,0 +1,26 @@
+"""Facts of object detection."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from sft_dist.recipe.tasks.base import Columns, Kind, Probability, Starters, TaskSettings
+
+
+class ObjectDetectionTask(TaskSettings):
+    type: Literal["object-detection"] = Field(description="Boxes with classes in an image.")
+    threshold: Probability = Field(0.5, description="`predict` prints boxes from this score on.")
+
+    work = "sft_dist.tasks.object_detection:ObjectDetection"
+    columns: ClassVar[Columns] = {"image": "required", "objects": "required"}
+    kinds = (Kind({"map": "max", "map50": "max", "map75": "max", "loss": "min"}, ("detection",), "many"),)
+    media = ("image",)
+    augmentation = "image"
+    packages = (("PIL", "sft-dist[vision]"), ("pycocotools", "sft-dist[vision]"))
+    starters: ClassVar[Starters] = {
+        "object-detection": {
+            "model.path": "hustvl/yolos-tiny",
+            "data.source": "./annotations.json",
+            "evaluate.metric": "map",
+        }
+    }
