@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sft_dist.data.rows import Examples
     from sft_dist.engines.base import Engine
     from sft_dist.recipe.arithmetic import Batch
-    from sft_dist.training import loop
+    from sft_dist.training import state
 
 log = logging.getLogger("sft_dist")
 
@@ -177,9 +177,9 @@ def build(
     attempt: int,
     engine: Engine,
     stop_requested: list[str],
-    beat: Callable[[int, str], None],
+    heartbeat: Callable[[int, str], None],
     cleanup: ExitStack,
-) -> loop.Training:
+) -> state.Training:
     """Data, model, optimizer, and the newest good checkpoint in them. Raises UserError."""
     import torch
 
@@ -191,7 +191,7 @@ def build(
     from sft_dist.recipe.arithmetic import batch_of, steps_of
     from sft_dist.tasks import task_of
     from sft_dist.tasks.models import build_model, load_processor
-    from sft_dist.training import loop
+    from sft_dist.training import state
     from sft_dist.training.rank_consistency import require_agreement
     from sft_dist.training.snapshot import restore
     from sft_dist.tuning import load_weights
@@ -212,16 +212,16 @@ def build(
 
     model = build_model(recipe, task, data.processor)
     checkpoint = _resume_point(folder, accelerator)
-    progress = loop.Progress()
+    progress = state.Progress()
     if checkpoint:
         load_weights(model, checkpoint.model)
-        progress = loop.Progress.read(checkpoint.trainer_state()["progress"])
+        progress = state.Progress.read(checkpoint.trainer_state()["progress"])
     if recipe.data.streaming:
-        blocks: Chunks = open_stream(folder, recipe, accelerator, progress.stream)
+        chunks: Chunks = open_stream(folder, recipe, accelerator, progress.stream)
     else:
-        blocks = single_chunk(examples["train"], recipe)
-    cleanup.callback(blocks.close)
-    first = blocks.at(progress.step + 1).examples
+        chunks = single_chunk(examples["train"], recipe)
+    cleanup.callback(chunks.close)
+    first = chunks.at(progress.step + 1).examples
     if task.counts_tokens:
         longest = max(int(part.lengths.max()) for part in examples.values())
         # What is still to come in a stream can be as long as it is allowed to be.
@@ -234,7 +234,7 @@ def build(
     if accelerator.is_main_process:
         _say_what_is_trained(recipe, data, first, model, batch)
         if checkpoint:
-            log.info("going on from %s", checkpoint.path.name)
+            log.info("resuming from %s", checkpoint.path.name)
     engine.prepare(for_training(model, recipe), lambda model: build_optimizer(model, recipe.train))
     schedule = build_schedule(engine.optimizer, recipe.train.schedule, steps.warmup, steps.total)
     if checkpoint:
@@ -242,7 +242,7 @@ def build(
     accelerator.init_trackers("tracking")
 
     metric, direction = selection_metric(recipe)
-    return loop.Training(
+    return state.Training(
         recipe=recipe,
         folder=folder,
         attempt=attempt,
@@ -254,7 +254,7 @@ def build(
         processor=data.processor,
         schedule=schedule,
         loss=task.build_loss(first),
-        blocks=blocks,
+        chunks=chunks,
         validation=examples.get("validation"),
         batch=batch,
         steps=steps,
@@ -262,7 +262,7 @@ def build(
         direction=direction,
         progress=progress,
         stop_requested=stop_requested,
-        beat=beat,
+        heartbeat=heartbeat,
     )
 
 

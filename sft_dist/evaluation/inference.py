@@ -77,19 +77,19 @@ def scores_of(
 ) -> dict[str, Any]:
     """The task's scores, and the mean loss over the split (weighted as in training), None where it is infinite.
 
-    Of a model that answers with what is no number every score is None, and `undefined` says why: scikit-learn would refuse
-    such predictions, COCO would take them for the surest. A NaN loss tells of those that are class numbers or texts by now.
+    Where a prediction is NaN or infinite, every score is None and `undefined` says why: scikit-learn would refuse such
+    predictions, and COCO would rank them first. Predictions that are classes or texts by now reveal it by a NaN loss.
     """
     mean = float((totals / normalizers_of(weights_of(task, loss, examples))).sum())
     bad = sum(map(is_not_finite, predictions))
     if bad or math.isnan(mean):
-        what = f"{bad} of {len(predictions)} predictions are no numbers" if bad else "the loss is no number"
-        return {"loss": None, **dict.fromkeys(task.recipe.task.kind.metrics), "undefined": {"why": what}}
+        reason = f"{bad} of {len(predictions)} predictions are NaN or infinite" if bad else "the loss is NaN"
+        return {"loss": None, **dict.fromkeys(task.recipe.task.kind.metrics), "undefined": {"why": reason}}
     return {"loss": mean if math.isfinite(mean) else None, **task.score(predictions, examples, processor)}
 
 
 def is_not_finite(prediction: Any) -> bool:
-    """Whether NaN or infinity is in it; numbers, arrays and mappings of those are looked at."""
+    """Returns whether a prediction (a number, an array, or a mapping of those) holds NaN or infinity."""
     if isinstance(prediction, dict):
         return any(map(is_not_finite, prediction.values()))
     if isinstance(prediction, np.ndarray) and prediction.dtype.kind == "f":

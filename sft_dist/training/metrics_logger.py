@@ -6,18 +6,16 @@ import json
 import logging
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sft_dist.recipe.files import append_line
 from sft_dist.recipe.units import format_duration
-
-if TYPE_CHECKING:
-    from sft_dist.training.loop import Training
+from sft_dist.training.state import Training
 
 log = logging.getLogger("sft_dist")
 
 
-class Meter:
+class MetricsLogger:
     """Speed, and a line of the log every `log_every` steps."""
 
     def __init__(self, t: Training) -> None:
@@ -26,28 +24,28 @@ class Meter:
         self.first_step = t.progress.step
         self.examples = 0
 
-    def step(self, loss: float, lr: float, grad_norm: float, examples: int) -> None:
+    def log_step(self, loss: float, lr: float, grad_norm: float, examples: int) -> None:
         t, step = self.t, self.t.progress.step
         self.examples += examples
         if step % t.recipe.train.log_every and step != t.steps.total and step != self.first_step + 1:
             return
         now = time.monotonic()
         rate = self.examples / max(now - self.since, 1e-9)
-        left = (now - self.started) / (step - self.first_step) * (t.steps.total - step)
+        eta_s = (now - self.started) / (step - self.first_step) * (t.steps.total - step)
         self.since, self.examples = now, 0
         values = {
             "loss": loss,
             "lr": lr,
             "grad_norm": grad_norm,
             "examples_per_s": round(rate, 2),
-            "eta_s": round(left, 1),
+            "eta_s": round(eta_s, 1),
         }
         record(t, "train", values)
         t.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
         if t.accelerator.is_main_process:
             log.info(
                 "step %d/%d  loss %.4f  lr %.2e  %.1f examples/s  %s left",
-                step, t.steps.total, loss, lr, rate, format_duration(left),
+                step, t.steps.total, loss, lr, rate, format_duration(eta_s),
             )  # fmt: skip
 
 

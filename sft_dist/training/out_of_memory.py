@@ -19,7 +19,7 @@ from sft_dist.recipe.strategies import STRATEGIES, UNPLANNED
 from sft_dist.run.failures import OutOfMemory, is_out_of_memory
 
 if TYPE_CHECKING:
-    from sft_dist.training.loop import Training
+    from sft_dist.training.state import Training
 
 # What a stage needs memory for: `training` is forward and backward, `updating` the optimizer's step. While `starting` and
 # `saving`, the machine's memory holds whole models and nothing in the recipe changes that.
@@ -155,7 +155,7 @@ def _batch_in_hand(t: Training | None, phase: str) -> str:
     rank = t.accelerator.process_index
     if phase == "training":
         step = t.progress.step + 1
-        lengths, batches = t.blocks.at(step).examples.lengths, t.source.indices(step)
+        lengths, batches = t.chunks.at(step).examples.lengths, t.source.indices(step)
     else:
         assert t.validation is not None
         lengths = t.validation.lengths

@@ -23,7 +23,7 @@ from sft_dist.tuning.optimizers import load_schedule_state, schedule_state
 
 if TYPE_CHECKING:
     from sft_dist.engines.base import Engine
-    from sft_dist.training.loop import Training
+    from sft_dist.training.state import Training
 
 
 @dataclass(frozen=True)

@@ -104,18 +104,18 @@ def wait_for_step(runs: Path, step: int, processes: list[BaseProcess], timeout: 
 
 def signal_at(step: int, whom: int, number: int, rank: int) -> None:
     """`arrange=partial(signal_at, 7, 0, SIGTERM)`: rank 0 gets it after step 7, however quick the training and busy the machine."""
-    from sft_dist.training.metrics_logger import Meter
+    from sft_dist.training.metrics_logger import MetricsLogger
 
     if rank != whom:
         return
-    undisturbed = Meter.step
+    undisturbed = MetricsLogger.log_step
 
-    def then_signal(meter: Meter, *values: Any) -> None:
-        undisturbed(meter, *values)
-        if meter.t.progress.step == step:
+    def then_signal(metrics: MetricsLogger, *values: Any) -> None:
+        undisturbed(metrics, *values)
+        if metrics.t.progress.step == step:
             os.kill(os.getpid(), number)
 
-    Meter.step = then_signal  # type: ignore[assignment,method-assign]
+    MetricsLogger.log_step = then_signal  # type: ignore[assignment,method-assign]
 
 
 def killed_at(target: Path, runs: Path, step: int, world_size: int = 1, timeout: float = 180) -> None:

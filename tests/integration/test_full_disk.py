@@ -46,6 +46,6 @@ def test_a_full_disk_ends_the_run_with_its_cause_and_loses_nothing(disk, tiny_mo
     assert os.listdir(folder.checkpoints) == ["step-00000005"]
     disk("200m")
     harness.run(recipe, runs)
-    assert "going on from step-00000005" in (folder.path / "attempts/002/rank-0.log").read_text()
+    assert "resuming from step-00000005" in (folder.path / "attempts/002/rank-0.log").read_text()
     newest, damaged = ckpt.newest_good(folder)
     assert (newest.step, damaged) == (STEPS, [])

@@ -392,7 +392,7 @@ def test_a_model_that_answers_with_no_numbers_ranks_last_and_the_sweep_goes_on(c
     board = evaluate.sweep([folder], force=True)
     last = board["rows"][-1]
     assert (last["step"], last["validation"]["accuracy"], last["validation"]["loss"]) == (best, None, None)
-    assert f"step {best}: 13 of 13 predictions are no numbers" in (folder.path / "leaderboard.md").read_text()
+    assert f"step {best}: 13 of 13 predictions are NaN or infinite" in (folder.path / "leaderboard.md").read_text()
 
 
 def test_when_all_are_damaged_there_is_nothing_to_judge(copied):

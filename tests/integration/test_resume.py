@@ -130,22 +130,23 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_older_one_used(undisturbed
     harness.run(recipe, tmp_path)
     log = (folder / "attempts/002/rank-0.log").read_text()
     assert f"step-{STEPS:08d} is damaged: state/rank-00000.safetensors: content changed" in log
-    assert f"going on from step-{STEPS - SAVE_EVERY:08d}" in log
+    assert f"resuming from step-{STEPS - SAVE_EVERY:08d}" in log
     assert_same(folder, expected)
 
 
 def stop_while_validating(step: int, rank: int) -> None:
     """The request comes when the validation of `step` has begun."""
-    from sft_dist.training import loop
+    from sft_dist.training import validation
+    from sft_dist.training.state import Training
 
-    undisturbed = loop._validate
+    undisturbed = validation._validate
 
-    def then_validate(t: loop.Training) -> None:
+    def then_validate(t: Training) -> None:
         if t.progress.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
         undisturbed(t)
 
-    loop._validate = then_validate
+    validation._validate = then_validate
 
 
 def test_asked_to_stop_while_validating_saves_at_once_and_validates_later(tiny_model, reviews, tmp_path):

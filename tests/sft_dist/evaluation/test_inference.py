@@ -36,14 +36,14 @@ def test_a_prediction_that_is_no_number_leaves_every_score_undefined(kind, value
     """Classes: scikit-learn refused it, and the sweep ended. Boxes: NaN was the surest of all scores, and counted as right."""
     bad = {"scores": np.array([value]), "labels": np.array([0])} if kind == "object-detection" else SOUND * value
     found = scored([SOUND, bad, SOUND], kind=kind)
-    assert found.pop("undefined") == {"why": "1 of 3 predictions are no numbers"}
+    assert found.pop("undefined") == {"why": "1 of 3 predictions are NaN or infinite"}
     assert set(found) == {*recipe_of(kind).task.kind.metrics, "loss"}
     assert set(found.values()) == {None}
 
 
 def test_a_loss_that_is_no_number_tells_of_tags_and_texts():
     found = scored([{"tags": ["O"], "words": None}] * 3, total=np.nan, kind="token-classification")
-    assert found["undefined"] == {"why": "the loss is no number"}
+    assert found["undefined"] == {"why": "the loss is NaN"}
     assert found["f1"] is None
 
 
