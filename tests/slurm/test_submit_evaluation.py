@@ -88,6 +88,7 @@ def test_a_job_that_waits_for_one_that_failed_is_explained(workplace: Workplace)
 
 
 @pytest.mark.slow
+@pytest.mark.starts_first
 def test_a_sweep_is_trained_scored_and_judged_though_one_run_was_killed(
     idle_cluster: Cluster, tmp_path: Path, tiny_model: Path, reviews: Path
 ) -> None:
@@ -121,7 +122,7 @@ def test_a_sweep_is_trained_scored_and_judged_though_one_run_was_killed(
     assert "0 to send; left alone" in sft_dist("submit", "tiny.yaml", "--no-check", "--cluster", "devcluster")
     assert len(jobs_of(runs[2].path)) == 3
 
-    idle_cluster.wait_until(lambda: any(runs[2].checkpoints.glob("step-*")), 120, "the long run's first checkpoint")
+    idle_cluster.wait_until(lambda: any(runs[2].checkpoints.glob("step-*")), 300, "the long run's first checkpoint")
     idle_cluster.run("scancel", "--full", "--signal=KILL", f"{train}_2")
     idle_cluster.wait_for_job(int(train), 120)
     assert [idle_cluster.wait_for_job(int(one.job), 180)[-1] for one in (score, judge)] == ["COMPLETED"] * 2

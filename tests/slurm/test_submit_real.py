@@ -262,6 +262,7 @@ def test_a_run_folder_is_sent_again_to_go_on(workplace: Workplace) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.starts_first
 def test_two_nodes_train_the_curve_of_one_process(
     idle_cluster: Cluster, tmp_path: Path, tiny_model: Path, reviews: Path
 ) -> None:
