@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+PATIENCE = 5  # a busy machine is slower by this factor
 DEVCLUSTER = Path(__file__).parents[2] / "slurm" / "devcluster" / "devcluster"
 CANNOT_RUN_HERE = 3  # devcluster's exit code for a machine that lacks what Slurm needs
 
@@ -91,14 +92,17 @@ class Cluster:
         return [state for _, state in self.sacct_runs(job)]
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
-        """Asking takes at most a fifth of the time: Slurm's commands would else keep a small machine busy."""
-        deadline = time.monotonic() + timeout_s
+        """Polls until the condition holds, for PATIENCE times what a quiet machine needs at most.
+
+        Polling takes at most a fifth of the time: Slurm's commands would keep a small machine busy otherwise.
+        """
+        deadline = time.monotonic() + PATIENCE * timeout_s
         while True:
             began = time.monotonic()
             if condition():
                 return
             if time.monotonic() > deadline:
-                pytest.fail(f"after {timeout_s} s still not: {what}\n{self.picture()}")
+                pytest.fail(f"after {PATIENCE * timeout_s} s still not: {what}\n{self.picture()}")
             time.sleep(max(0.1, 4 * (time.monotonic() - began)))
 
     def wait_for_state(self, job: int, state: str, timeout_s: float = 60) -> None:
