@@ -128,6 +128,7 @@ def test_the_encoder_of_whisper_learns_which_language_is_spoken(tmp_path):
     assert np.mean(right) > 0.5
 
 
+@pytest.mark.long
 def test_whisper_learns_to_write_numbers_as_words(tmp_path):
     """Clips of numbers, which Whisper writes in digits ("9."): nearly every word is wrong before."""
     weights, clips = need("whisper-tiny"), need("asr-clips")

@@ -73,6 +73,7 @@ def untrained(file: Path) -> dict[str, Any]:
     return scores_of(task, loss, *assemble(parts, len(examples)), examples, data.processor)
 
 
+@pytest.mark.long
 def test_names_in_tweets(tmp_path):
     """Ten kinds of names, most words in none. Untrained: F1 below 0.05; the tweets that have a name, twice: above 0.15 on
     test tweets with and without (0.31 was measured on validation after 88 steps of 8)."""
@@ -99,6 +100,7 @@ def test_names_in_tweets(tmp_path):
     assert text in command(tmp_path, "sft_dist.predict", str(run), stdin=f"{text}\n")
 
 
+@pytest.mark.long
 def test_a_chat_model_learns_who_it_is(tmp_path):
     """SmolLM2 says it is SmolLM. After two epochs of LoRA on 60 answers: half the loss, and another name."""
     need("smollm2-135m"), need("alpaca")
@@ -189,6 +191,7 @@ def test_numbers_are_translated_by_two_processes(tmp_path):
     assert set(said) <= words, line
 
 
+@pytest.mark.long
 def test_a_multilingual_model_reads_verses(tmp_path):
     """English to French by a small M2M100 from random weights, which is too small to write it: a loss of 7.6 falls below 6.
     Its labels begin with the language's token, and so does what it writes."""
@@ -210,6 +213,7 @@ def test_a_multilingual_model_reads_verses(tmp_path):
     assert generation["forced_bos_token_id"]
 
 
+@pytest.mark.long
 def test_summaries_of_documentation(tmp_path):
     """One line about a function, by a small BART from random weights: a loss of 8.3 falls below 6.5, and ROUGE rises from 0, as it
     writes words that are common there (2.6 was measured)."""

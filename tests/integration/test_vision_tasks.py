@@ -69,6 +69,7 @@ def test_clothes_are_told_apart(tmp_path):
     assert set(said[0]["probabilities"]) == set(board["labels"])
 
 
+@pytest.mark.long
 def test_trees_are_found(tmp_path):
     """32 photographs; the untrained model finds nothing (a map50 below 0.01)."""
     for name in ("trees", "tiny-rt-detr"):
@@ -90,6 +91,7 @@ def test_trees_are_found(tmp_path):
         assert 0 <= y <= y + h <= height + 0.2
 
 
+@pytest.mark.long
 def test_tree_tops_are_outlined(tmp_path):
     """Calling everything ground has a mean IoU below 0.45, since a tenth or more of the pixels are trees."""
     for name in ("tree-masks", "tiny-segformer"):
