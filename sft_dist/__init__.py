@@ -4,7 +4,7 @@ import os
 
 __version__ = "0.1.0"
 
-# MKL chooses kernels by how operands are aligned in memory, so that on some CPUs the same product differs in its last bit
-# between two processes, and a resumed run from an undisturbed one (docs/decisions/0012-bits-on-cpus.md). MKL reads this when
-# torch is loaded, which is after this module.
+# On some CPUs, MKL chooses kernels by how operands are aligned in memory: the same product can then differ in its last bits
+# between two processes, and a resumed run from an uninterrupted one (docs/decisions/0012-bits-on-cpus.md). MKL reads the
+# variable at a process's first matrix product.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")

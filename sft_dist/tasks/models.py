@@ -52,6 +52,10 @@ def build_model(recipe: Recipe, task: Task, processor: Any) -> nn.Module:
         raise UserError(Problem(what, "model.attention", value=wanted))
     if getattr(model.config, "pad_token_id", None) is None and getattr(processor, "pad_token_id", None) is not None:
         model.config.pad_token_id = processor.pad_token_id
+    if getattr(model.config, "use_cache", False) and not model.can_generate():
+        # A decoder that only classifies never reads its key-value cache. Gradient checkpointing turns the cache off, which
+        # changes the layout of the keys in memory, so other kernels multiply them and the last bits of the loss change.
+        model.config.use_cache = False
     return apply_tuning(model, recipe.tuning, task.peft_task)
 
 

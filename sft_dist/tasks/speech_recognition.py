@@ -261,7 +261,8 @@ class SpeechRecognition(audio.KnowsConfig, BaseTask):
     def forward(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
         if not self.ctc and "decoder_input_ids" not in inputs:
             return None  # `predict` writes the text; there is none to compare it with
-        return model(**{name: value for name, value in inputs.items() if name != "samples"}).logits.float()
+        cache = {} if self.ctc else {"use_cache": False}  # nothing is generated here
+        return model(**{name: value for name, value in inputs.items() if name != "samples"}, **cache).logits.float()
 
     def predict(self, model: nn.Module, inputs: dict[str, Any], outputs: Any, processor: Any) -> list[str]:
         """Texts."""

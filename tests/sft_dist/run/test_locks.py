@@ -108,7 +108,7 @@ def test_a_run_is_started_here_without_locks(tmp_path: Path, without_locks: list
 @pytest.mark.parametrize("is_first", [True, False])
 def test_data_is_prepared_without_locks(tmp_path: Path, without_locks: list[int], is_first: bool) -> None:
     """The second of two processes that prepare the same data at the same moment uses what the first has made."""
-    from sft_dist.data.prepare import built
+    from sft_dist.data.cached_folder import cached_folder
 
     def build(path: Path) -> None:
         (path / "rows").write_text("second")
@@ -116,7 +116,7 @@ def test_data_is_prepared_without_locks(tmp_path: Path, without_locks: list[int]
             (tmp_path / "prepared").mkdir()
             (tmp_path / "prepared/rows").write_text("first")
 
-    with built(tmp_path / "prepared", build) as folder:
+    with cached_folder(tmp_path / "prepared", build) as folder:
         assert (folder / "rows").read_text() == ("second" if is_first else "first")
     assert without_locks
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["prepared"]

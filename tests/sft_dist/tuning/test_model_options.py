@@ -17,7 +17,7 @@ from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks import task_of
 from sft_dist.tasks.models import build_model
-from sft_dist.tuning.model_options import base_of, for_training
+from sft_dist.tuning.model_options import for_training
 from sft_dist.tuning.optimizers import build_optimizer
 from tests.tiny_text import causal_model
 
@@ -74,9 +74,7 @@ def train(model: nn.Module, recipe: Recipe, first: int = 0, last: int = 6, optim
         random = torch.Generator().manual_seed(step)
         ids = torch.randint(5, 1000, (4 + step % 3, 6 + 2 * step), generator=random)
         torch.manual_seed(step)
-        # Without a cache in either mode: with one, keys lie otherwise in memory, and other kernels multiply them.
-        cache = {"use_cache": False} if base_of(model).config.model_type == "llama" else {}
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **cache).logits
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
         loss = nn.functional.cross_entropy(logits, ids[:, 0] % 2)
         loss.backward()
         optimizer.step()

@@ -16,7 +16,7 @@ from PIL import Image
 from sft_dist.check import check
 from sft_dist.quality.report import Report
 from sft_dist.recipe.findings import KINDS
-from tests.sft_dist.quality.clean_sets import (
+from tests.integration.clean_sets import (
     CleanSet,
     chats,
     pictures,

@@ -1,4 +1,4 @@
-"""Folders with what the gate needs of a model: its config and its processor; no weights."""
+"""Folders with what the data check needs of a model: its config and its processor; no weights."""
 
 from __future__ import annotations
 
