@@ -112,7 +112,7 @@ def create_run_folders(runs: Sequence[tuple[Plan, Recipe, str]]) -> list[RunFold
     """
     if len(runs) == 1:
         return [create_run_folder(*runs[0])]
-    source = _shared_source(runs[0][0].folder.parent)
+    source = shared_source(runs[0][0].folder.parent)
     # Not flushed to the disk file by file: that takes 3 ms each, and network file systems do it at every close.
     return [_create(plan, recipe, job, source, durable=False) for plan, recipe, job in runs]
 
@@ -208,7 +208,12 @@ def _copy_source(source: Path) -> None:
     staging.rename(target)
 
 
-def _shared_source(parent: Path) -> Path:
+def is_sealed_before_packages(source: Path) -> bool:
+    """Whether a run's source is of 0.1 before its modules moved into packages: `sft_dist.run` has other names there."""
+    return (source / "sft_dist").is_dir() and not (source / "sft_dist" / "run").is_dir()
+
+
+def shared_source(parent: Path) -> Path:
     """Returns one copy for many runs, named by its content, so that runs of another day keep the source they began with."""
     package = Path(sft_dist.__file__).parent
     digest = hashlib.sha256()

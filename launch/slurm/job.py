@@ -11,9 +11,10 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.run_folders import wrap_arguments
+from launch.run_folders import is_sealed_before_packages, wrap_arguments
 from launch.slurm.resources import format_time
 from launch.slurm.templates import fill
 
@@ -52,8 +53,16 @@ def job_script(plan: Plan, cluster: Cluster, hang_timeout_s: int, tools_python: 
         "node_command": contained(cluster, 'bash "$RUN/job.sbatch" node'),
         "hang_timeout_s": hang_timeout_s,
         "may_requeue": _may_requeue(cluster),
+        **_node_programs(plan.folder / "source"),
     }
     return fill("job.sbatch.tmpl", fields)
+
+
+def _node_programs(source: Path) -> dict[str, str]:
+    """Modules of the sealed source that the job runs beside the training. In run folders of 0.1 they have other names."""
+    if is_sealed_before_packages(source):
+        return {"hang_watcher": "sft_dist.recipe.watch", "requeue_policy": "sft_dist.recipe.verdict"}
+    return {"hang_watcher": "sft_dist.run.hang_watcher", "requeue_policy": "sft_dist.run.requeue_policy"}
 
 
 def requeue_functions(cluster: Cluster) -> str:

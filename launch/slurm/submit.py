@@ -17,7 +17,7 @@ from pathlib import Path
 
 from launch.evaluate import leaderboard_folder
 from launch.planning import PlannedRun
-from launch.run_folders import create_run_folders
+from launch.run_folders import create_run_folders, is_sealed_before_packages, shared_source
 from launch.slurm.array import array_script
 from launch.slurm.client import sbatch
 from launch.slurm.clusters import Cluster
@@ -172,6 +172,8 @@ class _Submitter:
         plan, request = first.plan, evaluation_request(self._cluster)
         env = {**plan.env, "OMP_NUM_THREADS": str(request.cpus)}
         name, source = f"{plan.name}-eval", plan.folder / "source"
+        if is_sealed_before_packages(source):  # it lacks what the call names, and this version reads its run folder
+            source = shared_source(plan.folder.parent)
         work = Work(name, f"sft_dist.evaluate:{function}", paths, source, plan.argv[0], env)
         folder, dependencies = self._folder / "eval", list(dict.fromkeys(after))
         return send(work, request, self._cluster, folder, dependencies, comment, self._parallel)

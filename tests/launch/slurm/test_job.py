@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,19 @@ def test_the_job_in_a_pyxis_container_is_the_golden_one(golden: Golden) -> None:
     container = {"runtime": "pyxis", "image": "docker://nvcr.io#nvidia/pytorch:25.01-py3", "mounts": ["/a b:/c"]}
     cluster = make_cluster(**FULL, container=container)
     golden("job_pyxis.sbatch", job_script(planned(cluster, python="python3"), cluster, 1800, "/usr/bin/python3"))
+
+
+def test_a_run_folder_of_0_1_is_watched_by_the_modules_of_its_own_source(tmp_path: Path) -> None:
+    cluster, folder = make_cluster(), tmp_path / "runs/demo/0123456789"
+    (folder / "source/sft_dist/recipe").mkdir(parents=True)
+    script = job_script(planned(cluster, folder), cluster, 1800)
+    assert re.findall(r"-m (sft_dist\.\S+\.\S+) ", script) == ["sft_dist.recipe.watch", "sft_dist.recipe.verdict"]
+    (folder / "source/sft_dist/run").mkdir()
+    script = job_script(planned(cluster, folder), cluster, 1800)
+    assert re.findall(r"-m (sft_dist\.\S+\.\S+) ", script) == [
+        "sft_dist.run.hang_watcher",
+        "sft_dist.run.requeue_policy",
+    ]
 
 
 @pytest.mark.parametrize("value", ["a b", "a\nb", "$(x)", "`x`", "a'b", 'a"b', "a#b", "a;b", "a\\b", "a\tb", "a\0b"])
