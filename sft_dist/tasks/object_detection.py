@@ -176,8 +176,8 @@ def predicted_boxes(
     sizes: Tensor,  # (images, 2) width and height in pixels
     softmax: bool,
 ) -> list[dict[str, np.ndarray]]:
-    """Returns the likeliest boxes of each image: boxes (n, 4) x, y, width, height in pixels, inside it; scores (n,) descending;
-    labels (n,). Each query has one class with softmax, any number without."""
+    """Returns the likeliest boxes of each image: boxes (n, 4) x, y, width, height in pixels, inside it; scores (n,)
+    descending; labels (n,). Each query has one class with softmax, any number without."""
     count = min(MOST_BOXES, boxes.shape[1])
     if softmax:
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)
