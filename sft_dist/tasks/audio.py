@@ -29,8 +29,8 @@ AUDIO = {"bytes": Value("binary"), "path": Value("string")}
 NO_AUDIO = "no audio"
 FRAMES_PER_SECOND = 50  # of every model here, after its convolutions: the measure of an example's work
 
-# Settings with which the model would draw random numbers of its own. Masks come from the example's generator instead; a layer
-# skipped at random has no gradient, which the other processes would wait for.
+# Settings with which the model would draw random numbers of its own. Masks come from the example's generator instead; a
+# layer skipped at random has no gradient, which the other processes would wait for.
 _OWN_RANDOMNESS = ("apply_spec_augment", "mask_time_prob", "mask_feature_prob", "layerdrop")
 
 
@@ -171,7 +171,7 @@ def model_inputs(
     augment: AudioAugment | None,
     rngs: Rngs | None,
 ) -> dict[str, Tensor]:
-    """Returns waveforms (batch, samples) with a mask where the model was trained with one, or spectra; augmented by masking."""
+    """Returns waveforms (batch, samples), with a mask where the model was trained with one, or spectra; augmented by masks."""
     if takes_waveforms(config):
         return _waveforms(sounds, extractor, config, augment, rngs)
     padding = "max_length" if isinstance(extractor, WhisperFeatureExtractor) else True

@@ -35,8 +35,8 @@ def load_pretrained(
     settings: dict[str, Any] | None = None,
     **options: Any,
 ) -> PreTrainedModel:
-    """Loads a model of `auto_class`. `config`: the user's values, checked; `settings`: the task's own; `labels`: names of the
-    outputs. A pretrained head for another number of outputs is replaced by a new one. Raises UserError for a value that the
+    """Loads a model of `auto_class`. `config`: the user's values, checked; `settings`: the task's own; `labels`: names of
+    the outputs. A pretrained head for another number of outputs is replaced by a new one. Raises UserError for a value that the
     model's config does not have."""
     # Only a task whose outputs have names expects other shapes than the checkpoint's.
     safe = {"trust_remote_code": False, "use_safetensors": True, "weights_only": True}

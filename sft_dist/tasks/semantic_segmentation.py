@@ -135,8 +135,8 @@ class SemanticSegmentation(BaseTask):
         if not masks:
             return inputs, None
         if rngs is None:
-            # A prediction is a confusion matrix, so `predict` needs the true mask: the class maps of a whole split do not fit
-            # in memory.
+            # A prediction is a confusion matrix, so `predict` needs the true mask: the class maps of a whole split do not
+            # fit in memory.
             inputs["masks"] = [torch.from_numpy(mask.astype(np.uint8)) for mask in masks]
         height, width = inputs["pixel_values"].shape[-2:]
         resized = [Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST) for mask in masks]  # fmt: skip

@@ -71,8 +71,8 @@ class TokenClassification(BaseTask):
         return {"tokens": row["tokens"].split() or [""]}
 
     def learn_labels(self, train: Rows) -> None:
-        """Collects the tags of the training rows. Where they mark entities, adds every prefix of each type, as one may be rare:
-        B- and I-, and E- and S- where either occurs, except for types that are never longer than a word."""
+        """Collects the tags of the training rows. Where they mark entities, adds every prefix of each type, as one may be
+        rare: B- and I-, and E- and S- where either occurs, except for types that are never longer than a word."""
         if self.labels:
             return
         names = {tag for tags in train.column("tags") for tag in tags}
