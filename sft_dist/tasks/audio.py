@@ -1,4 +1,4 @@
-"""What the audio tasks have in common: how long a recording is, and what a model is given of it.
+"""What the audio tasks have in common: the length of recordings, and model inputs made from them.
 
 Recordings stay files until a batch is made; only their headers are read before.
 """
@@ -29,8 +29,8 @@ AUDIO = {"bytes": Value("binary"), "path": Value("string")}
 NO_AUDIO = "no audio"
 FRAMES_PER_SECOND = 50  # of every model here, after its convolutions: the measure of an example's work
 
-# Where the model would draw random numbers of its own. Masks are made from the example's generator instead; a layer left out
-# at random has no gradient, which the other processes would wait for.
+# Settings with which the model would draw random numbers of its own. Masks come from the example's generator instead; a
+# layer skipped at random has no gradient, which the other processes would wait for.
 _OWN_RANDOMNESS = ("apply_spec_augment", "mask_time_prob", "mask_feature_prob", "layerdrop")
 
 
@@ -44,17 +44,17 @@ def seconds_in_row(row: dict[str, Any], number: int) -> float:
 
 
 def seconds_of(value: dict[str, Any]) -> float:
-    """By the header. Raises MediaError."""
+    """Reads the length from the header. Raises MediaError."""
     import soundfile
 
     try:
         with open_media(value) as file:
-            about = soundfile.info(file)
+            header = soundfile.info(file)
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise MediaError(f"{name_of(value)}: not a sound that can be read ({error})") from None
-    if not about.frames:
+    if not header.frames:
         raise MediaError(f"{name_of(value)}: there is no sound in it (0 samples)")
-    return about.frames / about.samplerate
+    return header.frames / header.samplerate
 
 
 def content_of(value: dict[str, Any]) -> bytes:
@@ -72,7 +72,7 @@ class KnowsConfig:
 
     @property
     def config(self) -> Any:
-        if self._config is None:  # the judge of a sweep shares one processor among the tasks of many recipes
+        if self._config is None:  # the evaluation of a sweep shares one processor among the tasks of many recipes
             model = self.recipe.model
             code = model.trust_remote_code
             pinned = {"trust_remote_code": True, "code_revision": code} if code else {"trust_remote_code": False}
@@ -81,12 +81,12 @@ class KnowsConfig:
         return self._config
 
     def load_processor(self, source: str, **options: Any) -> Any:
-        """Sets `_config` on the way."""
+        """Loads the processor and sets `_config`."""
         raise NotImplementedError
 
 
 def config_of(source: str, recipe: Recipe, **options: Any) -> PretrainedConfig:
-    """The model's, with the recipe's changes; from its own folder when a processor lies elsewhere."""
+    """Loads the model's config with the recipe's changes, from the model's own folder when the processor is elsewhere."""
     try:
         config = AutoConfig.from_pretrained(source, **options)
     except (OSError, ValueError):
@@ -98,25 +98,29 @@ def config_of(source: str, recipe: Recipe, **options: Any) -> PretrainedConfig:
 
 
 def takes_waveforms(config: PretrainedConfig) -> bool:
-    """wav2vec2 and its kin: convolutions over samples, and masks within the model."""
+    """True for models like wav2vec2, which apply convolutions to samples and mask inside the model."""
     return hasattr(config, "conv_kernel")
 
 
 def model_settings(config: PretrainedConfig, recipe: Recipe) -> dict[str, Any]:
-    """Values for the model's config that leave all chance to the example's generator. Raises UserError for others."""
-    if given := [name for name in _OWN_RANDOMNESS if name in recipe.model.config]:
-        hint = "masks are made by data.augment.audio.time_masks; layers are never left out"
-        where = f"model.config.{given[0]}"
-        raise UserError(Problem("cannot be set", where, value=str(recipe.model.config[given[0]]), hint=hint))
+    """Returns config values with which only the example's generator draws random numbers. Raises UserError for others."""
+    if keys := [name for name in _OWN_RANDOMNESS if name in recipe.model.config]:
+        hint = "masks are made by data.augment.audio.time_masks; layers are never skipped"
+        path = f"model.config.{keys[0]}"
+        raise UserError(Problem("cannot be set", path, value=str(recipe.model.config[keys[0]]), hint=hint))
     if takes_waveforms(config):
         # With a probability above 0 the model has the vector that stands for what is masked.
-        shown = {"apply_spec_augment": True, "mask_time_prob": config.mask_time_prob or 0.05, "mask_feature_prob": 0.0}
-        return {**shown, "layerdrop": 0.0}
+        settings = {
+            "apply_spec_augment": True,
+            "mask_time_prob": config.mask_time_prob or 0.05,
+            "mask_feature_prob": 0.0,
+        }
+        return {**settings, "layerdrop": 0.0}
     return {"apply_spec_augment": False} if hasattr(config, "apply_spec_augment") else {}
 
 
 def frames_of(config: PretrainedConfig, samples: Sequence[int] | np.ndarray) -> np.ndarray:
-    """How many frames a model that takes waveforms makes of so many samples, by its own rule."""
+    """Number of frames that a model of waveforms computes from each number of samples, by its own rule."""
     model = _without_weights(json.dumps(config.to_dict(), sort_keys=True, default=str))
     return model._get_feat_extract_output_lengths(torch.as_tensor(np.asarray(samples))).numpy()
 
@@ -129,24 +133,24 @@ def _without_weights(settings: str) -> Any:
 
 
 def shorten_window(model: PreTrainedModel, extractor: Any) -> PreTrainedModel:
-    """Whisper's encoder takes one length only; one for shorter recordings needs the first positions alone, and a share of
-    the time."""
+    """Shortens Whisper's encoder, which accepts a single length: shorter recordings need the first positions only, and less
+    time."""
     if not isinstance(extractor, WhisperFeatureExtractor):
         return model
     encoder = model.get_submodule("encoder" if hasattr(model, "encoder") else "model.encoder")
     positions: Any = encoder.embed_positions
-    wanted = extractor.nb_max_frames // (encoder.conv1.stride[0] * encoder.conv2.stride[0])
-    if wanted < positions.num_embeddings:
-        shorter = nn.Embedding(wanted, positions.embedding_dim)
-        shorter.weight.data.copy_(positions.weight.data[:wanted])
+    num_positions = extractor.nb_max_frames // (encoder.conv1.stride[0] * encoder.conv2.stride[0])
+    if num_positions < positions.num_embeddings:
+        shorter = nn.Embedding(num_positions, positions.embedding_dim)
+        shorter.weight.data.copy_(positions.weight.data[:num_positions])
         encoder.embed_positions = shorter.requires_grad_(positions.weight.requires_grad)
-        encoder.max_source_positions = wanted
-        model.config.max_source_positions = wanted
+        encoder.max_source_positions = num_positions
+        model.config.max_source_positions = num_positions
     return model
 
 
 def window_of(extractor: Any) -> float:
-    """Seconds that the model can take in at most."""
+    """Longest input of the model in seconds."""
     if isinstance(extractor, WhisperFeatureExtractor):
         return float(extractor.chunk_length)
     if "AST" in type(extractor).__name__:
@@ -167,7 +171,7 @@ def model_inputs(
     augment: AudioAugment | None,
     rngs: Rngs | None,
 ) -> dict[str, Tensor]:
-    """Waveforms (batch, samples) with a mask where the model was trained with one, or spectra; blanked out in parts."""
+    """Returns waveforms (batch, samples), with a mask where the model was trained with one, or spectra; augmented by masks."""
     if takes_waveforms(config):
         return _waveforms(sounds, extractor, config, augment, rngs)
     padding = "max_length" if isinstance(extractor, WhisperFeatureExtractor) else True
@@ -176,11 +180,11 @@ def model_inputs(
         name = extractor.model_input_names[0]
         bands_first = isinstance(extractor, WhisperFeatureExtractor)
         spectra = inputs[name].numpy() if bands_first else inputs[name].numpy().swapaxes(1, 2)
-        shown = [
+        masked_spectra = [
             mask_spectrum(spectrum, augment, rng, _frames_heard(sound, extractor))
             for spectrum, sound, rng in zip(spectra, sounds, rngs, strict=True)
         ]
-        stacked = torch.from_numpy(np.stack(shown))
+        stacked = torch.from_numpy(np.stack(masked_spectra))
         inputs[name] = stacked if bands_first else stacked.transpose(1, 2).contiguous()
     return inputs
 
@@ -208,11 +212,11 @@ def _waveforms(
         rngs is not None
     ):  # without masks too: the vector for what is masked takes part in every step, as processes expect
         counts = frames_of(config, [len(sound) for sound in sounds])
-        hidden = np.zeros((len(sounds), int(counts.max())), dtype=bool)
-        for row, frames, rng in zip(hidden, counts, rngs, strict=True):
+        time_masks = np.zeros((len(sounds), int(counts.max())), dtype=bool)
+        for row, frames, rng in zip(time_masks, counts, rngs, strict=True):
             if augment is not None:
                 row[:frames] = masked(int(frames), augment.time_masks, LONGEST_TIME_MASK, augment, rng)
-        inputs["mask_time_indices"] = torch.from_numpy(hidden)
+        inputs["mask_time_indices"] = torch.from_numpy(time_masks)
     return inputs
 
 

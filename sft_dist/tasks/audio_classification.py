@@ -1,5 +1,5 @@
-"""Audio classification: one class for a recording, such as a keyword or an emotion (wav2vec2 and its kin, AST, Whisper's
-encoder)."""
+"""Audio classification: one class for a recording, such as a keyword or an emotion (models like wav2vec2, AST,
+Whisper's encoder)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class AudioClassification(audio.KnowsConfig, ClassTask):
 
     # ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────
     def load_processor(self, source: str, **options: Any) -> Any:
-        """The feature extractor; Whisper's with a window no longer than `max_seconds`, which saves the rest of its 30 s."""
+        """Loads the feature extractor; limits the window of Whisper's to `max_seconds`, which saves the rest of its 30 s."""
         self._config = audio.config_of(source, self.recipe, **options)
         extractor = AutoFeatureExtractor.from_pretrained(source, **options)
         if isinstance(extractor, WhisperFeatureExtractor) and math.ceil(self.max_seconds) < extractor.chunk_length:
@@ -61,8 +61,8 @@ class AudioClassification(audio.KnowsConfig, ClassTask):
         longest = self._longest(processor)
         columns: dict[str, list[Any]] = {
             "audio": rows["audio"],
-            "length": [max(1, round(min(one, longest) * audio.FRAMES_PER_SECOND)) for one in seconds],
-            "truncated": [one > longest for one in seconds],
+            "length": [max(1, round(min(duration, longest) * audio.FRAMES_PER_SECOND)) for duration in seconds],
+            "truncated": [duration > longest for duration in seconds],
         }
         return {**columns, "label": self.numbers_of(rows["label"])} if "label" in rows else columns
 
@@ -73,9 +73,11 @@ class AudioClassification(audio.KnowsConfig, ClassTask):
         if rngs is not None and self.augment is not None:
             rate = processor.sampling_rate
             sounds = [augment_sound(sound, rate, self.augment, rng) for sound, rng in zip(sounds, rngs, strict=True)]
-        room = self._longest(processor) * processor.sampling_rate
-        drawn: Sequence[np.random.Generator | None] = rngs or [None] * len(sounds)
-        sounds = [cut(sound, int(min(room, len(sound))), rng) for sound, rng in zip(sounds, drawn, strict=True)]
+        max_samples = self._longest(processor) * processor.sampling_rate
+        generators: Sequence[np.random.Generator | None] = rngs or [None] * len(sounds)
+        sounds = [
+            cut(sound, int(min(max_samples, len(sound))), rng) for sound, rng in zip(sounds, generators, strict=True)
+        ]
         inputs = audio.model_inputs(sounds, processor, self.config, self.augment, rngs)
         return inputs, self.targets_of([row["label"] for row in rows]) if "label" in rows[0] else None
 
@@ -99,7 +101,7 @@ class AudioClassification(audio.KnowsConfig, ClassTask):
 
 
 def cut(sound: np.ndarray, samples: int, rng: np.random.Generator | None) -> np.ndarray:
-    """So many samples of a recording: anywhere in training, the middle otherwise."""
+    """Cuts a number of samples from a recording: at a random position in training, from the middle otherwise."""
     spare = len(sound) - samples
     start = spare // 2 if rng is None else int(rng.integers(spare + 1))
     return sound[start : start + samples]

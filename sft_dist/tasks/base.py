@@ -58,7 +58,7 @@ class Task(Protocol):
         """Of all texts in a stored row; `data.clean.max_chars` is the most."""
 
     def input_texts(self, rows: Rows) -> list[str]:
-        """Of each stored row the text by which near-duplicates are told; [] where the inputs are no texts."""
+        """Text of each stored row by which near-duplicates are detected; [] where the inputs are not texts."""
 
     def learn_labels(self, train: Rows) -> None:
         """Fix `labels` from the training rows, unless the recipe gives them. Raises UserError."""

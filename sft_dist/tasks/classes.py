@@ -46,18 +46,18 @@ class ClassTask(BaseTask):
     # ── labels ──────────────────────────────────────────────────────────────────────────────────────────────────────
     @property
     def label_feature(self) -> Any:
-        """How labels are stored in rows: class names, lists of them, numbers."""
+        """Type of labels in stored rows: class names, lists of them, numbers."""
         text = Value("string")
         return {"single-label": text, "multi-label": List(text), "regression": Value("float64")}[self.problem]
 
     @property
     def target_features(self) -> Features:
-        """How labels are stored in encoded examples."""
+        """Type of labels in encoded examples."""
         number = {"single-label": Value("int64"), "multi-label": List(Value("int64")), "regression": Value("float32")}
         return Features({"label": number[self.problem]})
 
     def parse(self, raw: Any, row: int) -> Any | None:
-        """A label of the source -> as it is stored; None when there is none. Raises UserError naming the row."""
+        """Converts a label of the source to its stored form; None when there is none. Raises UserError naming the row."""
         if raw is None or (isinstance(raw, float) and math.isnan(raw)):
             return None
         if self.problem == "regression":
@@ -65,14 +65,16 @@ class ClassTask(BaseTask):
         if self.problem == "multi-label":
             # A column of one number a row is read as numbers: one class each.
             parts = raw.split(self.separator) if isinstance(raw, str) else raw if isinstance(raw, list) else [raw]
-            return [self._known(class_name(part), row) for part in parts if part is not None and class_name(part)]
-        return self._known(class_name(raw), row) if class_name(raw) else None
+            return [
+                self._valid_class(class_name(value), row) for value in parts if value is not None and class_name(value)
+            ]
+        return self._valid_class(class_name(raw), row) if class_name(raw) else None
 
-    def _known(self, name: str, row: int) -> str:
+    def _valid_class(self, name: str, row: int) -> str:
         name = self.renamed.get(name, name)
         if self.given_labels and name not in self.given_labels:
-            near = difflib.get_close_matches(name, self.given_labels, 1)
-            hint = f"did you mean `{near[0]}`?" if near else ""
+            matches = difflib.get_close_matches(name, self.given_labels, 1)
+            hint = f"did you mean `{matches[0]}`?" if matches else ""
             valid = tuple(self.given_labels[:20])
             raise UserError(
                 Problem(f"row {row}: not one of data.labels", "data.labels", value=name, valid=valid, hint=hint)
@@ -92,24 +94,26 @@ class ClassTask(BaseTask):
             self.labels = sorted_labels(train.codes("label")[1])
         else:
             self.labels = sorted_labels(name for target in train.column("label") for name in target)
-        needed, said = (2, "two classes are") if self.problem == "single-label" else (1, "one class is")
-        if len(self.labels) < needed:
-            raise UserError(Problem(f"at least {said} needed", path="data.columns.label", value=str(self.labels)))
+        minimum, description = (2, "two classes are") if self.problem == "single-label" else (1, "one class is")
+        if len(self.labels) < minimum:
+            raise UserError(
+                Problem(f"at least {description} needed", path="data.columns.label", value=str(self.labels))
+            )
 
     def numbers_of(self, targets: list[Any]) -> list[Any]:
-        """Stored labels -> class numbers, lists of them, or numbers. Raises UserError for a class that is not known."""
+        """Converts stored labels to class numbers, lists of them, or numbers. Raises UserError for an unknown class."""
         if self.problem == "regression":
             return targets
         number = {label: i for i, label in enumerate(self.labels)}
         groups = [[target] for target in targets] if self.problem == "single-label" else targets
-        if strange := sorted({name for names in groups for name in names} - set(number)):
-            raise UserError(unknown_classes(strange, self.labels))
+        if unknown := sorted({name for names in groups for name in names} - set(number)):
+            raise UserError(unknown_classes(unknown, self.labels))
         if self.problem == "single-label":
             return [number[target] for target in targets]
         return [sorted({number[name] for name in names}) for names in targets]
 
     def targets_of(self, numbers: list[Any]) -> Tensor:
-        """Of encoded labels: (examples,), or (examples, classes) zeros and ones for multi-label."""
+        """Returns encoded labels as (examples,), or for multi-label as (examples, classes) of zeros and ones."""
         if self.problem == "multi-label":
             hot = torch.zeros(len(numbers), len(self.labels))
             for row, classes in enumerate(numbers):
@@ -168,7 +172,7 @@ class ClassTask(BaseTask):
 
 
 def class_name(raw: Any) -> str:
-    """Class names are text; 1, 1.0 and '1' are the same class."""
+    """Converts a value to a class name; 1, 1.0 and '1' are the same class."""
     if isinstance(raw, bool):
         return str(raw).lower()
     if isinstance(raw, float) and raw.is_integer():
@@ -177,14 +181,14 @@ def class_name(raw: Any) -> str:
 
 
 def sorted_labels(names: Iterable[str]) -> list[str]:
-    """Each once; those that are whole numbers by value, before the others."""
+    """Unique class names in order: whole numbers by value, then the others."""
     return sorted(set(names), key=lambda name: (0, int(name), name) if _WHOLE_NUMBER.fullmatch(name) else (1, 0, name))
 
 
-def unknown_classes(strange: list[str], known: list[str]) -> Problem:
+def unknown_classes(unknown: list[str], labels: list[str]) -> Problem:
     hint = "list every class in data.labels, or correct the data"
-    what = "classes that do not occur in the training rows"
-    return Problem(what, "data.labels", value=", ".join(strange[:10]), valid=tuple(known[:20]), hint=hint)
+    message = "classes that do not occur in the training rows"
+    return Problem(message, "data.labels", value=", ".join(unknown[:10]), valid=tuple(labels[:20]), hint=hint)
 
 
 def _number(raw: Any, row: int) -> float | None:

@@ -1,4 +1,4 @@
-"""Image classification: one class, or any number of classes, for a picture."""
+"""Image classification: one class, or any number of classes, for an image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sft_dist.recipe.tasks.image_classification import ImageClassificationTask
 from sft_dist.tasks.base import Rngs
 from sft_dist.tasks.classes import NO_LABEL, ClassTask
 from sft_dist.tasks.images import (
-    PICTURE,
+    IMAGE_FEATURE,
     load_image_processor,
     pixels_of,
     require_readable_path,
@@ -37,8 +37,8 @@ class ImageClassification(ClassTask):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         assert isinstance(recipe.task, ImageClassificationTask)
-        self.row_features = Features({"image": PICTURE, "label": self.label_feature})
-        self.encoded_features = Features({"image": PICTURE, **self.target_features})
+        self.row_features = Features({"image": IMAGE_FEATURE, "label": self.label_feature})
+        self.encoded_features = Features({"image": IMAGE_FEATURE, **self.target_features})
         self.augment = recipe.data.augment.image
         self.mixes = [
             (mix, alpha) for mix, alpha in ((mixup, recipe.task.mixup), (cutmix, recipe.task.cutmix)) if alpha
@@ -52,7 +52,7 @@ class ImageClassification(ClassTask):
         if label is None:
             return NO_LABEL
         if not row["image"]:
-            return "no picture"
+            return "no image"
         require_readable_path(row, "image", number)
         return {"image": row["image"], "label": label}
 
@@ -69,18 +69,18 @@ class ImageClassification(ClassTask):
     def collate(
         self, rows: list[dict[str, Any]], processor: Any, rngs: Rngs | None
     ) -> tuple[dict[str, Tensor], Tensor | None]:
-        pictures = [load_image(row["image"]) for row in rows]
+        images = [load_image(row["image"]) for row in rows]
         if rngs is not None and self.augment is not None:
-            changed = (augment_image(one, self.augment, rng).image for one, rng in zip(pictures, rngs, strict=True))
-            pictures = [Image.fromarray(pixels) for pixels in changed]
-        inputs = pixels_of(processor, pictures)
+            augmented = (augment_image(image, self.augment, rng).image for image, rng in zip(images, rngs, strict=True))
+            images = [Image.fromarray(pixels) for pixels in augmented]
+        inputs = pixels_of(processor, images)
         targets = self.targets_of([row["label"] for row in rows]) if "label" in rows[0] else None
         if rngs is not None and self.mixes and targets is not None:
             inputs["pixel_values"], targets = self._mixed(inputs["pixel_values"], targets, rngs[0])
         return inputs, targets
 
     def _mixed(self, images: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """One of the mixes for the whole micro-batch; targets become shares, (batch, classes)."""
+        """Applies one of the mixes to the whole micro-batch; targets become class weights, (batch, classes)."""
         mix, alpha = self.mixes[rng.integers(len(self.mixes))]
         shares = F.one_hot(targets, len(self.labels)).float() if targets.ndim == 1 else targets
         return mix(images, shares, alpha, rng)
@@ -116,7 +116,7 @@ def _not_for_mixed_labels(recipe: Recipe) -> Problem | None:
             "the focal loss has no meaning for labels mixed by task.mixup or task.cutmix", "train.loss", value="focal"
         )
     if getattr(loss, "class_weights", None) is not None:
-        what = "with labels mixed by task.mixup or task.cutmix an example has no class to take a weight of"
+        message = "with labels mixed by task.mixup or task.cutmix an example has no class to take a weight of"
         hint = "use data.sampling: balanced instead"
-        return Problem(what, "train.loss.class_weights", value=str(loss.class_weights), hint=hint)  # type: ignore[union-attr]
+        return Problem(message, "train.loss.class_weights", value=str(loss.class_weights), hint=hint)  # type: ignore[union-attr]
     return None

@@ -1,4 +1,4 @@
-"""What the vision tasks have in common: how pictures are stored, told apart, and made into pixels for the model."""
+"""What the vision tasks have in common: image storage, image processors and pixel values."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from sft_dist.recipe.schema import Recipe
 log = logging.getLogger("sft_dist")
 
 # Not `datasets.Image`: that copies every file into the table when the table is saved.
-PICTURE = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+IMAGE_FEATURE = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 
 
 def load_image_processor(source: str, **options: Any) -> Any:
-    """The model's own. Transformers takes its torchvision form where torchvision is installed and its Pillow form where not;
-    the file they are stored in is the same, and pixels differ by the rounding of their resizing. Raises UserError."""
+    """Loads the model's image processor. Transformers uses torchvision where it is installed and Pillow otherwise; both read
+    the same file, and pixels differ only by the rounding of their resizing. Raises UserError."""
     try:
         return AutoImageProcessor.from_pretrained(source, **options)
     except ImportError as error:
-        said = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         hint = "install timm and torchvision, or take a model of transformers' own"
         raise UserError(
-            Problem(f"its pictures cannot be prepared here: {said}", "model.path", value=source, hint=hint)
+            Problem(f"its images cannot be prepared here: {message}", "model.path", value=source, hint=hint)
         ) from error
 
 
 def config_of(recipe: Recipe, labels: list[str]) -> PreTrainedConfig:
-    """The config a model of this recipe would have, for losses that need it where no model was built by the same task."""
+    """Model config of this recipe, for losses that need it when the task has not built a model."""
     source, names = model_source(recipe.model.path), dict(enumerate(labels))
     config = AutoConfig.from_pretrained(source, revision=recipe.model.revision, id2label=names)
     for key, value in recipe.model.config.items():
@@ -45,20 +45,20 @@ def config_of(recipe: Recipe, labels: list[str]) -> PreTrainedConfig:
 
 
 def require_readable_path(row: dict[str, Any], role: str, number: int) -> None:
-    """Raises UserError naming the row when its picture may not be opened."""
+    """Raises UserError naming the row when its image may not be opened."""
     try:
         require_accepted(row[role])
     except MediaError as error:
         raise UserError(Problem(f"row {number}: {error}", f"data.columns.{role}")) from None
 
 
-def pixels_of(processor: Any, pictures: Sequence[Image]) -> dict[str, Tensor]:
-    return dict(processor(images=list(pictures), return_tensors="pt"))
+def pixels_of(processor: Any, images: Sequence[Image]) -> dict[str, Tensor]:
+    return dict(processor(images=list(images), return_tensors="pt"))
 
 
 def warn_of_batch_statistics(model: nn.Module) -> None:
-    """Batch norm uses the mean and variance of the micro-batch on one process, so that, unlike everything else, it depends on
-    how the global batch is divided."""
+    """Warns of batch norm, which uses the mean and variance of one process's micro-batch, and so depends on how the global
+    batch is divided."""
     norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     if norms:
         log.warning(

@@ -41,7 +41,8 @@ class InstructionTuning(BaseTask):
     peft_task = "CAUSAL_LM"
     counts_tokens = True
     input_roles = ("prompt",)
-    text_roles = ("instruction", "input", "output", "system")  # joined or left out when empty, before they are messages
+    # Joined, or skipped when empty, before they become messages.
+    text_roles = ("instruction", "input", "output", "system")
     row_features = Features({"chat": Value("large_string")})  # messages as JSON: tools' arguments have no common type
     encoded_features = Features({"input_ids": List(Value("int32")), "answer": List(Value("bool"))})
 
@@ -50,9 +51,9 @@ class InstructionTuning(BaseTask):
         assert isinstance(recipe.task, InstructionTuningTask)
         self.settings = recipe.task
         if self.settings.packing and recipe.tuning.method in NEED_A_CACHE:
-            what = f"cannot be combined with {recipe.tuning.method} tuning, which all packed examples would share"
+            message = f"cannot be combined with {recipe.tuning.method} tuning, which all packed examples would share"
             raise UserError(
-                Problem(what, "task.packing", value="true", hint="tune by lora, or set task.packing: false")
+                Problem(message, "task.packing", value="true", hint="tune by lora, or set task.packing: false")
             )
         if isinstance(recipe.train.loss, CrossEntropyLoss) and recipe.train.loss.class_weights is not None:
             raise UserError(Problem("tokens are not classes", "train.loss.class_weights"))
@@ -66,21 +67,23 @@ class InstructionTuning(BaseTask):
         return {"chat": json.dumps(messages, ensure_ascii=False)}
 
     def identity(self, row: dict[str, Any]) -> str:
-        """What comes before the last answer: the same question with another answer is the same question. System messages are
-        part of it, as they may hold the text that is asked about."""
+        """Returns all messages before the last answer: the same question with another answer is the same question. Includes
+        system messages, as they may contain the text that the question is about."""
         return json.dumps(json.loads(row["chat"])[:-1], ensure_ascii=False)
 
     def num_chars(self, row: dict[str, Any]) -> int:
         return sum(len(message["content"]) for message in json.loads(row["chat"]))
 
     def input_texts(self, rows: Rows) -> list[str]:
-        """All that is said but the system messages: many rows share a long one, which would make them all alike."""
+        """Returns all messages but system messages: many rows share a long one, which would make them near-duplicates."""
         chats = map(json.loads, rows.column("chat"))
-        return ["\n".join(turn["content"] for turn in one if turn["role"] != "system") for one in chats]
+        return [
+            "\n".join(turn["content"] for turn in conversation if turn["role"] != "system") for conversation in chats
+        ]
 
     # ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────
     def load_processor(self, source: str, **options: Any) -> PreTrainedTokenizerBase:
-        """With the chat template that is trained on, so that it is saved with the model."""
+        """Loads the tokenizer with the chat template used in training, so that it is saved with the model."""
         tokenizer = load_tokenizer(source, **options)
         template = self.settings.chat_template
         # An exported model has it already, perhaps on a machine where the file is not.
@@ -88,8 +91,8 @@ class InstructionTuning(BaseTask):
             tokenizer.chat_template = _read_template(template)
         elif tokenizer.chat_template is None:
             if tokenizer.eos_token is None:
-                what = "the tokenizer has neither a chat template nor an end-of-text token to end answers with"
-                raise UserError(Problem(what, "task.chat_template", hint="give a template"))
+                message = "the tokenizer has neither a chat template nor an end-of-text token to end answers with"
+                raise UserError(Problem(message, "task.chat_template", hint="give a template"))
             tokenizer.chat_template = chat.PLAIN_TEMPLATE
         return tokenizer
 
@@ -98,42 +101,48 @@ class InstructionTuning(BaseTask):
             return self._encode_prompts(rows, processor)
         numbers = rows.get(ROW) or list(range(len(rows["chat"])))
         longest = min(self.recipe.data.max_length, processor.model_max_length)
-        tokens = chat.tokenize_chats([json.loads(one) for one in rows["chat"]], processor, numbers)
-        cut = [chat.Tokens(one.ids[:longest], [False, *one.answer[1:longest]]) for one in tokens]
+        tokens = chat.tokenize_chats([json.loads(example) for example in rows["chat"]], processor, numbers)
+        cut = [chat.Tokens(example.ids[:longest], [False, *example.answer[1:longest]]) for example in tokens]
         self._require_answers(tokens, cut, numbers, longest)
         trains_on_all = self.settings.train_on == "all"
         return {
-            "input_ids": [one.ids for one in cut],
-            "answer": [one.answer for one in cut],
-            "length": [len(one.ids) for one in cut],
-            "weight": [len(one.ids) - 1 if trains_on_all else sum(one.answer) for one in cut],
-            "truncated": [len(one.ids) > longest for one in tokens],
+            "input_ids": [example.ids for example in cut],
+            "answer": [example.answer for example in cut],
+            "length": [len(example.ids) for example in cut],
+            "weight": [len(example.ids) - 1 if trains_on_all else sum(example.answer) for example in cut],
+            "truncated": [len(example.ids) > longest for example in tokens],
         }
 
     def _require_answers(
         self, tokens: list[chat.Tokens], cut: list[chat.Tokens], numbers: list[int], longest: int
     ) -> None:
-        """Raises UserError for conversations of which nothing is left to learn: their loss would be 0."""
+        """Raises UserError for conversations without any token to learn: their loss would be 0."""
         if self.settings.train_on == "all":
             return
-        unmarked = [number for number, one in zip(numbers, tokens, strict=True) if not any(one.answer)]
+        unmarked = [number for number, example in zip(numbers, tokens, strict=True) if not any(example.answer)]
         if unmarked:
-            what = f"the chat template marks no token as an answer's, in {_rows(unmarked)}"
+            message = f"the chat template marks no token as an answer's, in {_rows(unmarked)}"
             hint = "its {% generation %} ... {% endgeneration %} must enclose what the assistant says"
-            raise UserError(Problem(what, "task.chat_template", hint=hint))
-        lost = [number for number, one in zip(numbers, cut, strict=True) if not any(one.answer)]
+            raise UserError(Problem(message, "task.chat_template", hint=hint))
+        lost = [number for number, example in zip(numbers, cut, strict=True) if not any(example.answer)]
         if lost:
             needed = (
-                max(one.answer.index(True) for one, few in zip(tokens, cut, strict=True) if not any(few.answer)) + 1
+                max(
+                    example.answer.index(True)
+                    for example, truncated in zip(tokens, cut, strict=True)
+                    if not any(truncated.answer)
+                )
+                + 1
             )
-            what = f"the answers begin behind the cut, so there is nothing to learn, in {_rows(lost)}"
+            message = f"the answers begin behind the cut, so there is nothing to learn, in {_rows(lost)}"
             hint = f"raise data.max_length to {needed} at least, or drop these rows"
-            raise UserError(Problem(what, "data.max_length", value=str(longest), hint=hint))
+            raise UserError(Problem(message, "data.max_length", value=str(longest), hint=hint))
 
     def _encode_prompts(self, rows: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
-        """For `predict`."""
+        """Encodes prompts for `predict`."""
         texts = [
-            chat.render(json.loads(asked), tokenizer, number, prompt=True) for number, asked in enumerate(rows["asked"])
+            chat.render(json.loads(messages), tokenizer, number, prompt=True)
+            for number, messages in enumerate(rows["asked"])
         ]
         prompts = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return {"prompt_ids": prompts, "length": [len(ids) for ids in prompts]}
@@ -161,14 +170,14 @@ class InstructionTuning(BaseTask):
             _packed,
             features=features,
             cache_dir=str(cache_root() / "datasets"),
-            gen_kwargs={"examples": examples, "bins": [one.tolist() for one in bins]},
+            gen_kwargs={"examples": examples, "bins": [members.tolist() for members in bins]},
         )
 
     def from_input(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A question, or the JSON text of a conversation up to where the next answer begins."""
-        said = row["prompt"]
-        role = "messages" if said.startswith("[{") and said.endswith("}]") else "prompt"
-        messages = chat.messages_of({role: said}, 0) or [{"role": "user", "content": said}]
+        """Reads a question, or the JSON text of a conversation up to the start of the next answer."""
+        prompt = row["prompt"]
+        role = "messages" if prompt.startswith("[{") and prompt.endswith("}]") else "prompt"
+        messages = chat.messages_of({role: prompt}, 0) or [{"role": "user", "content": prompt}]
         messages = chat.cleaned(messages, self.recipe.data.clean)
         return {"asked": json.dumps(chat.with_system(messages, self.settings.system), ensure_ascii=False)}
 
@@ -177,40 +186,42 @@ class InstructionTuning(BaseTask):
     ) -> tuple[dict[str, Any], Tensor | None]:
         if "prompt_ids" in rows[0]:
             prompts = {"input_ids": [row["prompt_ids"] for row in rows]}
-            found = processor.pad(prompts, padding_side="left", return_tensors="pt")
-            return {"prompt_ids": found["input_ids"], "prompt_mask": found["attention_mask"]}, None
+            batch = processor.pad(prompts, padding_side="left", return_tensors="pt")
+            return {"prompt_ids": batch["input_ids"], "prompt_mask": batch["attention_mask"]}, None
         ids = [row["input_ids"] for row in rows]
         targets = [self._targets(row) for row in rows]
-        sizes = [len(one) for one in ids]
+        sizes = [len(example) for example in ids]
         if "sizes" not in rows[0]:
             mask = padded([[1] * size for size in sizes], 0)
             inputs = {"input_ids": padded(ids, processor.pad_token_id), "attention_mask": mask, "sizes": sizes}
             return inputs, padded(targets, IGNORED)
-        places = [positions(row["sizes"]) for row in rows]
+        position_ids = [positions(row["sizes"]) for row in rows]
         if (self.recipe.model.attention or "").startswith("flash"):  # keeps packs apart in a batch of a single row only
-            ids, targets, places = ([[one for row in part for one in row]] for part in (ids, targets, places))
-        # Padding is at position 0, again and again, so each padded token is an example that only sees itself.
+            ids, targets, position_ids = (
+                [[value for row in column for value in row]] for column in (ids, targets, position_ids)
+            )
+        # Every padding token has position 0, so that each is an example that attends only to itself.
         inputs = {
-            "input_ids": padded(ids, processor.pad_token_id), "position_ids": padded(places, 0), "sizes": sizes
+            "input_ids": padded(ids, processor.pad_token_id), "position_ids": padded(position_ids, 0), "sizes": sizes
         }  # fmt: skip
         return inputs, padded(targets, IGNORED)
 
     def _targets(self, row: dict[str, Any]) -> list[int]:
-        """At each token the one to come, where that is learned; never an example's first, which nothing comes before."""
+        """Returns each token's next token where it is learned; never an example's first token, which nothing predicts."""
         ids = row["input_ids"]
         learned = row["answer"]
         if self.settings.train_on == "all":
-            learned = [place > 0 for place in positions(row.get("sizes") or [len(ids)])]
-        return [id_ if wanted else IGNORED for id_, wanted in zip(ids[1:], learned[1:], strict=True)] + [IGNORED]
+            learned = [position > 0 for position in positions(row.get("sizes") or [len(ids)])]
+        return [id_ if is_target else IGNORED for id_, is_target in zip(ids[1:], learned[1:], strict=True)] + [IGNORED]
 
     # ── model ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def build_model(
         self, folder: str, revision: str | None, config: dict[str, Any], processor: Any, **options: Any
     ) -> PreTrainedModel:
         model = load_pretrained(AutoModelForCausalLM, folder, revision, config, **options)
-        if self.settings.packing and (found := leak(model, model.get_input_embeddings().num_embeddings)) > LEAK:
-            what = f"{type(model).__name__} does not keep packed examples apart: one changes another's logits by {found:.1g}"
-            raise UserError(Problem(what, "task.packing", value="true", hint="set task.packing: false"))
+        if self.settings.packing and (leaked := leak(model, model.get_input_embeddings().num_embeddings)) > LEAK:
+            message = f"{type(model).__name__} does not keep packed examples apart: one changes another's logits by {leaked:.1g}"
+            raise UserError(Problem(message, "task.packing", value="true", hint="set task.packing: false"))
         return model
 
     def build_loss(self, train: Examples) -> TokenLoss:
@@ -223,26 +234,26 @@ class InstructionTuning(BaseTask):
     def forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         if "prompt_ids" in inputs:
             return None
-        given = {name: value for name, value in inputs.items() if name != "sizes"}
+        arguments = {name: value for name, value in inputs.items() if name != "sizes"}
         # Without a cache: nothing is generated here, and with one the positions would not keep packed examples apart.
-        return model(**given, use_cache=False).logits
+        return model(**arguments, use_cache=False).logits
 
     # ── predictions ─────────────────────────────────────────────────────────────────────────────────────────────────
     def predict(self, model: nn.Module, inputs: dict[str, Any], outputs: Any, processor: Any) -> list[Any]:
-        """Prompts: the answers' texts. Whole conversations: of each token but the first, its negative log-likelihood and
-        the token that would have been said in its place, (2, tokens - 1)."""
+        """Returns the answers' texts for prompts. For whole conversations: negative log-likelihood of each token but the
+        first, and the likeliest token at its position, (2, tokens - 1)."""
         if "prompt_ids" in inputs:
             return self._answer(model, inputs, processor)
-        found = []
+        predictions = []
         ids, logits, sizes = inputs["input_ids"], outputs, inputs["sizes"]
         if len(sizes) > len(ids):  # one row of all, for flash attention
             ids, logits = ids[0].split(sizes), logits[0].split(sizes)
-        for row, said, size in zip(ids, logits, sizes, strict=True):
-            parts = list(zip(said[: size - 1].split(CHUNK), row[1:size].split(CHUNK), strict=True))
-            losses = torch.cat([F.cross_entropy(some.float(), these, reduction="none") for some, these in parts])
-            best = torch.cat([some.argmax(-1) for some, _ in parts])
-            found.append((losses.cpu().numpy(), best.cpu().numpy().astype(np.int32)))
-        return found
+        for row, row_logits, size in zip(ids, logits, sizes, strict=True):
+            parts = list(zip(row_logits[: size - 1].split(CHUNK), row[1:size].split(CHUNK), strict=True))
+            losses = torch.cat([F.cross_entropy(chunk.float(), targets, reduction="none") for chunk, targets in parts])
+            best = torch.cat([chunk.argmax(-1) for chunk, _ in parts])
+            predictions.append((losses.cpu().numpy(), best.cpu().numpy().astype(np.int32)))
+        return predictions
 
     def _answer(self, model: Any, inputs: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[str]:
         prompts = inputs["prompt_ids"]
@@ -258,13 +269,13 @@ class InstructionTuning(BaseTask):
         return tokenizer.batch_decode(written[:, prompts.shape[1] :], skip_special_tokens=True)
 
     def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
-        """On the tokens of answers. exact_match: share of examples of which every token would have been said, which is
-        greedy decoding giving the very same answers."""
+        """Scores the tokens of answers. exact_match: share of examples of which every token is the likeliest, so that greedy
+        decoding gives the same answers."""
         nll, tokens, right, matched = 0.0, 0, 0, 0
         answers = examples.column("answer")
-        for (losses, said), answer, ids in zip(predictions, answers, examples.column("input_ids"), strict=True):
+        for (losses, predicted), answer, ids in zip(predictions, answers, examples.column("input_ids"), strict=True):
             marked = np.array(answer[1:], dtype=bool)
-            agree = said[marked] == np.array(ids[1:])[marked]
+            agree = predicted[marked] == np.array(ids[1:])[marked]
             nll += float(losses[marked].sum(dtype=np.float64))
             tokens += int(marked.sum())
             right += int(agree.sum())
@@ -287,9 +298,9 @@ GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": Non
 
 
 def _stops(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end an answer: the model's and tokenizer's, and the one the chat template ends a turn with."""
-    known = model.generation_config.eos_token_id
-    stops = {tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])} - {None}
+    """Tokens that end an answer: those of the model and tokenizer, and the token that ends a turn in the chat template."""
+    eos = model.generation_config.eos_token_id
+    stops = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
     sample = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     (tokens,) = chat.tokenize_chats([sample], tokenizer, [0])
     last = [id_ for id_, answer in zip(tokens.ids, tokens.answer, strict=True) if answer][-1:]
@@ -298,15 +309,15 @@ def _stops(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _packed(examples: Dataset, bins: list[list[int]]) -> Iterator[dict[str, Any]]:
     for members in bins:
-        found = examples[members]
+        batch = examples[members]
         yield {
-            "input_ids": [one for ids in found["input_ids"] for one in ids],
-            "answer": [one for answer in found["answer"] for one in answer],
-            "sizes": found["length"],
-            "length": sum(found["length"]),
-            "weight": sum(found["weight"]),
-            "truncated": any(found["truncated"]),
-            ROW: found[ROW][0],
+            "input_ids": [value for ids in batch["input_ids"] for value in ids],
+            "answer": [value for answer in batch["answer"] for value in answer],
+            "sizes": batch["length"],
+            "length": sum(batch["length"]),
+            "weight": sum(batch["weight"]),
+            "truncated": any(batch["truncated"]),
+            ROW: batch[ROW][0],
         }
 
 

@@ -35,8 +35,8 @@ def load_pretrained(
     settings: dict[str, Any] | None = None,
     **options: Any,
 ) -> PreTrainedModel:
-    """A model of `auto_class`. `config`: the user's values, checked; `settings`: the task's own; `labels`: names of the
-    outputs. A pretrained head for another number of outputs is replaced by a new one. Raises UserError for a value that the
+    """Loads a model of `auto_class`. `config`: the user's values, checked; `settings`: the task's own; `labels`: names of
+    the outputs. A pretrained head for another number of outputs is replaced by a new one. Raises UserError for a value that the
     model's config does not have."""
     # Only a task whose outputs have names expects other shapes than the checkpoint's.
     safe = {"trust_remote_code": False, "use_safetensors": True, "weights_only": True}
@@ -51,21 +51,21 @@ def load_pretrained(
             "id2label": numbered,
             "label2id": {name: i for i, name in numbered.items()},
         }
-    found = AutoConfig.from_pretrained(folder, revision=revision, **names, **(settings or {}), **code)
-    known = found.to_dict()
+    model_config = AutoConfig.from_pretrained(folder, revision=revision, **names, **(settings or {}), **code)
+    valid = model_config.to_dict()
     for key, value in config.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 3)
-            hint = f"did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else ""
-            what = f"the config of {type(found).__name__} has no such value"
-            raise UserError(Problem(what, path=f"model.config.{key}", value=key, hint=hint))
-        setattr(found, key, value)
-    spare_heads(options, auto_class, found, **code)
+        if key not in valid:
+            matches = difflib.get_close_matches(key, valid, 3)
+            hint = f"did you mean {' or '.join(f'`{name}`' for name in matches)}?" if matches else ""
+            message = f"the config of {type(model_config).__name__} has no such value"
+            raise UserError(Problem(message, path=f"model.config.{key}", value=key, hint=hint))
+        setattr(model_config, key, value)
+    spare_heads(options, auto_class, model_config, **code)
     # fp32 weights whatever the checkpoint holds: bf16 weights would train without a master copy.
     model, info = auto_class.from_pretrained(
-        folder, revision=revision, config=found, dtype=torch.float32, output_loading_info=True, **options
+        folder, revision=revision, config=model_config, dtype=torch.float32, output_loading_info=True, **options
     )
-    new = sorted({*info["missing_keys"], *(one[0] for one in info.get("mismatched_keys") or ())})
+    new = sorted({*info["missing_keys"], *(mismatch[0] for mismatch in info.get("mismatched_keys") or ())})
     if new:
         log.info("new weights, not in %s: %s", folder, join_names(new))
     model.new_weights = new  # adapters alone would leave them as they are
@@ -76,7 +76,7 @@ def load_pretrained(
 
 
 def _warn_of_other_names(theirs: list[str], labels: list[str], folder: str) -> None:
-    """A kept head of as many outputs, which stand for other classes or for the same in another order."""
+    """Warns of a kept head with as many outputs, which stand for other classes or for the same in another order."""
     if len(theirs) != len(labels) or len(labels) < 2 or any(map(_GENERIC.fullmatch, (*theirs, *labels))):
         return
     if [name.casefold() for name in theirs] != [name.casefold() for name in labels]:
@@ -84,7 +84,7 @@ def _warn_of_other_names(theirs: list[str], labels: list[str], folder: str) -> N
 
 
 def were_cut(encoded: BatchEncoding, longest: int) -> list[bool]:
-    """Which texts lost tokens. Tokenizers that are not written in Rust do not tell: of theirs, all that fill the length."""
+    """Texts that were truncated. Tokenizers not written in Rust do not report it: assumes it of all texts of full length."""
     if encoded.encodings is None:
         return [len(ids) >= longest for ids in encoded["input_ids"]]
-    return [bool(one.overflowing) for one in encoded.encodings]
+    return [bool(encoding.overflowing) for encoding in encoded.encodings]

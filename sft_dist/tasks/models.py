@@ -1,4 +1,4 @@
-"""Processor and model from a recipe, the same way for training, judging, exporting and predicting."""
+"""Processor and model from a recipe, the same way for training, evaluation, export and prediction."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def build_model(recipe: Recipe, task: Task, processor: Any) -> nn.Module:
     """The base model with the task's head and the recipe's tuning; head and adapters are new, from `train.seed`."""
     torch.manual_seed(recipe.train.seed)
     options = {**_pinned(recipe.model), **_weights(recipe.model), **quantization(recipe)}
-    if problems := [one for one in missing_packages(recipe) if one.path in ("model.attention", "tuning.method")]:
+    if problems := [
+        problem for problem in missing_packages(recipe) if problem.path in ("model.attention", "tuning.method")
+    ]:
         raise UserError(problems)  # before transformers fetches kernels from the hub instead
     try:
         model = task.build_model(
@@ -46,10 +48,10 @@ def build_model(recipe: Recipe, task: Task, processor: Any) -> nn.Module:
         )
     except (OSError, ValueError, ImportError, UnpicklingError) as error:
         raise _explained(error, recipe.model) from error
-    wanted, got = recipe.model.attention, model.config._attn_implementation
-    if wanted is not None and wanted != got:
-        what = f"{type(model).__name__} does not have it, and would use {got} instead"
-        raise UserError(Problem(what, "model.attention", value=wanted))
+    attention, model_attention = recipe.model.attention, model.config._attn_implementation
+    if attention is not None and attention != model_attention:
+        message = f"{type(model).__name__} does not have it, and would use {model_attention} instead"
+        raise UserError(Problem(message, "model.attention", value=attention))
     if getattr(model.config, "pad_token_id", None) is None and getattr(processor, "pad_token_id", None) is not None:
         model.config.pad_token_id = processor.pad_token_id
     if getattr(model.config, "use_cache", False) and not model.can_generate():
@@ -74,21 +76,21 @@ def _weights(model: Model) -> dict[str, Any]:
 
 
 def _explained(error: Exception, model: Model) -> Exception:
-    """What transformers says about a model that the recipe does not let it load, with the setting that would."""
-    said = " ".join(str(error).split())
+    """Explains an error of transformers with the recipe setting that would let it load the model."""
+    text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return error
-    if "trust_remote_code" in said:
+    if "trust_remote_code" in text:
         hint = "read that code, then name the commit you have read: model.trust_remote_code: <40 hexadecimal digits>"
         return UserError(Problem("needs code that comes with it", "model.path", value=model.path, hint=hint))
-    if isinstance(error, OSError) and "safetensors" in said and not model.allow_pickle:
+    if isinstance(error, OSError) and "safetensors" in text and not model.allow_pickle:
         hint = "if they are there as a pickle (.bin) and you trust them: model.allow_pickle: true"
         return UserError(Problem("has no weights in a .safetensors file", "model.path", value=model.path, hint=hint))
     if isinstance(error, UnpicklingError):
-        what = "its pickle holds more than tensors, and is not read"
+        message = "its pickle holds more than tensors, and is not read"
         return UserError(
-            Problem(what, "model.path", value=model.path, hint="save it as safetensors where you trust it")
+            Problem(message, "model.path", value=model.path, hint="save it as safetensors where you trust it")
         )
-    if model.attention and "attention" in said.lower():
-        return UserError(Problem(said.split(". ")[0], "model.attention", value=model.attention))
+    if model.attention and "attention" in text.lower():
+        return UserError(Problem(text.split(". ")[0], "model.attention", value=model.attention))
     return error

@@ -1,4 +1,4 @@
-"""Object detection: boxes with classes in a picture."""
+"""Object detection: boxes with classes in an image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sft_dist.recipe.tasks.object_detection import ObjectDetectionTask
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.classes import NO_LABEL, class_name, sorted_labels, unknown_classes
 from sft_dist.tasks.images import (
-    PICTURE,
+    IMAGE_FEATURE,
     config_of,
     load_image_processor,
     pixels_of,
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
 
 class ObjectDetection(BaseTask):
-    """Boxes are x, y, width, height in pixels of the original picture, but for the model centre and size as shares of it.
+    """Boxes are x, y, width, height in pixels of the original image; the model receives centre and size as fractions of it.
 
-    A picture is padded to the largest of its micro-batch. DETR's kin are told so by a mask; YOLOS is not, and sees the
-    padding.
+    Each image is padded to the largest of its micro-batch. Models like DETR receive a padding mask; YOLOS has none and
+    sees the padding.
     """
 
     pipeline_tag = "object-detection"
@@ -53,23 +53,25 @@ class ObjectDetection(BaseTask):
         self.renamed = dict(recipe.data.clean.map_labels)
         self.augment = recipe.data.augment.image
         boxes = List(List(Value("float64")))
-        self.row_features = Features({"image": PICTURE, "objects": {"bbox": boxes, "category": List(Value("string"))}})
-        self.encoded_features = Features({"image": PICTURE, "boxes": boxes, "classes": List(Value("int64"))})
+        self.row_features = Features(
+            {"image": IMAGE_FEATURE, "objects": {"bbox": boxes, "category": List(Value("string"))}}
+        )
+        self.encoded_features = Features({"image": IMAGE_FEATURE, "boxes": boxes, "classes": List(Value("int64"))})
         self.model_config: PreTrainedConfig | None = None  # of the model that was built
 
     # ── rows and examples ───────────────────────────────────────────────────────────────────────────────────────────
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
-        """A picture may well have no objects, but has to say so."""
+        """Reads a row. An image without objects is valid, but a missing list of objects is not."""
         if not row["image"]:
-            return "no picture"
+            return "no image"
         require_readable_path(row, "image", number)
         if row["objects"] is None:
             return NO_LABEL
         boxes, names = _boxes_and_names(row["objects"], number)
         names = [self.renamed.get(name, name) for name in names]
-        if self.recipe.data.labels and (strange := sorted(set(names) - set(self.recipe.data.labels))):
-            what, valid = f"row {number}: not one of data.labels", tuple(self.recipe.data.labels[:20])
-            raise UserError(Problem(what, "data.labels", value=", ".join(strange), valid=valid))
+        if self.recipe.data.labels and (unknown := sorted(set(names) - set(self.recipe.data.labels))):
+            message, valid = f"row {number}: not one of data.labels", tuple(self.recipe.data.labels[:20])
+            raise UserError(Problem(message, "data.labels", value=", ".join(unknown), valid=valid))
         return {"image": row["image"], "objects": {"bbox": boxes, "category": names}}
 
     def identity(self, row: dict[str, Any]) -> bytes:
@@ -90,34 +92,34 @@ class ObjectDetection(BaseTask):
         if "objects" not in rows:
             return columns
         number = {label: i for i, label in enumerate(self.labels)}
-        names = [objects["category"] for objects in rows["objects"]]
-        if strange := sorted({name for some in names for name in some} - set(number)):
-            raise UserError(unknown_classes(strange, self.labels))
+        categories = [objects["category"] for objects in rows["objects"]]
+        if unknown := sorted({name for class_names in categories for name in class_names} - set(number)):
+            raise UserError(unknown_classes(unknown, self.labels))
         return columns | {
             "boxes": [objects["bbox"] for objects in rows["objects"]],
-            "classes": [[number[name] for name in some] for some in names],
-            "num_boxes": [len(some) for some in names],
+            "classes": [[number[name] for name in class_names] for class_names in categories],
+            "num_boxes": [len(class_names) for class_names in categories],
         }
 
     def collate(
         self, rows: list[dict[str, Any]], processor: Any, rngs: Rngs | None
     ) -> tuple[dict[str, Any], list[dict[str, Tensor]] | None]:
-        pictures, targets = [], []
+        images, targets = [], []
         for position, row in enumerate(rows):
-            picture = load_image(row["image"])
+            image = load_image(row["image"])
             boxes = np.array(row.get("boxes", []), dtype=np.float64).reshape(-1, 4)
             if rngs is not None and self.augment is not None:
-                changed = augment_image(picture, self.augment, rngs[position], boxes)
-                picture, boxes, kept = Image.fromarray(changed.image), changed.boxes, changed.box_indices
+                changed = augment_image(image, self.augment, rngs[position], boxes)
+                image, boxes, box_indices = Image.fromarray(changed.image), changed.boxes, changed.box_indices
             else:
-                boxes, kept = clip_boxes(boxes, picture.width, picture.height, visible=0.0)
-            pictures.append(picture)
-            targets.append(_target(boxes, np.array(row.get("classes", []), dtype=np.int64)[kept], picture))
-        inputs: dict[str, Any] = pixels_of(processor, pictures)
-        inputs["sizes"] = torch.tensor([[picture.width, picture.height] for picture in pictures])
+                boxes, box_indices = clip_boxes(boxes, image.width, image.height, visible=0.0)
+            images.append(image)
+            targets.append(_target(boxes, np.array(row.get("classes", []), dtype=np.int64)[box_indices], image))
+        inputs: dict[str, Any] = pixels_of(processor, images)
+        inputs["sizes"] = torch.tensor([[image.width, image.height] for image in images])
         if "boxes" not in rows[0]:
             return inputs, None
-        # Given labels, RT-DETR adds its denoising queries, and every model what the loss is computed from.
+        # With labels, RT-DETR adds its denoising queries, and every model adds what the loss is computed from.
         return inputs | {"labels": targets}, targets
 
     # ── model ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -142,14 +144,14 @@ class ObjectDetection(BaseTask):
 
     def predict(self, model: nn.Module, inputs: dict[str, Any], outputs: Any, processor: Any) -> list[Any]:
         kind = model.config.model_type  # type: ignore[union-attr]
-        return found_boxes(outputs.logits.float(), outputs.pred_boxes.float(), inputs["sizes"], kind in SOFTMAX)
+        return predicted_boxes(outputs.logits.float(), outputs.pred_boxes.float(), inputs["sizes"], kind in SOFTMAX)
 
     # ── scores ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
         boxes, classes = examples.column("boxes"), examples.column("classes")
         truth = [
-            {"boxes": np.array(some, dtype=np.float64).reshape(-1, 4), "labels": np.array(numbers, dtype=np.int64)}
-            for some, numbers in zip(boxes, classes, strict=True)
+            {"boxes": np.array(row, dtype=np.float64).reshape(-1, 4), "labels": np.array(labels, dtype=np.int64)}
+            for row, labels in zip(boxes, classes, strict=True)
         ]
         return box_scores(predictions, truth, self.labels)
 
@@ -158,61 +160,63 @@ class ObjectDetection(BaseTask):
             {
                 "objects": [
                     {"label": self.labels[label], "score": float(score), "box": [round(float(x), 1) for x in box]}
-                    for box, score, label in zip(one["boxes"], one["scores"], one["labels"], strict=True)
+                    for box, score, label in zip(
+                        prediction["boxes"], prediction["scores"], prediction["labels"], strict=True
+                    )
                     if score >= self.threshold
                 ]
             }
-            for one in predictions
+            for prediction in predictions
         ]
 
 
-def found_boxes(
-    logits: Tensor,  # (pictures, queries, classes), with "nothing" as the last class when `softmax`
-    boxes: Tensor,  # (pictures, queries, 4) centre and size, shares of the picture's
-    sizes: Tensor,  # (pictures, 2) width and height in pixels
+def predicted_boxes(
+    logits: Tensor,  # (images, queries, classes), with "nothing" as the last class when `softmax`
+    boxes: Tensor,  # (images, queries, 4) centre and size, as fractions of the image's
+    sizes: Tensor,  # (images, 2) width and height in pixels
     softmax: bool,
 ) -> list[dict[str, np.ndarray]]:
-    """Of each picture the likeliest boxes: boxes (n, 4) x, y, width, height in pixels, inside it; scores (n,) falling;
-    labels (n,). Each query has one class with softmax, any number without."""
-    most = min(MOST_BOXES, boxes.shape[1])
+    """Returns the likeliest boxes of each image: boxes (n, 4) x, y, width, height in pixels, inside it; scores (n,)
+    descending; labels (n,). Each query has one class with softmax, any number without."""
+    count = min(MOST_BOXES, boxes.shape[1])
     if softmax:
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)
-        scores, queries = scores.topk(most)
+        scores, queries = scores.topk(count)
         labels = labels.gather(1, queries)
     else:
-        scores, places = logits.sigmoid().flatten(1).topk(most)
-        queries, labels = places // logits.shape[-1], places % logits.shape[-1]
-    chosen = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
-    scale = sizes.to(boxes)[:, None]  # (pictures, 1, 2)
-    low = (chosen[..., :2] - chosen[..., 2:] / 2).clamp(0, 1) * scale
-    high = (chosen[..., :2] + chosen[..., 2:] / 2).clamp(0, 1) * scale
-    found = torch.cat([low, high - low], dim=-1)
+        scores, indices = logits.sigmoid().flatten(1).topk(count)
+        queries, labels = indices // logits.shape[-1], indices % logits.shape[-1]
+    query_boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
+    scale = sizes.to(boxes)[:, None]  # (images, 1, 2)
+    low = (query_boxes[..., :2] - query_boxes[..., 2:] / 2).clamp(0, 1) * scale
+    high = (query_boxes[..., :2] + query_boxes[..., 2:] / 2).clamp(0, 1) * scale
+    pixel_boxes = torch.cat([low, high - low], dim=-1)
     return [
         {"boxes": box.numpy(), "scores": score.numpy(), "labels": label.numpy()}
-        for box, score, label in zip(found.detach().cpu(), scores.detach().cpu(), labels.cpu(), strict=True)
+        for box, score, label in zip(pixel_boxes.detach().cpu(), scores.detach().cpu(), labels.cpu(), strict=True)
     ]
 
 
-def _target(boxes: np.ndarray, classes: np.ndarray, picture: Image.Image) -> dict[str, Tensor]:
-    """By hand and not by the image processor, which would have boxes relative to the padded picture, and so dependent on
-    what else is in the micro-batch."""
-    relative = boxes / [picture.width, picture.height, picture.width, picture.height]
+def _target(boxes: np.ndarray, classes: np.ndarray, image: Image.Image) -> dict[str, Tensor]:
+    """Computes relative boxes here: the image processor would relate them to the padded image, and so to the rest of the
+    micro-batch."""
+    relative = boxes / [image.width, image.height, image.width, image.height]
     centred = np.concatenate([relative[:, :2] + relative[:, 2:] / 2, relative[:, 2:]], axis=1)
     return {"class_labels": torch.from_numpy(classes), "boxes": torch.from_numpy(centred).float()}
 
 
 def _boxes_and_names(objects: Any, number: int) -> tuple[list[list[float]], list[str]]:
-    """Objects as {"bbox": [...], "category": [...]} or as a list of {"bbox", "category"}. Boxes without any area, of which
-    large data sets have some, are left out. Raises UserError for what is no box."""
+    """Accepts {"bbox": [...], "category": [...]} or a list of {"bbox", "category"}. Skips boxes without area, which large
+    data sets contain. Raises UserError for invalid boxes."""
     if isinstance(objects, list):
-        objects = {key: [one[key] for one in objects] for key in ("bbox", "category")}
-    boxes, names = list(objects["bbox"]), [class_name(one) for one in objects["category"]]
+        objects = {key: [value[key] for value in objects] for key in ("bbox", "category")}
+    boxes, names = list(objects["bbox"]), [class_name(value) for value in objects["category"]]
     if len(boxes) != len(names):
-        what, found = f"row {number}: each box needs one category", f"{len(boxes)} boxes, {len(names)} categories"
-        raise UserError(Problem(what, "data.columns.objects", value=found))
+        message, counts = f"row {number}: each box needs one category", f"{len(boxes)} boxes, {len(names)} categories"
+        raise UserError(Problem(message, "data.columns.objects", value=counts))
     for box in boxes:
         if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] < 0 or box[3] < 0:
-            what = f"row {number}: a box needs x, y, width and height in pixels"
-            raise UserError(Problem(what, "data.columns.objects", value=str(list(box))))
-    kept = [position for position, box in enumerate(boxes) if box[2] > 0 and box[3] > 0]
-    return [[float(x) for x in boxes[i]] for i in kept], [names[i] for i in kept]
+            message = f"row {number}: a box needs x, y, width and height in pixels"
+            raise UserError(Problem(message, "data.columns.objects", value=str(list(box))))
+    valid = [position for position, box in enumerate(boxes) if box[2] > 0 and box[3] > 0]
+    return [[float(x) for x in boxes[i]] for i in valid], [names[i] for i in valid]

@@ -1,4 +1,4 @@
-"""Semantic segmentation: a class for every pixel of a picture."""
+"""Semantic segmentation: a class for every pixel of an image."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sft_dist.recipe.tasks.semantic_segmentation import SemanticSegmentationTask
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.classes import unknown_classes
 from sft_dist.tasks.images import (
-    PICTURE,
+    IMAGE_FEATURE,
     config_of,
     load_image_processor,
     pixels_of,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sft_dist")
 
-# Models that find masks and their classes, and not a class for each pixel; only the first's loss is known here.
+# Models that predict masks with classes instead of a class for each pixel. Only the loss of QUERIES is implemented.
 QUERIES = ("mask2former",)
 MOST_CLASSES = 256  # masks are handled in bytes
 OTHER_QUERIES = ("maskformer", "oneformer", "eomt", "eomt_dinov3", "videomt")
@@ -54,8 +54,8 @@ OTHER_QUERIES = ("maskformer", "oneformer", "eomt", "eomt_dinov3", "videomt")
 class SemanticSegmentation(BaseTask):
     """Pixel values of a mask are class numbers, in the order of the labels.
 
-    The model sees every picture squeezed to one size, and is trained on the mask squeezed likewise; it is judged on the mask
-    as it is. Auxiliary heads (UPerNet) are left out: their output is known to the model's own loss alone.
+    Every image is resized to one size, and so is its mask in training; evaluation uses the mask at its original size.
+    Auxiliary heads (UPerNet) are disabled: only the model's own loss uses their output.
     """
 
     pipeline_tag = "image-segmentation"
@@ -66,15 +66,15 @@ class SemanticSegmentation(BaseTask):
         assert isinstance(recipe.task, SemanticSegmentationTask)
         self.ignore_index = recipe.task.ignore_index
         self.augment = recipe.data.augment.image
-        self.row_features = Features({"image": PICTURE, "mask": PICTURE, "pixels": List(Value("int64"))})
+        self.row_features = Features({"image": IMAGE_FEATURE, "mask": IMAGE_FEATURE, "pixels": List(Value("int64"))})
         self.encoded_features = self.row_features
         self.model_config: PreTrainedConfig | None = None  # of the model that was built
 
     # ── rows and examples ───────────────────────────────────────────────────────────────────────────────────────────
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
-        """Masks are opened here, to count the pixels of each class. Raises UserError."""
+        """Opens the mask and counts the pixels of each class. Raises UserError."""
         if not row["image"] or not row["mask"]:
-            return "no picture" if not row["image"] else "no mask"
+            return "no image" if not row["image"] else "no mask"
         require_readable_path(row, "image", number)
         try:
             mask = load_mask(row["mask"])
@@ -86,70 +86,72 @@ class SemanticSegmentation(BaseTask):
         pixels = np.bincount(values)
         named = len(self.recipe.data.labels) if self.recipe.data.labels else MOST_CLASSES
         if len(pixels) > named:
-            what = f"row {number}: the mask has a value that no class has"
+            message = f"row {number}: the mask has a value that no class has"
             hint = f"values are numbers of classes, from 0; {self.ignore_index} (task.ignore_index) means none"
             valid = tuple(f"{i} ({label})" for i, label in enumerate((self.recipe.data.labels or [])[:20]))
-            raise UserError(Problem(what, "data.labels", value=str(len(pixels) - 1), valid=valid, hint=hint))
+            raise UserError(Problem(message, "data.labels", value=str(len(pixels) - 1), valid=valid, hint=hint))
         return {"image": row["image"], "mask": row["mask"], "pixels": pixels.tolist()}
 
     def identity(self, row: dict[str, Any]) -> bytes:
         return content(row["image"])
 
     def learn_labels(self, train: Rows) -> None:
-        """Without names in the recipe, classes are called by their numbers."""
+        """Names classes by their numbers when the recipe has no names."""
         self.labels = self.labels or [str(number) for number in range(max(map(len, train.column("pixels"))))]
         if len(self.labels) < 2:
             raise UserError(Problem("at least two classes are needed", "data.columns.mask", value=str(self.labels)))
 
     def load_processor(self, source: str, **options: Any) -> Any:
         processor = load_image_processor(source, **options)
-        squeeze_whole_pictures(processor)
+        resize_without_cropping(processor)
         return processor
 
     def encode(self, rows: dict[str, list[Any]], processor: Any) -> dict[str, list[Any]]:
         columns = {"image": rows["image"], "length": [1] * len(rows["image"])}
         if "mask" not in rows:
             return columns
-        most = max(map(len, rows["pixels"]))
-        if most > len(self.labels):
-            raise UserError(unknown_classes([str(number) for number in range(len(self.labels), most)], self.labels))
+        num_classes = max(map(len, rows["pixels"]))
+        if num_classes > len(self.labels):
+            raise UserError(
+                unknown_classes([str(number) for number in range(len(self.labels), num_classes)], self.labels)
+            )
         return columns | {"mask": rows["mask"], "pixels": rows["pixels"]}
 
     def collate(
         self, rows: list[dict[str, Any]], processor: Any, rngs: Rngs | None
     ) -> tuple[dict[str, Any], Tensor | None]:
-        pictures = [load_image(row["image"]) for row in rows]
+        images = [load_image(row["image"]) for row in rows]
         masks: list[Any] = (
-            [_mask(row, picture) for row, picture in zip(rows, pictures, strict=True)] if "mask" in rows[0] else []
+            [_mask(row, image) for row, image in zip(rows, images, strict=True)] if "mask" in rows[0] else []
         )
         if rngs is not None and self.augment is not None:
-            several = [
-                augment_image(picture, self.augment, rng, mask=mask, ignore_index=self.ignore_index)
-                for picture, mask, rng in zip(pictures, masks, rngs, strict=True)
+            augmented = [
+                augment_image(image, self.augment, rng, mask=mask, ignore_index=self.ignore_index)
+                for image, mask, rng in zip(images, masks, rngs, strict=True)
             ]
-            pictures, masks = [Image.fromarray(one.image) for one in several], [one.mask for one in several]
-        inputs: dict[str, Any] = pixels_of(processor, pictures)
-        inputs["sizes"] = torch.tensor([[picture.height, picture.width] for picture in pictures])
+            images, masks = [Image.fromarray(pair.image) for pair in augmented], [pair.mask for pair in augmented]
+        inputs: dict[str, Any] = pixels_of(processor, images)
+        inputs["sizes"] = torch.tensor([[image.height, image.width] for image in images])
         if not masks:
             return inputs, None
         if rngs is None:
-            # A prediction is a confusion matrix, for which `predict` has to see the truth: class maps of a whole split are
-            # too much to keep.
+            # A prediction is a confusion matrix, so `predict` needs the true mask: the class maps of a whole split do not
+            # fit in memory.
             inputs["masks"] = [torch.from_numpy(mask.astype(np.uint8)) for mask in masks]
         height, width = inputs["pixel_values"].shape[-2:]
-        squeezed = [Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST) for mask in masks]  # fmt: skip
-        return inputs, torch.from_numpy(np.stack([np.asarray(mask) for mask in squeezed]).astype(np.int64))
+        resized = [Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST) for mask in masks]  # fmt: skip
+        return inputs, torch.from_numpy(np.stack([np.asarray(mask) for mask in resized]).astype(np.int64))
 
     # ── model ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def build_model(
         self, folder: str, revision: str | None, config: dict[str, Any], processor: Any, **options: Any
     ) -> PreTrainedModel:
-        """Raises UserError for a model whose loss is not known here."""
+        """Builds the model. Raises UserError for a model whose loss is not implemented."""
         code = {key: options[key] for key in ("trust_remote_code", "code_revision") if key in options}
         kind = AutoConfig.from_pretrained(folder, revision=revision, **code).model_type
         if kind in OTHER_QUERIES:
-            what = "its loss cannot be written as a sum over pictures, which training on any number of processes needs"
-            raise UserError(Problem(what, "model.path", value=kind, valid=("segformer", "upernet", *QUERIES)))
+            message = "its loss cannot be written as a sum over images, which training on any number of processes needs"
+            raise UserError(Problem(message, "model.path", value=kind, valid=("segformer", "upernet", *QUERIES)))
         auto = AutoModelForUniversalSegmentation if kind in QUERIES else AutoModelForSemanticSegmentation
         settings = {"use_auxiliary_head": False}
         model = load_pretrained(auto, folder, revision, config, self.labels, settings, **options)
@@ -168,17 +170,17 @@ class SemanticSegmentation(BaseTask):
         config, loss = self.model_config or config_of(self.recipe, self.labels), self.recipe.train.loss
         if config.model_type in QUERIES:
             if loss is not None:
-                what = "this model has a matching loss of its own"
-                raise UserError(Problem(what, "train.loss", value=loss.name, hint="leave it out"))
+                message = "this model has a matching loss of its own"
+                raise UserError(Problem(message, "train.loss", value=loss.name, hint="remove it"))
             return QueryLoss(config, self.ignore_index)
         if isinstance(loss, OverlapLoss):
             return PixelLoss(CrossEntropy(), self.ignore_index, 1 - loss.cross_entropy, OVERLAPS[loss.name])
         if getattr(loss, "class_weights", None) == "balanced":
             loss = loss.model_copy(update={"class_weights": self._balanced(train)})  # type: ignore[union-attr]
-        return PixelLoss(build_loss(loss, "single-label", self.labels, _none), self.ignore_index)  # type: ignore[arg-type]
+        return PixelLoss(build_loss(loss, "single-label", self.labels, _no_balanced_targets), self.ignore_index)  # type: ignore[arg-type]
 
     def _balanced(self, train: Examples) -> list[float]:
-        """As for other losses, counted in pixels."""
+        """Balanced class weights, counted in pixels."""
         counts = np.zeros(len(self.labels))
         for pixels in train.column("pixels"):
             counts[: len(pixels)] += pixels
@@ -191,73 +193,73 @@ class SemanticSegmentation(BaseTask):
         return model(pixel_values=inputs["pixel_values"])
 
     def predict(self, model: nn.Module, inputs: dict[str, Any], outputs: Any, processor: Any) -> list[Any]:
-        """A confusion matrix where the truth is known, otherwise the class map."""
+        """Returns a confusion matrix where there is a true mask, otherwise the class map."""
         maps = [
-            F.interpolate(one[None], tuple(size.tolist()), mode="bilinear", align_corners=False)[0].argmax(dim=0)
-            for one, size in zip(class_scores(outputs), inputs["sizes"], strict=True)
+            F.interpolate(scores[None], tuple(size.tolist()), mode="bilinear", align_corners=False)[0].argmax(dim=0)
+            for scores, size in zip(class_scores(outputs), inputs["sizes"], strict=True)
         ]
-        found = [one.to("cpu", torch.uint8).numpy() for one in maps]
+        predicted = [class_map.to("cpu", torch.uint8).numpy() for class_map in maps]
         if "masks" not in inputs:
-            return found
+            return predicted
         truth = [mask.cpu().numpy() for mask in inputs["masks"]]
-        return [confusion(*both, len(self.labels), self.ignore_index) for both in zip(found, truth, strict=True)]
+        return [confusion(*pair, len(self.labels), self.ignore_index) for pair in zip(predicted, truth, strict=True)]
 
     # ── scores ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
         return mask_scores(np.sum(predictions, axis=0), self.labels)
 
     def describe(self, predictions: list[Any], processor: Any) -> list[dict[str, Any]]:
-        """Each class's share of the picture, and its pixels in COCO's compressed run-length encoding, which
+        """Returns each class's share of the image, and its pixels in COCO's compressed run-length encoding, which
         `pycocotools.mask.decode` reads."""
         from pycocotools import mask as coco
 
-        said = []
-        for found in predictions:
-            counts = np.bincount(found.reshape(-1), minlength=len(self.labels))
+        descriptions = []
+        for class_map in predictions:
+            counts = np.bincount(class_map.reshape(-1), minlength=len(self.labels))
             classes = {self.labels[number]: number for number in np.argsort(-counts, kind="stable") if counts[number]}
-            runs = {name: coco.encode(np.asfortranarray(found == number)) for name, number in classes.items()}
-            said.append(
+            runs = {name: coco.encode(np.asfortranarray(class_map == number)) for name, number in classes.items()}
+            descriptions.append(
                 {
-                    "shares": {name: float(counts[number] / found.size) for name, number in classes.items()},
+                    "shares": {name: float(counts[number] / class_map.size) for name, number in classes.items()},
                     "masks": {
-                        name: {"size": one["size"], "counts": one["counts"].decode()} for name, one in runs.items()
+                        name: {"size": run["size"], "counts": run["counts"].decode()} for name, run in runs.items()
                     },
                 }
             )
-        return said
+        return descriptions
 
 
 def class_scores(outputs: Any) -> Tensor:  # (batch, classes, h, w)
-    """What to choose a pixel's class by: logits, or how much the queries of a class claim it."""
+    """Scores of each class at each pixel: logits, or the sum of mask probabilities weighted by the class of each query."""
     if "masks_queries_logits" not in outputs:
         return outputs.logits.float()
     classes = outputs.class_queries_logits.float().softmax(dim=-1)[..., :-1]
     return torch.einsum("bqc,bqhw->bchw", classes, outputs.masks_queries_logits.float().sigmoid())
 
 
-def squeeze_whole_pictures(processor: Any) -> None:
-    """One size for all pictures, nothing cut off and nothing added, so that pixels of picture and mask stay together."""
+def resize_without_cropping(processor: Any) -> None:
+    """Sets one size for all images, without cropping or padding, so that image and mask stay aligned."""
     size = dict(getattr(processor, "crop_size", None) or {}) if getattr(processor, "do_center_crop", False) else {}
     size = {key: value for key, value in {**dict(processor.size), **size}.items() if value}
     shortest = size.get("shortest_edge")
     height, width = size.get("height") or shortest, size.get("width") or shortest
     if not height or not width:
-        raise UserError(Problem("the image processor has no size that pictures could be brought to", "model.path", value=str(size)))  # fmt: skip
+        raise UserError(Problem("the image processor has no size to resize images to", "model.path", value=str(size)))  # fmt: skip
     if {**size, "height": height, "width": width} != size or getattr(processor, "do_center_crop", False):
-        log.info("pictures are squeezed to %d x %d, whatever their shape", width, height)
+        log.info("all images are resized to %d x %d, whatever their aspect ratio", width, height)
     processor.size = type(processor.size)(height=height, width=width)
     for setting in ("do_center_crop", "do_pad", "keep_aspect_ratio"):
         if getattr(processor, setting, None):
             setattr(processor, setting, False)
 
 
-def _mask(row: dict[str, Any], picture: Image.Image) -> np.ndarray:
+def _mask(row: dict[str, Any], image: Image.Image) -> np.ndarray:
     mask = load_mask(row["mask"])
-    if mask.shape != (picture.height, picture.width):
-        found = f"{mask.shape[1]} x {mask.shape[0]}, the picture {picture.width} x {picture.height}"
-        raise ValueError(f"the mask has another size than its picture: {found}")
+    if mask.shape != (image.height, image.width):
+        sizes = f"{mask.shape[1]} x {mask.shape[0]}, the image {image.width} x {image.height}"
+        raise ValueError(f"the mask has another size than its image: {sizes}")
     return mask
 
 
-def _none() -> np.ndarray:
+def _no_balanced_targets() -> np.ndarray:
     raise AssertionError("balanced weights are counted in pixels")

@@ -1,5 +1,5 @@
-"""Speech recognition: the text of a recording, by CTC (Graves et al. 2006; wav2vec2 and its kin) or written by a decoder
-(Whisper, arXiv 2212.04356). Which of them, the model's own config says.
+"""Speech recognition: the text of a recording, by CTC (Graves et al. 2006; models like wav2vec2) or from a decoder
+(Whisper, arXiv 2212.04356). The model's config decides between them.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class CtcLoss:
 
     def total(self, outputs: Tensor, targets: dict[str, Tensor]) -> Tensor:  # (batch, frames, symbols) -> ()
         # On a GPU its backward pass has no deterministic form; the tensors are small.
-        aside = "cpu" if torch.are_deterministic_algorithms_enabled() else outputs.device
-        log_p = F.log_softmax(outputs.float(), dim=-1).transpose(0, 1).to(aside)
-        labels, frames, lengths = (targets[name].to(aside) for name in ("labels", "frames", "label_lengths"))
+        device = "cpu" if torch.are_deterministic_algorithms_enabled() else outputs.device
+        log_p = F.log_softmax(outputs.float(), dim=-1).transpose(0, 1).to(device)
+        labels, frames, lengths = (targets[name].to(device) for name in ("labels", "frames", "label_lengths"))
         return F.ctc_loss(log_p, labels, frames, lengths, blank=self.blank, reduction="sum").to(outputs.device)
 
 
@@ -114,7 +114,7 @@ class SpeechRecognition(audio.KnowsConfig, BaseTask):
 
     def learn_labels(self, train: Rows) -> None:
         if not self.labels:
-            self.labels = sorted({one for text in train.column("text") for one in comparable(text)} - {" "})
+            self.labels = sorted({character for text in train.column("text") for character in comparable(text)} - {" "})
 
     # ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────
     def load_processor(self, source: str, **options: Any) -> Any:
@@ -139,8 +139,8 @@ class SpeechRecognition(audio.KnowsConfig, BaseTask):
     def _for_decoder(self, processor: Any, source: str, **options: Any) -> Any:
         window = audio.window_of(processor.feature_extractor)
         if self.max_seconds > window:
-            what = f"the model hears {window:g} seconds at most"
-            raise UserError(Problem(what, "task.max_seconds", value=f"{self.max_seconds:g}"))
+            message = f"the model hears {window:g} seconds at most"
+            raise UserError(Problem(message, "task.max_seconds", value=f"{self.max_seconds:g}"))
         if self.config.model_type != "whisper":
             return processor
         if not _is_multilingual(source, self.config, **options):
@@ -150,15 +150,17 @@ class SpeechRecognition(audio.KnowsConfig, BaseTask):
             return processor
         code = TO_LANGUAGE_CODE.get((self.language or "").lower(), self.language)
         if code not in LANGUAGES:
-            what = "say which language is spoken: the model knows many" if code is None else "no language of the model"
-            raise UserError(Problem(what, "task.language", value=self.language, valid=tuple(sorted(LANGUAGES))))
+            message = (
+                "say which language is spoken: the model knows many" if code is None else "no language of the model"
+            )
+            raise UserError(Problem(message, "task.language", value=self.language, valid=tuple(sorted(LANGUAGES))))
         processor.tokenizer.set_prefix_tokens(language=code, task="transcribe", predict_timestamps=False)
         return processor
 
     def encode(self, rows: dict[str, list[Any]], processor: Any) -> dict[str, list[Any]]:
         """Raises UserError naming the rows whose text does not fit what the model can write for them."""
         seconds = rows.get("seconds") or [audio.seconds_of(value) for value in rows["audio"]]
-        lengths = [max(1, round(one * audio.FRAMES_PER_SECOND)) for one in seconds]
+        lengths = [max(1, round(duration * audio.FRAMES_PER_SECOND)) for duration in seconds]
         columns: dict[str, list[Any]] = {"audio": rows["audio"], "length": lengths}
         if "text" not in rows:
             return columns
@@ -167,32 +169,32 @@ class SpeechRecognition(audio.KnowsConfig, BaseTask):
         self._check(labels, seconds, numbers, processor)
         if not self.ctc:
             columns["length"] = [length + len(tokens) for length, tokens in zip(lengths, labels, strict=True)]
-        return {**columns, "text": rows["text"], "labels": labels, "num_labels": [len(one) for one in labels]}
+        return {**columns, "text": rows["text"], "labels": labels, "num_labels": [len(ids) for ids in labels]}
 
     def _ctc_labels(self, texts: list[str], processor: Any) -> list[list[int]]:
         tokenizer = self._completed(processor).tokenizer
-        known = set(tokenizer.get_vocab())
-        return tokenizer([spelled(text, known) for text in texts]).input_ids
+        vocabulary = set(tokenizer.get_vocab())
+        return tokenizer([spelled(text, vocabulary) for text in texts]).input_ids
 
     def _token_labels(self, texts: list[str], processor: Any) -> list[list[int]]:
-        """Language and task tokens, text, end; without the start token, which comes in when they are shifted."""
+        """Returns language and task tokens, text and end token; without the start token, which the shift adds."""
         start = self.config.decoder_start_token_id
-        found = processor.tokenizer(texts).input_ids
-        return [tokens[1:] if tokens[:1] == [start] else tokens for tokens in found]
+        ids = processor.tokenizer(texts).input_ids
+        return [tokens[1:] if tokens[:1] == [start] else tokens for tokens in ids]
 
     def _check(self, labels: list[list[int]], seconds: list[float], numbers: list[int], processor: Any) -> None:
         if not self.ctc:
-            most = getattr(self.config, "max_target_positions", None) or math.inf
-            long = [number for number, tokens in zip(numbers, labels, strict=True) if len(tokens) > most]
-            if long:
-                raise UserError(_rows_problem(long, f"more than the {most} tokens that the model can write"))
+            max_tokens = getattr(self.config, "max_target_positions", None) or math.inf
+            overlong = [number for number, tokens in zip(numbers, labels, strict=True) if len(tokens) > max_tokens]
+            if overlong:
+                raise UserError(_rows_problem(overlong, f"more than the {max_tokens} tokens that the model can write"))
             return
         unknown = processor.tokenizer.unk_token_id
         strange = [number for number, ids in zip(numbers, labels, strict=True) if not set(ids) - {unknown}]
         if strange:
             raise UserError(_rows_problem(strange, "no character is in the model's vocabulary"))
         # One sample less than the header says: resampling may round down.
-        samples = [int(one * processor.feature_extractor.sampling_rate) - 1 for one in seconds]
+        samples = [int(duration * processor.feature_extractor.sampling_rate) - 1 for duration in seconds]
         frames = audio.frames_of(self.config, samples)
         short = [number for number, n, ids in zip(numbers, frames, labels, strict=True) if n < needed_frames(ids)]
         if short:
@@ -225,13 +227,13 @@ class SpeechRecognition(audio.KnowsConfig, BaseTask):
         return inputs, {"labels": _padded(labels, 0), "label_lengths": lengths, "frames": torch.from_numpy(frames)}
 
     def _limits(self, labels: list[int], extractor: Any) -> tuple[int, int | None]:
-        """Fewest and most samples that a changed recording may have."""
+        """Fewest and most samples that an augmented recording may have."""
         if self.ctc:
             return (needed_frames(labels) + 1) * math.prod(self.config.conv_stride), None
         return 1, int(audio.window_of(extractor) * extractor.sampling_rate)
 
     def _completed(self, processor: Any) -> Any:
-        """A processor that was loaded before the transcripts were known gets its vocabulary now."""
+        """Adds the vocabulary to a processor that was loaded before the transcripts were read."""
         if set(processor.tokenizer.get_vocab()) == set(_SPECIAL):
             processor.tokenizer = ctc_tokenizer(self.labels)
         return processor
@@ -265,22 +267,22 @@ class SpeechRecognition(audio.KnowsConfig, BaseTask):
         return model(**{name: value for name, value in inputs.items() if name != "samples"}, **cache).logits.float()
 
     def predict(self, model: nn.Module, inputs: dict[str, Any], outputs: Any, processor: Any) -> list[str]:
-        """Texts."""
+        """Returns texts."""
         if self.ctc:
             frames = audio.frames_of(self.config, inputs["samples"].cpu().numpy())
             best = outputs.argmax(dim=-1).cpu()
             best[best == processor.tokenizer.unk_token_id] = processor.tokenizer.pad_token_id  # nothing to write
             return [processor.tokenizer.decode(ids[:n].tolist()) for ids, n in zip(best, frames, strict=True)]
-        heard = inputs[processor.feature_extractor.model_input_names[0]]
-        written = model.generate(  # type: ignore[operator]
-            heard,
-            attention_mask=torch.ones(heard.shape[0], heard.shape[-1], dtype=torch.long, device=heard.device),
+        features = inputs[processor.feature_extractor.model_input_names[0]]
+        generated = model.generate(  # type: ignore[operator]
+            features,
+            attention_mask=torch.ones(features.shape[0], features.shape[-1], dtype=torch.long, device=features.device),
             num_beams=self.num_beams,
             do_sample=False,
             max_length=self.config.max_target_positions // 2,  # what Whisper's own program allows
             synced_gpus=torch.distributed.is_available() and torch.distributed.is_initialized(),
         )
-        return [text.strip() for text in processor.tokenizer.batch_decode(written, skip_special_tokens=True)]
+        return [text.strip() for text in processor.tokenizer.batch_decode(generated, skip_special_tokens=True)]
 
     # ── scores ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def score(self, predictions: list[str], examples: Examples, processor: Any) -> dict[str, Any]:
@@ -291,11 +293,11 @@ class SpeechRecognition(audio.KnowsConfig, BaseTask):
 
 
 # ── vocabulary ──────────────────────────────────────────────────────────────────────────────────────────────────────
-_SPECIAL = ("[PAD]", "[UNK]", "|")  # the blank, what is not known, the end of a word
+_SPECIAL = ("[PAD]", "[UNK]", "|")  # the blank, unknown characters, the end of a word
 
 
 def ctc_tokenizer(characters: list[str]) -> Wav2Vec2CTCTokenizer:
-    """One symbol a character, after those for the blank, the unknown and the end of a word."""
+    """Builds a tokenizer with one symbol a character, after those for the blank, the unknown and the end of a word."""
     vocabulary = {symbol: number for number, symbol in enumerate([*_SPECIAL, *characters])}
     with tempfile.TemporaryDirectory(prefix="sft-dist-") as folder:
         file = Path(folder) / "vocab.json"
@@ -305,23 +307,28 @@ def ctc_tokenizer(characters: list[str]) -> Wav2Vec2CTCTokenizer:
         )
 
 
-def spelled(text: str, known: set[str]) -> str:
-    """A transcript in the letters of a CTC vocabulary: in its case, without punctuation that it does not have."""
-    letters = [symbol for symbol in known if len(symbol) == 1 and symbol.isalpha()]
+def spelled(text: str, vocabulary: set[str]) -> str:
+    """Converts a transcript to the letters of a CTC vocabulary: in its case, without punctuation that it lacks."""
+    letters = [symbol for symbol in vocabulary if len(symbol) == 1 and symbol.isalpha()]
     if not any(letter.islower() for letter in letters):
         text = text.upper()
     elif not any(letter.isupper() for letter in letters):
         text = text.lower()
-    return " ".join("".join(one if one in known or one.isalnum() else _plain(one, known) for one in text).split())
+    return " ".join(
+        "".join(
+            character if character in vocabulary or character.isalnum() else _plain(character, vocabulary)
+            for character in text
+        ).split()
+    )
 
 
-def _plain(one: str, known: set[str]) -> str:
-    """Another apostrophe, or a space for a character that is not known and no letter."""
-    return "'" if one in "’‘ʼ" and "'" in known else " "
+def _plain(character: str, vocabulary: set[str]) -> str:
+    """Replaces a character that is neither in the vocabulary nor a letter by an apostrophe or a space."""
+    return "'" if character in "’‘ʼ" and "'" in vocabulary else " "
 
 
 def needed_frames(labels: list[int]) -> int:
-    """CTC needs a frame for every symbol, and one between two equal ones."""
+    """Frames that CTC needs: one for every symbol, and one between two equal symbols."""
     return len(labels) + sum(a == b for a, b in pairwise(labels))
 
 
@@ -332,10 +339,10 @@ def _has_vocabulary(source: str, **options: Any) -> bool:
 
 def _is_multilingual(source: str, config: PretrainedConfig, **options: Any) -> bool:
     try:
-        said = GenerationConfig.from_pretrained(source, revision=options.get("revision"))
+        generation = GenerationConfig.from_pretrained(source, revision=options.get("revision"))
     except OSError:
-        said = None
-    return bool(getattr(said, "is_multilingual", config.vocab_size > _ENGLISH_VOCABULARY))
+        generation = None
+    return bool(getattr(generation, "is_multilingual", config.vocab_size > _ENGLISH_VOCABULARY))
 
 
 def _padded(labels: list[list[int]], value: int) -> Tensor:
@@ -343,6 +350,6 @@ def _padded(labels: list[list[int]], value: int) -> Tensor:
     return torch.tensor([ids + [value] * (longest - len(ids)) for ids in labels])
 
 
-def _rows_problem(numbers: list[int], what: str) -> Problem:
-    shown = ", ".join(map(str, numbers[:_MOST_NAMED])) + (" and more" if len(numbers) > _MOST_NAMED else "")
-    return Problem(f"row{'s' * (len(numbers) > 1)} {shown}: {what}", "data.columns.text")
+def _rows_problem(numbers: list[int], message: str) -> Problem:
+    listing = ", ".join(map(str, numbers[:_MOST_NAMED])) + (" and more" if len(numbers) > _MOST_NAMED else "")
+    return Problem(f"row{'s' * (len(numbers) > 1)} {listing}: {message}", "data.columns.text")

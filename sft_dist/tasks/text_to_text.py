@@ -53,8 +53,10 @@ class TextToText(BaseTask):
                 _language_token(tokenizer, code, key)
                 setattr(tokenizer, attribute, code)
             elif code is not None and key == "source_language":  # the target's also chooses how BLEU divides words
-                what = f"{type(tokenizer).__name__} knows no languages, so this has no effect"
-                raise UserError(Problem(what, "task.source_language", value=code, hint="T5 is told by task.prefix"))
+                message = f"{type(tokenizer).__name__} knows no languages, so this has no effect"
+                raise UserError(
+                    Problem(message, "task.source_language", value=code, hint="T5 receives the language in task.prefix")
+                )
         return tokenizer
 
     def encode(self, rows: dict[str, list[Any]], processor: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
@@ -62,14 +64,17 @@ class TextToText(BaseTask):
         sources = [self.settings.prefix + text for text in rows["source"]]
         encoded = processor(sources, truncation=True, max_length=longest, return_attention_mask=False)
         ids = encoded["input_ids"]
-        columns: dict[str, list[Any]] = {"input_ids": ids, "length": [len(one) for one in ids]}
+        columns: dict[str, list[Any]] = {"input_ids": ids, "length": [len(tokens) for tokens in ids]}
         cut = were_cut(encoded, longest)
         if "target" in rows:
-            most = self.settings.max_target_length
-            written = processor(text_target=rows["target"], truncation=True, max_length=most)
+            max_tokens = self.settings.max_target_length
+            written = processor(text_target=rows["target"], truncation=True, max_length=max_tokens)
             labels = written["input_ids"]
-            cut = [one or other for one, other in zip(cut, were_cut(written, most), strict=True)]
-            columns |= {"labels": labels, "weight": [len(one) for one in labels], "target": rows["target"]}
+            cut = [
+                source_cut or target_cut
+                for source_cut, target_cut in zip(cut, were_cut(written, max_tokens), strict=True)
+            ]
+            columns |= {"labels": labels, "weight": [len(tokens) for tokens in labels], "target": rows["target"]}
         return {**columns, "truncated": cut}
 
     def collate(
@@ -78,7 +83,7 @@ class TextToText(BaseTask):
         ids = [row["input_ids"] for row in rows]
         inputs = {
             "input_ids": padded(ids, processor.pad_token_id),
-            "attention_mask": padded([[1] * len(one) for one in ids], 0),
+            "attention_mask": padded([[1] * len(tokens) for tokens in ids], 0),
         }
         if "labels" not in rows[0]:
             return inputs, None
@@ -104,18 +109,18 @@ class TextToText(BaseTask):
         return examples.numbers("weight")
 
     def forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
-        """Every target token from those before it; None where there are no targets."""
+        """Predicts every target token from the tokens before it; None where there are no targets."""
         if "labels" not in inputs:
             return None
         inner: Any = getattr(model, "module", model)
         if (shifted := getattr(inner, "prepare_decoder_input_ids_from_labels", None)) is None:
             return model(**inputs, use_cache=False).logits  # shifts them itself, and computes a loss that is not used
-        given = {name: value for name, value in inputs.items() if name != "labels"}
-        return model(**given, decoder_input_ids=shifted(labels=inputs["labels"]), use_cache=False).logits
+        arguments = {name: value for name, value in inputs.items() if name != "labels"}
+        return model(**arguments, decoder_input_ids=shifted(labels=inputs["labels"]), use_cache=False).logits
 
     # ── predictions ─────────────────────────────────────────────────────────────────────────────────────────────────
     def predict(self, model: nn.Module, inputs: dict[str, Any], outputs: Any, processor: Any) -> list[Any]:
-        """The texts that the model writes."""
+        """Generates texts."""
         writer: Any = model
         written = writer.generate(
             input_ids=inputs["input_ids"],
@@ -140,16 +145,16 @@ class TextToText(BaseTask):
 
 
 def _language_token(tokenizer: Any, code: str, key: str) -> int:
-    """The token that stands for a language. Raises UserError for one the tokenizer does not have."""
-    found: int | None
+    """Returns the token of a language. Raises UserError for a language that the tokenizer lacks."""
+    token: int | None
     if hasattr(tokenizer, "get_lang_id"):  # M2M100
-        known = tokenizer.lang_code_to_id
-        found = known.get(code)
+        languages = tokenizer.lang_code_to_id
+        token = languages.get(code)
     else:  # mBART, NLLB: the code itself is a token
-        known = [token for token in tokenizer.get_added_vocab() if "_" in token]
-        found = tokenizer.convert_tokens_to_ids(code)
-        found = None if found == tokenizer.unk_token_id else found
-    if found is None:
-        valid = tuple(sorted(known)[:40])
+        languages = [code_token for code_token in tokenizer.get_added_vocab() if "_" in code_token]
+        token = tokenizer.convert_tokens_to_ids(code)
+        token = None if token == tokenizer.unk_token_id else token
+    if token is None:
+        valid = tuple(sorted(languages)[:40])
         raise UserError(Problem("the tokenizer does not know this language", f"task.{key}", value=code, valid=valid))
-    return found
+    return token

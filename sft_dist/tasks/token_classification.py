@@ -24,7 +24,7 @@ from sft_dist.tasks.loading import load_pretrained, load_tokenizer
 
 OUTSIDE = "O"
 SCHEME = ("B-", "I-", "E-", "S-")  # what stands before an entity's type
-LOST = -1  # of a word that the model never saw: cut off, or nothing to the tokenizer
+LOST = -1  # of a word that the model does not see: truncated, or empty to the tokenizer
 FOR_MODEL_ONLY = ("words", "first")  # what collate gives `predict` beside the model's inputs
 
 
@@ -51,13 +51,13 @@ class TokenClassification(BaseTask):
         if not tags or "" in tags:
             return NO_LABEL
         if len(tokens) != len(tags):
-            found = f"{len(tokens)} tokens, {len(tags)} tags"
-            raise UserError(Problem(f"row {number}: every token needs one tag", "data.columns.tags", value=found))
+            counts = f"{len(tokens)} tokens, {len(tags)} tags"
+            raise UserError(Problem(f"row {number}: every token needs one tag", "data.columns.tags", value=counts))
         tags = [self.renamed.get(tag, tag) for tag in tags]
-        if self.recipe.data.labels and (strange := sorted(set(tags) - set(self.labels))):
+        if self.recipe.data.labels and (unknown := sorted(set(tags) - set(self.labels))):
             valid = tuple(self.labels[:20])
             raise UserError(
-                Problem(f"row {number}: not one of data.labels", "data.labels", value=strange[0], valid=valid)
+                Problem(f"row {number}: not one of data.labels", "data.labels", value=unknown[0], valid=valid)
             )
         return {"tokens": tokens, "tags": tags}
 
@@ -71,27 +71,27 @@ class TokenClassification(BaseTask):
         return {"tokens": row["tokens"].split() or [""]}
 
     def learn_labels(self, train: Rows) -> None:
-        """All tags of the training rows; where they mark entities, every place in an entity of each type, as one of them may be
-        rare: B- and I-, and where E- or S- occur those too, but for types that are never longer than a word."""
+        """Collects the tags of the training rows. Where they mark entities, adds every prefix of each type, as one may be
+        rare: B- and I-, and E- and S- where either occurs, except for types that are never longer than a word."""
         if self.labels:
             return
         names = {tag for tags in train.column("tags") for tag in tags}
         if len(names) < 2:
             raise UserError(Problem("at least two tags are needed", "data.columns.tags", value=str(sorted(names))))
         if is_bio(names):
-            places = SCHEME if any(name[:2] in ("E-", "S-") for name in names) else ("B-", "I-")
+            prefixes = SCHEME if any(name[:2] in ("E-", "S-") for name in names) else ("B-", "I-")
             types = {name[2:] for name in names if name != OUTSIDE and name[:2] != "S-"}
-            names |= {OUTSIDE, *(place + kind for kind in types for place in places)}
+            names |= {OUTSIDE, *(prefix + kind for kind in types for prefix in prefixes)}
         self.labels = sorted_labels(names)
 
     # ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────
     def load_processor(self, source: str, **options: Any) -> PreTrainedTokenizerBase:
         tokenizer = load_tokenizer(source, **options)
         if not tokenizer.is_fast:
-            what = (
+            message = (
                 f"{type(tokenizer).__name__} does not say which word a token belongs to: there is no fast version of it"
             )
-            raise UserError(Problem(what, "model.tokenizer", value=source))
+            raise UserError(Problem(message, "model.tokenizer", value=source))
         return tokenizer
 
     def encode(self, rows: dict[str, list[Any]], processor: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
@@ -101,14 +101,14 @@ class TokenClassification(BaseTask):
         encoded = processor(
             spaced, is_split_into_words=True, truncation=True, max_length=longest, return_attention_mask=False
         )
-        word_ids = [encoded.word_ids(place) for place in range(len(rows["tokens"]))]
+        word_ids = [encoded.word_ids(index) for index in range(len(rows["tokens"]))]
         first = [_first_pieces(ids, len(words)) for ids, words in zip(word_ids, rows["tokens"], strict=True)]
         lengths = [len(ids) for ids in encoded["input_ids"]]
         columns = {
             **encoded,
             "first": first,
             "length": lengths,
-            "truncated": [LOST in places and length >= longest for places, length in zip(first, lengths, strict=True)],
+            "truncated": [LOST in pieces and length >= longest for pieces, length in zip(first, lengths, strict=True)],
         }
         if "tags" not in rows:
             return {**columns, "words": rows["tokens"]}
@@ -117,18 +117,18 @@ class TokenClassification(BaseTask):
 
     def _numbers(self, names: list[str]) -> list[int]:
         number = {label: i for i, label in enumerate(self.labels)}
-        if strange := sorted(set(names) - set(number)):
-            raise UserError(unknown_classes(strange, self.labels))
+        if unknown := sorted(set(names) - set(number)):
+            raise UserError(unknown_classes(unknown, self.labels))
         return [number[name] for name in names]
 
     def _targets(self, word_ids: list[int | None], first: list[int], tags: list[int]) -> list[int]:
-        """A word's tag at its first piece; at its others nothing, or the tag that continues it."""
+        """Places a word's tag at its first piece; at its other pieces no tag, or the tag that continues it."""
         targets = [IGNORED] * len(word_ids)
         if self.all_pieces:
             targets = [IGNORED if word is None else self._continued(tags[word]) for word in word_ids]
-        for place, tag in zip(first, tags, strict=True):
-            if place != LOST:
-                targets[place] = tag
+        for position, tag in zip(first, tags, strict=True):
+            if position != LOST:
+                targets[position] = tag
         return targets
 
     def _continued(self, tag: int) -> int:
@@ -166,56 +166,66 @@ class TokenClassification(BaseTask):
 
     # ── predictions ─────────────────────────────────────────────────────────────────────────────────────────────────
     def predict(self, model: nn.Module, inputs: dict[str, Any], outputs: Tensor, processor: Any) -> list[Any]:
-        """Of each example: the tag of every word, and the words where there are no targets."""
+        """Returns the tags of each example's words, and the words where there are no targets."""
         best = outputs.argmax(-1).cpu().tolist()
         words = inputs.get("words") or [None] * len(best)
         return [
-            {"tags": [OUTSIDE if place == LOST else self.labels[said[place]] for place in first], "words": text}
-            for said, first, text in zip(best, inputs["first"], words, strict=True)
+            {
+                "tags": [OUTSIDE if position == LOST else self.labels[classes[position]] for position in first],
+                "words": text,
+            }
+            for classes, first, text in zip(best, inputs["first"], words, strict=True)
         ]
 
     def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
-        """By word: pieces do not count, and a word that was cut off counts as if it were in no entity."""
+        """Scores words, not pieces; a truncated word counts as outside all entities."""
         targets = [[self.labels[number] for number in tags] for tags in examples.column("tags")]
-        return entity_scores(_as_bio(targets, self.labels), _as_bio([one["tags"] for one in predictions], self.labels))
+        return entity_scores(
+            _as_bio(targets, self.labels), _as_bio([prediction["tags"] for prediction in predictions], self.labels)
+        )
 
     def describe(self, predictions: list[Any], processor: Any) -> list[dict[str, Any]]:
         entities = [
-            entities_of(one["words"], tags)
-            for one, tags in zip(predictions, _as_bio([one["tags"] for one in predictions], self.labels), strict=True)
+            entities_of(prediction["words"], tags)
+            for prediction, tags in zip(
+                predictions, _as_bio([prediction["tags"] for prediction in predictions], self.labels), strict=True
+            )
         ]
-        return [{"tags": one["tags"], "entities": found} for one, found in zip(predictions, entities, strict=True)]
+        return [
+            {"tags": prediction["tags"], "entities": spans}
+            for prediction, spans in zip(predictions, entities, strict=True)
+        ]
 
 
 def is_bio(names: set[str]) -> bool:
-    """Whether tags mark where entities begin and go on; parts of speech do not."""
+    """Checks whether tags mark where entities begin and continue; parts of speech do not."""
     return all(name == OUTSIDE or name[:2] in SCHEME for name in names)
 
 
 def _as_bio(sentences: list[list[str]], labels: list[str]) -> list[list[str]]:
-    """Tags that are not BIO are scored as entities of one word each."""
+    """Converts tags that are not BIO to entities of one word each."""
     if is_bio(set(labels)):
         return sentences
     return [[tag if tag == OUTSIDE else f"B-{tag}" for tag in tags] for tags in sentences]
 
 
 def _list(value: Any) -> list[str]:
-    """A list, or its words separated by spaces."""
-    parts = value.split() if isinstance(value, str) else value or []
-    return ["" if part is None else class_name(part) if not isinstance(part, str) else part for part in parts]
+    """Accepts a list, or words separated by spaces."""
+    words = value.split() if isinstance(value, str) else value or []
+    return ["" if word is None else class_name(word) if not isinstance(word, str) else word for word in words]
 
 
 def _first_pieces(word_ids: list[int | None], num_words: int) -> list[int]:
-    """Where each word begins among the tokens; LOST for one that is not there."""
+    """Position of each word's first token; LOST for a word without tokens."""
     first = [LOST] * num_words
-    for place in range(len(word_ids) - 1, -1, -1):
-        word = word_ids[place]
+    for position in range(len(word_ids) - 1, -1, -1):
+        word = word_ids[position]
         if word is not None:
-            first[word] = place
+            first[word] = position
     return first
 
 
 def _targets_of(examples: Examples) -> list[np.ndarray]:
-    """Of each example the class numbers that are learned."""
-    found = [np.array(targets, dtype=np.int64) for targets in examples.column("targets")]
-    return [targets[targets != IGNORED] for targets in found]
+    """Learned class numbers of each example."""
+    arrays = [np.array(targets, dtype=np.int64) for targets in examples.column("targets")]
+    return [targets[targets != IGNORED] for targets in arrays]

@@ -10,7 +10,7 @@ import transformers
 from sft_dist.data.media import load_image
 from sft_dist.losses.detection import capture
 from sft_dist.recipe.errors import UserError
-from sft_dist.tasks.object_detection import ObjectDetection, found_boxes
+from sft_dist.tasks.object_detection import ObjectDetection, predicted_boxes
 from tests.sft_dist.tasks.tiny_vision import (
     as_png,
     detr,
@@ -164,7 +164,7 @@ def test_boxes_are_found_as_the_image_processors_find_them(softmax):
     processor = transformers.DetrImageProcessor() if softmax else transformers.RTDetrImageProcessor()
     sizes = torch.tensor([[60, 40], [31, 77]])
     expected = processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes.flip(1))
-    found = found_boxes(outputs.logits, outputs.pred_boxes, sizes, softmax)
+    found = predicted_boxes(outputs.logits, outputs.pred_boxes, sizes, softmax)
     for one, other in zip(found, expected, strict=True):
         order = other["scores"].argsort(descending=True)
         corners = np.concatenate([one["boxes"][:, :2], one["boxes"][:, :2] + one["boxes"][:, 2:]], axis=1)

@@ -9,7 +9,7 @@ import transformers
 from sft_dist.losses.classification import CrossEntropy
 from sft_dist.losses.segmentation import PixelLoss, dice, iou
 from sft_dist.recipe.errors import UserError
-from sft_dist.tasks.semantic_segmentation import SemanticSegmentation, squeeze_whole_pictures
+from sft_dist.tasks.semantic_segmentation import SemanticSegmentation, resize_without_cropping
 from tests.sft_dist.tasks.tiny_vision import (
     as_png,
     examples_of,
@@ -257,17 +257,17 @@ def test_augmented_masks_still_cover_their_shapes(folders):
     assert (targets == 255).any()  # what the rotation has brought in
 
 
-def test_pictures_are_squeezed_whole():
+def test_images_are_resized_without_cropping():
     processor = transformers.BeitImageProcessor(
         size={"height": 40, "width": 40}, do_center_crop=True, crop_size={"height": 32, "width": 32}
     )
-    squeeze_whole_pictures(processor)
+    resize_without_cropping(processor)
     task = SemanticSegmentation(recipe_of(TASK, data={"labels": LABELS}))
     examples = examples_of(task, rows_of(task, [scene(1, 70, 40)]), processor)
     inputs, targets = task.collate(examples.at([0]), processor, None)
     assert inputs["pixel_values"].shape[-2:] == (32, 32) == targets.shape[-2:]
     shortest = transformers.MaskFormerImageProcessor(size={"shortest_edge": 48, "longest_edge": 100})
-    squeeze_whole_pictures(shortest)
+    resize_without_cropping(shortest)
     assert dict(shortest.size)["height"] == dict(shortest.size)["width"] == 48
 
 
@@ -286,14 +286,14 @@ def test_masks_that_do_not_fit_are_named():
     assert task.read({**scene(1), "mask": as_png(np.full((4, 4), 255, np.uint8))}, 5) == "no labelled pixel"
     task = SemanticSegmentation(recipe_of(TASK, data={"labels": LABELS}))
     row = {"image": scene(1)["image"], "mask": scene(1, 30, 30)["mask"]}
-    with pytest.raises(ValueError, match="another size than its picture: 30 x 30, the picture 56 x 44"):
+    with pytest.raises(ValueError, match="another size than its image: 30 x 30, the image 56 x 44"):
         task.collate([row], transformers.SegformerImageProcessor(), None)
 
 
 def test_models_whose_loss_is_not_known_are_refused(tmp_path):
     transformers.MaskFormerConfig().save_pretrained(tmp_path)
     task = SemanticSegmentation(recipe_of(TASK, data={"labels": LABELS}))
-    with pytest.raises(UserError, match="sum over pictures"):
+    with pytest.raises(UserError, match="sum over images"):
         task.build_model(str(tmp_path), None, {}, None)
 
 
