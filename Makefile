@@ -29,11 +29,11 @@ fetch-samples: setup ## real weights and data for recipes and tests, into the ca
 # Each run leaves the durations of its tests in reports/*.xml.
 PYTEST := $(BIN)/python -m pytest -q --durations=25 --durations-min=5
 
-SLURM_WORKERS := -n 3 --dist load --maxschedchunk 1
+SLURM_WORKERS := -n 2 --dist load --maxschedchunk 1
 
 test: setup      ## the suite, without the long learning proofs
 	$(PYTEST) -n 2 --dist loadfile -m "not slurm and not long" --junitxml=reports/tests.xml
-	# By themselves: they start clusters on this machine and have deadlines. They mostly wait, so more workers than cores.
+	# By themselves: they start clusters on this machine and have deadlines. They mostly wait.
 	$(PYTEST) $(SLURM_WORKERS) tests/slurm --junitxml=reports/slurm.xml
 
 test-fast: setup ## the tests without training processes
