@@ -52,7 +52,7 @@ class ImageClassification(ClassTask):
         if label is None:
             return NO_LABEL
         if not row["image"]:
-            return "no picture"
+            return "no image"
         require_readable_path(row, "image", number)
         return {"image": row["image"], "label": label}
 

@@ -61,7 +61,7 @@ class ObjectDetection(BaseTask):
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
         """A picture may well have no objects, but has to say so."""
         if not row["image"]:
-            return "no picture"
+            return "no image"
         require_readable_path(row, "image", number)
         if row["objects"] is None:
             return NO_LABEL

@@ -74,7 +74,7 @@ class SemanticSegmentation(BaseTask):
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
         """Masks are opened here, to count the pixels of each class. Raises UserError."""
         if not row["image"] or not row["mask"]:
-            return "no picture" if not row["image"] else "no mask"
+            return "no image" if not row["image"] else "no mask"
         require_readable_path(row, "image", number)
         try:
             mask = load_mask(row["mask"])
