@@ -7,7 +7,7 @@ Each save is done twice, waiting for it and in the background, so that a busy ma
 
     stall        training waits for the copy in memory
     synchronous  training waits until the checkpoint is published
-    published    the same in the background, training going on
+    published    the same in the background, while training continues
     step         a training step, quiet and while a checkpoint is written
     restart      SHA-256 of every file, then weights and optimizer state loaded
 
@@ -167,7 +167,7 @@ def measure_as_rank(strategy: str, source: str, place: str, rounds: str) -> None
     assert newest is not None, damaged
     if strategy in ("single", "ddp"):
         load_weights(engine.raw_model, newest.model)
-    else:  # before it is shared out
+    else:  # before it is sharded
         load_weights(AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32), newest.model)
     restore(newest, engine, schedule)
     loaded = time.monotonic()

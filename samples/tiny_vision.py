@@ -12,7 +12,7 @@ STAGES: dict[str, Any] = {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 
 
 
 def tiny_vit(into: Path, have: dict[str, Path]) -> None:
-    """ViTForImageClassification with random weights (seed 0) for pictures of 28 x 28."""
+    """ViTForImageClassification with random weights (seed 0) for images of 28 x 28."""
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(
@@ -23,7 +23,7 @@ def tiny_vit(into: Path, have: dict[str, Path]) -> None:
 
 
 def tiny_resnet(into: Path, have: dict[str, Path]) -> None:
-    """ResNetForImageClassification with random weights (seed 0) for pictures of 28 x 28."""
+    """ResNetForImageClassification with random weights (seed 0) for images of 28 x 28."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     config = ResNetConfig(
@@ -40,7 +40,7 @@ def tiny_resnet(into: Path, have: dict[str, Path]) -> None:
 
 
 def tiny_rt_detr(into: Path, have: dict[str, Path]) -> None:
-    """RTDetrForObjectDetection with random weights (seed 0) for pictures of 160 x 160."""
+    """RTDetrForObjectDetection with random weights (seed 0) for images of 160 x 160."""
     from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
 
     backbone = RTDetrResNetConfig(
@@ -56,7 +56,7 @@ def tiny_rt_detr(into: Path, have: dict[str, Path]) -> None:
 
 
 def tiny_yolos(into: Path, have: dict[str, Path]) -> None:
-    """YolosForObjectDetection with random weights (seed 0) for pictures of about 160 x 160."""
+    """YolosForObjectDetection with random weights (seed 0) for images of about 160 x 160."""
     from transformers import YolosConfig, YolosForObjectDetection
 
     config = YolosConfig(
@@ -69,7 +69,7 @@ def tiny_yolos(into: Path, have: dict[str, Path]) -> None:
 
 
 def tiny_segformer(into: Path, have: dict[str, Path]) -> None:
-    """SegformerForSemanticSegmentation with random weights (seed 0) for pictures of 128 x 128."""
+    """SegformerForSemanticSegmentation with random weights (seed 0) for images of 128 x 128."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     config = SegformerConfig(
@@ -81,7 +81,7 @@ def tiny_segformer(into: Path, have: dict[str, Path]) -> None:
 
 
 def tiny_convnext(into: Path, have: dict[str, Path]) -> None:
-    """ConvNextModel with random weights (seed 0) for pictures of 28 x 28."""
+    """ConvNextModel with random weights (seed 0) for images of 28 x 28."""
     from transformers import ConvNextConfig, ConvNextModel
 
     config = ConvNextConfig(patch_size=2, image_size=28, **STAGES)
@@ -89,7 +89,7 @@ def tiny_convnext(into: Path, have: dict[str, Path]) -> None:
 
 
 def tiny_detr(into: Path, have: dict[str, Path]) -> None:
-    """DetrForObjectDetection with random weights (seed 0), a small ResNet as its backbone, for pictures of about 160 x 160."""
+    """DetrForObjectDetection with random weights (seed 0), a small ResNet as its backbone, for images of about 160 x 160."""
     from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
     backbone = ResNetConfig(embedding_size=16, layer_type="basic", out_features=["stage4"], **STAGES)
@@ -102,7 +102,7 @@ def tiny_detr(into: Path, have: dict[str, Path]) -> None:
 
 
 def tiny_upernet(into: Path, have: dict[str, Path]) -> None:
-    """UperNetForSemanticSegmentation with random weights (seed 0), a small ConvNeXt as its backbone, for pictures of
+    """UperNetForSemanticSegmentation with random weights (seed 0), a small ConvNeXt as its backbone, for images of
     128 x 128."""
     from transformers import ConvNextConfig, UperNetConfig, UperNetForSemanticSegmentation
 
@@ -116,7 +116,7 @@ def tiny_upernet(into: Path, have: dict[str, Path]) -> None:
 
 
 def tiny_mask2former(into: Path, have: dict[str, Path]) -> None:
-    """Mask2FormerForUniversalSegmentation with random weights (seed 0), a small Swin as its backbone, for pictures of
+    """Mask2FormerForUniversalSegmentation with random weights (seed 0), a small Swin as its backbone, for images of
     128 x 128."""
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
@@ -134,7 +134,7 @@ def tiny_mask2former(into: Path, have: dict[str, Path]) -> None:
 
 
 def tree_masks(into: Path, have: dict[str, Path]) -> None:
-    """The pictures of the sample trees, in train, validation and test each with images and masks; in a mask 1 is the ellipse
+    """The sample trees, in train, validation and test each with images and masks; in a mask 1 is the ellipse
     inside the box of a tree, and 0 everything else."""
     from PIL import Image, ImageDraw
 

@@ -15,7 +15,7 @@ MIN_WORDS = 3
 def parallel(into: Path, have: dict[str, Path]) -> None:
     """Messages of Django's interface and their translations, from its .po files, as {de,fr}-{train,validation,test}.csv with
     columns source (English) and target. Messages of fewer than three words, with plural forms, marked fuzzy or without a
-    translation were left out, and of equal sources the first was kept. Placeholders such as %(name)s stand as they were.
+    translation are excluded, and of equal sources the first was kept. Placeholders such as %(name)s stand as they were.
     Divided 80:10:10 with a fixed seed; a message is in the same split for both languages."""
     found = {language: _django_messages(have["django"] / "django", language) for language in ("de", "fr")}
     sources = sorted(set.intersection(*(set(messages) for messages in found.values())))

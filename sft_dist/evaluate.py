@@ -59,29 +59,29 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def score_run(run: Path) -> None:
-    """One run's part of a sweep that is divided among jobs: every checkpoint on validation. What is scored stays scored."""
+    """Scores every checkpoint of one run on validation: one job of a sweep. Scored checkpoints stay scored."""
     from sft_dist.evaluation.evaluator import Evaluator
     from sft_dist.logging_setup import quiet_libraries
 
     quiet_libraries()
     folder = RunFolder(run)
     if not list(_score_run(Evaluator(), folder, folder.recipe(), False, [])):
-        log.info("%s  no checkpoint to judge", folder.id)
+        log.info("%s  no checkpoint to evaluate", folder.id)
 
 
 def evaluate_runs(order: Path) -> None:
-    """The rest of it, in one job: choose among all runs, test the winner once, export it. `order` is a JSON file with
-    `runs` and `leaderboard`; runs that saved nothing are left out."""
-    asked = json.loads(order.read_text(encoding="utf-8"))
-    saved = [folder for folder in map(RunFolder, map(Path, asked["runs"])) if any(folder.checkpoints.glob("step-*"))]
+    """Chooses among all runs, tests the winner once and exports it, in one job. `order` is a JSON file with `runs` and
+    `leaderboard`; runs that saved nothing are skipped."""
+    request = json.loads(order.read_text(encoding="utf-8"))
+    saved = [folder for folder in map(RunFolder, map(Path, request["runs"])) if any(folder.checkpoints.glob("step-*"))]
     if saved:
-        sweep(saved, Path(asked["leaderboard"]))
+        sweep(saved, Path(request["leaderboard"]))
     else:
-        log.info("none of these runs saved a checkpoint, so there is nothing to judge")
+        log.info("none of these runs saved a checkpoint, so there is nothing to evaluate")
 
 
 def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool = False) -> dict[str, Any]:
-    """Returns what leaderboard.json holds. Raises UserError when there is nothing to judge or runs cannot be compared."""
+    """Returns what leaderboard.json holds. Raises UserError when there is nothing to evaluate or runs cannot be compared."""
     from sft_dist.checkpoints import store as ckpt
     from sft_dist.evaluation.evaluator import Evaluator
     from sft_dist.logging_setup import quiet_libraries
@@ -92,19 +92,19 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
             raise UserError(f"{folder.path}: no recipe.json in it, so it is not a run folder")
     recipes = {folder: folder.recipe() for folder in folders}
     metric, direction = _common_metric(list(recipes.values()))
-    judge = Evaluator()
+    evaluator = Evaluator()
     scored: list[Scored] = []
     damaged: list[str] = []
     for folder, recipe in recipes.items():
-        scored += _score_run(judge, folder, recipe, force, damaged)
+        scored += _score_run(evaluator, folder, recipe, force, damaged)
     if not scored:
         names = ", ".join(str(folder.path) for folder in folders)
-        raise UserError(f"no checkpoint to judge in {names}" + "".join(f"\n    {line}" for line in damaged))
-    ranking = sorted(scored, key=lambda one: _rank_key(one, metric, direction))
+        raise UserError(f"no checkpoint to evaluate in {names}" + "".join(f"\n    {line}" for line in damaged))
+    ranking = sorted(scored, key=lambda candidate: _rank_key(candidate, metric, direction))
     winner = ranking[0]
     recipe = recipes[winner.folder]
     final: dict[str, dict[str, Any]] = {
-        split: _score_once(judge, winner, recipe, split, force) for split in recipe.evaluate.report_on
+        split: _score_once(evaluator, winner, recipe, split, force) for split in recipe.evaluate.report_on
     }
     exported = None
     if (form := export_form(recipe)) != "none":
@@ -126,8 +126,8 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
             **final,
         },
         "rows": [
-            {"run": one.folder.id, "folder": str(one.folder.path), "step": one.step, "validation": one.scores}
-            for one in ranking
+            {"run": entry.folder.id, "folder": str(entry.folder.path), "step": entry.step, "validation": entry.scores}
+            for entry in ranking
         ],
         "differences": _differences(recipes),
         "damaged": damaged,
@@ -139,7 +139,7 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
     return board
 
 
-def _score_run(judge: Any, folder: RunFolder, recipe: Recipe, force: bool, damaged: list[str]) -> Iterator[Scored]:
+def _score_run(evaluator: Any, folder: RunFolder, recipe: Recipe, force: bool, damaged: list[str]) -> Iterator[Scored]:
     from sft_dist.checkpoints import store as ckpt
 
     checkpoints = ckpt.published(folder)
@@ -148,59 +148,59 @@ def _score_run(judge: Any, folder: RunFolder, recipe: Recipe, force: bool, damag
             problems = ckpt.verify(checkpoint)
             fingerprint = checkpoint.fingerprint()
         except FileNotFoundError:
-            continue  # training goes on and has just deleted it
+            continue  # training continues and has just deleted it
         if problems:
-            damaged.append(f"{folder.id} {checkpoint.path.name} is damaged and left out: {'; '.join(problems)}")
+            damaged.append(f"{folder.id} {checkpoint.path.name} is damaged and excluded: {'; '.join(problems)}")
             log.warning("%s", damaged[-1])
             continue
-        record = folder.evaluation / f"{checkpoint.path.name}.validation.json"
-        known = read_json(record)
-        if force or not known or known.get("checkpoint") != fingerprint:
-            scores = judge.score(recipe, checkpoint, "validation")
+        record_file = folder.evaluation / f"{checkpoint.path.name}.validation.json"
+        record = read_json(record_file)
+        if force or not record or record.get("checkpoint") != fingerprint:
+            scores = evaluator.score(recipe, checkpoint, "validation")
             folder.evaluation.mkdir(mode=0o700, exist_ok=True)
-            known = {"step": checkpoint.step, "split": "validation", "checkpoint": fingerprint, "scores": scores}
-            write_json(record, known)
+            record = {"step": checkpoint.step, "split": "validation", "checkpoint": fingerprint, "scores": scores}
+            write_json(record_file, record)
         metric = recipe.evaluate.metric or next(iter(recipe.task.kind.metrics))
         log.info(
             "%s  checkpoint %d/%d  step %d  validation %s %s",
-            folder.id, number, len(checkpoints), checkpoint.step, metric, _cell(known["scores"].get(metric)),
+            folder.id, number, len(checkpoints), checkpoint.step, metric, _cell(record["scores"].get(metric)),
         )  # fmt: skip
-        yield Scored(folder, checkpoint.step, fingerprint, known["scores"])
+        yield Scored(folder, checkpoint.step, fingerprint, record["scores"])
 
 
-def _score_once(judge: Any, winner: Scored, recipe: Recipe, split: str, force: bool) -> dict[str, Any]:
+def _score_once(evaluator: Any, winner: Scored, recipe: Recipe, split: str, force: bool) -> dict[str, Any]:
     """Scores of the winner on a split that is not used for choosing; kept, so that asking again does not score again."""
     from sft_dist.checkpoints.store import Checkpoint
 
-    record = winner.folder.evaluation / f"step-{winner.step:08d}.{split}.json"
-    known = read_json(record)
-    if not force and known and known.get("checkpoint") == winner.fingerprint:
-        return known["scores"]
+    record_file = winner.folder.evaluation / f"step-{winner.step:08d}.{split}.json"
+    record = read_json(record_file)
+    if not force and record and record.get("checkpoint") == winner.fingerprint:
+        return record["scores"]
     checkpoint = Checkpoint(winner.folder.checkpoint(winner.step), winner.step)
-    scores = judge.score(recipe, checkpoint, split)
-    write_json(record, {"step": winner.step, "split": split, "checkpoint": winner.fingerprint, "scores": scores})
+    scores = evaluator.score(recipe, checkpoint, split)
+    write_json(record_file, {"step": winner.step, "split": split, "checkpoint": winner.fingerprint, "scores": scores})
     return scores
 
 
 def _common_metric(recipes: list[Recipe]) -> tuple[str, str]:
-    chosen = set()
+    choices = set()
     for recipe in recipes:
-        known = recipe.task.kind.metrics
-        metric = recipe.evaluate.metric or next(iter(known))
-        chosen.add((metric, recipe.evaluate.direction or known[metric]))
-    if len(chosen) > 1:
-        raise UserError(f"the runs choose by different scores ({sorted(chosen)}), so they have no common winner")
-    return chosen.pop()
+        directions = recipe.task.kind.metrics
+        metric = recipe.evaluate.metric or next(iter(directions))
+        choices.add((metric, recipe.evaluate.direction or directions[metric]))
+    if len(choices) > 1:
+        raise UserError(f"the runs choose by different scores ({sorted(choices)}), so they have no common winner")
+    return choices.pop()
 
 
-def _rank_key(one: Scored, metric: str, direction: str) -> tuple[float, float, int]:
+def _rank_key(candidate: Scored, metric: str, direction: str) -> tuple[float, float, int]:
     """Best score first, then the lower loss, then the earlier step; an undefined score comes last."""
     sign = -1.0 if direction == "max" else 1.0
-    return (_place(one.scores.get(metric), sign), _place(one.scores.get("loss")), one.step)
+    return (_sort_value(candidate.scores.get(metric), sign), _sort_value(candidate.scores.get("loss")), candidate.step)
 
 
-def _place(score: float | None, sign: float = 1.0) -> float:
-    """NaN, which an older record may hold, has no place in an order either."""
+def _sort_value(score: float | None, sign: float = 1.0) -> float:
+    """NaN, which an older record may hold, sorts last like an undefined score."""
     return sign * score if score is not None and math.isfinite(score) else math.inf
 
 
@@ -231,10 +231,10 @@ def render(board: dict[str, Any]) -> str:
     names.sort(key=lambda name: name != metric)
     varied = sorted({key for settings in board["differences"].values() for key in settings})
     rows = [["", "run", "step", *varied, *names]]
-    for place, row in enumerate(board["rows"], 1):
+    for position, row in enumerate(board["rows"], 1):
         settings = board["differences"].get(row["run"], {})
         cells = [str(settings.get(key)) for key in varied] + [_cell(row["validation"].get(name)) for name in names]
-        rows.append([str(place), row["run"], str(row["step"]), *cells])
+        rows.append([str(position), row["run"], str(row["step"]), *cells])
     better = "higher" if board["direction"] == "max" else "lower"
     lines = [
         "# Leaderboard",
@@ -255,7 +255,7 @@ def render(board: dict[str, Any]) -> str:
         lines += ["", "## Without scores, ranked last", ""]
         lines += [f"- {row['run']} step {row['step']}: {row['validation']['undefined']['why']}" for row in undefined]
     if board["damaged"]:
-        lines += ["", "## Damaged checkpoints, left out", "", *(f"- {line}" for line in board["damaged"])]
+        lines += ["", "## Damaged checkpoints, excluded", "", *(f"- {line}" for line in board["damaged"])]
     if board["export"]:
         lines += ["", f"The winner as a Hugging Face folder: `{board['export']}`"]
     return "\n".join(lines) + "\n"

@@ -46,11 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"{options.run}: no recipe.json in it, so it is not a run folder")
         recipe = folder.recipe()
         step = options.step if options.step is not None else _best_step(folder)
-        asked = export_form(recipe)
-        form = options.form or (best_form(recipe.tuning) if asked == "none" else asked)
+        recipe_form = export_form(recipe)
+        form = options.form or (best_form(recipe.tuning) if recipe_form == "none" else recipe_form)
         scores = {split: _scores(folder, step, split) for split in ("validation", "train", "test")}
         validation = scores.pop("validation")
-        final = {split: found for split, found in scores.items() if found}
+        final = {split: values for split, values in scores.items() if values}
         print(export(folder, step, options.to or folder.export, form, validation or {}, final))
     except UserError as error:
         print(error, file=sys.stderr)
@@ -77,7 +77,7 @@ def export(
     recipe = folder.recipe()
     checkpoint = ckpt.Checkpoint(folder.checkpoint(step), step)
     if not checkpoint.path.is_dir():
-        have = ", ".join(str(one.step) for one in ckpt.published(folder)) or "none"
+        have = ", ".join(str(saved.step) for saved in ckpt.published(folder)) or "none"
         raise UserError(f"{folder.path} has no checkpoint of step {step}; it has: {have}")
     if problems := ckpt.verify(checkpoint):
         raise UserError(f"{checkpoint.path} is damaged: {'; '.join(problems)}")
@@ -191,7 +191,7 @@ def _best_step(folder: RunFolder) -> int:
     if newest is None:
         raise UserError(f"{folder.path} has no checkpoint yet" + "".join(f"\n    {line}" for line in damaged))
     best = newest.trainer_state()["progress"]["best_step"]
-    return best if best in {one.step for one in ckpt.published(folder)} else newest.step
+    return best if best in {saved.step for saved in ckpt.published(folder)} else newest.step
 
 
 def _scores(folder: RunFolder, step: int, split: str) -> dict[str, Any] | None:

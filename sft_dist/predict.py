@@ -1,5 +1,5 @@
 """`python -m sft_dist.predict MODEL [FILE ...]`: what a model says about the lines of text files, the rows of tables, or
-pictures and recordings."""
+images and recordings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BATCHES_AT_ONCE = 16  # texts read ahead, so that a batch holds similar lengths:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sft_dist.predict",
-        description="What an exported model says about texts, pictures or recordings.",
+        description="What an exported model says about texts, images or recordings.",
         epilog="example: echo 'a wonderful film' | python -m sft_dist.predict runs/quickstart/0a1b2c3d4e",
     )
     parser.add_argument("model", type=Path, help="an exported folder, or a run folder whose winner was exported")
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         "files",
         nargs="*",
         default=["-"],
-        help="txt (a text a line), csv, tsv or jsonl; for pictures and recordings the files themselves, or a table of "
+        help="txt (a text a line), csv, tsv or jsonl; for images and recordings the files themselves, or a table of "
         "their paths; - is standard input",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line, with everything the model says")
@@ -73,8 +73,8 @@ def predict(model_folder: Path, files: list[str], as_json: bool) -> Iterator[str
     task = task_of(recipe)
     task.labels = about["labels"]
     roles = [role for role in task.input_roles if role == task.input_roles[0] or role in recipe.data.columns]
-    given = ((file, row) for file in files for row in read_inputs(file, recipe, roles))
-    first = next(given, None)
+    inputs = ((file, row) for file in files for row in read_inputs(file, recipe, roles))
+    first = next(inputs, None)
     if first is None:
         return
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
@@ -88,9 +88,9 @@ def predict(model_folder: Path, files: list[str], as_json: bool) -> Iterator[str
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be loaded: {error}; export it again") from error
     model.to(device)
-    rest = itertools.chain([first], given)
+    all_inputs = itertools.chain([first], inputs)
     size = recipe.evaluate.micro_batch
-    while chunk := list(itertools.islice(rest, size * BATCHES_AT_ONCE)):
+    while chunk := list(itertools.islice(all_inputs, size * BATCHES_AT_ONCE)):
         rows = [
             task.from_input(
                 {
@@ -107,12 +107,12 @@ def predict(model_folder: Path, files: list[str], as_json: bool) -> Iterator[str
         casting = autocast(device, recipe.train.precision)
         parts = forward(model, task, None, processor, examples, batches, device, casting)
         predictions, _ = assemble(parts, len(chunk))
-        for (_, row), said in zip(chunk, task.describe(predictions, processor), strict=True):
-            yield json.dumps({**row, **said}, ensure_ascii=False) if as_json else _plain(row, said)
+        for (_, row), description in zip(chunk, task.describe(predictions, processor), strict=True):
+            yield json.dumps({**row, **description}, ensure_ascii=False) if as_json else _plain(row, description)
 
 
 def _media(path: str, file: str, recipe: Recipe) -> dict[str, Any]:
-    """The picture or recording that the command line, standard input or a table `file` names. Raises UserError."""
+    """The image or recording that the command line, standard input or a table `file` names. Raises UserError."""
     from sft_dist.data.media import MediaError, accepted, is_url, require_accepted
 
     if file in (path, "-") and not is_url(path):  # the user's own words, not a table's
@@ -127,7 +127,7 @@ def _media(path: str, file: str, recipe: Recipe) -> dict[str, Any]:
 
 
 def read_inputs(file: str, recipe: Recipe, roles: list[str]) -> Iterator[dict[str, str]]:
-    """Role -> text, or path of a picture or recording, of each line or row. Raises UserError with the line number."""
+    """Role -> text, or path of a image or recording, of each line or row. Raises UserError with the line number."""
     path = Path(file)
     suffix = path.suffix.lower()
     try:
@@ -166,10 +166,10 @@ def _lines(stream: IO[str], name: str, roles: list[str]) -> Iterator[dict[str, s
         yield dict(zip(roles, parts, strict=True))
 
 
-def _pick(row: dict[str, Any], recipe: Recipe, roles: list[str], where: str) -> dict[str, str]:
+def _pick(row: dict[str, Any], recipe: Recipe, roles: list[str], source: str) -> dict[str, str]:
     names = {role: recipe.data.columns.get(role, role) for role in roles}
     if missing := [name for name in names.values() if row.get(name) is None]:
-        raise UserError(Problem(f"{where}: no column {missing[0]!r}", valid=tuple(str(name) for name in row)))
+        raise UserError(Problem(f"{source}: no column {missing[0]!r}", valid=tuple(str(name) for name in row)))
     return {role: _text(row[name]) for role, name in names.items()}
 
 
@@ -178,13 +178,13 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value)
 
 
-def _json(line: str, where: str) -> dict[str, Any]:
+def _json(line: str, source: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise UserError(f"{where}: not JSON: {error}") from error
+        raise UserError(f"{source}: not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise UserError(f"{where}: a JSON object is needed")
+        raise UserError(f"{source}: a JSON object is needed")
     return row
 
 
@@ -200,22 +200,24 @@ def _find(model: Path) -> tuple[Path, dict[str, Any]]:
 DETAILS = ("probabilities", "masks")  # too long for a line that people read
 
 
-def _plain(row: dict[str, str], said: dict[str, Any]) -> str:
-    return "\t".join([*(_shown(value) for key, value in said.items() if key not in DETAILS), *row.values()])
+def _plain(row: dict[str, str], description: dict[str, Any]) -> str:
+    return "\t".join(
+        [*(_plain_value(value) for key, value in description.items() if key not in DETAILS), *row.values()]
+    )
 
 
-def _shown(value: Any) -> str:
+def _plain_value(value: Any) -> str:
     """Classes as `a,b`; several boxes as `label=cat score=0.9000 box=1.0,2.0,3.0,4.0; label=...`."""
     match value:
         case float():
             return f"{value:.4f}"
         case dict():
             return " ".join(
-                f"{key}={','.join(map(str, one)) if isinstance(one, list) else _shown(one)}"
-                for key, one in value.items()
+                f"{key}={','.join(map(str, entry)) if isinstance(entry, list) else _plain_value(entry)}"
+                for key, entry in value.items()
             )
         case list():
-            return ("; " if value and isinstance(value[0], dict) else ",").join(map(_shown, value))
+            return ("; " if value and isinstance(value[0], dict) else ",").join(map(_plain_value, value))
     return str(value)
 
 

@@ -104,7 +104,7 @@ def train(folder: RunFolder) -> int:
         engine = start_engine(recipe, folder)
         attempt, lock = _enter(folder, engine.accelerator)
     except BaseException as error:
-        if "SFT_DIST_ATTEMPT" in os.environ:  # a launcher waits to be told
+        if "SFT_DIST_ATTEMPT" in os.environ:  # a launcher waits for the outcome
             at.record_error(at.open_attempt(folder), int(os.environ.get("RANK", "0")), 0, error)
         raise
     accelerator = engine.accelerator
@@ -157,15 +157,15 @@ def _enter(folder: RunFolder, accelerator: Accelerator) -> tuple[AttemptFolder, 
     from sft_dist.run import attempt as at
 
     lock = None
-    found: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
             lock = at.take_lock(folder)
-            found[0] = at.open_attempt(folder)
+            outcome[0] = at.open_attempt(folder)
         except UserError as error:
-            found[1] = error
-    broadcast_object_list(found)
-    attempt, refused = found
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    attempt, refused = outcome
     if refused is not None:
         raise refused
     return attempt, lock
@@ -223,7 +223,7 @@ def build(
     cleanup.callback(chunks.close)
     first = chunks.at(progress.step + 1).examples
     if task.counts_tokens:
-        longest = max(int(part.lengths.max()) for part in examples.values())
+        longest = max(int(split.lengths.max()) for split in examples.values())
         # What is still to come in a stream can be as long as it is allowed to be.
         longest = max(longest, recipe.data.max_length) if recipe.data.streaming else longest
         _check_positions(model, longest, virtual_tokens(recipe.tuning))
@@ -267,7 +267,7 @@ def build(
 
 
 def _say_what_is_trained(recipe: Recipe, data: Prepared, train: Examples, model: nn.Module, batch: Batch) -> None:
-    counts = [f"{len(part)} {split}" for split, part in data.examples.items()]
+    counts = [f"{len(rows)} {split}" for split, rows in data.examples.items()]
     log.info(
         "%s; dropped %s",
         ", ".join(["a stream to train on", *counts] if recipe.data.streaming else counts),
@@ -300,8 +300,8 @@ def _check_positions(model: nn.Module, longest: int, virtual: int) -> None:
     """
     positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(positions, int) and 0 < positions < longest + virtual:
-        more = f" and {virtual} virtual ones before it" if virtual else ""
-        problem = f"the model has {positions} positions, and texts have up to {longest} tokens{more}"
+        virtual_text = f" and {virtual} virtual ones before it" if virtual else ""
+        problem = f"the model has {positions} positions, and texts have up to {longest} tokens{virtual_text}"
         hint = (
             f"set data.max_length={positions - virtual}" if positions > virtual else "use fewer tuning.virtual_tokens"
         )
@@ -310,9 +310,9 @@ def _check_positions(model: nn.Module, longest: int, virtual: int) -> None:
 
 def selection_metric(recipe: Recipe) -> tuple[str, str]:
     """Score to choose a checkpoint by, and which way is better."""
-    known = recipe.task.kind.metrics
-    metric = recipe.evaluate.metric or next(iter(known))
-    return metric, recipe.evaluate.direction or known[metric]
+    directions = recipe.task.kind.metrics
+    metric = recipe.evaluate.metric or next(iter(directions))
+    return metric, recipe.evaluate.direction or directions[metric]
 
 
 def _resume_point(folder: RunFolder, accelerator: Accelerator) -> ckpt.Checkpoint | None:
@@ -325,13 +325,13 @@ def _resume_point(folder: RunFolder, accelerator: Accelerator) -> ckpt.Checkpoin
     if accelerator.is_main_process:
         for name in ckpt.clear_unfinished(folder):
             log.warning("%s was only half-written when the run ended; it is removed", name)
-        found, damaged = ckpt.newest_good(folder)
+        newest, damaged = ckpt.newest_good(folder)
         for line in damaged:
-            log.warning("%s; using %s", line, found.path.name if found else "nothing: training starts over")
+            log.warning("%s; using %s", line, newest.path.name if newest else "nothing: training starts over")
         for newer in ckpt.present(folder):
-            if found is None or newer.step > found.step:
+            if newest is None or newer.step > newest.step:
                 ckpt.mark_damaged(newer.path)
-        step[0] = found.step if found else None
+        step[0] = newest.step if newest else None
     broadcast_object_list(step)
     return ckpt.Checkpoint(folder.checkpoint(step[0]), step[0]) if step[0] is not None else None
 

@@ -1,12 +1,12 @@
 """Optimizer state on disk: pieces of tensors, written by any number of ranks under any strategy, read by any other.
 
 Every strategy cuts a weight into contiguous runs of its elements in row-major order (ZeRO into flat partitions, FSDP2
-into rows, DDP not at all), so a piece is (weight, slot, first element, values). Each rank writes its own file, without
+into rows, DDP not at all), so a piece is (weight, state key, first element, values). Each rank writes its own file, without
 talking to the others; a reader asks for the elements it needs and gets them from whichever files have them. So a run can
-go on with another number of ranks and another strategy, and nothing is converted.
+resume with another number of ranks and another strategy, and nothing is converted.
 
-    state/rank-00000.safetensors    `<weight>/<slot>@<first element>`: 1-D
-                                    `<weight>/<slot>`: whole, for what does not go with the elements (Adam's step)
+    state/rank-00000.safetensors    `<weight>/<state key>@<first element>`: 1-D
+                                    `<weight>/<state key>`: whole, for what does not go with the elements (Adam's step)
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class SavedState:
         self.folder = folder
         self._stack = ExitStack()
         self._runs: dict[tuple[str, str], list[tuple[int, int, object]]] = {}  # first, last + 1, file
-        self._whole: dict[tuple[str, str], object] = {}
+        self._full_values: dict[tuple[str, str], object] = {}
         for path in sorted(folder.glob("rank-*.safetensors")):
             file = self._stack.enter_context(safe_open(path, "pt"))
             for key in file.keys():  # noqa: SIM118
                 name, state_key, first = split_key(key)
                 if first is None:
-                    self._whole[name, state_key] = file
+                    self._full_values[name, state_key] = file
                 else:
                     length = file.get_slice(key).get_shape()[0]
                     self._runs.setdefault((name, state_key), []).append((first, first + length, file))
@@ -76,20 +76,20 @@ class SavedState:
         self._stack.close()
 
     def names(self) -> set[str]:
-        return {name for name, _ in (*self._runs, *self._whole)}
+        return {name for name, _ in (*self._runs, *self._full_values)}
 
     def element_keys(self, name: str) -> set[str]:
-        """Slots that go with the elements, and can be read in part."""
-        return {state_key for known, state_key in self._runs if known == name}
+        """State keys with one value per element, which can be read in part."""
+        return {state_key for owner, state_key in self._runs if owner == name}
 
     def whole_keys(self, name: str) -> set[str]:
-        return {state_key for known, state_key in self._whole if known == name}
+        return {state_key for owner, state_key in self._full_values if owner == name}
 
-    def whole(self, name: str, state_key: str) -> Tensor:
+    def full_value(self, name: str, state_key: str) -> Tensor:
         """Raises ValueError when it is in no file."""
-        if (name, state_key) not in self._whole:
+        if (name, state_key) not in self._full_values:
             raise ValueError(f"{self.folder}: {name}/{state_key} is in none of the files")
-        return self._whole[name, state_key].get_tensor(f"{name}/{state_key}")  # type: ignore[attr-defined]
+        return self._full_values[name, state_key].get_tensor(f"{name}/{state_key}")  # type: ignore[attr-defined]
 
     def read(self, name: str, state_key: str, first: int, last: int) -> Tensor:
         """Elements `first` to `last` - 1, 1-D. Raises ValueError when some are in no file."""
@@ -154,7 +154,7 @@ def load_pieces(optimizer: torch.optim.Optimizer, model: nn.Module, saved: Saved
         }
         for state_key in saved.whole_keys(name):
             key, _, kind = state_key.partition(":")
-            tensors[key] = _PLAIN[kind](saved.whole(name, state_key))
+            tensors[key] = _PLAIN[kind](saved.full_value(name, state_key))
         if tensors:
             state[numbers[parameter]] = tensors
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,4 +1,4 @@
-"""Saves a checkpoint while training goes on: training waits for the copy in memory, a thread does the rest.
+"""Saves a checkpoint while training continues: training waits for the copy in memory, a thread does the rest.
 
 Every rank writes its own files into one hidden folder and then a note, `.rank-N.json`, with their sizes and SHA-256. Rank 0
 waits for all notes, makes the manifest of them and renames the folder. Ranks meet in the file system only: a collective

@@ -109,12 +109,12 @@ def published(folder: RunFolder) -> list[Checkpoint]:
 
 def present(folder: RunFolder) -> list[Checkpoint]:
     """All that carries a step's name, also without a manifest: what a copy that was cut short leaves behind."""
-    found = []
+    checkpoints = []
     for path in folder.checkpoints.glob("step-*") if folder.checkpoints.is_dir() else ():
         digits = path.name.removeprefix("step-")
         if digits.isdigit():
-            found.append(Checkpoint(path, int(digits)))
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+            checkpoints.append(Checkpoint(path, int(digits)))
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
 
 def verify(checkpoint: Checkpoint) -> list[str]:
@@ -178,7 +178,7 @@ def newest_good(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
 
 
 def mark_damaged(path: Path) -> Path:
-    """Rename a checkpoint so that it is no longer found, keeping its bytes for whoever wants to look."""
+    """Renames a checkpoint so that nothing reads it; its bytes are kept for inspection."""
     number = 1
     while (target := path.with_name(f"damaged-{number}-{path.name}")).exists():
         number += 1
@@ -204,7 +204,7 @@ def prune(folder: RunFolder, keep_last: int, keep: set[int | None]) -> list[int]
     old = published(folder)[:-keep_last]
     deleted = [checkpoint for checkpoint in old if checkpoint.step not in keep]
     for checkpoint in deleted:
-        # Out of sight first: a kill half-way through must not leave a checkpoint that looks whole.
+        # Out of sight first: a kill partway through must not leave a checkpoint that looks whole.
         doomed = checkpoint.path.with_name(f"{_DELETING}{checkpoint.path.name}")
         os.rename(checkpoint.path, doomed)
         shutil.rmtree(doomed, ignore_errors=True)

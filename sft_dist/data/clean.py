@@ -50,22 +50,22 @@ def near_duplicates(
             index = leader[index]
         return index
 
-    known: dict[int, np.ndarray] = {}
+    cache: dict[int, np.ndarray] = {}
 
     def shingles_of(index: int) -> np.ndarray:
-        if index not in known:
-            if len(known) > 10_000:
-                known.clear()
-            known[index] = _shingles(texts[index])
-        return known[index]
+        if index not in cache:
+            if len(cache) > 10_000:
+                cache.clear()
+            cache[index] = _shingles(texts[index])
+        return cache[index]
 
     apart: set[tuple[int, int]] = set()
     for pair in _candidates(keys):
-        one, other = group_of(pair[0]), group_of(pair[1])
-        if one == other or pair in apart:
+        first, second = group_of(pair[0]), group_of(pair[1])
+        if first == second or pair in apart:
             continue
         if _jaccard(shingles_of(pair[0]), shingles_of(pair[1]), threshold) >= threshold:
-            leader[max(one, other)] = min(one, other)
+            leader[max(first, second)] = min(first, second)
         else:
             apart.add(pair)
     groups: dict[int, list[int]] = {}

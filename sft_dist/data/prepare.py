@@ -141,8 +141,8 @@ def _refuse_shared_groups(groups: dict[str, set[str]]) -> None:
     """Splits that the source has may share groups; those that are made here do not."""
     for first, second in combinations([split for split in SPLITS if split in groups], 2):
         if shared := sorted(groups[first] & groups[second]):
-            rest = f" and {len(shared) - 10:,} more" if len(shared) > 10 else ""
-            message = f"groups that are in {first} and in {second}: {', '.join(shared[:10])}{rest}"
+            remainder = f" and {len(shared) - 10:,} more" if len(shared) > 10 else ""
+            message = f"groups that are in {first} and in {second}: {', '.join(shared[:10])}{remainder}"
             hint = "move each group into one of the splits, or remove data.split.group"
             raise UserError(Problem(message, "data.split.group", hint=hint))
 

@@ -45,5 +45,5 @@ def strategy_options(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     planned = (read_json(folder.plan_file) or {}).get("strategy")
     if isinstance(planned, dict) and planned.get("name") in STRATEGIES:
         return dict(planned)
-    asked = recipe.train.strategy
-    return {"name": UNPLANNED.name} if asked.name == "auto" else asked.model_dump()
+    requested = recipe.train.strategy
+    return {"name": UNPLANNED.name} if requested.name == "auto" else requested.model_dump()

@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from sft_dist.checkpoints.optimizer_state import Piece, SavedState
 
 # Hangs are found, and who hangs is named, by the heartbeats (`recipe/watch.py`), after ten times resources.hang_timeout (5 h
-# when it is left out) while rank 0 verifies or writes a checkpoint and the others wait for it. NCCL would end such a run after
-# 10 minutes. Not for ever: a rank on a node that is cut off holds the run's lock for as long.
+# when it is not set) while rank 0 verifies or writes a checkpoint and the others wait for it. NCCL would end such a run after
+# 10 minutes. Not forever: a rank on a node that is cut off holds the run's lock for as long.
 COLLECTIVE_TIMEOUT = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What an engine is told before there is a model."""
+    """The settings of an engine, before there is a model."""
 
     precision: str  # fp32 | bf16 | fp16 | fp8
     trackers: tuple[str, ...]
@@ -105,10 +105,10 @@ def start_accelerator(setup: Setup, **options: Any) -> Accelerator:
     return accelerator
 
 
-def require_gpu(found: bool) -> None:
+def require_gpu(available: bool) -> None:
     """For a run that was planned for GPUs: on one node without a driver it would train on the CPU, and the other nodes
     would wait for it. Raises RuntimeError, which `recipe/causes.py` knows as a fault of the host."""
-    if not found:
+    if not available:
         raise RuntimeError(
             f"the run was planned for GPUs, and torch {torch.__version__} finds none on {socket.gethostname()}: the driver "
             "does not answer, the GPU has fallen off the bus, or torch is built without CUDA; see nvidia-smi there"
@@ -121,13 +121,13 @@ def broadcast_buffers(model: nn.Module) -> None:
     if dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in model.buffers():
             if buffer.is_floating_point():
-                whole = buffer.detach().contiguous()
-                dist.broadcast(whole, src=0)
-                buffer.detach().copy_(whole)
+                values = buffer.detach().contiguous()
+                dist.broadcast(values, src=0)
+                buffer.detach().copy_(values)
 
 
 class NonFiniteGradient(RuntimeError):
-    """A gradient norm that is no number."""
+    """A gradient norm that is NaN or infinite."""
 
 
 def copy_tensors(
@@ -136,11 +136,11 @@ def copy_tensors(
     """`copy` of each named weight and buffer of `model.state_dict()`, one after another; tied weights are copied once. None
     where `copy` returns None, which is on all ranks but one."""
     copies: dict[int, Tensor | None] = {}
-    found: dict[str, Tensor] = {}
+    named_copies: dict[str, Tensor] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         if names is None or name in names:
             if id(value) not in copies:
                 copies[id(value)] = copy(value)
-            if (whole := copies[id(value)]) is not None:
-                found[name] = whole
-    return found or None
+            if (copied := copies[id(value)]) is not None:
+                named_copies[name] = copied
+    return named_copies or None

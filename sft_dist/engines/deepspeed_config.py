@@ -53,5 +53,5 @@ def _offload(strategy: Mapping[str, object], option: str) -> dict[str, Any] | No
     device = strategy.get(option, "none")
     if device == "none":
         return None
-    place = {"nvme_path": strategy["nvme_path"]} if device == "nvme" else {}
-    return {"device": device, "pin_memory": True, **place}
+    path = {"nvme_path": strategy["nvme_path"]} if device == "nvme" else {}
+    return {"device": device, "pin_memory": True, **path}

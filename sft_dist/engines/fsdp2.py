@@ -51,11 +51,11 @@ class Fsdp2:
     def _check(self, weights: int) -> None:
         if not isinstance(self.model, FSDPModule):
             raise RuntimeError(f"the model should run as FSDPModule and is {type(self.model).__name__}")
-        found = list(self.model.parameters())
-        if len(found) != weights:
-            raise RuntimeError(f"{weights} weights became {len(found)}: weights that are tied were cut apart")
-        if whole := [name for name, one in self.model.named_parameters() if not isinstance(one, DTensor)]:
-            raise RuntimeError(f"{len(whole)} weights are not shared out, such as {whole[0]}")
+        parameters = list(self.model.parameters())
+        if len(parameters) != weights:
+            raise RuntimeError(f"{weights} weights became {len(parameters)}: weights that are tied were cut apart")
+        if unsharded := [name for name, value in self.model.named_parameters() if not isinstance(value, DTensor)]:
+            raise RuntimeError(f"{len(unsharded)} weights are not sharded, such as {unsharded[0]}")
         if self.mesh.size() != self.accelerator.num_processes:
             raise RuntimeError(
                 f"weights are shared by {self.mesh.size()} of {self.accelerator.num_processes} processes"
@@ -91,13 +91,13 @@ class Fsdp2:
         self._free_gathered()
 
         def copy(value: Tensor) -> Tensor | None:
-            whole = value.full_tensor() if isinstance(value, DTensor) else value
-            return whole.detach().to("cpu", copy=True) if self.accelerator.is_main_process else None
+            full = value.full_tensor() if isinstance(value, DTensor) else value
+            return full.detach().to("cpu", copy=True) if self.accelerator.is_main_process else None
 
         return copy_tensors(self.raw_model, names, copy)
 
     def pieces(self) -> Iterator[Piece]:
-        """This rank's rows of every slot; rank 0 also brings what does not go with the rows, such as Adam's `step`."""
+        """This rank's rows of every state key; rank 0 also yields what is not per row, such as Adam's `step`."""
         for parameter, name in self.names.items():
             first, last = self._run(parameter)
             for state_key, value in self.optimizer.state.get(parameter, {}).items():
@@ -116,7 +116,7 @@ class Fsdp2:
             tensors: dict[str, Tensor] = {
                 state_key: self._read(saved, name, state_key, parameter) for state_key in saved.element_keys(name)
             }
-            tensors |= {state_key: saved.whole(name, state_key) for state_key in saved.whole_keys(name)}
+            tensors |= {state_key: saved.full_value(name, state_key) for state_key in saved.whole_keys(name)}
             if tensors:
                 state[number] = tensors
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
@@ -145,12 +145,12 @@ class Fsdp2:
 def rows_of(rows: int, ranks: int, rank: int, width: int) -> tuple[int, int]:
     """Elements [first, last) of a weight with `rows` rows of `width` elements that `rank` has: ceil(rows / ranks) rows each,
     the last ranks fewer or none."""
-    each = -(-rows // ranks)
-    return min(rank * each, rows) * width, min((rank + 1) * each, rows) * width
+    rows_per_rank = -(-rows // ranks)
+    return min(rank * rows_per_rank, rows) * width, min((rank + 1) * rows_per_rank, rows) * width
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, reshard_after_forward: bool, offload: OffloadPolicy) -> None:
-    """Share the weights out: a unit for each transformer layer, one for all else. Values stay as they are."""
+    """Shards the weights: a unit for each transformer layer, one for all else. Values stay as they are."""
     with torch.no_grad():
         for parameter in model.parameters():
             if not parameter.is_contiguous():
@@ -175,11 +175,11 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     if not layers and stacks:
         longest = max(stacks, key=len)
         layers = list(longest)
-    found: list[nn.Module] = []
+    separate: list[nn.Module] = []
     for layer in dict.fromkeys(layers):
-        if not any(layer is inner for outer in found for inner in outer.modules()) and not _is_tied(layer, model):
-            found.append(layer)
-    return found
+        if not any(layer is inner for outer in separate for inner in outer.modules()) and not _is_tied(layer, model):
+            separate.append(layer)
+    return separate
 
 
 def _is_tied(layer: nn.Module, model: nn.Module) -> bool:

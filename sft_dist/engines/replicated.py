@@ -57,7 +57,7 @@ class Replicated:
         self.scaler.unscale_(self.optimizer)
         trained = [parameter for parameter in self.raw_model.parameters() if parameter.requires_grad]
         norm = nn.utils.clip_grad_norm_(trained, float("inf") if clip_norm is None else clip_norm)
-        # With fp16 an infinite gradient is how the loss scale is found out: that step is left out and the scale lowered.
+        # With fp16 an infinite gradient is how the loss scale is found: that step is skipped and the scale lowered.
         if not torch.isfinite(norm) and not self.scaler.is_enabled():
             raise NonFiniteGradient(f"the gradient norm is {norm.item()}")
         self.scaler.step(self.optimizer)
@@ -85,8 +85,8 @@ class Replicated:
         load_pieces(self.optimizer, self.raw_model, saved)
         if self.scaler.is_enabled() and "loss scale" in saved.names():
             state = self.scaler.state_dict()
-            state["scale"] = saved.whole("loss scale", "scale").item()
-            state["_growth_tracker"] = int(saved.whole("loss scale", "growth").item())
+            state["scale"] = saved.full_value("loss scale", "scale").item()
+            state["_growth_tracker"] = int(saved.full_value("loss scale", "growth").item())
             self.scaler.load_state_dict(state)
 
 
@@ -94,13 +94,15 @@ def require_eight_bits(capability: tuple[int, int], name: str) -> None:
     """Raises UserError for a GPU whose first matrix product in 8 bits would fail: Ada (8.9) and Hopper brought them."""
     if capability < (8, 9):
         major, minor = capability
-        what = f"{name} has no matrix products in 8 bits: its compute capability is {major}.{minor}, and they need 8.9"
-        raise UserError(Problem(what, "train.precision", value="fp8", valid=("bf16", "fp16", "fp32")))
+        message = (
+            f"{name} has no matrix products in 8 bits: its compute capability is {major}.{minor}, and they need 8.9"
+        )
+        raise UserError(Problem(message, "train.precision", value="fp8", valid=("bf16", "fp16", "fp32")))
 
 
 def check_eight_bits(model: nn.Module) -> None:
-    """Raises UserError when no layer computes in 8 bits. torchao leaves out the first, the last, and those whose sides are no
+    """Raises UserError when no layer computes in 8 bits. torchao skips the first, the last, and those whose sides are no
     multiples of 16, and says nothing when none is left."""
     if not any(type(module).__name__ == "Float8Linear" for module in model.modules()):
-        what = f"no layer of {type(model).__name__} can compute in 8 bits: sides have to be multiples of 16"
-        raise UserError(Problem(what, "train.precision", value="fp8", valid=("bf16", "fp16", "fp32")))
+        message = f"no layer of {type(model).__name__} can compute in 8 bits: sides have to be multiples of 16"
+        raise UserError(Problem(message, "train.precision", value="fp8", valid=("bf16", "fp16", "fp32")))

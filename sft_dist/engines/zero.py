@@ -48,7 +48,7 @@ class Zero:
         import deepspeed
 
         self.raw_model = model
-        # Before sharing out: a partitioned weight has no shape, by which the optimizer's groups are made.
+        # Before sharding: a partitioned weight has no shape, by which the optimizer's groups are made.
         self.optimizer = build_optimizer(model)
         self.names = names_of(model)
         if self.stage == 3:
@@ -71,16 +71,16 @@ class Zero:
 
     def _check_wiring(self) -> None:
         """Raises RuntimeError when DeepSpeed runs something else than what was asked for."""
-        found = {
+        wiring = {
             "ZeRO stage": (self.model.zero_optimization_stage(), self.stage),
             "number of ranks": (self.model.dp_world_size, self.accelerator.num_processes),
             "optimizer": (self.zero.optimizer, self.optimizer),
             "dtype of the weights": (self.zero.dtype, torch.float32),
             "number of elements a rank": self._shares(),
         }
-        for what, (is_, should_be) in found.items():
+        for fact, (is_, should_be) in wiring.items():
             if is_ != should_be:
-                raise RuntimeError(f"DeepSpeed: the {what} should be {should_be} and is {is_}")
+                raise RuntimeError(f"DeepSpeed: the {fact} should be {should_be} and is {is_}")
 
     def _shares(self) -> tuple[int, int]:
         """Elements that a rank updates, as DeepSpeed has it and as it should be; both with padding."""
@@ -118,8 +118,8 @@ class Zero:
         return norm
 
     def discard_gradients(self) -> None:
-        """Gradients lie in buffers that differ by stage and offload. DeepSpeed empties them itself when it meets a norm that
-        is no number, so it is shown one."""
+        """Empties the gradients, whose buffers differ by stage and offload. DeepSpeed empties them itself on a NaN or
+        infinite norm, which it marks by -1."""
         if not self.has_gradients:
             return
         bad: Any
@@ -153,8 +153,8 @@ class Zero:
                     if rank == 0:
                         yield Piece(run.name, state_key, None, torch.as_tensor(value).detach().to("cpu", copy=True))
                 elif run.length:
-                    part = value.narrow(0, run.start, run.length)
-                    yield Piece(run.name, state_key, run.first, part.detach().to("cpu", copy=True))
+                    values = value.narrow(0, run.start, run.length)
+                    yield Piece(run.name, state_key, run.first, values.detach().to("cpu", copy=True))
         if self.loss_scale is not None and rank == 0:
             yield Piece("loss scale", "scale", None, torch.tensor(self.loss_scale.scale))
             yield Piece("loss scale", "growth", None, torch.tensor(self.loss_scale.good_steps))
@@ -165,7 +165,7 @@ class Zero:
         for run in self._runs():
             state = self.optimizer.state[run.flat]
             for state_key in saved.whole_keys(run.name):
-                value = saved.whole(run.name, state_key)
+                value = saved.full_value(run.name, state_key)
                 state[state_key] = value.to(run.flat.device) if counts_on_device else value
             for state_key in saved.element_keys(run.name):
                 if state_key not in state:
@@ -174,8 +174,8 @@ class Zero:
                     values = saved.read(run.name, state_key, run.first, run.first + run.length)
                     state[state_key].narrow(0, run.start, run.length).copy_(values)
         if self.loss_scale is not None and "loss scale" in saved.names():
-            self.loss_scale.scale = saved.whole("loss scale", "scale").item()
-            self.loss_scale.good_steps = int(saved.whole("loss scale", "growth").item())
+            self.loss_scale.scale = saved.full_value("loss scale", "scale").item()
+            self.loss_scale.good_steps = int(saved.full_value("loss scale", "growth").item())
             self.zero.override_loss_scale(self.loss_scale.scale)
 
     def _flat(self) -> list[Tensor]:
@@ -200,8 +200,8 @@ class Zero:
                 if mapping is None:
                     yield Run(name, flat, 0, 0, 0)
                 else:
-                    here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
-                    yield Run(name, flat, here.start, there.start, there.numel)
+                    optimizer_fragment, weight_fragment = mapping.hp_fragment_address, mapping.lp_fragment_address
+                    yield Run(name, flat, optimizer_fragment.start, weight_fragment.start, weight_fragment.numel)
 
 
 @dataclass(frozen=True)

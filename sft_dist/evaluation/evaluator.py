@@ -30,7 +30,7 @@ class _Loaded:
 
 
 class Evaluator:
-    """Data are read again only when the data settings change, the base only when model or tuning do."""
+    """Reads data again only when the data settings change, and the base only when model or tuning do."""
 
     def __init__(self) -> None:
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")

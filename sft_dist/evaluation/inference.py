@@ -45,7 +45,7 @@ def forward(
     raw_model: nn.Module | None = None,  # not wrapped for distribution, where `model` is
 ) -> list[BatchPredictions]:
     model.eval()
-    found = []
+    batch_predictions = []
     # Not inference_mode: sharded weights are gathered, and those tensors are used again.
     with torch.no_grad(), autocast:
         for indices in batches:
@@ -57,19 +57,19 @@ def forward(
             else:
                 with torch.autocast(device.type, enabled=False):
                     totals = loss.total(outputs, targets).reshape(-1).double().cpu().numpy()
-            found.append(BatchPredictions(indices, predictions, totals))
-    return found
+            batch_predictions.append(BatchPredictions(indices, predictions, totals))
+    return batch_predictions
 
 
 def assemble(parts: Iterable[BatchPredictions], num_examples: int) -> tuple[list[Any], np.ndarray]:
     """Predictions in the examples' own order, and the loss's totals. Every example must be in exactly one part."""
     parts = list(parts)
-    indices = np.concatenate([part.indices for part in parts])
-    predictions = [prediction for part in parts for prediction in part.predictions]
+    indices = np.concatenate([batch.indices for batch in parts])
+    predictions = [prediction for batch in parts for prediction in batch.predictions]
     if not len(indices) == len(predictions) == len(np.unique(indices)) == num_examples:
         raise RuntimeError(f"{len(predictions)} predictions for {num_examples} examples")
-    totals = np.stack([part.totals for part in sorted(parts, key=lambda part: int(part.indices[0]))]).sum(axis=0)
-    return [predictions[place] for place in np.argsort(indices)], totals
+    totals = np.stack([batch.totals for batch in sorted(parts, key=lambda batch: int(batch.indices[0]))]).sum(axis=0)
+    return [predictions[position] for position in np.argsort(indices)], totals
 
 
 def scores_of(
@@ -104,7 +104,7 @@ def weights_of(task: Task, loss: Loss, examples: Examples) -> np.ndarray:
 
 
 def normalizers_of(weights: np.ndarray) -> np.ndarray:  # (examples, parts) -> (parts,)
-    """A part that no example adds to, such as boxes in pictures without any, is divided by one."""
+    """A part that no example adds to, such as boxes in images without any, is divided by one."""
     sums = weights.sum(axis=0)
     return np.where(sums > 0, sums, 1.0)
 

@@ -125,9 +125,9 @@ class Suspicion:
     """A label the simple classifier does not believe."""
 
     index: int
-    given: str
+    label: str
     likely: str
-    probability: float  # of the given label
+    probability: float  # of that label
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def check_labels(row_index: RowIndex, review: LabelReview) -> list[Finding]:
         {
             "split": split,
             "row": row,
-            "given": suspicion.given,
+            "given": suspicion.label,
             "likely": suspicion.likely,
             "probability": round(suspicion.probability, 4),
         }

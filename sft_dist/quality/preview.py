@@ -260,7 +260,7 @@ def _sound(caption: str, sound: np.ndarray, rate: int, decibels: np.ndarray) -> 
     columns = np.array_split(sound, min(1000, len(sound)))
     times = np.linspace(0, seconds, len(columns))
     wave.fill_between(
-        times, [part.min() for part in columns], [part.max() for part in columns], color="#3b78c2", step="mid"
+        times, [column.min() for column in columns], [column.max() for column in columns], color="#3b78c2", step="mid"
     )
     wave.set_ylim(-1, 1)
     wave.tick_params(labelsize=7)

@@ -42,7 +42,7 @@ REASONS = (
     (r"empty (source|text|conversation)", "empty-text"),
     (r"empty target|no answer|empty answer", "empty-target"),
     (r"begins with an answer", "unreadable-row"),
-    (r"no (picture|image|mask)", "unreadable-image"),
+    (r"no (image|mask)", "unreadable-image"),
     (r"no labelled pixel", "zero-label"),
     (r"no audio", "unreadable-audio"),
     (r"longer than .* seconds", "too-long-audio"),

@@ -21,7 +21,7 @@ from sft_dist.recipe.files import cache_root, read_json, write_json
 
 log = logging.getLogger("sft_dist")
 
-# Filesystems that data are read from. Others run what they find (`python`, `reference`), reach into programs, or unpack
+# Filesystems that data is read from. Others run what they find (`python`, `reference`), reach into programs, or unpack
 # without a limit. `memory` holds what this very process has put there.
 PROTOCOLS = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "file", "memory")
 ANSWER_S = 5.0
@@ -40,7 +40,7 @@ def require_known_protocol(url: str) -> None:
         hint = "download and unpack it, and name the file or folder"
         raise UserError(Problem("chained URLs are not read", "data.source", value=url, hint=hint))
     if url.partition("://")[0].lower() not in PROTOCOLS:
-        raise UserError(Problem("data are not read by this protocol", "data.source", value=url, valid=PROTOCOLS))
+        raise UserError(Problem("data is not read by this protocol", "data.source", value=url, valid=PROTOCOLS))
 
 
 def state_of_url(url: str) -> str:

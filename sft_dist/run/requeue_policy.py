@@ -39,7 +39,7 @@ BLAMES_NODE = frozenset({"network", "gpu", "node lost", "hang", "killed"})
 
 @dataclass(frozen=True)
 class Decision:
-    """What the batch script does next. The fields are keys of verdict.json, where `reason` is called `why`."""
+    """The next action of the batch script. The fields are keys of verdict.json, where `reason` is called `why`."""
 
     action: str  # requeue | stop
     exclude: tuple[str, ...]  # nodes

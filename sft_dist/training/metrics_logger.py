@@ -29,10 +29,10 @@ class MetricsLogger:
         self.examples += examples
         if step % t.recipe.train.log_every and step != t.steps.total and step != self.first_step + 1:
             return
-        now = time.monotonic()
-        rate = self.examples / max(now - self.since, 1e-9)
-        eta_s = (now - self.started) / (step - self.first_step) * (t.steps.total - step)
-        self.since, self.examples = now, 0
+        timestamp = time.monotonic()
+        rate = self.examples / max(timestamp - self.since, 1e-9)
+        eta_s = (timestamp - self.started) / (step - self.first_step) * (t.steps.total - step)
+        self.since, self.examples = timestamp, 0
         values = {
             "loss": loss,
             "lr": lr,

@@ -45,10 +45,12 @@ def explained(error: BaseException, recipe: Recipe, world_size: int, t: Training
     stage = "updating" if phase == "training" and _in_optimizer(error) else phase
     # A process with a GPU needs the machine's own memory for loading and saving only.
     advised = advice(recipe, world_size, stage if of_gpu == on_gpu else "saving", on_gpu)
-    place = f"the GPU of {socket.gethostname()}" if of_gpu else socket.gethostname()
-    where = f"step {t.progress.step + (phase == 'training')}, {stage}" if t else stage
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    failure = OutOfMemory(f"{place} is out of memory ({where}){_batch_in_hand(t, phase)}. To fit: {advised}. [{said}]")
+    device = f"the GPU of {socket.gethostname()}" if of_gpu else socket.gethostname()
+    moment = f"step {t.progress.step + (phase == 'training')}, {stage}" if t else stage
+    message = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    failure = OutOfMemory(
+        f"{device} is out of memory ({moment}){_batch_in_hand(t, phase)}. To fit: {advised}. [{message}]"
+    )
     failure.__cause__ = error
     return failure
 
@@ -58,8 +60,8 @@ def advice(recipe: Recipe, world_size: int, stage: str, on_gpu: bool) -> str:
     for need, change_of in CHANGES:
         if need in FITTING[stage] and (change := change_of(recipe, world_size, on_gpu)) and _valid(recipe, change):
             path, value, effect = change
-            shown = str(value).lower() if isinstance(value, bool) else value
-            return f"set {path}={shown} ({effect})"
+            setting = str(value).lower() if isinstance(value, bool) else value
+            return f"set {path}={setting} ({effect})"
     return MORE_MEMORY
 
 

@@ -1,4 +1,4 @@
-"""Whether all ranks train the same thing: compared once, before the model is shared out.
+"""Whether all ranks train the same thing: compared once, before the model is sharded.
 
 Another version of a file on one machine, or another data set under the same name, would train on as if nothing were wrong.
 """
@@ -37,7 +37,7 @@ def require_agreement(recipe: Recipe, data: Prepared, examples: Mapping[str, Exa
         "code": code_digest()[:12],
         **versions(),
         **{f"{split} rows": content[:12] for split, content in data.contents.items()},
-        **{f"{split} examples": table_digest(part) for split, part in examples.items()},
+        **{f"{split} examples": table_digest(rows) for split, rows in examples.items()},
         "weights": weights_digest(model.state_dict()),
     }
     if differing := differences(gather_object([(socket.gethostname(), facts)])):
@@ -54,26 +54,26 @@ def differences(ranks: list[tuple[str, dict[str, str]]]) -> list[str]:
         for rank, (_, facts) in enumerate(ranks):
             groups.setdefault(facts.get(name, "missing"), []).append(rank)
         if len(groups) > 1:
-            parts = [f"{value} on {_who(members, ranks)}" for value, members in groups.items()]
+            parts = [f"{value} on {_rank_text(members, ranks)}" for value, members in groups.items()]
             lines.append(f"{name}: {'; '.join(parts)}")
     return lines
 
 
-def _who(members: list[int], ranks: list[tuple[str, dict[str, str]]]) -> str:
+def _rank_text(members: list[int], ranks: list[tuple[str, dict[str, str]]]) -> str:
     hosts = sorted({ranks[rank][0] for rank in members})
     return f"rank{'s' * (len(members) > 1)} {join_names(members)} ({', '.join(hosts[:8])}{' ...' * (len(hosts) > 8)})"
 
 
 # ── digests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 def versions() -> dict[str, str]:
-    known = {name: sys.modules[name].__version__ for name in LIBRARIES if name in sys.modules}
-    return {"python": platform.python_version(), **known}
+    libraries = {name: sys.modules[name].__version__ for name in LIBRARIES if name in sys.modules}
+    return {"python": platform.python_version(), **libraries}
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
     """0.02 s for 22 million fp32 weights on one core (SHA-256: 0.7 s)."""
-    found = xxhash.xxh3_128()
+    digest = xxhash.xxh3_128()
     for name, value in weights.items():
-        found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()[:12]
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]

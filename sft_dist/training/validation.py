@@ -87,7 +87,9 @@ def _validate(t: Training) -> None:
     stopping = t.recipe.train.early_stopping
     gained = better(score, progress.best_score, t.direction, stopping.min_delta if stopping else 0.0)
     progress.validations_without_gain = 0 if gained else progress.validations_without_gain + 1
-    if better(score, progress.best_score, t.direction):  # the best is kept, even when it is too small a gain to go on
+    if better(
+        score, progress.best_score, t.direction
+    ):  # the best is kept, even when it is too small a gain for early stopping
         progress.best_step, progress.best_score = progress.step, score
     record(t, "validation", scores)
     defined = {f"validation/{name}": value for name, value in scores.items() if value is not None}

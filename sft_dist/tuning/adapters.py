@@ -36,7 +36,7 @@ def _config(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) -> P
     import peft
 
     new = _not_in_the_base(model) if peft_task is None else []
-    whole = [*tuning.modules_to_save, *new] or None
+    saved_modules = [*tuning.modules_to_save, *new] or None
     match tuning:
         case LoraTuning() | QloraTuning():
             return peft.LoraConfig(
@@ -48,18 +48,18 @@ def _config(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) -> P
                 exclude_modules=[*_half_heads(model), *new] or None,
                 use_rslora=tuning.rslora,
                 use_dora=tuning.dora,
-                modules_to_save=whole,
+                modules_to_save=saved_modules,
             )
         case Ia3Tuning():
             return peft.IA3Config(
                 task_type=peft_task,
                 target_modules=tuning.target_modules,
                 feedforward_modules=tuning.feedforward_modules,
-                modules_to_save=whole,
+                modules_to_save=saved_modules,
             )
         case PrefixTuning():
             return peft.PrefixTuningConfig(
-                task_type=peft_task, num_virtual_tokens=tuning.virtual_tokens, modules_to_save=whole
+                task_type=peft_task, num_virtual_tokens=tuning.virtual_tokens, modules_to_save=saved_modules
             )
         case PromptTuning():
             return peft.PromptTuningConfig(
@@ -70,7 +70,7 @@ def _config(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) -> P
                 # Some models (DistilBERT) have other names for these, which PEFT does not know.
                 num_layers=model.config.num_hidden_layers,  # type: ignore[union-attr]
                 num_attention_heads=model.config.num_attention_heads,  # type: ignore[union-attr]
-                modules_to_save=whole,
+                modules_to_save=saved_modules,
             )
 
 
@@ -78,7 +78,7 @@ def _not_in_the_base(model: nn.Module) -> list[str]:
     """Layers that are trained and saved whole: those with weights that the pretrained model lacks, which is the head (PEFT
     finds it for its own tasks alone), and batch norms, whose running statistics change even while their weights do not."""
     heads = {name.rpartition(".")[0] for name in getattr(model, "new_weights", ())}
-    norms = {name for name, one in model.named_modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)}
+    norms = {name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
     return sorted(heads | norms)
 
 
@@ -130,10 +130,10 @@ def _lost_names(model: nn.Module, tuning: AdapterTuning) -> Iterator[Problem]:
         return
     targets = tuning.target_modules
     if isinstance(targets, str):
-        known = targets == "all-linear" or any(_matches(targets, name) for name in layers)
-        lost = [] if known else [targets]
+        matched = targets == "all-linear" or any(_matches(targets, name) for name in layers)
+        lost = [] if matched else [targets]
     else:
-        lost = [one for one in targets if not _is_there(one, layers)]
+        lost = [target for target in targets if not _is_there(target, layers)]
     shorthand = () if isinstance(tuning, Ia3Tuning) else ("all-linear",)
     for name in lost:
         yield Problem(problem, "tuning.target_modules", value=name, valid=(*shorthand, *_linear(model)))

@@ -34,12 +34,12 @@ def freeze(model: nn.Module, tuning: FreezeTuning) -> None:
 def train_biases(model: nn.Module) -> None:
     """Train the biases of the body and the whole head. Raises UserError when there are no biases."""
     in_body = {id(parameter) for parameter in body_of(model).parameters()}
-    found = False
+    has_biases = False
     for name, parameter in model.named_parameters():
         is_bias = name.rsplit(".", 1)[-1] == "bias"
-        found = found or (is_bias and id(parameter) in in_body)
+        has_biases = has_biases or (is_bias and id(parameter) in in_body)
         parameter.requires_grad = is_bias or id(parameter) not in in_body
-    if not found:
+    if not has_biases:
         problem = f"{type(model).__name__} has no biases, so only the head would be trained"
         raise UserError(
             Problem(problem, path="tuning.method", value="bitfit", hint="use lora, or freeze with train_last_layers: 0")
@@ -48,7 +48,7 @@ def train_biases(model: nn.Module) -> None:
 
 def unfreeze_steps(model: nn.Module, tuning: Tuning, total_steps: int, steps_per_epoch: int | None) -> dict[str, int]:
     """Gradual unfreezing (Howard & Ruder 2018, arXiv 1801.06146): weight -> the first step that trains it, for those that
-    have to wait. Depends on the step alone, so a resumed run goes on as it would have."""
+    have to wait. Depends on the step alone, so a resumed run continues as it would have."""
     if not isinstance(tuning, FreezeTuning) or tuning.unfreeze_every is None:
         return {}
     depths = layer_depths(model)
@@ -66,21 +66,23 @@ def zero_frozen_gradients(model: nn.Module, first: dict[str, int], step: int) ->
             parameter.grad = None
 
 
-def _too_many_layers(tuning: FreezeTuning, there: int) -> Iterator[Problem]:
+def _too_many_layers(tuning: FreezeTuning, num_layers: int) -> Iterator[Problem]:
     first, last = tuning.train_first_layers or 0, tuning.train_last_layers or 0
     for key, count in (("train_first_layers", first), ("train_last_layers", last)):
-        if count > there:
-            yield Problem(f"the model has {there} layers", f"tuning.{key}", value=str(count), valid=(f"0 to {there}",))
-    if max(first, last) <= there < first + last:
-        found = f"{first} first and {last} last layers"
+        if count > num_layers:
+            yield Problem(
+                f"the model has {num_layers} layers", f"tuning.{key}", value=str(count), valid=(f"0 to {num_layers}",)
+            )
+    if max(first, last) <= num_layers < first + last:
+        value = f"{first} first and {last} last layers"
         yield Problem(
-            f"the model has {there} layers", "tuning.train_first_layers", value=found, hint="use tuning: full"
+            f"the model has {num_layers} layers", "tuning.train_first_layers", value=value, hint="use tuning: full"
         )
 
 
 def _matches(tuning: FreezeTuning, names: list[str]) -> tuple[set[str], list[Problem]]:
     """Weights that a pattern names, and what is wrong with the patterns."""
-    found: set[str] = set()
+    names_matched: set[str] = set()
     problems = []
     for number, pattern in enumerate(tuning.train or []):
         path = f"tuning.train.{number}"
@@ -92,5 +94,5 @@ def _matches(tuning: FreezeTuning, names: list[str]) -> tuple[set[str], list[Pro
         if not matches:
             hint = f"names look like: {', '.join(names[:: max(1, len(names) // 6)])}"
             problems.append(Problem("no weight has a name that matches", path, value=pattern, hint=hint))
-        found.update(matches)
-    return found, problems
+        names_matched.update(matches)
+    return names_matched, problems

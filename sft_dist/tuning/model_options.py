@@ -1,6 +1,6 @@
 """Recipe switches that change how a model computes and not what: gradient checkpointing, torch.compile, Liger kernels.
 
-Only for training: judging and predicting build the model without them. Each one that cannot apply is an error that names
+Only for training: evaluation and prediction build the model without them. Each one that cannot apply is an error that names
 its key, since a switch that does nothing would be found out by the memory or the time it did not save.
 """
 
@@ -19,7 +19,7 @@ from sft_dist.recipe.schema import Recipe
 
 
 def for_training(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """The same model, with the recipe's switches on; called before it is shared out. Raises UserError."""
+    """The same model, with the recipe's switches on; called before it is sharded. Raises UserError."""
     if problems := missing_packages(recipe):
         raise UserError(problems)
     base = base_of(model)
@@ -41,15 +41,15 @@ def base_of(model: nn.Module) -> PreTrainedModel:
 def without_flash(model: nn.Module) -> Iterator[None]:
     """For a look at a model that is still fp32 and on the CPU, where flash attention cannot run."""
     base = base_of(model)
-    asked = base.config._attn_implementation or ""
-    if not asked.startswith("flash"):
+    implementation = base.config._attn_implementation or ""
+    if not implementation.startswith("flash"):
         yield
         return
     base.set_attn_implementation("eager")
     try:
         yield
     finally:
-        base.set_attn_implementation(asked)
+        base.set_attn_implementation(implementation)
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:

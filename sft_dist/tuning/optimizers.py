@@ -103,12 +103,12 @@ def _named(optimizer: NamedOptimizer, lr: float) -> tuple[Callable[..., torch.op
         warmup_steps=0,  # the schedule warms up
     )
     make, arguments = Trainer.get_optimizer_cls_and_kwargs(settings)
-    known = [key for key in inspect.signature(make).parameters if key not in NO_OPTIONS]
+    options = [key for key in inspect.signature(make).parameters if key not in NO_OPTIONS]
     for key, value in optimizer.options.items():
-        if key not in known:
-            path, hint = f"train.optimizer.options.{key}", similar_to(key, known)
+        if key not in options:
+            path, hint = f"train.optimizer.options.{key}", similar_to(key, options)
             raise UserError(
-                Problem(f"{optimizer.name} has no such option", path, value=str(value), valid=tuple(known), hint=hint)
+                Problem(f"{optimizer.name} has no such option", path, value=str(value), valid=tuple(options), hint=hint)
             )
         arguments[key] = tuple(value) if isinstance(value, list) else value
     return make, arguments
@@ -124,7 +124,7 @@ def _keep_embeddings_exact(model: nn.Module) -> None:
 
 
 def before_training(optimizer: torch.optim.Optimizer) -> None:
-    """Schedule-free optimizers train other weights than they judge and save: call this before a step's first forward.
+    """Schedule-free optimizers train other weights than they evaluate and save: call this before a step's first forward.
 
     Does nothing for all others, nor when it has been called already.
     """

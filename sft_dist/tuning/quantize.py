@@ -31,7 +31,7 @@ def quantization(recipe: Recipe) -> dict[str, Any]:
 
 def spare_heads(options: dict[str, Any], auto_class: Any, config: Any, **code: Any) -> None:
     """Adds to what `quantization` leaves whole what only the model's structure tells: with a list of its own, transformers
-    leaves out none of the layers that it would otherwise."""
+    skips none of the layers that it would otherwise."""
     if "quantization_config" in options:
         with torch.device("meta"):
             model = auto_class.from_config(copy.deepcopy(config), **code)

@@ -1,7 +1,7 @@
 """The `model/` folder of a checkpoint: which weights are in it, how it is written, and how it comes back.
 
 A folder of transformers when the model itself is trained, a folder of PEFT when adapters are. What is written comes from
-`weights`, never from the live model: by then the model may be shared out over ranks, and may be training on.
+`weights`, never from the live model: by then the model may be sharded over ranks, and may be training on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def save_weights(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) 
         _apart(model).save_pretrained(folder, state_dict=dict(weights))
         return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    tensors = {there: weights[name].contiguous() for there, name in _adapter_names(model, weights).items()}
+    tensors = {key: weights[name].contiguous() for key, name in _adapter_names(model, weights).items()}
     save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
     live: Any = model
     config = copy.copy(live.peft_config["default"])
@@ -43,15 +43,15 @@ def save_weights(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) 
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Put the weights of a checkpoint's `model/` into `model`, in place. Raises ValueError when they do not fit exactly."""
     weights = {name: value for path in sorted(folder.glob("*.safetensors")) for name, value in load_file(path).items()}
-    there = model.state_dict()
-    names = _adapter_names(model, there) if is_adapter(model) else _model_names(model, there)
+    state = model.state_dict()
+    names = _adapter_names(model, state) if is_adapter(model) else _model_names(model, state)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    if missing := {one for one, name in names.items() if name not in tied} - set(weights):
+    if missing := {key for key, name in names.items() if name not in tied} - set(weights):
         raise ValueError(f"{folder} lacks {len(missing)} weights, such as {min(missing)}")
     if strange := set(weights) - set(names):
         raise ValueError(f"{folder} has {len(strange)} weights that the model lacks, such as {min(strange)}")
     for name, value in weights.items():
-        shape = there[names[name]].shape
+        shape = state[names[name]].shape
         if value.shape != shape:
             raise ValueError(f"{folder}: {name} has shape {tuple(value.shape)}, the model {tuple(shape)}")
     model.load_state_dict({names[name]: value for name, value in weights.items()}, strict=False)

@@ -372,7 +372,7 @@ def test_a_damaged_checkpoint_is_left_out_and_named(copied, boards):
     assert sorted(row["step"] for row in board["rows"]) == sorted(set(SAVED["full"]) - {winner})
     assert board["winner"]["step"] != winner
     (line,) = board["damaged"]
-    assert f"step-{winner:08d} is damaged and left out: model/model.safetensors: content changed" in line
+    assert f"step-{winner:08d} is damaged and excluded: model/model.safetensors: content changed" in line
     assert line in (folder.path / "leaderboard.md").read_text()
 
 
@@ -659,7 +659,7 @@ def test_sweeps_of_what_is_no_run_are_refused(copied, tmp_path, capsys):
     assert "no recipe.json" in refused(evaluate, capsys, tmp_path)
     folder = copied("full")
     shutil.rmtree(folder.checkpoints)
-    assert "no checkpoint to judge" in refused(evaluate, capsys, folder.path)
+    assert "no checkpoint to evaluate" in refused(evaluate, capsys, folder.path)
 
 
 def test_a_split_that_the_data_lack_is_a_mistake_that_says_what_to_do(copied, capsys):

@@ -200,8 +200,8 @@ def read_masks(folders: list[str], streaming: bool) -> Dataset | IterableDataset
 
 def _refuse_lone(files: dict[str, str], counterparts: dict[str, str], folder: Path) -> None:
     if lone := sorted(files.keys() - counterparts.keys()):
-        rest = f" (nor have {len(lone) - 1} others)" if len(lone) > 1 else ""
-        raise unreadable(f"{files[lone[0]]} has no counterpart {folder / lone[0]}.*{rest}")
+        remainder = f" (nor have {len(lone) - 1} others)" if len(lone) > 1 else ""
+        raise unreadable(f"{files[lone[0]]} has no counterpart {folder / lone[0]}.*{remainder}")
 
 
 def _by_stem(folder: Path) -> dict[str, str]:

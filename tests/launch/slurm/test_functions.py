@@ -147,7 +147,7 @@ def test_a_call_finds_its_function_and_tells_a_users_mistake_without_a_traceback
     done = subprocess.run([sys.executable, "-c", call], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (
         0,
-        "none of these runs saved a checkpoint, so there is nothing to judge\n",
+        "none of these runs saved a checkpoint, so there is nothing to evaluate\n",
     )
     (tmp_path / "run/checkpoints/step-00000008").mkdir(parents=True)
     (tmp_path / "order").write_text(f'{{"runs": ["{tmp_path}/run"], "leaderboard": "/nowhere"}}')

@@ -161,7 +161,7 @@ def test_finished_runs_are_judged_at_once_and_not_again(tmp_path: Path, slurm: S
     slurm.show("103|RUNNING|x")
     assert submit(runs, CLUSTER).jobs == []
     slurm.show()
-    damaged = [f"{runs[1].run.id} step-00000008 is damaged and left out: trainer.json: missing"]
+    damaged = [f"{runs[1].run.id} step-00000008 is damaged and excluded: trainer.json: missing"]
     board = {"rows": [{"run": runs[0].run.id, "step": 8}], "damaged": damaged}
     write_json(runs[0].plan.folder.parent / "leaderboard.json", board)
     assert submit(runs, CLUSTER).jobs == []

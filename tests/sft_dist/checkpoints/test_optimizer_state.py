@@ -66,7 +66,7 @@ def test_missing_elements_are_an_error_that_names_the_first(tmp_path):
         with pytest.raises(ValueError, match="element 0 of w/other"):
             saved.read("w", "other", 0, 1)
         with pytest.raises(ValueError, match="w/step is in none"):
-            saved.whole("w", "step")
+            saved.full_value("w", "step")
 
 
 def test_a_missing_rank_is_an_error(tmp_path):
@@ -94,7 +94,7 @@ def test_values_keep_their_type_bit_for_bit(tmp_path, dtype):
     with SavedState(tmp_path / "state") as saved:
         assert saved.read("w", "s", 1, 4).dtype == dtype
         assert torch.equal(saved.read("w", "s", 0, 4), values)
-        assert torch.equal(saved.whole("w", "step"), torch.tensor(7, dtype=dtype))
+        assert torch.equal(saved.full_value("w", "step"), torch.tensor(7, dtype=dtype))
 
 
 def test_whole_slots_keep_their_shape_and_are_told_from_the_others(tmp_path):
@@ -103,7 +103,7 @@ def test_whole_slots_keep_their_shape_and_are_told_from_the_others(tmp_path):
     with SavedState(tmp_path / "state") as saved:
         assert saved.element_keys("w") == {"exp_avg"}
         assert saved.whole_keys("w") == {"row_var"}
-        assert torch.equal(saved.whole("w", "row_var"), row)
+        assert torch.equal(saved.full_value("w", "row_var"), row)
 
 
 def test_keys_come_apart_again():

@@ -89,7 +89,7 @@ def test_what_is_not_behind_a_url_is_said(monkeypatch):
         "memory://nowhere/a.csv"
     )
     assert "found: no suffix" in mistake("memory://nowhere/a")
-    assert "data are not read by this protocol\n    found: nosuch://bucket/a.csv" in mistake("nosuch://bucket/a.csv")
+    assert "data is not read by this protocol\n    found: nosuch://bucket/a.csv" in mistake("nosuch://bucket/a.csv")
     monkeypatch.setitem(sys.modules, "s3fs", None)
     said = mistake("s3://bucket/a.csv")
     assert "data.source: could not be read: " in said

@@ -205,7 +205,7 @@ def test_each_element_is_saved_exactly_once(writer: str, saved: Path) -> None:
         assert state.names() == whole.names()
         for name in whole.names():
             assert state.element_keys(name) == whole.element_keys(name) == {"exp_avg", "exp_avg_sq"}
-            assert state.whole(name, "step") == whole.whole(name, "step") == 8
+            assert state.full_value(name, "step") == whole.full_value(name, "step") == 8
     elements: dict[str, list[int]] = {}
     for file in sorted((saved / writer / "state").glob("rank-*")):
         for key, values in load_file(file).items():

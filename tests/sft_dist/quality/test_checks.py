@@ -127,7 +127,7 @@ def test_labels_are_judged_only_by_a_classifier_that_knows_them():
     judged = labels.review_labels(clear, given.tolist())
     assert judged is not None
     assert {one.index for one in judged.suspicions} == {10, 77}
-    assert {(one.given, one.likely) for one in judged.suspicions} == {("b", "a"), ("a", "b")}
+    assert {(one.label, one.likely) for one in judged.suspicions} == {("b", "a"), ("a", "b")}
     blind = labels.review_labels(rng.normal(size=(300, 4)), given.tolist())
     assert blind is not None
     assert blind.suspicions == ()
