@@ -39,6 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{time.monotonic() - started:5.0f} s  {text}", file=sys.stderr, flush=True)
 
     say("starting")
+    # Imported late: the program says that it starts before seconds of imports.
     from sft_dist.logging_setup import quiet_libraries
     from sft_dist.quality.report import to_json, to_text
 
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     content = to_json(report)
     text = json.dumps(content, ensure_ascii=False, indent=2)
     if options.keep:
+        # Imported late: the program says that it starts before seconds of imports.
         from sft_dist.quality.source import named_files
 
         options.keep.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -83,6 +85,7 @@ def check(
     recipe: Recipe, say: Say = lambda text: None, runs: Path | None = None, timed: bool = False
 ) -> tuple[Report, Subject | None]:
     """Returns the report and the data it is about. Raises UserError for errors of the recipe itself."""
+    # Imported late: the program says that it starts before seconds of imports.
     from sft_dist.quality.build_report import build_report
     from sft_dist.quality.checks import run_checks
     from sft_dist.quality.report import Report
@@ -111,6 +114,7 @@ def _of_a_stream(report: Report) -> Report:
 
 
 def _write_page(file: Path, report: Report, subject: Subject | None, count: int) -> None:
+    # Imported late: the program says that it starts before seconds of imports.
     from sft_dist.quality.page import to_html
     from sft_dist.quality.preview import examples
 

@@ -15,6 +15,7 @@ from sft_dist.recipe.schema import Recipe
 
 def main(path: str) -> int:
     recipe = Recipe.model_validate_json(Path(path).read_bytes())
+    # Imported late: an invalid recipe is refused before data libraries are loaded.
     from sft_dist.data.prepare import prepare
     from sft_dist.tasks import task_of
     from sft_dist.tasks.models import load_processor

@@ -60,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def score_run(run: Path) -> None:
     """Scores every checkpoint of one run on validation: one job of a sweep. Scored checkpoints stay scored."""
+    # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.evaluation.evaluator import Evaluator
     from sft_dist.logging_setup import quiet_libraries
 
@@ -82,6 +83,7 @@ def evaluate_runs(order: Path) -> None:
 
 def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool = False) -> dict[str, Any]:
     """Returns what leaderboard.json holds. Raises UserError when there is nothing to evaluate or runs cannot be compared."""
+    # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints import store as ckpt
     from sft_dist.evaluation.evaluator import Evaluator
     from sft_dist.logging_setup import quiet_libraries
@@ -108,6 +110,7 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
     }
     exported = None
     if (form := export_form(recipe)) != "none":
+        # Imported late: invalid arguments are refused before torch is loaded.
         from sft_dist.export import export
 
         exported = export(winner.folder, winner.step, winner.folder.export, form, winner.scores, final)
@@ -140,6 +143,7 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
 
 
 def _score_run(evaluator: Any, folder: RunFolder, recipe: Recipe, force: bool, damaged: list[str]) -> Iterator[Scored]:
+    # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints import store as ckpt
 
     checkpoints = ckpt.published(folder)
@@ -170,6 +174,7 @@ def _score_run(evaluator: Any, folder: RunFolder, recipe: Recipe, force: bool, d
 
 def _score_once(evaluator: Any, winner: Scored, recipe: Recipe, split: str, force: bool) -> dict[str, Any]:
     """Scores of the winner on a split that is not used for choosing; kept, so that asking again does not score again."""
+    # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints.store import Checkpoint
 
     record_file = winner.folder.evaluation / f"step-{winner.step:08d}.{split}.json"

@@ -67,6 +67,7 @@ def export(
     final: dict[str, dict[str, Any]],
 ) -> Path:
     """Write checkpoint `step` to `to`, aside first. Raises UserError when the checkpoint is missing or damaged."""
+    # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints import store as ckpt
     from sft_dist.logging_setup import quiet_libraries
     from sft_dist.tasks import task_of
@@ -181,6 +182,7 @@ Made with sft-dist {__version__}.
 
 def _best_step(folder: RunFolder) -> int:
     """The sweep's winner when it belongs to this run, else the best validated in training, else the newest."""
+    # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints import store as ckpt
 
     for board in (folder.path / "leaderboard.json", folder.path.parent / "leaderboard.json"):

@@ -55,6 +55,7 @@ def predict(model_folder: Path, files: list[str], as_json: bool) -> Iterator[str
     folder, about = _find(model_folder)
     recipe = Recipe.model_validate(about["recipe"])
 
+    # Imported late: invalid arguments are refused before torch is loaded.
     import torch
     from datasets import Dataset
     from safetensors import SafetensorError
@@ -113,6 +114,7 @@ def predict(model_folder: Path, files: list[str], as_json: bool) -> Iterator[str
 
 def _media(path: str, file: str, recipe: Recipe) -> dict[str, Any]:
     """The image or recording that the command line, standard input or a table `file` names. Raises UserError."""
+    # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.data.media import MediaError, accepted, is_url, require_accepted
 
     if file in (path, "-") and not is_url(path):  # the user's own words, not a table's

@@ -88,6 +88,7 @@ def train(folder: RunFolder) -> int:
     os.umask(0o077)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
 
+    # Imported late: signals are caught and invalid arguments refused before seconds of imports.
     import torch
 
     from sft_dist.engines import start_engine
@@ -152,6 +153,7 @@ def train(folder: RunFolder) -> int:
 
 def _enter(folder: RunFolder, accelerator: Accelerator) -> tuple[AttemptFolder, int | None]:
     """The attempt, the same on every rank, and on rank 0 the lock on the run. Raises UserError on every rank."""
+    # Imported late: signals are caught and invalid arguments refused before seconds of imports.
     from accelerate.utils import broadcast_object_list
 
     from sft_dist.run import attempt as at
@@ -181,6 +183,7 @@ def build(
     cleanup: ExitStack,
 ) -> state.Training:
     """Data, model, optimizer, and the newest good checkpoint in them. Raises UserError."""
+    # Imported late: signals are caught and invalid arguments refused before seconds of imports.
     import torch
 
     from sft_dist.batches.chunks import single_chunk
@@ -317,6 +320,7 @@ def selection_metric(recipe: Recipe) -> tuple[str, str]:
 
 def _resume_point(folder: RunFolder, accelerator: Accelerator) -> ckpt.Checkpoint | None:
     """The newest checkpoint that verifies, the same on every rank. Damaged newer ones are set aside and named."""
+    # Imported late: signals are caught and invalid arguments refused before seconds of imports.
     from accelerate.utils import broadcast_object_list
 
     from sft_dist.checkpoints import store as ckpt

@@ -132,7 +132,7 @@ PHRASES = {
     r"\bpictures?\b": "image",
     r"\bdata (?:are|were|lie|have)\b": "data is",
     r"\bcapsules?\b": "run folder",
-    r"\bverdicts?\b(?!\.json)": "decision",
+    r"(?<!recipe\.)\bverdicts?\b(?!\.json)": "decision",
     r"\bsign of life\b|\bsigns of life\b": "heartbeat",
     r"\bWhoever\b": "name the actor",
     r"\bhalf-way\b": "partway",

@@ -56,6 +56,7 @@ def main(run: str, position: str, parent: str) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # they save and stop the training, whose next step may need a chunk
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)
+    # Imported late: the reader leaves the terminal's signals to the training before seconds of imports.
     from sft_dist.logging_setup import quiet_libraries
     from sft_dist.tasks import task_of
     from sft_dist.tasks.models import load_processor

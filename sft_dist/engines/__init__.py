@@ -23,6 +23,7 @@ def engine_class(strategy: str) -> type[Engine]:
 
 def start_engine(recipe: Recipe, folder: RunFolder) -> Engine:
     """The process group is up and checked when this returns. Raises UserError, RuntimeError."""
+    # Imported late: the launcher of a resumed run reads the table without torch.
     import torch
 
     from sft_dist.engines.base import Setup, require_gpu

@@ -12,6 +12,7 @@ from sft_dist.data.rows import ROW
 from sft_dist.quality import lengths
 from sft_dist.quality.estimate import earlier_rate, estimate
 from sft_dist.quality.findings import Finding, RowId
+from sft_dist.quality.probe import measured_rate
 from sft_dist.quality.report import SHOWN_ROWS, Lengths, Report
 from sft_dist.quality.subject import BATCH, EXCERPT, TEXTS, Say, Subject, count_classes, max_tokens
 
@@ -24,8 +25,6 @@ def build_report(subject: Subject, findings: Sequence[Finding], runs: Path | Non
     if subject.prepared is not None:
         rate = None
         if timed and train is not None:
-            from sft_dist.quality.probe import measured_rate
-
             say("timing a few steps")
             rate = measured_rate(subject.recipe, subject.task, subject.processor, train)
         if rate is None and runs is not None:

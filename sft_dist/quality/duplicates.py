@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from sft_dist.data.clean import near_duplicates
 from sft_dist.quality.findings import MOST_ROWS, Finding, RowId, RowIndex, make_finding, rows_text
 from sft_dist.recipe.schema import SPLITS
 
@@ -59,8 +60,6 @@ def check_near_copies(
 ) -> list[Finding]:
     """Near-duplicates that are not exact copies. Beyond MOST_NEAR texts a sample is looked at, as many of each split as
     there is room for, the small splits whole; the others are not read."""
-    from sft_dist.data.clean import near_duplicates
-
     sample = sample_by_split(row_index, MAX_NEAR_TEXTS)
     texts = texts_at(sample)
     digests = np.array([digest(text) for text in texts], dtype=np.uint64)

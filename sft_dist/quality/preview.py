@@ -93,6 +93,7 @@ def _panels(
                 continue
             text = TEXTS[role](row[role])[:MAX_CHARS]
             if isinstance(augment, TextAugment) and role in subject.task.text_roles:
+                # Imported late: needs the packages of an extra.
                 from sft_dist.data.augment.text import augment_text
 
                 before, after = _difference(text, augment_text(text, augment, rng))
@@ -230,6 +231,7 @@ def _of_audio(
     sound = load_audio(row["audio"], rate)
     panels = [_sound("before", sound, rate, spectrum(sound, rate))]
     if settings is not None:
+        # Imported late: needs the packages of an extra.
         from sft_dist.data.augment.audio import augment_sound, mask_spectrum
 
         changed = augment_sound(sound, rate, settings, rng)
