@@ -9,6 +9,7 @@ import platform
 import socket
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ import xxhash
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+import sft_dist
 from sft_dist.data.rows import digest, table_digest
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.fingerprint import code_digest
@@ -34,7 +36,7 @@ def require_agreement(recipe: Recipe, data: Prepared, examples: Mapping[str, Exa
     on all ranks, naming what differs and where."""
     facts = {
         "recipe": digest([recipe.model_dump_json().encode()]),
-        "code": code_digest()[:12],
+        "code": code_digest(package=Path(sft_dist.__file__).parent)[:12],
         **versions(),
         **{f"{split} rows": content[:12] for split, content in data.contents.items()},
         **{f"{split} examples": table_digest(rows) for split, rows in examples.items()},
