@@ -122,5 +122,5 @@ def test_the_gate_asks_once_for_the_same_data_and_lets_through_what_is_allowed(
     with pytest.raises(UserError, match="leak"):
         check_before_submit(two)
     assert len(set((cache_root() / "checks").glob("*")) - before) == 1
-    monkeypatch.setattr("launch.check._child", lambda *_: pytest.fail("it was known"))
+    monkeypatch.setattr("launch.check._check_in_subprocess", lambda *_: pytest.fail("it was known"))
     check_before_submit(two, ["leak"])
