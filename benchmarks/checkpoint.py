@@ -101,8 +101,8 @@ def measure_as_rank(strategy: str, source: str, place: str, rounds: str) -> None
     from sft_dist.logging_setup import quiet_libraries
     from sft_dist.recipe.references import model_source
     from sft_dist.run.folder import RunFolder
-    from sft_dist.training.loop import Progress
     from sft_dist.training.snapshot import Snapshot, restore
+    from sft_dist.training.state import Progress
     from sft_dist.tuning import load_weights
 
     quiet_libraries()
@@ -180,16 +180,13 @@ def measure_as_rank(strategy: str, source: str, place: str, rounds: str) -> None
 
 
 def _engine(strategy: str, place: str) -> Any:
-    from importlib import import_module
-
-    from sft_dist.engines import ENGINES
+    from sft_dist.engines import engine_class
     from sft_dist.engines.base import Setup
     from sft_dist.recipe.schema import Fsdp2Strategy, PlainStrategy, Zero3Strategy, ZeroStrategy
 
     sections = {"zero2": ZeroStrategy, "zero3": Zero3Strategy, "fsdp2": Fsdp2Strategy}
-    module, name = ENGINES[strategy].split(":")
     options = sections.get(strategy, PlainStrategy)(name=strategy).model_dump()  # type: ignore[arg-type]
-    return getattr(import_module(module), name)(Setup("fp32", (), place, options))
+    return engine_class(strategy)(Setup("fp32", (), place, options))
 
 
 # ── kills ───────────────────────────────────────────────────────────────────────────────────────────────────────────
