@@ -262,7 +262,7 @@ def saved_digest(checkpoint: ckpt.Checkpoint) -> str:
             for state_key in saved.element_keys(name):
                 tensors[f"{name}/{state_key}@0"] = saved.read(name, state_key, 0, weight.numel())
             for state_key in saved.whole_keys(name):
-                tensors[f"{name}/{state_key}"] = saved.whole(name, state_key)
+                tensors[f"{name}/{state_key}"] = saved.full_value(name, state_key)
     return _digest(tensors)
 
 
