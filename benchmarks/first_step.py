@@ -1,6 +1,6 @@
 """Trains until the first step is logged, then prints the modules that are loaded, in the order of their import, as JSON.
 
-    python benchmarks/first_step.py RECIPE RUNS
+python benchmarks/first_step.py RECIPE RUNS
 """
 
 from __future__ import annotations

@@ -91,7 +91,9 @@ def _measure(folder: Path, rounds: int) -> dict[str, list[Cost]]:
             costs[name].append(_timed(arguments, env)[0])
         costs[RUN].append(_time_run(folder, number, env))
         costs[ACCELERATE].append(_time_ten_lines(folder, env))
-    return {name: values[1:] for name, values in costs.items()}  # the first round compiles modules and reads them from disk
+    return {
+        name: values[1:] for name, values in costs.items()
+    }  # the first round compiles modules and reads them from disk
 
 
 def _write_inputs(folder: Path) -> None:
@@ -129,7 +131,17 @@ def _time_run(folder: Path, number: int, env: dict[str, str]) -> Cost:
 
 
 def _time_ten_lines(folder: Path, env: dict[str, str]) -> Cost:
-    flags = ["--cpu", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    flags = [
+        "--cpu",
+        "--num_processes",
+        "1",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
     started = time.time()
     cost, output = _timed(["-m", "accelerate.commands.launch", *flags, str(folder / "ten_lines.py")], env)
     return Cost(float(output.splitlines()[-1]) - started, cost.user_s)
