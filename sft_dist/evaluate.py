@@ -19,6 +19,7 @@ from typing import Any
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json, write_json, write_text
+from sft_dist.recipe.metrics import directions, selection_metric
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tunings import export_form
 from sft_dist.run.folder import RunFolder
@@ -118,6 +119,7 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
     board: dict[str, Any] = {
         "metric": metric,
         "direction": direction,
+        "directions": directions(recipe),
         "chosen_on": "validation",
         "labels": ckpt.Checkpoint(winner.folder.checkpoint(winner.step), winner.step).trainer_state()["labels"],
         "winner": {
@@ -164,7 +166,7 @@ def _score_run(evaluator: Any, folder: RunFolder, recipe: Recipe, force: bool, d
             folder.evaluation.mkdir(mode=0o700, exist_ok=True)
             record = {"step": checkpoint.step, "split": "validation", "checkpoint": fingerprint, "scores": scores}
             write_json(record_file, record)
-        metric = recipe.evaluate.metric or next(iter(recipe.task.kind.metrics))
+        metric, _ = selection_metric(recipe)
         log.info(
             "%s  checkpoint %d/%d  step %d  validation %s %s",
             folder.id, number, len(checkpoints), checkpoint.step, metric, _cell(record["scores"].get(metric)),
@@ -188,11 +190,7 @@ def _score_once(evaluator: Any, winner: Scored, recipe: Recipe, split: str, forc
 
 
 def _common_metric(recipes: list[Recipe]) -> tuple[str, str]:
-    choices = set()
-    for recipe in recipes:
-        directions = recipe.task.kind.metrics
-        metric = recipe.evaluate.metric or next(iter(directions))
-        choices.add((metric, recipe.evaluate.direction or directions[metric]))
+    choices = set(map(selection_metric, recipes))
     if len(choices) > 1:
         raise UserError(f"the runs choose by different scores ({sorted(choices)}), so they have no common winner")
     return choices.pop()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.load import read, validate
 from sft_dist.recipe.machine import missing_packages, needs_gpu
+from sft_dist.recipe.metrics import selection_metric
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tunings import virtual_tokens
 from sft_dist.recipe.units import seconds_of
@@ -309,13 +310,6 @@ def _check_positions(model: nn.Module, longest: int, virtual: int) -> None:
             f"set data.max_length={positions - virtual}" if positions > virtual else "use fewer tuning.virtual_tokens"
         )
         raise UserError(Problem(problem, path="data.max_length", hint=hint))
-
-
-def selection_metric(recipe: Recipe) -> tuple[str, str]:
-    """Score to choose a checkpoint by, and which way is better."""
-    directions = recipe.task.kind.metrics
-    metric = recipe.evaluate.metric or next(iter(directions))
-    return metric, recipe.evaluate.direction or directions[metric]
 
 
 def _resume_point(folder: RunFolder, accelerator: Accelerator) -> ckpt.Checkpoint | None:
