@@ -128,7 +128,9 @@ def _task_of(task: str) -> TaskSettings:
     """Returns the task with the options of its starter."""
     settings = _settings_of(task)
     assert settings is not None
-    options = {path[1]: parse_scalar(text) for path, text in _starter_values(task, settings).items() if path[0] == "task"}
+    options = {
+        path[1]: parse_scalar(text) for path, text in _starter_values(task, settings).items() if path[0] == "task"
+    }
     return settings.model_validate(options) if task not in TASKS else settings.model_validate({"type": task})
 
 
@@ -213,6 +215,7 @@ def json_schema() -> dict[str, Any]:
     require what a base file or the matrix may give."""
     schema: dict[str, Any] = Recipe.model_json_schema()
     definitions = schema["$defs"]
+    _add_installed_tasks(schema["properties"]["task"]["oneOf"], definitions)
     for path, classes in sections(installed=True).items():
         tag = tag_name(classes[0])
         if not path or tag is None:
@@ -240,6 +243,17 @@ def json_schema() -> dict[str, Any]:
         "if": partial,
         "else": complete,
     }
+
+
+def _add_installed_tasks(choices: list[dict[str, Any]], definitions: dict[str, Any]) -> None:
+    for settings in dict.fromkeys(INSTALLED_TASKS.classes().values()):
+        definition = settings.model_json_schema()
+        definitions.update(definition.pop("$defs", {}))
+        name = (
+            settings.__name__ if settings.__name__ not in definitions else f"{settings.__module__}.{settings.__name__}"
+        )
+        definitions[name] = {**definition, "required": [key for key in definition["required"] if key != "type"]}
+        choices.append({"$ref": f"#/$defs/{name}"})
 
 
 def _class_name(key: str) -> str:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from sft_dist.recipe.entry_points import METRICS_GROUP, TASKS_GROUP, Plugin, installed_names, invalid, load_object, plugin_of
+from sft_dist.recipe.entry_points import (
+    METRICS_GROUP,
+    TASKS_GROUP,
+    Plugin,
+    installed_names,
+    invalid,
+    load_object,
+    plugin_of,
+)
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks import TASKS
 

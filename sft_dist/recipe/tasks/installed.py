@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, GetPydanticSchema, TypeAdapter, ValidationError
-from pydantic.json_schema import JsonSchemaValue
+from pydantic import GetCoreSchemaHandler, GetPydanticSchema, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
 from sft_dist.recipe.entry_points import TASKS_GROUP, installed_names, invalid, load_object
@@ -50,11 +49,6 @@ class InstalledTasks:
         # "any": by the class of the value, so that the options of an installed task are kept.
         dump = core_schema.simple_ser_schema("any")
         return core_schema.with_info_wrap_validator_function(self._validate, handler(source), serialization=dump)
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        builtin = handler(schema)
-        installed = [handler(settings.__pydantic_core_schema__) for settings in dict.fromkeys(self.classes().values())]
-        return {"anyOf": [builtin, *installed]} if installed else builtin
 
     def _validate(self, value: Any, validate_builtin: Callable[[Any], Any], info: core_schema.ValidationInfo) -> Any:
         name = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
