@@ -105,4 +105,5 @@ def _adapter(settings: type[TaskSettings]) -> TypeAdapter[Any]:
         schema = handler(source)
         return core_schema.tagged_union_schema(dict.fromkeys(names, schema), "type")
 
-    return TypeAdapter(Annotated[settings, GetPydanticSchema(tagged)])
+    annotation: Any = Annotated[settings, GetPydanticSchema(tagged)]
+    return TypeAdapter(annotation)
