@@ -57,6 +57,7 @@ check: setup     ## ruff, mypy, import-linter, codespell, shellcheck; names and 
 
 bench: setup     ## start-up times beside `accelerate launch --help`; encoding beside the tokenizer alone
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/tokenise.py
 
 bench-checkpoint: setup ## checkpoints of a real model under each strategy, and 1,000 kills while saving

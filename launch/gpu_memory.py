@@ -1,5 +1,5 @@
 """Estimates the GPU memory that a process needs with each strategy, from the recipe and the headers of the safetensors files.
-Torch-free.
+Torch-free. The headers of a hub model are read by a subprocess (`launch.hub_weights`).
 
 Counted, in bytes for each weight (fp32 under every precision): 4 for itself; if it is trained, 4 for its gradient and the
 optimizer's state (Adam: 8), so 16 in all; DDP keeps 4 more for exchanging gradients; 16-bit autocast 2 for its copy. Not
@@ -11,19 +11,23 @@ from __future__ import annotations
 import json
 import re
 import struct
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from launch.subprocesses import environment
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.references import model_source
+from sft_dist.recipe.references import classify, model_source
 from sft_dist.recipe.schema import BitfitTuning, FreezeTuning, FullTuning, LoraTuning, QloraTuning, Recipe, Sgd
 from sft_dist.recipe.strategies import GRADIENTS, OPTIMIZER, PARAMETERS, STRATEGIES
 
 ACTIVATION_SHARE = 0.25  # share of a GPU's memory that is left to activations and CUDA
 LARGEST_HEADER = 100_000_000  # safetensors' own limit
+HUB_TIMEOUT_S = 5.0  # a plan waits no longer for the hub
 
 # Bytes of optimizer state a trained weight has; other optimizers are assumed to keep Adam's two moments.
 STATE_BYTES = {
@@ -42,6 +46,13 @@ _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 _EMBEDDING = re.compile(r"embed|\bwte\b|\bwpe\b", re.IGNORECASE)
 
 
+Shapes = dict[str, tuple[int, ...]]  # of weights, by name
+
+
+class SizesUnknown(Exception):
+    """The model's weights cannot be counted; the message says why."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Numbers of weights."""
@@ -52,14 +63,9 @@ class Sizes:
     outside: int  # in no layer: embeddings, head
 
 
-def sizes_of(recipe: Recipe) -> Sizes | None:
-    """Returns None when they are unknown: the model is on the hub, or its weights are not safetensors."""
-    try:
-        shapes = _shapes(model_source(recipe.model.path))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError):
-        return None  # loading the model reports what is wrong with the files
-    if not shapes:
-        return None
+def sizes_of(recipe: Recipe) -> Sizes:
+    """Raises SizesUnknown: the model is not safetensors, or it is on the hub and cannot be reached."""
+    shapes = _shapes(recipe.model.path, recipe.model.revision)
     layers: dict[int, int] = {}
     for name, shape in shapes.items():
         if (layer := _layer_of(name)) is not None:
@@ -90,7 +96,7 @@ def bytes_needed(strategy: str, offloaded: bool, sizes: Sizes, recipe: Recipe, p
     return int(total + gathered + (0 if train.gradient_checkpointing else autocast))
 
 
-def _trained(recipe: Recipe, shapes: dict[str, tuple[int, ...]], layers: int) -> tuple[int, int]:
+def _trained(recipe: Recipe, shapes: Shapes, layers: int) -> tuple[int, int]:
     """Returns (weights that are trained, how many of them the tuning adds). New heads are not counted."""
     tuning = recipe.tuning
     match tuning:
@@ -134,15 +140,49 @@ def _layer_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def _shapes(model: str, revision: str | None) -> Shapes:
+    """Returns every weight's shape. Raises SizesUnknown."""
+    try:
+        source = model_source(model)
+        is_hub_id = classify(model, Path.cwd()).kind == "hub"
+        shapes = _hub_shapes(source, revision) if is_hub_id else _folder_shapes(source)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError):
+        raise SizesUnknown(
+            "its weights are not valid safetensors files"
+        ) from None  # loading the model says what is wrong
+    if isinstance(shapes, str):
+        raise SizesUnknown(shapes)
+    return shapes
+
+
 @lru_cache(maxsize=64)
-def _shapes(folder: str) -> dict[str, tuple[int, ...]]:
-    """Returns every weight's shape, from the headers of a folder's safetensors files. Raises OSError and ValueError."""
-    path = Path(folder)
-    if not path.is_dir():
-        return {}  # a hub id
+def _hub_shapes(repo: str, revision: str | None) -> Shapes | str:
+    """Returns the shapes, or why they are unknown."""
+    command = [sys.executable, "-m", "launch.hub_weights", repo, revision or ""]
+    quiet = {**environment(), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    try:
+        done = subprocess.run(command, env=quiet, capture_output=True, text=True, timeout=HUB_TIMEOUT_S, check=True)
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        return f"the hub did not answer within {HUB_TIMEOUT_S:.0f} s"
+    except (subprocess.CalledProcessError, LookupError, ValueError):
+        return "reading the hub failed"
+    return answer.get("unknown") or {name: tuple(shape) for name, shape in answer["shapes"].items()}
+
+
+@lru_cache(maxsize=64)
+def _folder_shapes(folder: str) -> Shapes:
+    return shapes_of_folder(Path(folder))
+
+
+def shapes_of_folder(path: Path) -> Shapes:
+    """Returns every weight's shape, from the headers of a folder's safetensors files. Raises OSError and ValueError.
+
+    `safetensors.safe_open` would import numpy, which takes 0.17 s of a plan.
+    """
     index = path / "model.safetensors.index.json"
     files = sorted(set(_read(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: Shapes = {}
     for file in files:
         if Path(file).name != file:
             raise ValueError(f"{index}: {file} is not beside it")

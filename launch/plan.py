@@ -238,7 +238,7 @@ def _strategy(recipe: Recipe, shape: Shape, machine: Machine, python: str) -> tu
         tuning = recipe.tuning.model_dump_json()
         optimizer = train.optimizer.model_dump_json()
         options = (train.precision, train.gradient_checkpointing, train.compile)
-        key += (recipe.model.path, tuning, optimizer, *options, machine, python)
+        key += (recipe.model.path, recipe.model.revision, tuning, optimizer, *options, machine, python)
     if key not in _STRATEGY_CACHE:
         choice = choose(recipe, shape, machine.gpu_memory, partial(_has_packages, python), machine.memory)
         _STRATEGY_CACHE[key] = choice, accelerate_launch(choice.strategy["name"], shape)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from launch.gpu_memory import ACTIVATION_SHARE, Sizes, bytes_needed, sizes_of
+from launch.gpu_memory import ACTIVATION_SHARE, Sizes, SizesUnknown, bytes_needed, sizes_of
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import QloraTuning, Recipe, StrategySettings
 from sft_dist.recipe.strategies import GRADIENTS, PARAMETERS, STRATEGIES, Strategy, refusals
@@ -146,15 +146,17 @@ def _choose(
     settings = recipe.train.strategy
     row = _replicated(shape.world_size)
     processes = "there is one process" if shape.world_size == 1 else f"there are {shape.world_size} processes"
-    sizes = sizes_of(recipe) if gpu_memory and shape.on_gpu else None
-    question = _Question(recipe, shape, sizes, gpu_memory, is_available) if gpu_memory and sizes else None
+    question, unknown = None, "the GPUs' memory is not known" if shape.on_gpu else ""
+    if gpu_memory and shape.on_gpu:
+        try:
+            question = _Question(recipe, shape, sizes_of(recipe), gpu_memory, is_available)
+        except SizesUnknown as error:
+            unknown = f"the model's size is not known: {error}"
     if settings.name != "auto":
         warnings = _memory_warning(question, settings) if question else ()
         return StrategyChoice(settings.model_dump(), "the recipe says so", warnings)
     if question is None:
-        unknown = "the GPUs' memory" if gpu_memory is None else "the model's size"
-        reason = f"{processes} ({unknown} is not known)" if shape.on_gpu else processes
-        return StrategyChoice({"name": row.name}, reason)
+        return StrategyChoice({"name": row.name}, f"{processes} ({unknown})" if unknown else processes)
     return _fitting(question, row.settings.model_validate({"name": row.name}), processes)
 
 
@@ -229,9 +231,12 @@ def _more_gpus(question: _Question) -> str:
 
 def _main_memory_warning(recipe: Recipe, shape: Shape, node_memory: int | None) -> tuple[str, ...]:
     """Each process reads the model before anything is sharded, and rank 0 gathers all of it at every save."""
-    sizes = sizes_of(recipe) if node_memory and shape.on_gpu and not isinstance(recipe.tuning, QloraTuning) else None
-    if node_memory is None or sizes is None:
+    if node_memory is None or not shape.on_gpu or isinstance(recipe.tuning, QloraTuning):
         return ()
+    try:
+        sizes = sizes_of(recipe)
+    except SizesUnknown:
+        return ()  # the choice says so
     total = 4 * sizes.all * shape.processes_per_node
     if total <= node_memory:
         return ()

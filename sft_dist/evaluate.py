@@ -9,32 +9,24 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sft_dist.evaluation.leaderboard import Scored, common_metric, compose, rank_key, render
 from sft_dist.recipe.errors import UserError
+<<<<<<< HEAD
 from sft_dist.recipe.files import read_json, write_json, write_text
 from sft_dist.recipe.metrics import directions, selection_metric
 from sft_dist.recipe.schema import Recipe
+=======
+from sft_dist.recipe.files import write_json, write_text
+>>>>>>> main
 from sft_dist.recipe.tunings import export_form
 from sft_dist.run.folder import RunFolder
 
 log = logging.getLogger("sft_dist")
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A checkpoint and its validation scores."""
-
-    folder: RunFolder
-    step: int
-    fingerprint: str
-    scores: dict[str, Any]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,11 +55,12 @@ def score_run(run: Path) -> None:
     """Scores every checkpoint of one run on validation: one job of a sweep. Scored checkpoints stay scored."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.evaluation.evaluator import Evaluator
+    from sft_dist.evaluation.sweep import score_checkpoints
     from sft_dist.logging_setup import quiet_libraries
 
     quiet_libraries()
     folder = RunFolder(run)
-    if not list(_score_run(Evaluator(), folder, folder.recipe(), False, [])):
+    if not list(score_checkpoints(Evaluator(), folder, folder.recipe(), False, [])):
         log.info("%s  no checkpoint to evaluate", folder.id)
 
 
@@ -85,8 +78,9 @@ def evaluate_runs(order: Path) -> None:
 def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool = False) -> dict[str, Any]:
     """Returns what leaderboard.json holds. Raises UserError when there is nothing to evaluate or runs cannot be compared."""
     # Imported late: invalid arguments are refused before torch is loaded.
-    from sft_dist.checkpoints import store as ckpt
+    from sft_dist.checkpoints.store import Checkpoint
     from sft_dist.evaluation.evaluator import Evaluator
+    from sft_dist.evaluation.sweep import score_checkpoints, score_winner
     from sft_dist.logging_setup import quiet_libraries
 
     quiet_libraries()
@@ -94,20 +88,20 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
         if not folder.recipe_file.is_file():
             raise UserError(f"{folder.path}: no recipe.json in it, so it is not a run folder")
     recipes = {folder: folder.recipe() for folder in folders}
-    metric, direction = _common_metric(list(recipes.values()))
+    metric, direction = common_metric(list(recipes.values()))
     evaluator = Evaluator()
     scored: list[Scored] = []
     damaged: list[str] = []
     for folder, recipe in recipes.items():
-        scored += _score_run(evaluator, folder, recipe, force, damaged)
+        scored += score_checkpoints(evaluator, folder, recipe, force, damaged)
     if not scored:
         names = ", ".join(str(folder.path) for folder in folders)
         raise UserError(f"no checkpoint to evaluate in {names}" + "".join(f"\n    {line}" for line in damaged))
-    ranking = sorted(scored, key=lambda candidate: _rank_key(candidate, metric, direction))
+    ranking = sorted(scored, key=lambda candidate: rank_key(candidate, metric, direction))
     winner = ranking[0]
     recipe = recipes[winner.folder]
     final: dict[str, dict[str, Any]] = {
-        split: _score_once(evaluator, winner, recipe, split, force) for split in recipe.evaluate.report_on
+        split: score_winner(evaluator, winner, recipe, split, force) for split in recipe.evaluate.report_on
     }
     exported = None
     if (form := export_form(recipe)) != "none":
@@ -115,7 +109,9 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
         from sft_dist.export import export
 
         exported = export(winner.folder, winner.step, winner.folder.export, form, winner.scores, final)
+    labels = Checkpoint(winner.folder.checkpoint(winner.step), winner.step).trainer_state()["labels"]
     target = leaderboard or (folders[0].path if len(folders) == 1 else folders[0].path.parent)
+<<<<<<< HEAD
     board: dict[str, Any] = {
         "metric": metric,
         "direction": direction,
@@ -138,12 +134,16 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
         "damaged": damaged,
         "export": str(exported) if exported else None,
     }
+=======
+    board = compose(ranking, recipes, labels, final, damaged, exported)
+>>>>>>> main
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_json(target / "leaderboard.json", board)
     write_text(target / "leaderboard.md", render(board))
     return board
 
 
+<<<<<<< HEAD
 def _score_run(evaluator: Any, folder: RunFolder, recipe: Recipe, force: bool, damaged: list[str]) -> Iterator[Scored]:
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints import store as ckpt
@@ -287,5 +287,7 @@ def _cell(value: Any) -> str:
     return "undefined" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
+=======
+>>>>>>> main
 if __name__ == "__main__":
     sys.exit(main())

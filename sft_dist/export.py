@@ -9,19 +9,21 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+<<<<<<< HEAD
 from sft_dist import __version__
 from sft_dist.recipe.entry_points import TASKS_GROUP, plugin_of
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json, write_json, write_text
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks import TASKS
+=======
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.files import read_json, write_json, write_text
+>>>>>>> main
 from sft_dist.recipe.tunings import best_form, export_form, has_adapter, merge_refusal
 from sft_dist.run.folder import RunFolder
-
-if TYPE_CHECKING:
-    from sft_dist.tasks.base import Task
 
 log = logging.getLogger("sft_dist")
 ABOUT = "sft_dist.json"  # what `predict` needs besides weights: the recipe and the class names
@@ -71,6 +73,7 @@ def export(
     """Write checkpoint `step` to `to`, aside first. Raises UserError when the checkpoint is missing or damaged."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints import store as ckpt
+    from sft_dist.evaluation.model_card import model_card
     from sft_dist.logging_setup import quiet_libraries
     from sft_dist.tasks import task_of
     from sft_dist.tasks.models import build_model, load_processor
@@ -117,71 +120,6 @@ def export(
     return to
 
 
-def model_card(
-    recipe: Recipe,
-    folder: RunFolder,
-    step: int,
-    form: str,
-    task: Task,
-    validation: dict[str, Any],
-    final: dict[str, dict[str, Any]],
-) -> str:
-    """README.md of the exported folder: what it is, data, scores, recipe, how to use it."""
-    base = recipe.model.path
-    outcome = read_json(folder.path / "plan.json") or {}
-    columns = {"validation": validation, **final}
-    names = sorted(
-        {name for scores in columns.values() for name, value in scores.items() if not isinstance(value, (list, dict))}
-    )
-    table = [f"| score | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-    for name in names:
-        cells = [columns[split].get(name) for split in columns]
-        table.append(f"| {name} | {' | '.join(_cell(value) for value in cells)} |")
-    source = (
-        recipe.data.source if isinstance(recipe.data.source, str) else recipe.model_dump(mode="json")["data"]["source"]
-    )
-    return f"""---
-library_name: {"peft" if form == "adapter" else "transformers"}
-pipeline_tag: {task.pipeline_tag}
-tags: [sft-dist, {recipe.tuning.method}]
----
-
-# {recipe.name}
-
-{recipe.description or f"A model for {recipe.task.type}, fine-tuned from `{base}`."}
-
-- **Base model**: `{base}`
-- **Tuning**: {recipe.tuning.method}{", merged into the base" if has_adapter(recipe.tuning) and form == "merged" else ""}
-- **Labels**: {", ".join(task.labels) or "none"}
-- **Checkpoint**: step {step} of run `{folder.id}`, chosen on validation{f" (plan: {outcome['steps']['total']} steps)" if outcome.get("steps") else ""}
-
-## Data
-
-`{source}`{f", rows where {recipe.data.where}" if recipe.data.where else ""}{f", {recipe.data.limit} rows drawn" if recipe.data.limit else ""}.
-{f"Texts longer than {recipe.data.max_length} tokens were cut." if task.counts_tokens else ""}
-
-## Scores
-
-{chr(10).join(table)}
-
-The checkpoint was chosen by its validation score; test was scored once, for this checkpoint alone.
-
-## Use
-
-```
-sft-dist predict {folder.export.name} texts.txt
-```
-
-## Recipe
-
-```json
-{recipe.model_dump_json(indent=2, exclude_none=True)}
-```
-
-Made with sft-dist {__version__}.
-"""
-
-
 def _best_step(folder: RunFolder) -> int:
     """The sweep's winner when it belongs to this run, else the best validated in training, else the newest."""
     # Imported late: invalid arguments are refused before torch is loaded.
@@ -200,10 +138,6 @@ def _best_step(folder: RunFolder) -> int:
 
 def _scores(folder: RunFolder, step: int, split: str) -> dict[str, Any] | None:
     return (read_json(folder.evaluation / f"step-{step:08d}.{split}.json") or {}).get("scores")
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """`accelerate launch -m sft_dist.train RUN_OR_RECIPE`: one process of a training run.
 
-Builds model, data, optimizer and hands them to `loop.run`; afterwards writes how it ended. Works the same under
+Calls `training.build`, then `loop.run`, and records how the attempt ended. Works the same under
 `accelerate launch`, torchrun, srun with RANK/WORLD_SIZE set, and plain `python -m`.
 """
 
@@ -11,32 +11,25 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import read, validate
+<<<<<<< HEAD
 from sft_dist.recipe.machine import missing_packages, needs_gpu
 from sft_dist.recipe.metrics import selection_metric
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tunings import virtual_tokens
+=======
+>>>>>>> main
 from sft_dist.recipe.units import seconds_of
 from sft_dist.run.folder import AttemptFolder, RunFolder, run_id
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from torch import nn
-
-    from sft_dist.batches.chunks import Chunks
-    from sft_dist.checkpoints import store as ckpt
-    from sft_dist.data.prepare import Prepared
-    from sft_dist.data.rows import Examples
-    from sft_dist.engines.base import Engine
-    from sft_dist.recipe.arithmetic import Batch
-    from sft_dist.training import state
 
 log = logging.getLogger("sft_dist")
 
@@ -98,6 +91,7 @@ def train(folder: RunFolder) -> int:
     from sft_dist.run.failures import Failure
     from sft_dist.run.heartbeat import Heartbeat
     from sft_dist.training import loop
+    from sft_dist.training.build import build
     from sft_dist.training.out_of_memory import explained
 
     quiet_libraries()
@@ -174,6 +168,7 @@ def _enter(folder: RunFolder, accelerator: Accelerator) -> tuple[AttemptFolder, 
     return attempt, lock
 
 
+<<<<<<< HEAD
 def build(
     recipe: Recipe,
     folder: RunFolder,
@@ -334,6 +329,8 @@ def _resume_point(folder: RunFolder, accelerator: Accelerator) -> ckpt.Checkpoin
     return ckpt.Checkpoint(folder.checkpoint(step[0]), step[0]) if step[0] is not None else None
 
 
+=======
+>>>>>>> main
 def _catch_signals() -> list[str]:
     """SIGTERM and the first Ctrl-C ask the loop to save and leave; the second Ctrl-C interrupts at once."""
     requested: list[str] = []

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import get_scheduler
 
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.machine import is_installed
@@ -17,6 +16,7 @@ from sft_dist.recipe.optimizers import NAMED_OPTIMIZERS
 from sft_dist.recipe.schema import Adafactor, Adam, AdamW, NamedOptimizer, Schedule, Sgd, Train
 from sft_dist.recipe.suggest import similar_to
 from sft_dist.tuning.layers import layer_depths
+from sft_dist.tuning.schedules import share_of_peak
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
@@ -145,17 +145,9 @@ def before_evaluation(optimizer: torch.optim.Optimizer) -> None:
 def build_schedule(
     optimizer: torch.optim.Optimizer, schedule: Schedule, warmup_steps: int, total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Stepped once an optimizer step, whatever the world size."""
-    try:
-        return get_scheduler(
-            schedule.name,
-            optimizer,
-            num_warmup_steps=warmup_steps,
-            num_training_steps=total_steps,
-            scheduler_specific_kwargs=schedule.model_dump(exclude={"name"}),
-        )
-    except ValueError as error:
-        raise UserError(Problem(str(error), path="train.schedule", value=schedule.name)) from error
+    """Stepped once an optimizer step, whatever the world size. Raises UserError."""
+    share = share_of_peak(schedule, warmup_steps, total_steps, optimizer.defaults["lr"])
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
 def schedule_state(schedule: torch.optim.lr_scheduler.LRScheduler) -> dict[str, Any]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
 
-from launch.gpu_memory import Sizes, bytes_needed, sizes_of
+from launch import gpu_memory
+from launch.gpu_memory import Sizes, SizesUnknown, bytes_needed, sizes_of
 from sft_dist.recipe.schema import Recipe
 
 SHAPES = {
@@ -53,16 +57,18 @@ def test_weights_are_counted_from_the_headers(model: Path) -> None:
     assert sizes_of(recipe(model)) == Sizes(all=1008, trained=1008, largest_layer=72, outside=864)
 
 
-def test_shards_are_counted_through_their_index(tmp_path: Path) -> None:
+def write_shards(folder: Path) -> None:
     names = list(SHAPES)
-    parts = {"model-00001-of-00002.safetensors": names[:3], "model-00002-of-00002.safetensors": names[3:]}
-    for file, inside in parts.items():
-        write_weights(tmp_path / file, {name: SHAPES[name] for name in inside})
-    index = {"weight_map": {name: file for file, inside in parts.items() for name in inside}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    found = sizes_of(recipe(tmp_path))
-    assert found is not None
-    assert found.all == 1008
+    shards = {"model-00001-of-00002.safetensors": names[:3], "model-00002-of-00002.safetensors": names[3:]}
+    for file, inside in shards.items():
+        write_weights(folder / file, {name: SHAPES[name] for name in inside})
+    index = {"weight_map": {name: file for file, inside in shards.items() for name in inside}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_shards_are_counted_through_their_index(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    assert sizes_of(recipe(tmp_path)).all == 1008
 
 
 @pytest.mark.parametrize(
@@ -78,19 +84,17 @@ def test_shards_are_counted_through_their_index(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_trained_follows_from_the_tuning(model: Path, tuning: Any, trained: int) -> None:
-    found = sizes_of(recipe(model, tuning))
-    assert found is not None
-    assert found.trained == trained
+    assert sizes_of(recipe(model, tuning)).trained == trained
 
 
 @pytest.mark.parametrize(
     "content", [None, b"", b"\xff" * 64, struct.pack("<Q", 2) + b"[]", struct.pack("<Q", 9) + b'{"a": {}}']
 )
-def test_a_model_whose_size_is_not_known_is_no_error(tmp_path: Path, content: bytes | None) -> None:
+def test_weights_that_cannot_be_counted_are_unknown(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "model.safetensors").write_bytes(content)
-    assert sizes_of(recipe(tmp_path)) is None
-    assert sizes_of(recipe("org/name")) is None
+    with pytest.raises(SizesUnknown, match="not valid safetensors"):
+        sizes_of(recipe(tmp_path))
 
 
 def test_an_index_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
@@ -98,7 +102,115 @@ def test_an_index_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
     folder.mkdir()
     write_weights(tmp_path / "model.safetensors", SHAPES)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
-    assert sizes_of(recipe(folder)) is None
+    with pytest.raises(SizesUnknown):
+        sizes_of(recipe(folder))
+
+
+# ── models on the hub ───────────────────────────────────────────────────────────────────────────────────────────────
+class Hub:
+    """A server that answers as the hub does for the files of one repository, `org/name`."""
+
+    def __init__(self, folder: Path, delay_s: float = 0.0) -> None:
+        self.requests: list[str] = []
+        self.released = Event()
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def _answer(self, body: bool) -> None:
+                hub.requests.append(self.path)
+                if delay_s:
+                    hub.released.wait(delay_s)
+                file = folder / self.path.rpartition("/")[2]
+                exists = self.path.startswith("/org/name/resolve/main/") and file.is_file()
+                content = file.read_bytes() if exists else b""
+                self.send_response(200 if exists else 404)
+                if not exists:
+                    self.send_header("X-Error-Code", "EntryNotFound")
+                self.send_header("X-Repo-Commit", "0" * 40)
+                self.send_header("ETag", '"etag"')
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                if body:
+                    self.wfile.write(content)
+
+            def do_HEAD(self) -> None:
+                self._answer(body=False)
+
+            def do_GET(self) -> None:
+                self._answer(body=True)
+
+            def log_message(self, format: str, *arguments: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.released.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def start_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Hub]]:
+    hubs = []
+
+    def start(folder: Path, delay_s: float = 0.0, offline: str = "0") -> Hub:
+        hubs.append(Hub(folder, delay_s))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hubs[-1].server.server_port}")
+        monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
+        gpu_memory._hub_shapes.cache_clear()
+        return hubs[-1]
+
+    yield start
+    gpu_memory._hub_shapes.cache_clear()
+    for hub in hubs:
+        hub.close()
+
+
+def test_a_hub_model_is_counted_from_its_header(model: Path, start_hub: Callable[..., Hub]) -> None:
+    start_hub(model)
+    assert sizes_of(recipe("org/name")) == Sizes(all=1008, trained=1008, largest_layer=72, outside=864)
+
+
+def test_a_sharded_hub_model_is_counted_from_all_headers(tmp_path: Path, start_hub: Callable[..., Hub]) -> None:
+    write_shards(tmp_path)
+    start_hub(tmp_path)
+    assert sizes_of(recipe("org/name")).all == 1008
+
+
+def test_offline_mode_asks_nothing_and_says_so(model: Path, start_hub: Callable[..., Hub]) -> None:
+    hub = start_hub(model, offline="1")
+    with pytest.raises(SizesUnknown, match="offline mode is on"):
+        sizes_of(recipe("org/name"))
+    assert hub.requests == []
+
+
+def test_offline_a_cached_hub_model_is_counted(tmp_path: Path, start_hub: Callable[..., Hub]) -> None:
+    start_hub(tmp_path, offline="1")
+    repo = tmp_path / "huggingface/hub/models--org--name"
+    snapshot = repo / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs/main").write_text("0" * 40)
+    write_shards(snapshot)
+    assert sizes_of(recipe("org/name")).all == 1008
+
+
+def test_a_hub_that_does_not_answer_delays_a_plan_only_briefly(
+    model: Path, start_hub: Callable[..., Hub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_memory, "HUB_TIMEOUT_S", 1.0)
+    start_hub(model, delay_s=60)
+    with pytest.raises(SizesUnknown, match="did not answer within 1 s"):
+        sizes_of(recipe("org/name"))
+
+
+def test_a_hub_model_without_safetensors_is_unknown(tmp_path: Path, start_hub: Callable[..., Hub]) -> None:
+    start_hub(tmp_path)
+    with pytest.raises(SizesUnknown, match="not safetensors"):
+        sizes_of(recipe("org/name"))
 
 
 BILLION = Sizes(all=10**9, trained=10**9, largest_layer=10**7, outside=10**8)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from launch import strategy as module
-from launch.gpu_memory import Sizes
+from launch.gpu_memory import Sizes, SizesUnknown
 from launch.strategy import Shape, StrategyChoice, accelerate_launch, choose
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.strategies import STRATEGIES, Strategy
 from tests.launch.conftest import make_recipe
 
@@ -53,7 +54,13 @@ def test_every_strategy_is_started_with_the_processes_it_can_have() -> None:
 @pytest.fixture(autouse=True)
 def fixed_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"/models/billion": BILLION, "/models/adapted": ADAPTED}
-    monkeypatch.setattr(module, "sizes_of", lambda recipe: sizes.get(recipe.model.path))
+
+    def sizes_of(recipe: Recipe) -> Sizes:
+        if recipe.model.path not in sizes:
+            raise SizesUnknown("the hub did not answer within 5 s")
+        return sizes[recipe.model.path]
+
+    monkeypatch.setattr(module, "sizes_of", sizes_of)
 
 
 def choice_of(

@@ -6,12 +6,12 @@ import math
 
 import pytest
 
-from sft_dist.evaluate import Scored, _rank_key, render
+from sft_dist.evaluation.leaderboard import Scored, rank_key, render
 
 
 def ranked(direction, *scores):
     found = [Scored(None, step, "", one) for step, one in enumerate(scores, 1)]
-    return [one.step for one in sorted(found, key=lambda one: _rank_key(one, "f1", direction))]
+    return [one.step for one in sorted(found, key=lambda one: rank_key(one, "f1", direction))]
 
 
 @pytest.mark.parametrize("direction", ["max", "min"])

@@ -1,0 +1,164 @@
+"""The leaderboard: which score chooses, the order of checkpoints, and the table as data and as Markdown. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.schema import Recipe
+from sft_dist.run.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A checkpoint and its validation scores."""
+
+    folder: RunFolder
+    step: int
+    fingerprint: str
+    scores: dict[str, Any]
+
+
+def selection_metric(recipe: Recipe) -> tuple[str, str]:
+    """Returns the score to choose a checkpoint by, and whether it is better as `max` or `min`."""
+    directions = recipe.task.kind.metrics
+    metric = recipe.evaluate.metric or next(iter(directions))
+    return metric, recipe.evaluate.direction or directions[metric]
+
+
+def common_metric(recipes: list[Recipe]) -> tuple[str, str]:
+    choices = {selection_metric(recipe) for recipe in recipes}
+    if len(choices) > 1:
+        raise UserError(f"the runs choose by different scores ({sorted(choices)}), so they have no common winner")
+    return choices.pop()
+
+
+def rank_key(candidate: Scored, metric: str, direction: str) -> tuple[float, float, int]:
+    """Best score first, then the lower loss, then the earlier step; an undefined score comes last."""
+    sign = -1.0 if direction == "max" else 1.0
+    return (_sort_value(candidate.scores.get(metric), sign), _sort_value(candidate.scores.get("loss")), candidate.step)
+
+
+def _sort_value(score: float | None, sign: float = 1.0) -> float:
+    """NaN, which an older record may hold, sorts last like an undefined score."""
+    return sign * score if score is not None and math.isfinite(score) else math.inf
+
+
+def compose(
+    ranking: list[Scored],  # the winner first
+    recipes: dict[RunFolder, Recipe],
+    labels: list[str],  # of the winner
+    final: dict[str, dict[str, Any]],  # split -> the winner's scores
+    damaged: list[str],
+    exported: Path | None,
+) -> dict[str, Any]:
+    """Returns what leaderboard.json holds."""
+    winner = ranking[0]
+    metric, direction = selection_metric(recipes[winner.folder])
+    return {
+        "metric": metric,
+        "direction": direction,
+        "chosen_on": "validation",
+        "labels": labels,
+        "winner": {
+            "run": winner.folder.id,
+            "folder": str(winner.folder.path),
+            "step": winner.step,
+            "checkpoint": str(winner.folder.checkpoint(winner.step)),
+            "validation": winner.scores,
+            **final,
+        },
+        "rows": [
+            {"run": entry.folder.id, "folder": str(entry.folder.path), "step": entry.step, "validation": entry.scores}
+            for entry in ranking
+        ],
+        "differences": _differences(recipes),
+        "damaged": damaged,
+        "export": str(exported) if exported else None,
+    }
+
+
+def _differences(recipes: dict[RunFolder, Recipe]) -> dict[str, dict[str, Any]]:
+    """Run id -> the settings in which the runs differ."""
+    flat = {folder.id: dict(_leaves(recipe.model_dump())) for folder, recipe in recipes.items()}
+    keys = sorted({key for settings in flat.values() for key in settings})
+    differing = [key for key in keys if len({repr(settings.get(key)) for settings in flat.values()}) > 1]
+    return {run: {key: settings.get(key) for key in differing} for run, settings in flat.items()}
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else key)
+    else:
+        yield path, value
+
+
+def render(board: dict[str, Any]) -> str:
+    """The leaderboard as Markdown, aligned so that it reads well in a terminal too."""
+    winner, metric = board["winner"], board["metric"]
+    names = [
+        name
+        for name, value in winner["validation"].items()
+        if not isinstance(value, (list, dict)) and name != "examples"
+    ]
+    names.sort(key=lambda name: name != metric)
+    varied = sorted({key for settings in board["differences"].values() for key in settings})
+    rows = [["", "run", "step", *varied, *names]]
+    for position, row in enumerate(board["rows"], 1):
+        settings = board["differences"].get(row["run"], {})
+        cells = [str(settings.get(key)) for key in varied] + [
+            format_score(row["validation"].get(name)) for name in names
+        ]
+        rows.append([str(position), row["run"], str(row["step"]), *cells])
+    better = "higher" if board["direction"] == "max" else "lower"
+    lines = [
+        "# Leaderboard",
+        "",
+        f"Chosen on validation ({winner['validation']['examples']} examples) by {metric}; {better} is better.",
+        "",
+        *_table(rows),
+        "",
+        f"Winner: run {winner['run']}, step {winner['step']} (`{winner['checkpoint']}`).",
+    ]
+    for split in ("train", "test"):
+        if split in winner:
+            scores = {name: value for name, value in winner[split].items() if not isinstance(value, (list, dict))}
+            lines += ["", f"## The winner on {split}, scored once", ""]
+            lines += _table([["score", "value"], *([name, format_score(value)] for name, value in scores.items())])
+            lines += _confusion(winner[split].get("confusion_matrix"), board["labels"])
+    if undefined := [row for row in board["rows"] if "undefined" in row["validation"]]:
+        lines += ["", "## Without scores, ranked last", ""]
+        lines += [f"- {row['run']} step {row['step']}: {row['validation']['undefined']['why']}" for row in undefined]
+    if board["damaged"]:
+        lines += ["", "## Damaged checkpoints, excluded", "", *(f"- {line}" for line in board["damaged"])]
+    if board["export"]:
+        lines += ["", f"The winner as a Hugging Face folder: `{board['export']}`"]
+    return "\n".join(lines) + "\n"
+
+
+def _confusion(matrix: list[Any] | None, labels: list[str]) -> list[str]:
+    """Rows are the true classes, columns the predicted ones; many classes would be unreadable."""
+    if not matrix or len(matrix) != len(labels) or len(labels) > 20 or isinstance(matrix[0][0], list):
+        return []
+    rows = [
+        ["true \\ predicted", *labels],
+        *([label, *map(str, row)] for label, row in zip(labels, matrix, strict=True)),
+    ]
+    return ["", *_table(rows)]
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    """A Markdown table; the first row is its head."""
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    padded.insert(1, ["-" * width for width in widths])
+    return [f"| {' | '.join(row)} |" for row in padded]
+
+
+def format_score(value: Any) -> str:
+    return "undefined" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

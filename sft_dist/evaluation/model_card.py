@@ -1,0 +1,81 @@
+"""The model card: README.md of an exported folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sft_dist import __version__
+from sft_dist.recipe.files import read_json
+from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.tunings import has_adapter
+from sft_dist.run.folder import RunFolder
+from sft_dist.tasks.base import Task
+
+
+def model_card(
+    recipe: Recipe,
+    folder: RunFolder,
+    step: int,
+    form: str,
+    task: Task,
+    validation: dict[str, Any],
+    final: dict[str, dict[str, Any]],
+) -> str:
+    """README.md of the exported folder: what it is, data, scores, recipe, how to use it."""
+    base = recipe.model.path
+    outcome = read_json(folder.path / "plan.json") or {}
+    columns = {"validation": validation, **final}
+    names = sorted(
+        {name for scores in columns.values() for name, value in scores.items() if not isinstance(value, (list, dict))}
+    )
+    table = [f"| score | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for name in names:
+        cells = [columns[split].get(name) for split in columns]
+        table.append(f"| {name} | {' | '.join(_cell(value) for value in cells)} |")
+    source = (
+        recipe.data.source if isinstance(recipe.data.source, str) else recipe.model_dump(mode="json")["data"]["source"]
+    )
+    return f"""---
+library_name: {"peft" if form == "adapter" else "transformers"}
+pipeline_tag: {task.pipeline_tag}
+tags: [sft-dist, {recipe.tuning.method}]
+---
+
+# {recipe.name}
+
+{recipe.description or f"A model for {recipe.task.type}, fine-tuned from `{base}`."}
+
+- **Base model**: `{base}`
+- **Tuning**: {recipe.tuning.method}{", merged into the base" if has_adapter(recipe.tuning) and form == "merged" else ""}
+- **Labels**: {", ".join(task.labels) or "none"}
+- **Checkpoint**: step {step} of run `{folder.id}`, chosen on validation{f" (plan: {outcome['steps']['total']} steps)" if outcome.get("steps") else ""}
+
+## Data
+
+`{source}`{f", rows where {recipe.data.where}" if recipe.data.where else ""}{f", {recipe.data.limit} rows drawn" if recipe.data.limit else ""}.
+{f"Texts longer than {recipe.data.max_length} tokens were cut." if task.counts_tokens else ""}
+
+## Scores
+
+{chr(10).join(table)}
+
+The checkpoint was chosen by its validation score; test was scored once, for this checkpoint alone.
+
+## Use
+
+```
+sft-dist predict {folder.export.name} texts.txt
+```
+
+## Recipe
+
+```json
+{recipe.model_dump_json(indent=2, exclude_none=True)}
+```
+
+Made with sft-dist {__version__}.
+"""
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
