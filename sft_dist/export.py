@@ -11,17 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-from sft_dist import __version__
 from sft_dist.recipe.entry_points import TASKS_GROUP, plugin_of
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json, write_json, write_text
-from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks import TASKS
-=======
-from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.files import read_json, write_json, write_text
->>>>>>> main
 from sft_dist.recipe.tunings import best_form, export_form, has_adapter, merge_refusal
 from sft_dist.run.folder import RunFolder
 
