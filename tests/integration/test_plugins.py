@@ -67,6 +67,12 @@ def edited(site: Path, target: Path, file: str, old: str, new: str) -> Path:
     return target
 
 
+def test_the_page_quotes_the_example() -> None:
+    page = (ROOT / "docs" / "plugins.md").read_text()
+    for path in ("pyproject.toml", *(f"src/ordinal_plugin/{name}.py" for name in ("settings", "work", "metrics"))):
+        assert (EXAMPLE / path).read_text().strip() in page, path
+
+
 # ── without training ────────────────────────────────────────────────────────────────────────────────────────────────
 def test_init_writes_a_starter_that_plan_reads(site: Path, tmp_path: Path) -> None:
     sft_dist(tmp_path, "init", "ordinal-text", "-o", "my.yaml", plugins=site)
@@ -162,7 +168,7 @@ def test_a_run_is_trained_evaluated_exported_and_used(site: Path, recipe: Path) 
     assert "1 node x 1 process" in sft_dist(where, "plan", recipe.name, plugins=site).stdout
     sft_dist(where, "check", recipe.name, "--allow", "leak", plugins=site)
     sft_dist(where, "run", recipe.name, plugins=site)
-    (folder,) = (path for path in (where / "runs/ratings").iterdir() if path.name[0] != ".")
+    (folder,) = (path for path in (where / "runs/ratings").iterdir() if (path / "recipe.json").is_file())
     plugins = json.loads((folder / "plugins.json").read_text())
     assert [(plugin["name"], plugin["version"]) for plugin in plugins] == [
         ("ordinal-text", "0.1.0"),
