@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sft_dist.export import ABOUT
+from sft_dist.recipe.entry_points import require_plugins
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import read_json
 from sft_dist.recipe.schema import Recipe
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 def predict(model_folder: Path, files: list[str], as_json: bool) -> Iterator[str]:
     """Output lines in the order of the input. Raises UserError."""
     folder, about = _find(model_folder)
+    require_plugins(str(folder), about.get("plugins", ()))
     recipe = Recipe.model_validate(about["recipe"])
 
     # Imported late: invalid arguments are refused before torch is loaded.
