@@ -196,7 +196,7 @@ def test_columns_are_found_by_their_role(tmp_path):
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet"])
 def test_pictures_that_a_table_names_lie_beside_it_else_where_the_program_was_called(tmp_path, monkeypatch, name):
-    """Training runs in the run's folder, and must find what the gate found."""
+    """Training runs in the run's folder, and must find what the data check found."""
     beside, here, run = tmp_path / "data", tmp_path / "here", tmp_path / "run"
     for folder, names in ((beside, ("pictures/a.png", "both.png")), (here, ("b.png", "both.png")), (run, ())):
         for number, one in enumerate(names):
