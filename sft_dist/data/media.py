@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N")  # one channel of 16 bits, which `convert` would cut off at 255
 _ID_MODES = ("1", "L", "P", "I", *_WIDE_MODES)  # what holds one whole number a pixel
+_LOSSY = "sft_dist_lossy"  # set in the `info` of an image whose pixels were changed by compression
 
 MAX_URL_BYTES = 512 * 2**20  # of one image or recording behind a URL
 URL_TIMEOUT_S = 30.0  # without any answer
@@ -159,12 +160,18 @@ def load_image(value: Mapping[str, Any]) -> Image:
 
 
 def load_mask(value: Mapping[str, Any]) -> np.ndarray:  # (height, width) int64
-    """The class number of each pixel: the palette's index, or the grey value."""
+    """The class number of each pixel: the palette's index, or the grey value. Raises MediaError."""
     image = _opened(value)
+    if image.info.get(_LOSSY):
+        raise MediaError(
+            f"{name_of(value)}: a mask stored as JPEG has lost its class numbers: compression blends them at every edge; "
+            "export the masks as PNG from where they were drawn"
+        )
     if image.mode not in _ID_MODES:
+        kind = "decimal numbers" if image.mode == "F" else "colours"
         raise MediaError(
             f"{name_of(value)}: a mask holds one class number a pixel, as a palette or grey image; "
-            f"this one is in colours ({image.mode})"
+            f"this one is in {kind} ({image.mode}); replace each colour by the number of its class and save it as grey PNG"
         )
     return np.asarray(image).astype(np.int64)
 
@@ -210,6 +217,7 @@ def _opened(value: Mapping[str, Any]) -> Image:
             warnings.simplefilter("ignore")  # odd EXIF blocks and large images; what matters is raised
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
+                image.info[_LOSSY] = image.format in ("JPEG", "MPO")
                 return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
         raise MediaError(f"{name_of(value)}: not an image of a known format") from None

@@ -136,6 +136,13 @@ def test_a_mask_in_colours_is_refused(tmp_path):
     assert "(RGB)" in said
 
 
+def test_a_mask_stored_as_jpeg_is_refused_and_names_png(tmp_path):
+    Image.fromarray(np.eye(16, dtype=np.uint8) * 255).save(tmp_path / "mask.jpg")
+    message = refused(load_mask, at(tmp_path / "mask.jpg"))
+    assert message.startswith(f"{tmp_path}/mask.jpg: a mask stored as JPEG")
+    assert "PNG" in message
+
+
 # ── sound ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3"])
 def test_sound_comes_at_the_rate_asked_for(tmp_path, name):
