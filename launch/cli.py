@@ -153,7 +153,8 @@ def check(
 ) -> None:
     """Check a RECIPE's data before it costs GPU time: labels, leaks, duplicates, unreadable files, lengths.
 
-    Exit code 0: no findings or only warnings; 1: errors found (`submit` refuses such a recipe).
+    Exit code 0: no findings or only warnings; 1: errors found (`submit` refuses such a recipe); 2: the recipe is
+    invalid; 3: the check did not finish.
 
     Example: sft-dist check my.yaml --preview 10
     """
