@@ -13,6 +13,7 @@ from typing import Any
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json, write_json, write_text
+from sft_dist.recipe.trust import add_options, require_trust, trust_in
 from sft_dist.recipe.tunings import best_form, export_form, has_adapter, merge_refusal
 from sft_dist.run.folder import RunFolder
 
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--form", choices=["merged", "adapter"], help="adapters merged into the base's weights, or apart (the recipe's)"
     )
+    add_options(parser)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     os.umask(0o077)
@@ -40,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not folder.recipe_file.is_file():
             raise UserError(f"{options.run}: no recipe.json in it, so it is not a run folder")
         recipe = folder.recipe()
+        require_trust(recipe, trust_in(options), folder.recipe_file)
         step = options.step if options.step is not None else _best_step(folder)
         recipe_form = export_form(recipe)
         form = options.form or (best_form(recipe.tuning) if recipe_form == "none" else recipe_form)
