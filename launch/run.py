@@ -16,6 +16,7 @@ from launch.local.runner import LocalRunner, run_in_this_process
 from launch.planning import PlannedRun, plan_run_folder, plan_runs
 from launch.run_folders import create_run_folder
 from launch.run_state import RunState, state_of
+from sft_dist.recipe.text import printable
 from sft_dist.recipe.trust import NO_TRUST, Trust
 from sft_dist.run.folder import RunFolder
 
@@ -119,4 +120,4 @@ def _relative(path: Path) -> Path:
 
 
 def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
