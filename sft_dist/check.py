@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -35,6 +36,7 @@ CRASHED = 3
 
 def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
+    os.umask(0o077)  # the cache, and the page, hold rows
     recipe = Recipe.model_validate_json(options.recipe.read_bytes())
     started = time.monotonic()
 
@@ -126,8 +128,8 @@ def _write_page(file: Path, report: Report, subject: Subject | None, count: int)
 
     preview = examples(subject, count) if subject is not None and count else []
     augmented = subject is not None and getattr(subject.task, "augment", None) is not None
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(to_html(report, preview, augmented), encoding="utf-8")
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_text(file, to_html(report, preview, augmented), durable=False)
 
 
 def _leave(number: int, frame: object) -> None:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.files import write_text
+from sft_dist.recipe.files import require_safe_owner, write_text
 
 if TYPE_CHECKING:
     from sft_dist.recipe.schema import Recipe
@@ -177,9 +177,12 @@ class RunFolder:
         return self.checkpoints / f"step-{step:08d}"
 
     def recipe(self) -> Recipe:
-        """Reads the resolved recipe. Raises UserError when the file is missing or was changed by hand."""
+        """Reads the resolved recipe. Raises UserError when it cannot be read, or when everyone may write into another user's
+        folder."""
         from sft_dist.recipe.schema import Recipe  # imports pydantic, which the requeue policy and `status` do without
 
+        if self.path.is_dir():
+            require_safe_owner(self.path)
         try:
             return Recipe.model_validate_json(self.recipe_file.read_bytes())
         except (OSError, ValueError) as error:
