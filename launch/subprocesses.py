@@ -18,13 +18,15 @@ _libc = ctypes.CDLL(None)
 
 
 def environment() -> dict[str, str]:
-    """Returns this process's environment, with the imported sft_dist first on the path."""
+    """Returns this process's environment, with the imported sft_dist first on the path and the working directory not on it: a
+    `datasets.py` there would be imported, and run, in the place of the library."""
     root = str(Path(sft_dist.__file__).parent.parent)
-    user_path = os.environ.get("PYTHONPATH")
+    user_path = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     return {
         **os.environ,
         "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": os.pathsep.join([root, user_path] if user_path else [root]),
+        "PYTHONPATH": os.pathsep.join([root, *user_path]),
+        "PYTHONSAFEPATH": "1",
     }
 
 

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 _WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N")  # one channel of 16 bits, which `convert` would cut off at 255
 _ID_MODES = ("1", "L", "P", "I", *_WIDE_MODES)  # what holds one whole number a pixel
 
+# Formats of pixels. Pillow hands others to programs (EPS to Ghostscript), or reads what the name does not say.
+IMAGE_FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP",
+)  # fmt: skip
 MAX_URL_BYTES = 512 * 2**20  # of one image or recording behind a URL
 URL_TIMEOUT_S = 30.0  # without any answer
 URL_DEADLINE_S = 300.0  # for the whole file
@@ -208,7 +212,7 @@ def _opened(value: Mapping[str, Any]) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF blocks and large images; what matters is raised
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
                 image.load()
                 return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
