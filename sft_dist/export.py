@@ -13,6 +13,8 @@ from typing import Any
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json, write_json, write_text
+from sft_dist.recipe.masking import masked_values
+from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.trust import add_options, require_trust, trust_in
 from sft_dist.recipe.tunings import best_form, export_form, has_adapter, merge_refusal
 from sft_dist.run.folder import RunFolder
@@ -102,11 +104,10 @@ def export(
         load_weights(model, checkpoint.model)
         model.merge_and_unload().save_pretrained(staging_dir)  # type: ignore[operator]
         processor.save_pretrained(staging_dir)
-    write_json(
-        staging_dir / ABOUT,
-        {"recipe": json.loads(recipe.model_dump_json()), "labels": labels, "step": step, "form": form},
-    )
-    write_text(staging_dir / "README.md", model_card(recipe, folder, step, form, task, validation, final))
+    settings = masked_values(json.loads(recipe.model_dump_json()))  # an export is published
+    write_json(staging_dir / ABOUT, {"recipe": settings, "labels": labels, "step": step, "form": form})
+    public_recipe = Recipe.model_validate(settings)
+    write_text(staging_dir / "README.md", model_card(public_recipe, folder, step, form, task, validation, final))
     if to.exists():
         shutil.rmtree(to)
     os.replace(staging_dir, to)

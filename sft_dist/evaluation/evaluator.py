@@ -41,9 +41,9 @@ class Evaluator:
         """Scores of one checkpoint on one split. Raises UserError when the split is empty, or not the one that the run began
         with: rows that were trained on could then be tested on."""
         loaded = self._load(recipe)
+        examples = _examples(loaded.data, split)
         ids = {name: rows.ids for name, rows in loaded.data.splits.items()}
         check_splits(checkpoint.run_folder.splits_file, ids, loaded.data.contents)
-        examples = _examples(loaded.data, split)
         model = self._model(loaded, recipe)
         load_weights(model, checkpoint.model)
         # The task in memory may come from another run of a matrix, which has the same data and another loss.
