@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,9 +18,9 @@ from typing import Any
 
 from launch.expand import MAX_PROBLEMS, Run, expand
 from launch.planning import PlannedRun, require_references
-from launch.subprocesses import environment
+from launch.subprocesses import clean_up_on_signals, end_with_parent, environment
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.files import cache_root, read_json
+from sft_dist.recipe.files import cache_root, read_json, write_text
 from sft_dist.recipe.findings import KINDS
 from sft_dist.recipe.fingerprint import code_digest, data_fingerprint, file_states, model_state
 from sft_dist.recipe.load import read
@@ -27,6 +29,7 @@ from sft_dist.recipe.suggest import similar_to
 
 ERRORS = 1  # exit codes of `sft_dist.check`
 USER_ERROR = 2
+UNFINISHED = 3  # it crashed or was killed, so it says nothing about the data
 MAX_ROWS = 10  # of a finding, in a message
 
 
@@ -40,7 +43,8 @@ def run_check(
     timed: bool = False,
     as_json: bool = False,
 ) -> int:
-    """Checks a recipe's data, each distinct data set of its matrix in turn; returns the worst exit code."""
+    """Checks a recipe's data, each distinct data set of its matrix in turn; returns the worst exit code: 0, ERRORS, USER_ERROR
+    or UNFINISHED."""
     _check_names(allow)
     source = read(target, overrides)
     runs = _distinct_data(expand(source))
@@ -55,6 +59,12 @@ def run_check(
         file = _page(root, run.recipe, page, number if len(runs) > 1 else 0)
         options += ["--html", file, "--preview", str(preview)]
         done = _check_in_subprocess(run.recipe, [*options, *(["--json"] if as_json else [])])
+        if not _is_finished(done):
+            error = _unfinished(done.returncode)
+            print(error.render(), file=sys.stderr)
+            reports.append(json.loads(error.to_json()))
+            code = UNFINISHED
+            continue
         if as_json:
             reports.append(json.loads(done.stdout) if done.stdout.strip() else None)
         else:
@@ -74,9 +84,6 @@ def check_before_submit(runs: Sequence[PlannedRun], allow: Collection[str] = ())
     warnings: list[str] = []
     for run in _distinct_data([planned.run for planned in runs]):
         report = _report_of(run.recipe)
-        if report is None:
-            warnings.append("the data could not be checked here; it is submitted unchecked")
-            continue
         for finding in report["findings"]:
             if finding["severity"] == "error" and finding["kind"] not in allow:
                 hint = f"{finding['hint']}; to submit it anyway: --allow {finding['kind']}"
@@ -89,8 +96,8 @@ def check_before_submit(runs: Sequence[PlannedRun], allow: Collection[str] = ())
     return list(dict.fromkeys(warnings))
 
 
-def _report_of(recipe: Recipe) -> dict[str, Any] | None:
-    """Returns the report about this data, from the cache or a new check; None when the check failed. Raises UserError."""
+def _report_of(recipe: Recipe) -> dict[str, Any]:
+    """Returns the report about this data, from the cache or a new check. Raises UserError, also when the check did not finish."""
     file = _report_file(recipe)
     if (report := read_json(file)) is not None and _is_current(report):
         return dict(report)
@@ -101,8 +108,24 @@ def _report_of(recipe: Recipe) -> dict[str, Any] | None:
         raise UserError(
             [Problem(**{**problem, "mark": None, "valid": tuple(problem["valid"])}) for problem in problems]
         )
-    report = read_json(file) if done.returncode in (0, ERRORS) else None
-    return dict(report) if report is not None else None
+    report = read_json(file) if _is_finished(done) else None
+    if report is None:
+        raise _unfinished(done.returncode)
+    return dict(report)
+
+
+def _is_finished(done: subprocess.CompletedProcess[str]) -> bool:
+    return done.returncode in (0, ERRORS, USER_ERROR)
+
+
+def _unfinished(returncode: int) -> UserError:
+    """The error of a check that said nothing about the data."""
+    cause, hint = "it crashed; its traceback is above", "report it with that traceback"
+    if returncode < 0:
+        cause = f"it was killed by {signal.Signals(-returncode).name}"
+        hint = "check it where there is more memory" if returncode == -signal.SIGKILL else "check it again"
+    message = f"the data check did not finish: {cause}"
+    return UserError(Problem(message, "data", hint=f"{hint}; `submit --no-check` submits unchecked data"))
 
 
 def _is_current(report: dict[str, Any]) -> bool:
@@ -112,15 +135,36 @@ def _is_current(report: dict[str, Any]) -> bool:
 
 
 def _check_in_subprocess(recipe: Recipe, options: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
-    """Runs the check, which also writes the report to the cache. Its progress goes to this process's stderr."""
-    with tempfile.TemporaryDirectory(prefix="sft-dist-") as folder:
-        file = Path(folder) / "recipe.json"
+    """Runs the check and puts its report into the cache. Its progress goes to this process's stderr.
+
+    The return code is UNFINISHED where there is no report: Python's own code for a crash, 1, is also that of errors.
+    """
+    with clean_up_on_signals(), tempfile.TemporaryDirectory(prefix="sft-dist-") as folder:
+        file, report_file = Path(folder) / "recipe.json", Path(folder) / "report.json"
         file.write_text(recipe.model_dump_json(), encoding="utf-8")
-        command = [sys.executable, "-m", "sft_dist.check", file, "--keep", _report_file(recipe), *options]
-        return subprocess.run(
-            list(map(str, command)), env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            text=True, check=False,
-        )  # fmt: skip
+        command = [sys.executable, "-m", "sft_dist.check", file, "--keep", report_file, *options]
+        done = _run_group(list(map(str, command)), {**environment(), "TMPDIR": folder})
+        if done.returncode in (0, ERRORS):
+            if (report := read_json(report_file)) is None:
+                return subprocess.CompletedProcess(done.args, UNFINISHED, "")
+            target = _report_file(recipe)
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_text(target, json.dumps(report, ensure_ascii=False), durable=False)
+        return done
+
+
+def _run_group(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Runs a command in a process group of its own, which ends with this process: no worker of it outlives Ctrl-C or SIGTERM."""
+    with subprocess.Popen(
+        command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=end_with_parent,
+    ) as process:  # fmt: skip
+        try:
+            output, _ = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output)
 
 
 def _report_file(recipe: Recipe) -> Path:

@@ -22,6 +22,10 @@ ALLOW = click.option(
 CLUSTER = click.option(
     "--cluster", metavar="NAME", envvar="SFT_DIST_CLUSTER", help="Name or file of the cluster; local: this machine."
 )
+COMMITS = click.option(
+    "--trust-remote-code", "commits", multiple=True, metavar="COMMIT", help="Let the model's code of COMMIT run."
+)
+PICKLE = click.option("--allow-pickle", "pickle", is_flag=True, help="Read the model's weights from a pickle.")
 PROCESSES = click.option("--processes", type=click.IntRange(1), metavar="N", help="Processes on this machine.")
 
 
@@ -153,7 +157,8 @@ def check(
 ) -> None:
     """Check a RECIPE's data before it costs GPU time: labels, leaks, duplicates, unreadable files, lengths.
 
-    Exit code 0: no findings or only warnings; 1: errors found (`submit` refuses such a recipe).
+    Exit code 0: no findings or only warnings; 1: errors found (`submit` refuses such a recipe); 2: the recipe is
+    invalid; 3: the check did not finish.
 
     Example: sft-dist check my.yaml --preview 10
     """
@@ -328,8 +333,12 @@ def cluster_probe(partition: str | None) -> None:
 @click.argument("run")
 @PROCESSES
 @click.option("--strategy", cls=_StrategyOption, metavar="NAME", help="Resume with another strategy: {names}.")
+@COMMITS
+@PICKLE
 @RUNS
-def resume(run: str, processes: int | None, strategy: str | None, runs: str | None) -> None:
+def resume(
+    run: str, processes: int | None, strategy: str | None, commits: tuple[str, ...], pickle: bool, runs: str | None
+) -> None:
     """Resume a RUN (folder, id, or beginning of an id) from its newest checkpoint, on this machine.
 
     Results are the same on any number of processes and with any strategy.
@@ -338,8 +347,10 @@ def resume(run: str, processes: int | None, strategy: str | None, runs: str | No
     """
     from launch.run import resume_run
     from launch.run_folders import find_run, runs_root
+    from sft_dist.recipe.trust import Trust
 
-    sys.exit(resume_run(find_run(run, runs_root(runs)), processes, strategy))
+    trust = Trust(frozenset(commits), pickle)
+    sys.exit(resume_run(find_run(run, runs_root(runs)), processes, strategy, trust))
 
 
 @cli.command()
@@ -435,17 +446,28 @@ def stop(run: str, wait: float, runs: str | None) -> None:
     help="Exit with 1 if the winner's test score is worse.",
 )
 @click.option("--force", is_flag=True, help="Re-evaluate checkpoints that have scores already.")
+@COMMITS
+@PICKLE
 @RUNS
 @AS_JSON
-def evaluate(targets: tuple[str, ...], required: tuple[str, ...], force: bool, runs: str | None, as_json: bool) -> None:
+def evaluate(
+    targets: tuple[str, ...],
+    required: tuple[str, ...],
+    force: bool,
+    commits: tuple[str, ...],
+    pickle: bool,
+    runs: str | None,
+    as_json: bool,
+) -> None:
     """Evaluate every checkpoint, select one on validation, test it once, export it.
 
     Example: sft-dist eval my.yaml --require accuracy=0.75
     """
     from launch.evaluate import evaluate_runs
     from launch.run_folders import runs_root
+    from sft_dist.recipe.trust import Trust
 
-    sys.exit(evaluate_runs(targets, runs_root(runs), required, force, as_json))
+    sys.exit(evaluate_runs(targets, runs_root(runs), required, force, as_json, Trust(frozenset(commits), pickle)))
 
 
 @cli.command()
@@ -461,17 +483,29 @@ def evaluate(targets: tuple[str, ...], required: tuple[str, ...], force: bool, r
     type=click.Choice(["merged", "adapter"]),
     help="merged: LoRA merged into the base model; adapter: separate.",
 )
+@COMMITS
+@PICKLE
 @RUNS
-def export(run: str, step: int | None, target: Path | None, form: str | None, runs: str | None) -> None:
+def export(
+    run: str,
+    step: int | None,
+    target: Path | None,
+    form: str | None,
+    commits: tuple[str, ...],
+    pickle: bool,
+    runs: str | None,
+) -> None:
     """Export a checkpoint of a RUN as a plain Hugging Face folder.
 
     Example: sft-dist export 0a1b --to my-model
     """
     from launch.run_folders import find_run, runs_root
     from launch.subprocesses import run_module
+    from sft_dist.recipe.trust import Trust
 
     options: list[tuple[str, Any]] = [("--step", step), ("--to", target), ("--form", form)]
     arguments = [str(word) for name, value in options if value is not None for word in (name, value)]
+    arguments += Trust(frozenset(commits), pickle).arguments()
     sys.exit(run_module("sft_dist.export", [find_run(run, runs_root(runs)), *arguments]))
 
 
@@ -479,11 +513,15 @@ def export(run: str, step: int | None, target: Path | None, form: str | None, ru
 @click.argument("model", type=click.Path(exists=True, file_okay=False))
 @click.argument("file", default="-")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with all probabilities.")
-def predict(model: str, file: str, as_json: bool) -> None:
+@COMMITS
+@PICKLE
+def predict(model: str, file: str, as_json: bool, commits: tuple[str, ...], pickle: bool) -> None:
     """Label the texts in FILE (or standard input) with an exported MODEL or a run's winner.
 
     Example: echo "a lovely film" | sft-dist predict runs/my/0a1b2c3d4e/export
     """
     from launch.subprocesses import run_module
+    from sft_dist.recipe.trust import Trust
 
-    sys.exit(run_module("sft_dist.predict", [model, file, *(["--json"] if as_json else [])]))
+    options = [*(["--json"] if as_json else []), *Trust(frozenset(commits), pickle).arguments()]
+    sys.exit(run_module("sft_dist.predict", [model, file, *options]))

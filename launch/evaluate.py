@@ -13,17 +13,25 @@ from launch.subprocesses import run_module
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json
 from sft_dist.recipe.tasks import TASKS
+from sft_dist.recipe.trust import NO_TRUST, Trust
 from sft_dist.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from launch.plan import Plan
 
 
-def evaluate_runs(targets: Sequence[str], root: Path, required: Sequence[str], force: bool, as_json: bool) -> int:
+def evaluate_runs(
+    targets: Sequence[str],
+    root: Path,
+    required: Sequence[str],
+    force: bool,
+    as_json: bool,
+    trust: Trust = NO_TRUST,
+) -> int:
     """Evaluates every checkpoint of the targets and prints the leaderboard; returns the exit code. Raises UserError."""
     bounds = [parse_requirement(text) for text in required]
     folders, leaderboard_in = find_folders(targets, root)
-    if code := run_sweep(folders, leaderboard_in, force):
+    if code := run_sweep(folders, leaderboard_in, force, trust | trust_in_targets(targets)):
         return code
     leaderboard = read_leaderboard(leaderboard_in)
     print(json.dumps(leaderboard, indent=2, ensure_ascii=False) if as_json else _leaderboard_text(leaderboard_in))
@@ -38,8 +46,7 @@ def find_folders(targets: Sequence[str], root: Path) -> tuple[list[Path], Path]:
 
     Targets with a `=` are overrides of the recipes. Raises UserError when nothing was trained yet.
     """
-    overrides = [text for text in targets if "=" in text and not Path(text).exists()]
-    names = [text for text in targets if text not in overrides]
+    names, overrides = _split_targets(targets)
     folders: list[Path] = []
     for text in names:
         is_path = Path(text).exists() or text.endswith((".yaml", ".yml")) or "/" in text
@@ -51,9 +58,28 @@ def find_folders(targets: Sequence[str], root: Path) -> tuple[list[Path], Path]:
     return trained, trained[0] if is_single else trained[0].parent
 
 
-def run_sweep(folders: Sequence[Path], leaderboard: Path, force: bool) -> int:
+def _split_targets(targets: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns recipes, folders and ids, and the overrides among the targets."""
+    overrides = [text for text in targets if "=" in text and not Path(text).exists()]
+    return [text for text in targets if text not in overrides], overrides
+
+
+def trust_in_targets(targets: Sequence[str]) -> Trust:
+    """Returns what the recipes among the targets consent to. Run folders consent to nothing."""
+    names, overrides = _split_targets(targets)
+    files = [text for text in names if Path(text).is_file()]
+    if not files:
+        return NO_TRUST
+    from launch.expand import expand  # reads YAML; evaluating a run folder does not
+    from sft_dist.recipe.load import read
+
+    return Trust.in_recipes(run.recipe for file in files for run in expand(read(file, overrides)))
+
+
+def run_sweep(folders: Sequence[Path], leaderboard: Path, force: bool, trust: Trust = NO_TRUST) -> int:
     """Evaluates every checkpoint of these runs; returns the sweep's exit code."""
-    return run_module("sft_dist.evaluate", [*folders, "--leaderboard", leaderboard, *(["--force"] if force else [])])
+    options = [*(["--force"] if force else []), *trust.arguments()]
+    return run_module("sft_dist.evaluate", [*folders, "--leaderboard", leaderboard, *options])
 
 
 def leaderboard_folder(plans: Sequence[Plan]) -> Path:

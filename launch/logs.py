@@ -8,6 +8,7 @@ from pathlib import Path
 
 from launch.run_state import is_running
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.text import printable
 from sft_dist.run.folder import AttemptFolder, RunFolder
 
 POLL_S = 0.3
@@ -49,8 +50,7 @@ def show(folder: RunFolder, file: Path, follow: bool) -> None:
         while True:
             running = is_running(folder)  # checked before reading, so that the last lines are not missed
             while chunk := stream.read(1 << 16):
-                sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
+                _write(chunk)
             if not (follow and running):
                 return
             time.sleep(POLL_S)
@@ -130,5 +130,7 @@ class _Liveness:
 
 
 def _write(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
+    """Prints a piece of a log. What a row or a library has written there must not control the terminal."""
+    text = printable(data.decode("utf-8", "surrogateescape"))
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
     sys.stdout.buffer.flush()

@@ -26,6 +26,7 @@ from sft_dist.recipe.schema import Recipe, Train
 from sft_dist.recipe.source import Source
 from sft_dist.recipe.strategies import STRATEGIES
 from sft_dist.recipe.suggest import similar_to
+from sft_dist.recipe.trust import NO_TRUST, Trust, require_trust
 from sft_dist.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -100,11 +101,13 @@ def plan_run_folder(
     strategy: str | None = None,
     machine: Machine | None = None,
     cluster: Cluster | None = None,
+    trust: Trust = NO_TRUST,
 ) -> PlannedRun:
     """Plans a run folder again: this machine may run other processes than the first plan's, and with another strategy. Raises
-    UserError."""
+    UserError, also where its recipe needs more than `trust`."""
     folder = RunFolder(path)
     recipe = folder.recipe()
+    require_trust(recipe, trust, folder.recipe_file)
     old_plan = read_json(folder.plan_file) or {}
     run = Run(path.name, recipe, old_plan.get("point") or {})
     counts = old_plan.get("rows") or {}

@@ -160,7 +160,7 @@ def describe_run_states(states: Sequence[RunState]) -> str:
     unused = {name for name in ("best score", "job") if not any(row[name] for row in rows)}
     head = [name for name in rows[0] if name not in unused]
     text = format_table(head, [[row[name] for name in head] for row in rows])
-    explained = ("failed", "killed", "stopped", "pending", "ending", "sealed")
+    explained = ("failed", "killed", "stopped", "pending", "ending", "sealed", "unreadable")
     causes = [f"{run.name}/{run.id}: {run.cause}" for run in states if run.cause and run.state in explained]
     return "\n".join([text, *([""] if causes else []), *causes])
 

@@ -16,6 +16,8 @@ from launch.local.runner import LocalRunner, run_in_this_process
 from launch.planning import PlannedRun, plan_run_folder, plan_runs
 from launch.run_folders import create_run_folder
 from launch.run_state import RunState, state_of
+from sft_dist.recipe.text import printable
+from sft_dist.recipe.trust import NO_TRUST, Trust
 from sft_dist.run.folder import RunFolder
 
 INTERRUPTED = 130
@@ -37,9 +39,9 @@ def run_recipe(
     return _debug(runs[0])
 
 
-def resume_run(path: Path, processes: int | None, strategy: str | None) -> int:
+def resume_run(path: Path, processes: int | None, strategy: str | None, trust: Trust = NO_TRUST) -> int:
     """Resumes one run; returns the exit code. Raises UserError."""
-    return run_all([plan_run_folder(path, processes, strategy)], LocalRunner())
+    return run_all([plan_run_folder(path, processes, strategy, trust=trust)], LocalRunner())
 
 
 def run_all(runs: Sequence[PlannedRun], runner: LocalRunner) -> int:
@@ -118,4 +120,4 @@ def _relative(path: Path) -> Path:
 
 
 def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)

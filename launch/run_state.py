@@ -23,7 +23,8 @@ TAIL_BYTES = 64 * 1024  # of metrics.jsonl; the newest train and validation line
 
 @dataclass(frozen=True)
 class RunState:
-    """The state of one run. `state`: sealed, running, finished, stopped, failed or killed; with Slurm asked, also pending and ending."""
+    """The state of one run. `state`: sealed, running, finished, stopped, failed, killed or unreadable; with Slurm asked, also pending
+    and ending."""
 
     name: str
     id: str
@@ -61,9 +62,9 @@ def state_of(path: Path) -> RunState:
         folder=str(path),
         state=state,
         step=int(outcome.get("last_step") or train.get("step") or start.get("first_step") or 0),
-        total_steps=train.get("total_steps") or start.get("total_steps"),
-        loss=train.get("loss"),
-        eta_s=train.get("eta_s") if state == "running" else None,
+        total_steps=_number(train.get("total_steps")) or _number(start.get("total_steps")),
+        loss=_number(train.get("loss")),
+        eta_s=_number(train.get("eta_s")) if state == "running" else None,
         validation=validation or None,
         attempts=len(attempts),
         cause=cause,
@@ -76,7 +77,12 @@ def _best(folder: RunFolder) -> dict[str, Any]:
     """Best score and its step, from the newest checkpoint: every validated step is saved."""
     newest = max(folder.checkpoints.glob("step-*"), default=None)
     progress = ((newest and read_json(newest / "trainer.json")) or {}).get("progress") or {}
-    return {key: progress.get(key) for key in ("best_score", "best_step")}
+    return {key: _number(progress.get(key)) for key in ("best_score", "best_step")}
+
+
+def _number(value: Any) -> Any:
+    """Returns a number as it is, None for all else."""
+    return value if isinstance(value, int | float) else None
 
 
 def _outcome(folder: RunFolder, attempts: list[AttemptFolder]) -> tuple[str, str, bool]:
@@ -121,7 +127,7 @@ def parse_line(line: bytes | str) -> dict[str, Any]:
     """Parses one line of metrics.jsonl; {} when it is incomplete (the file may be growing, or start in mid-line)."""
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return entry if isinstance(entry, dict) else {}
 
@@ -137,4 +143,16 @@ def states_of(targets: Iterable[str], runs: str | None) -> list[RunState]:
             folders += recipe_folders(target, root)
         else:
             folders.append(find_run(target, root))
-    return [state_of(folder) for folder in (folders if targets else all_run_folders(root))]
+    return [_state_or_reason(folder) for folder in (folders if targets else all_run_folders(root))]
+
+
+def _state_or_reason(folder: Path) -> RunState:
+    """The state, also of a folder whose files hold what this program never writes: it must not hide the other runs."""
+    try:
+        return state_of(folder)
+    except Exception as error:
+        cause = f"its files cannot be read ({type(error).__name__}: {error})"
+        return RunState(
+            folder.resolve().parent.name, folder.name, str(folder), "unreadable",
+            step=0, total_steps=None, loss=None, eta_s=None, validation=None, attempts=0, cause=cause,
+        )  # fmt: skip

@@ -11,6 +11,7 @@ import click
 
 from launch.render import describe_run_states
 from launch.slurm.queue import query_states
+from sft_dist.recipe.text import printable
 
 
 def show_status(targets: Sequence[str], runs: str | None, every_s: int | None, as_json: bool) -> None:
@@ -33,4 +34,4 @@ def _status(targets: Sequence[str], runs: str | None, as_json: bool) -> str:
     if as_json:
         return json.dumps([state.to_json() for state in states], indent=2, ensure_ascii=False)
     table = describe_run_states(states) if states else "no runs yet"
-    return "\n".join(line for line in (table, *lines, answer.summary()) if line)
+    return printable("\n".join(line for line in (table, *lines, answer.summary()) if line))

@@ -68,6 +68,7 @@ def _run_here(runs: Sequence[PlannedRun], evaluate: bool, dry_run: bool) -> int:
     from launch.local.runner import LocalRunner
     from launch.render import describe_plans
     from launch.run import INTERRUPTED, run_all
+    from sft_dist.recipe.trust import Trust
     from sft_dist.run.folder import RunFolder
 
     if dry_run:
@@ -78,4 +79,5 @@ def _run_here(runs: Sequence[PlannedRun], evaluate: bool, dry_run: bool) -> int:
     leaderboard = leaderboard_folder([run.plan for run in runs])
     if not evaluate or code == INTERRUPTED or not saved or all_evaluated(saved, leaderboard):
         return code
-    return run_sweep(saved, leaderboard, force=False) or code
+    trust = Trust.in_recipes(run.run.recipe for run in runs)
+    return run_sweep(saved, leaderboard, force=False, trust=trust) or code

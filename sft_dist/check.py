@@ -1,7 +1,7 @@
 """`python -m sft_dist.check RECIPE_JSON`: the data check, on the CPU and before any GPU is requested.
 
 Reads and prepares data with the code that trains, and leaves the result in the cache that the first start uses. Exit code
-0: nothing found, or warnings only; 1: errors; 2: the recipe itself is at fault.
+0: nothing found, or warnings only; 1: errors; 2: the recipe itself is at fault; 3: the check crashed.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
+import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +31,12 @@ if TYPE_CHECKING:
     from sft_dist.quality.subject import Subject
 
 Say = Callable[[str], None]
+CRASHED = 3
 
 
 def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
+    os.umask(0o077)  # the cache, and the page, hold rows
     recipe = Recipe.model_validate_json(options.recipe.read_bytes())
     started = time.monotonic()
 
@@ -55,6 +60,9 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         print(error.to_json() if options.json else error.render(), file=sys.stdout if options.json else sys.stderr)
         return 2
+    except Exception:  # Python would exit with 1, which says that the data has errors
+        traceback.print_exc()
+        return CRASHED
     content = to_json(report)
     text = json.dumps(content, ensure_ascii=False, indent=2)
     if options.keep:
@@ -120,9 +128,15 @@ def _write_page(file: Path, report: Report, subject: Subject | None, count: int)
 
     preview = examples(subject, count) if subject is not None and count else []
     augmented = subject is not None and getattr(subject.task, "augment", None) is not None
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(to_html(report, preview, augmented), encoding="utf-8")
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_text(file, to_html(report, preview, augmented), durable=False)
+
+
+def _leave(number: int, frame: object) -> None:
+    """Ends the program with its temporary folders and worker processes."""
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _leave)
     sys.exit(main(sys.argv[1:]))

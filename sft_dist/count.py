@@ -6,6 +6,7 @@ Reads and cleans the data as training does, without torch models. Prints one lin
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sft_dist.recipe.schema import Recipe
 
 
 def main(path: str) -> int:
+    os.umask(0o077)  # the cache holds rows
     recipe = Recipe.model_validate_json(Path(path).read_bytes())
     # Imported late: an invalid recipe is refused before data libraries are loaded.
     from sft_dist.data.prepare import prepare

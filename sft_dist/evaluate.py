@@ -17,6 +17,7 @@ from typing import Any
 from sft_dist.evaluation.leaderboard import Scored, common_metric, compose, rank_key, render
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import write_json, write_text
+from sft_dist.recipe.trust import add_options, require_trust, trust_in
 from sft_dist.recipe.tunings import export_form
 from sft_dist.run.folder import RunFolder
 
@@ -34,11 +35,16 @@ def main(arguments: list[str] | None = None) -> int:
         "--leaderboard", type=Path, help="folder for leaderboard.md and .json (the run's, or their parent)"
     )
     parser.add_argument("--force", action="store_true", help="score again what has been scored")
+    add_options(parser)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     os.umask(0o077)
+    folders = [RunFolder(path.resolve()) for path in options.runs]
     try:
-        sweep([RunFolder(path.resolve()) for path in options.runs], options.leaderboard, options.force)
+        _require_run_folders(folders)
+        for folder in folders:
+            require_trust(folder.recipe(), trust_in(options), folder.recipe_file)
+        sweep(folders, options.leaderboard, options.force)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -78,9 +84,7 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
     from sft_dist.logging_setup import quiet_libraries
 
     quiet_libraries()
-    for folder in folders:
-        if not folder.recipe_file.is_file():
-            raise UserError(f"{folder.path}: no recipe.json in it, so it is not a run folder")
+    _require_run_folders(folders)
     recipes = {folder: folder.recipe() for folder in folders}
     metric, direction = common_metric(list(recipes.values()))
     evaluator = Evaluator()
@@ -110,6 +114,12 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
     write_json(target / "leaderboard.json", board)
     write_text(target / "leaderboard.md", render(board))
     return board
+
+
+def _require_run_folders(folders: list[RunFolder]) -> None:
+    for folder in folders:
+        if not folder.recipe_file.is_file():
+            raise UserError(f"{folder.path}: no recipe.json in it, so it is not a run folder")
 
 
 if __name__ == "__main__":

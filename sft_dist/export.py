@@ -14,7 +14,10 @@ from typing import Any
 from sft_dist.recipe.entry_points import TASKS_GROUP, plugin_of
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json, write_json, write_text
+from sft_dist.recipe.masking import masked_values
+from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks import TASKS
+from sft_dist.recipe.trust import add_options, require_trust, trust_in
 from sft_dist.recipe.tunings import best_form, export_form, has_adapter, merge_refusal
 from sft_dist.run.folder import RunFolder
 
@@ -34,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--form", choices=["merged", "adapter"], help="adapters merged into the base's weights, or apart (the recipe's)"
     )
+    add_options(parser)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     os.umask(0o077)
@@ -42,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not folder.recipe_file.is_file():
             raise UserError(f"{options.run}: no recipe.json in it, so it is not a run folder")
         recipe = folder.recipe()
+        require_trust(recipe, trust_in(options), folder.recipe_file)
         step = options.step if options.step is not None else _best_step(folder)
         recipe_form = export_form(recipe)
         form = options.form or (best_form(recipe.tuning) if recipe_form == "none" else recipe_form)
@@ -101,11 +106,13 @@ def export(
         load_weights(model, checkpoint.model)
         model.merge_and_unload().save_pretrained(staging_dir)  # type: ignore[operator]
         processor.save_pretrained(staging_dir)
-    about = {"recipe": json.loads(recipe.model_dump_json()), "labels": labels, "step": step, "form": form}
+    settings = masked_values(json.loads(recipe.model_dump_json()))  # an export is published
+    about = {"recipe": settings, "labels": labels, "step": step, "form": form}
     if recipe.task.type not in TASKS:
         about["plugins"] = [plugin_of(TASKS_GROUP, recipe.task.type).to_json()]
     write_json(staging_dir / ABOUT, about)
-    write_text(staging_dir / "README.md", model_card(recipe, folder, step, form, task, validation, final))
+    public_recipe = Recipe.model_validate(settings)
+    write_text(staging_dir / "README.md", model_card(public_recipe, folder, step, form, task, validation, final))
     if to.exists():
         shutil.rmtree(to)
     os.replace(staging_dir, to)

@@ -17,6 +17,7 @@ from sft_dist.recipe.entry_points import require_plugins
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import read_json
 from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.trust import NO_TRUST, Trust, add_options, require_trust, trust_in
 from sft_dist.run.folder import RunFolder
 
 MEDIA = ("image", "audio")  # roles that are files
@@ -39,9 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
         "their paths; - is standard input",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line, with everything the model says")
+    add_options(parser)
     options = parser.parse_args(arguments)
     try:
-        for line in predict(options.model, options.files, options.json):
+        for line in predict(options.model, options.files, options.json, trust_in(options)):
             print(line, flush=True)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -51,11 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def predict(model_folder: Path, files: list[str], as_json: bool) -> Iterator[str]:
+def predict(model_folder: Path, files: list[str], as_json: bool, trust: Trust = NO_TRUST) -> Iterator[str]:
     """Output lines in the order of the input. Raises UserError."""
     folder, about = _find(model_folder)
     require_plugins(str(folder), about.get("plugins", ()))
-    recipe = Recipe.model_validate(about["recipe"])
+    recipe = _recipe_in(folder / ABOUT, about)
+    require_trust(recipe, trust, folder / ABOUT)
 
     # Imported late: invalid arguments are refused before torch is loaded.
     import torch
@@ -82,7 +85,7 @@ def predict(model_folder: Path, files: list[str], as_json: bool) -> Iterator[str
         return
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     try:
-        processor = task.load_processor(str(folder))
+        processor = task.load_processor(str(folder), trust_remote_code=False)
         if about["form"] == "adapter":
             model = build_model(recipe, task, processor)
             load_weights(model, folder)
@@ -197,6 +200,13 @@ def _find(model: Path) -> tuple[Path, dict[str, Any]]:
             return folder, about
     hint = "run `sft-dist eval` on it first" if RunFolder(model).recipe_file.is_file() else "it has no " + ABOUT
     raise UserError(f"{model}: not an exported model; {hint}")
+
+
+def _recipe_in(file: Path, about: dict[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(about["recipe"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read as an exported model's: {error}") from None
 
 
 DETAILS = ("probabilities", "masks")  # too long for a line that people read

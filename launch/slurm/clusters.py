@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from sft_dist.recipe.errors import Mark, Problem, UserError
 from sft_dist.recipe.explain import problems_from
 from sft_dist.recipe.files import shipped
+from sft_dist.recipe.masking import masked
 from sft_dist.recipe.schema import NAME_PATTERN, Positive
 from sft_dist.recipe.section import Section, listing, mapping
 from sft_dist.recipe.source import Schema, Source, display_name
@@ -35,7 +36,10 @@ _VARIABLE = re.compile(
     r"(?!(?:BASH|BASHOPTS|SHELLOPTS|ENV|IFS|UID|EUID|PPID|PYTHONPATH|RANK|WORLD_SIZE|LOCAL_RANK)$)"
     r"[A-Za-z_][A-Za-z0-9_]{0,127}"
 )
-_SECRET = re.compile(r"(?i)(token|secret|password|passwd|credentials|api_?key|access_key)$")
+_SECRET = re.compile(
+    r"(?i)(token|secret|password|passwd|passphrase|credentials?|(api|access|private|secret)_?key|_(pass|pat|auth))"
+    r"(_?[0-9]+|_id|_value|_key|_access_key)*$"
+)
 _OPTION_VALUE = re.compile(r"[A-Za-z0-9/@_.+][A-Za-z0-9/@_.,:;=+&|*()\[\]~^!-]{0,511}")
 
 # Options that `sbatch:` of a cluster file may set. Names from sbatch's manual page.
@@ -179,8 +183,8 @@ class Cluster(Section):
             raise ValueError("`gpu_type` needs gpus_per_node")
         if self.gpu_memory and not self.gpus_per_node:
             raise ValueError("`gpu_memory` needs gpus_per_node")
-        for key in self.environment:
-            if _SECRET.search(key):  # it would stand in every job's script
+        for key, value in {**self.environment, **self.nccl}.items():
+            if _SECRET.search(key) or masked(value) != value:  # it would stand in every job's script
                 raise ValueError(f"{key} looks like a secret; export it in the shell that submits, and jobs inherit it")
         for key in self.nccl:
             if not key.startswith(("NCCL_", "TORCH_NCCL_", "FI_", "UCX_")):

@@ -5,7 +5,7 @@ with its SHA-256 in `manifest.json`, and renamed into place; a kill at any momen
 none. Nothing in it is a pickle:
 
     checkpoints/step-00000100/
-      manifest.json           every file's size and SHA-256, the step
+      manifest.json           every file's size and SHA-256, the step, the run
       model/                  a plain Hugging Face folder (safetensors, or a PEFT adapter)
       state/                  optimizer state, a file a rank (`state.py`)
       trainer.json            schedule, scores so far, early-stopping count
@@ -38,6 +38,10 @@ class Checkpoint:
 
     path: Path
     step: int
+
+    @property
+    def run_folder(self) -> RunFolder:
+        return RunFolder(self.path.parent.parent)
 
     @property
     def model(self) -> Path:
@@ -85,7 +89,8 @@ def describe(staging_dir: Path, files: Iterable[Path]) -> dict[str, dict[str, An
 def publish(folder: RunFolder, step: int, staging_dir: Path, files: dict[str, dict[str, Any]]) -> Checkpoint:
     """Make the hidden folder `aside` the checkpoint of `step`. A damaged one of that step is moved out of the way."""
     final = folder.checkpoint(step)
-    write_json(staging_dir / MANIFEST, sealed({"format": FORMAT, "step": step, "files": dict(sorted(files.items()))}))
+    content = {"format": FORMAT, "step": step, "run": _run_of(folder), "files": dict(sorted(files.items()))}
+    write_json(staging_dir / MANIFEST, sealed(content))
     for directory in [staging_dir, *(path for path in staging_dir.rglob("*") if path.is_dir())]:
         _sync(directory)
     if final.exists():
@@ -94,6 +99,15 @@ def publish(folder: RunFolder, step: int, staging_dir: Path, files: dict[str, di
     for directory in (folder.checkpoints, folder.path):  # the first checkpoint has made the former
         _sync(directory)
     return Checkpoint(final, step)
+
+
+def _run_of(folder: RunFolder) -> dict[str, str]:
+    """Names a run: by its sealed recipe, so that a copy of the run folder keeps its checkpoints, and for messages by its folder.
+    Empty without a recipe."""
+    if not folder.recipe_file.is_file():
+        return {}
+    recipe = hashlib.sha256(folder.recipe_file.read_bytes()).hexdigest()
+    return {"name": f"{folder.path.parent.name}/{folder.id}", "recipe": recipe}
 
 
 def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -140,6 +154,9 @@ def _problems(checkpoint: Checkpoint) -> list[str]:
         return [f"{MANIFEST}: belongs to step {manifest.get('step')}"]
     if manifest != sealed(manifest):
         return [f"{MANIFEST}: content changed (SHA-256 differs)"]
+    run, own_run = manifest.get("run") or {}, _run_of(checkpoint.run_folder)  # older checkpoints do not name their run
+    if run and own_run and run.get("recipe") != own_run["recipe"]:
+        return [f"{MANIFEST}: belongs to another run ({run.get('name')}), whose recipe is another"]
     problems = []
     for name, expected in manifest["files"].items():
         if problem := _problem(checkpoint.path, checkpoint.path / name, expected["bytes"], expected["sha256"]):

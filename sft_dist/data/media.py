@@ -34,6 +34,10 @@ _PNM = "sft_dist_pnm"  # set in the `info` of an image whose integers Pillow has
 _LOSSY = "sft_dist_lossy"  # set in the `info` of an image whose pixels were changed by compression
 
 MAX_PEAK = 8.0  # of decimal samples; full scale is 1, and a mix may exceed it
+# Formats of pixels. Pillow hands others to programs (EPS to Ghostscript), or reads what the name does not say.
+IMAGE_FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP",
+)  # fmt: skip
 MAX_URL_BYTES = 512 * 2**20  # of one image or recording behind a URL
 URL_TIMEOUT_S = 30.0  # without any answer
 URL_DEADLINE_S = 300.0  # for the whole file
@@ -293,7 +297,7 @@ def _opened(value: Mapping[str, Any]) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF blocks and large images; what matters is raised
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
                 image.load()
                 image.info[_LOSSY] = image.format in ("JPEG", "MPO")
                 image.info[_PNM] = image.format == "PPM"

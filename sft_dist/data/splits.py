@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,10 +78,18 @@ def _hold_out_groups(shares: dict[str, float], seed: int, groups: Sequence[Hasha
 
 
 def keep_splits(file: Path, ids: dict[str, np.ndarray], contents: dict[str, str]) -> None:
-    """Notes which rows a run has: split -> row numbers in the source, and a digest of what they hold. Raises UserError when
-    they are not those it began with: a row that was trained on could then be tested on. Runs that noted no contents are
-    asked for the numbers alone."""
-    current = {
+    """Records which rows a run has: split -> row numbers in the source, and a digest of what they hold. Raises UserError when
+    they are not those it began with."""
+    if check_splits(file, ids, contents):
+        return
+    current = _described(ids, contents)
+    # The training rows are the others; they can be many.
+    listed = {split: {**current[split], "ids": ids[split].tolist()} for split in ids if split != "train"}
+    write_text(file, json.dumps({**current, **listed}) + "\n")
+
+
+def _described(ids: dict[str, np.ndarray], contents: dict[str, str]) -> dict[str, dict[str, Any]]:
+    return {
         split: {
             "rows": len(rows),
             "digest": hashlib.sha256(rows.tobytes()).hexdigest(),
@@ -88,12 +97,17 @@ def keep_splits(file: Path, ids: dict[str, np.ndarray], contents: dict[str, str]
         }
         for split, rows in ids.items()
     }
-    recorded = read_json(file)
-    if recorded is None:
-        # The training rows are the others; they can be many.
-        listed = {split: {**current[split], "ids": ids[split].tolist()} for split in ids if split != "train"}
-        write_text(file, json.dumps({**current, **listed}) + "\n")
-        return
+
+
+def check_splits(file: Path, ids: dict[str, np.ndarray], contents: dict[str, str]) -> bool:
+    """Returns whether splits were recorded. Raises UserError when these are others: a row that was trained on could then be
+    tested on. Runs that recorded no contents are compared by the numbers alone."""
+    if not file.exists():
+        return False
+    recorded, current = read_json(file), _described(ids, contents)
+    if not isinstance(recorded, dict):
+        hint = "restore the file, or start a new run"
+        raise UserError(Problem(f"{file} is damaged, so the rows of this run are not known", "data.source", hint=hint))
     for split in {**recorded, **current}:
         was, present = recorded.get(split, {}), current.get(split, {})
         same_content = "contents" not in was or was["contents"] == present.get("contents")
@@ -103,6 +117,7 @@ def keep_splits(file: Path, ids: dict[str, np.ndarray], contents: dict[str, str]
             message = f"the {split} split is not the one this run began with: {changed}"
             hint = "restore the original data, or start a new run"
             raise UserError(Problem(message, path="data.source", hint=hint))
+    return True
 
 
 def draw(num_rows: int, limit: int | None, seed: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from torch import nn
 from sft_dist.checkpoints.store import Checkpoint
 from sft_dist.data.prepare import Prepared, prepare
 from sft_dist.data.rows import Examples
+from sft_dist.data.splits import check_splits
 from sft_dist.engines.precision import autocast
 from sft_dist.evaluation.inference import assemble, forward, length_sorted_batches, scores_of
 from sft_dist.recipe.errors import UserError
@@ -37,9 +38,12 @@ class Evaluator:
         self._loaded: _Loaded | None = None
 
     def score(self, recipe: Recipe, checkpoint: Checkpoint, split: str) -> dict[str, Any]:
-        """Scores of one checkpoint on one split. Raises UserError when the split is empty."""
+        """Scores of one checkpoint on one split. Raises UserError when the split is empty, or not the one that the run began
+        with: rows that were trained on could then be tested on."""
         loaded = self._load(recipe)
         examples = _examples(loaded.data, split)
+        ids = {name: rows.ids for name, rows in loaded.data.splits.items()}
+        check_splits(checkpoint.run_folder.splits_file, ids, loaded.data.contents)
         model = self._model(loaded, recipe)
         load_weights(model, checkpoint.model)
         # The task in memory may come from another run of a matrix, which has the same data and another loss.

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sft_dist.recipe.masking import masked, masked_values
+from sft_dist.recipe.text import printable
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -41,7 +44,7 @@ class Problem:
             lines.append(f"    valid: {', '.join(self.valid)}")
         if self.hint:
             lines.append(f"    {self.hint}")
-        return "\n".join(lines)
+        return printable(masked("\n".join(lines)))
 
 
 class UserError(Exception):
@@ -60,7 +63,7 @@ class UserError(Exception):
         return text if len(self.problems) == 1 else f"{text}\n{len(self.problems)} problems."
 
     def to_json(self) -> str:
-        rows: list[dict[str, Any]] = [asdict(problem) for problem in self.problems]
+        rows: list[dict[str, Any]] = [masked_values(asdict(problem)) for problem in self.problems]
         return json.dumps({"problems": rows}, ensure_ascii=False, indent=2)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
+
+from sft_dist.recipe.errors import Problem, UserError
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:
@@ -35,8 +38,16 @@ def read_json(path: Path) -> Any | None:
     """Returns the file's value; None if it is missing or incomplete."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def require_safe_owner(folder: Path) -> None:
+    """Raises UserError for a folder of another user into which everyone may write: anybody decides what is in it."""
+    status = folder.stat()
+    if status.st_uid != os.geteuid() and status.st_mode & stat.S_IWOTH:
+        message = f"{folder} belongs to another user, and everyone may write into it"
+        raise UserError(Problem(message, hint="make a copy of your own where you trust what is in it"))
 
 
 def cache_root() -> Path:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from sft_dist.recipe import remote
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.files import cache_root
+from sft_dist.recipe.files import cache_root, read_json
 from sft_dist.recipe.schema import Data, Recipe, SplitSources
 from sft_dist.recipe.suggest import neighbours_of, similar_to
 
@@ -141,8 +141,8 @@ def check_references(recipe: Recipe) -> list[Problem]:
     for path, text in (("model.path", recipe.model.path), ("model.tokenizer", recipe.model.tokenizer)):
         if text is not None:
             problems += _problems_of(path, text, is_model=True)
-    if not problems and not recipe.model.allow_pickle:
-        problems += _pickled(recipe.model.path)
+    if not problems:
+        problems += weight_problems(resolve(classify(recipe.model.path, Path.cwd())), recipe.model.allow_pickle)
     for option, file in recipe.task.files().items():
         if not Path(file).is_file():
             problems.append(Problem("no such file", f"task.{option}", value=file))
@@ -197,18 +197,42 @@ def _no_model(reference: Reference, resolved: Path | list[Path] | str) -> str:
     return "a model is a folder, this is a file" if isinstance(resolved, Path) and not resolved.is_dir() else ""
 
 
-def _pickled(text: str) -> list[Problem]:
-    """A model folder whose weights, or whose adapter's, are there as a pickle alone."""
-    resolved = resolve(classify(text, Path.cwd()))
+def weight_problems(resolved: Path | list[Path] | str, allow_pickle: bool) -> list[Problem]:
+    """Returns why the weights in a model folder may not be read: files outside it, and pickles unless they are allowed."""
     if not isinstance(resolved, Path):
         return []
+    problems = index_problems(resolved, allow_pickle)
+    return problems if problems or allow_pickle else _pickled(resolved)
+
+
+def index_problems(folder: Path, allow_pickle: bool) -> list[Problem]:
+    """What is wrong with the files that an index of the weights names."""
+    for index in sorted(folder.glob("*.index.json")):
+        content = read_json(index)
+        files = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+            return [Problem(f"{index.name} is not an index of weights", "model.path", value=str(folder))]
+        for name in sorted(set(files.values())):
+            if name != os.path.basename(name) or name in ("", ".", ".."):
+                return [Problem(f"{index.name} names a file outside the folder", "model.path", value=name)]
+            if not allow_pickle and ".safetensors." in index.name and not name.endswith(".safetensors"):
+                message = f"{index.name} names a file that is not safetensors, which can run code when it is read"
+                hint = (
+                    "save it as safetensors, or accept it, to be read with weights_only=True: model.allow_pickle: true"
+                )
+                return [Problem(message, "model.path", value=name, hint=hint)]
+    return []
+
+
+def _pickled(resolved: Path) -> list[Problem]:
+    """A model folder whose weights, or whose adapter's, are there as a pickle alone."""
     names = sorted(path.name for path in resolved.iterdir())
     for stem, safe in (("pytorch_model", "model"), ("adapter_model", "adapter_model")):
         pickles = [name for name in names if name.startswith(stem) and name.endswith((".bin", ".pt"))]
         if pickles and not any(name.startswith(safe) and name.endswith(".safetensors") for name in names):
             message = f"its weights are a pickle ({pickles[0]}), which can run code when it is read"
             hint = "save it as safetensors, or accept it, to be read with weights_only=True: model.allow_pickle: true"
-            return [Problem(message, "model.path", value=text, hint=hint)]
+            return [Problem(message, "model.path", value=str(resolved), hint=hint)]
     return []
 
 

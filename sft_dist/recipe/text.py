@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+
+# Escape sequences begin with these, and can hide text or write to the clipboard. The last ones reorder what is read.
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Returns the text with control characters of terminals made visible, but for tabs, newlines and carriage returns."""
+    return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def join_names(names: Iterable[object], limit: int = 8) -> str:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.files import read_json, write_json, write_text
+from sft_dist.recipe.files import read_json, require_safe_owner, write_json, write_text
 
 if TYPE_CHECKING:
     from sft_dist.recipe.schema import Recipe
@@ -182,8 +182,10 @@ class RunFolder:
         return self.checkpoints / f"step-{step:08d}"
 
     def recipe(self) -> Recipe:
-        """Reads the resolved recipe. Raises UserError when the file is missing or was changed by hand, or needs a plugin that is
-        not installed."""
+        """Reads the resolved recipe. Raises UserError when it cannot be read or needs a plugin that is not installed, or when
+        everyone may write into another user's folder."""
+        if self.path.is_dir():
+            require_safe_owner(self.path)
         if plugins := read_json(self.plugins_file):
             from sft_dist.recipe.entry_points import require_plugins  # few runs have plugins
 

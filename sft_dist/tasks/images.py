@@ -38,7 +38,9 @@ def load_image_processor(source: str, **options: Any) -> Any:
 def config_of(recipe: Recipe, labels: list[str]) -> PreTrainedConfig:
     """Model config of this recipe, for losses that need it when the task has not built a model."""
     source, names = model_source(recipe.model.path), dict(enumerate(labels))
-    config = AutoConfig.from_pretrained(source, revision=recipe.model.revision, id2label=names)
+    commit = recipe.model.trust_remote_code
+    code = {"trust_remote_code": commit is not None, **({"code_revision": commit} if commit else {})}
+    config = AutoConfig.from_pretrained(source, revision=recipe.model.revision or commit, id2label=names, **code)
     for key, value in recipe.model.config.items():
         setattr(config, key, value)
     return config

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.references import index_problems
 from sft_dist.recipe.text import join_names
 from sft_dist.tuning.quantize import spare_heads
 
@@ -38,6 +41,10 @@ def load_pretrained(
     """Loads a model of `auto_class`. `config`: the user's values, checked; `settings`: the task's own; `labels`: names of
     the outputs. A pretrained head for another number of outputs is replaced by a new one. Raises UserError for a value that the
     model's config does not have."""
+    if os.path.isdir(folder):
+        allow_pickle = options.get("use_safetensors", True) is not True
+        if problems := index_problems(Path(folder), allow_pickle):
+            raise UserError(problems)
     # Only a task whose outputs have names expects other shapes than the checkpoint's.
     safe = {"trust_remote_code": False, "use_safetensors": True, "weights_only": True}
     options = {**safe, "ignore_mismatched_sizes": labels is not None, **options}

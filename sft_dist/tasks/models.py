@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import dynamic_module_utils
 
+from sft_dist.recipe.checks import is_hub
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.machine import missing_packages
 from sft_dist.recipe.references import model_source
@@ -19,6 +21,8 @@ from sft_dist.tuning.quantize import quantization
 
 # Otherwise transformers answers "no safetensors here" by asking the hub to convert, and loads what some pull request has.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+# Otherwise transformers asks whether code may run wherever it is not told, and piped input would answer.
+dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 
 def load_processor(recipe: Recipe, task: Task) -> Any:
@@ -66,6 +70,9 @@ def _pinned(model: Model) -> dict[str, Any]:
     if model.trust_remote_code is None:
         return {"revision": model.revision, "trust_remote_code": False}
     commit = model.trust_remote_code
+    if not is_hub(model.path):  # a recipe that no launcher has checked
+        message = "trust_remote_code works for hub models only"
+        raise UserError(Problem(message, "model.trust_remote_code", value=commit))
     return {"revision": model.revision or commit, "trust_remote_code": True, "code_revision": commit}
 
 

@@ -25,6 +25,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sft_dist import evaluate, export, predict
 from sft_dist.checkpoints import store as ckpt
+from sft_dist.checkpoints.store import sealed
 from sft_dist.data.prepare import prepare
 from sft_dist.evaluation.evaluator import Evaluator
 from sft_dist.recipe.errors import UserError
@@ -667,6 +668,9 @@ def test_a_split_that_the_data_lack_is_a_mistake_that_says_what_to_do(copied, ca
     recipe = json.loads(folder.recipe_file.read_text())
     recipe["data"]["split"]["test"] = 0.0
     folder.recipe_file.write_text(json.dumps(recipe))
+    for file in folder.checkpoints.glob("*/manifest.json"):  # as if it had been the recipe from the beginning
+        manifest = {key: value for key, value in json.loads(file.read_text()).items() if key != "run"}
+        file.write_text(json.dumps(sealed(manifest)))
     for record in folder.evaluation.glob("*"):
         record.unlink()
     said = refused(evaluate, capsys, folder.path)

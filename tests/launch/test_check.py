@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from launch import check
+from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import load
 
 CHAT = """\
@@ -87,6 +92,80 @@ def test_unreadable_data_is_checked_again(place: Path, monkeypatch: pytest.Monke
     assert len(calls) == 2
 
 
-def test_a_check_that_failed_has_no_report(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    count_checks(place, monkeypatch, [{"kind": "unreadable-image"}], 3)
-    assert check._report_of(load(place / "demo.yaml")) is None
+def program(place: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Replaces the program of the check."""
+    (place / "sft_dist").mkdir()
+    (place / "sft_dist" / "__init__.py").touch()
+    (place / "sft_dist" / "check.py").write_text(code)
+    monkeypatch.setattr(check, "environment", lambda: {**os.environ, "PYTHONPATH": str(place), "PYTHONSAFEPATH": "1"})
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("import os; os.kill(os.getpid(), 15)", "killed by SIGTERM"),
+        ("import os; os.abort()", "killed by SIGABRT"),
+        ("raise MemoryError", "crashed"),
+        ("import sys; sys.exit(1)", "crashed"),
+        ("import sys; sys.exit(0)", "crashed"),
+        ("import sys; sys.exit(3)", "crashed"),
+    ],
+)
+def test_a_check_that_did_not_finish_is_neither_clean_nor_submitted(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], code: str, cause: str
+) -> None:
+    program(place, monkeypatch, code)
+    monkeypatch.setattr(check, "require_references", lambda runs, source: None)
+    for as_json in (False, True):
+        assert check.run_check(str(place / "demo.yaml"), [], place / "runs", as_json=as_json) == check.UNFINISHED
+        output = capfd.readouterr()
+        assert cause in output.err
+        assert not as_json or cause in json.loads(output.out)["problems"][0]["message"]
+    with pytest.raises(UserError, match=cause):
+        check.check_before_submit([SimpleNamespace(run=run) for run in check.expand(check.read(place / "demo.yaml"))])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_check_that_is_ended_leaves_no_process_and_no_folder(place: Path, number: signal.Signals) -> None:
+    (place / "tmp").mkdir()
+    (place / "sft_dist").mkdir()
+    (place / "sft_dist" / "__init__.py").touch()
+    (place / "sft_dist" / "check.py").write_text(
+        "import os, pathlib, subprocess, sys, tempfile, time\n"
+        "tempfile.mkdtemp()\n"
+        "worker = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"pathlib.Path({str(place / 'ids')!r}).write_text(f'{{os.getpid()}} {{worker.pid}} ')\n"
+        "time.sleep(600)\n"
+    )
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import os\n"
+            "from launch import check\n"
+            "from sft_dist.recipe.load import load\n"
+            f"check.environment = lambda: {{**os.environ, 'PYTHONPATH': {str(place)!r}, 'PYTHONSAFEPATH': '1'}}\n"
+            f"check._check_in_subprocess(load({str(place / 'demo.yaml')!r}), [])\n",
+        ],
+        env={**os.environ, "TMPDIR": str(place / "tmp")},
+        stderr=subprocess.DEVNULL,
+    )
+    while not (place / "ids").is_file() or len((place / "ids").read_text().split()) < 2:
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.send_signal(number)
+    parent.wait(60)
+    for process in map(int, (place / "ids").read_text().split()):
+        while is_alive(process):
+            time.sleep(0.05)
+    assert list((place / "tmp").iterdir()) == []
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process runs; one that has ended and whose parent never asked for its exit code does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -92,3 +92,10 @@ def test_slurm_is_asked_at_once_when_an_attempt_has_ended(folder, monkeypatch):
 def test_a_run_that_was_never_started_is_said_so(folder):
     with pytest.raises(UserError, match="was never started"):
         logs.follow_run(folder, None)
+
+
+def test_a_log_does_not_control_the_terminal(folder, capfdbinary):
+    content = "10%\r20%\tclé\n\x1b]0;title\x07 \x9b2J".encode() + b"\xff\n"
+    folder.new_attempt().launcher_log.write_bytes(content)
+    logs.print_log(folder, None, None, follow=False)
+    assert capfdbinary.readouterr().out == "10%\r20%\tclé\n\\x1b]0;title\\x07 \\x9b2J".encode() + b"\xff\n"

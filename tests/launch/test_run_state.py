@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from launch.render import describe_run_states
-from launch.run_state import state_of
+from launch.run_state import state_of, states_of
 from sft_dist.recipe.files import write_json
 from sft_dist.run.folder import AttemptFolder, RunFolder
 from tests.launch.conftest import make_recipe
@@ -135,3 +135,34 @@ def test_progress_is_the_newest_whole_line(folder: RunFolder) -> None:
     folder.metrics_file.write_text(text)
     state = state_of(folder.path)
     assert (state.step, state.total_steps, state.loss) == (3000, 5000, 1 / 3000)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("attempts/001/outcome.json", "[1]"),
+        ("attempts/001/outcome.json", '{"last_step": "many"}'),
+        ("attempts/001/start.json", '{"first_step": {}, "total_steps": []}'),
+        ("attempts/001/start.json", "[" * 100_000),
+        ("metrics.jsonl", '{"kind": "train", "step": {}, "loss": "low", "eta_s": "soon"}'),
+        ("metrics.jsonl", '{"kind": "train", "step": 1, "loss": {}}'),
+        ("checkpoints/step-00000001/trainer.json", "[1]"),
+        ("checkpoints/step-00000001/trainer.json", '{"progress": {"best_score": "good"}}'),
+        ("checkpoints/step-00000001/trainer.json", '{"progress": 7}'),
+    ],
+)
+def test_a_malformed_run_does_not_hide_the_others(tmp_path: Path, name: str, content: str) -> None:
+    good, bad = make_run(tmp_path / "runs/demo/0000000001"), make_run(tmp_path / "runs/demo/0000000002")
+    attempt(good, {"state": "finished", "last_step": 5})
+    (bad.path / name).parent.mkdir(parents=True, exist_ok=True)
+    (bad.path / name).write_text(content)
+    states = states_of([], str(tmp_path / "runs"))
+    assert [state.id for state in states] == [good.id, bad.id]
+    assert f"demo/{good.id}  finished" in describe_run_states(states)
+
+
+def test_a_run_whose_files_cannot_be_read_says_so(folder: RunFolder) -> None:
+    attempt(folder).outcome_file.write_text("[1]")
+    (state,) = states_of([], str(folder.path.parent))
+    assert state.state == "unreadable"
+    assert "its files cannot be read" in describe_run_states([state])

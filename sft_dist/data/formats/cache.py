@@ -55,7 +55,7 @@ def fetched(url: str) -> Path | list[Path]:
     if len(names) > MAX_FILES:
         raise _refused(url, f"{len(names):,} files are more than the {MAX_FILES:,} that are fetched")
     if not home.exists():
-        home.parent.mkdir(parents=True, exist_ok=True)
+        home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".fetching-", dir=home.parent))
         try:
             room = MAX_BYTES

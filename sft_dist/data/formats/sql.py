@@ -1,4 +1,8 @@
-"""Tables and queries of a database, addressed as SQLAlchemy does: `sqlite:///reviews.db#TABLE` or `...#SELECT ...`."""
+"""Tables and queries of a database, addressed as SQLAlchemy does: `sqlite:///reviews.db#TABLE` or `...#SELECT ...`.
+
+Nothing is written: a query is one SELECT, SQLite files are opened read-only and asked for nothing else, sessions of PostgreSQL and
+MySQL are read-only, and no transaction is committed.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,41 @@ import atexit
 import os
 import re
 import shutil
+import sqlite3
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from datasets import Dataset
 
 from sft_dist.data.formats.cache import tables_folder
 from sft_dist.data.formats.faults import no_rows, unreadable
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.masking import masked
+from sft_dist.recipe.references import sqlite_file
 from sft_dist.recipe.suggest import similar_to
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
+
+MAX_ROWS = 200_000_000
+MAX_WAIT_S = 300.0  # for the next row of SQLite
+_STEPS = 100_000  # of SQLite's virtual machine, between two looks at the clock
+_READS = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
+_PRAGMAS = ("read_uncommitted", "table_list", "table_info", "table_xinfo")  # that SQLAlchemy reads
+_READ_ONLY = {
+    "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+    "mysql": "SET SESSION TRANSACTION READ ONLY",
+    "mariadb": "SET SESSION TRANSACTION READ ONLY",
+}
+_QUOTED = re.compile(
+    r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|(\$\w*\$).*?\1|--[^\n]*|/\*(?!!).*?\*/""", re.DOTALL
+)
+_WRITES = re.compile(r"\b(?:insert|update|delete|merge|into)\b(?!\s*\()|/\*!", re.IGNORECASE)
 
 
 def read_sql(text: str) -> Dataset:
@@ -33,7 +59,9 @@ def read_sql(text: str) -> Dataset:
     except ImportError:
         raise unreadable("SQL needs SQLAlchemy", hint="pip install sqlalchemy") from None
     address, _, table_or_query = (piece.strip() for piece in text.partition("#"))
-    url, redacted = _url(address), _hidden(text)
+    url, redacted = _url(address), masked(text)
+    if re.search(r"\s", table_or_query):
+        _require_one_select(table_or_query, redacted)
     try:
         engine = create_engine(url)
         try:
@@ -42,10 +70,11 @@ def read_sql(text: str) -> Dataset:
             )
         finally:
             engine.dispose()
-        Path(tables_folder()).mkdir(parents=True, exist_ok=True)
+        Path(tables_folder()).mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(prefix="sql-", dir=tables_folder())
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return Dataset.from_sql(query, url.render_as_string(hide_password=False), cache_dir=folder)
+        with _guarded():
+            return Dataset.from_sql(query, url.render_as_string(hide_password=False), cache_dir=folder)
     except UserError:
         raise
     except ImportError as error:
@@ -54,6 +83,8 @@ def read_sql(text: str) -> Dataset:
         if "corresponds to no data" in str(error):
             raise no_rows([redacted]) from None
         cause = error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
+        if isinstance(cause, UserError):
+            raise cause from None
         raise unreadable(_short(cause), redacted) from None
 
 
@@ -65,13 +96,61 @@ def _url(address: str) -> URL:
         url = make_url(address)
     except (ArgumentError, ValueError):
         hint = "such as sqlite:///reviews.db#TABLE or postgresql://user:$PASSWORD@host/database#TABLE"
-        raise UserError(Problem("not a database's URL", "data.source", value=_hidden(address), hint=hint)) from None
+        raise UserError(Problem("not a database's URL", "data.source", value=masked(address), hint=hint)) from None
+    if file := sqlite_file(address):
+        return url.set(database=f"file:{quote(os.path.abspath(file))}", query={"mode": "ro", "uri": "true"})
     return url.set(password=os.path.expandvars(str(url.password))) if url.password else url
 
 
-def _hidden(text: str) -> str:
-    """The address without its password."""
-    return re.sub(r"(://[^/:@]*:)[^/@]*@", r"\1***@", text)
+def _require_one_select(query: str, redacted: str) -> None:
+    """Raises UserError for several statements, and for one that writes."""
+    words = _QUOTED.sub(" '' ", query).strip().rstrip(";")
+    if ";" in words or _WRITES.search(words) or not re.match(r"\(*\s*(?:select|with|values)\b", words, re.IGNORECASE):
+        hint = "give a table's name, or one SELECT without INTO"
+        raise UserError(Problem("a query is one SELECT, and writes nothing", "data.source", value=redacted, hint=hint))
+
+
+@contextmanager
+def _guarded() -> Iterator[None]:
+    """Connections that are opened meanwhile can only read."""
+    from sqlalchemy import Engine, event
+
+    event.listen(Engine, "engine_connect", _guard)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "engine_connect", _guard)
+
+
+def _guard(connection: Any) -> None:
+    name, driver = connection.dialect.name, connection.connection.dbapi_connection
+    if name == "sqlite":
+        _guard_sqlite(driver)
+    elif name in _READ_ONLY:
+        cursor = driver.cursor()
+        cursor.execute(_READ_ONLY[name])
+        cursor.close()
+        driver.commit()  # the next transaction is read-only; nothing was written in this one
+
+
+def _guard_sqlite(connection: sqlite3.Connection) -> None:
+    num_rows, last_row_s = 0, time.monotonic()
+
+    def allow(action: int, name: str | None, value: str | None, *place: str | None) -> int:
+        is_read = action in _READS or (action == sqlite3.SQLITE_PRAGMA and name in _PRAGMAS)
+        return sqlite3.SQLITE_OK if is_read else sqlite3.SQLITE_DENY
+
+    def count(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal num_rows, last_row_s
+        num_rows, last_row_s = num_rows + 1, time.monotonic()
+        if num_rows > MAX_ROWS:
+            message = f"the query has more than {MAX_ROWS:,} rows"
+            raise UserError(Problem(message, "data.source", hint="read fewer with LIMIT"))
+        return row
+
+    connection.set_authorizer(allow)
+    connection.row_factory = count
+    connection.set_progress_handler(lambda: int(time.monotonic() - last_row_s > MAX_WAIT_S), _STEPS)
 
 
 def _whole_table(engine: object, name: str, redacted: str) -> str:

@@ -97,6 +97,13 @@ def test_further_sbatch_options_are_real_ones_and_not_those_this_program_writes(
         ({"gpus_per_node": 0, "gpu_type": None, "gpu_memory": "80GB"}, "`gpu_memory` needs gpus_per_node"),
         ({"nccl": {"PATH": "x"}}, "belongs to environment"),
         ({"environment": {"HF_TOKEN": "x"}}, "HF_TOKEN looks like a secret"),
+        ({"environment": {"AWS_SECRET_ACCESS_KEY": "x"}}, "looks like a secret"),
+        ({"environment": {"aws_access_key_id": "x"}}, "looks like a secret"),
+        ({"environment": {"HF_TOKEN_2": "x"}}, "looks like a secret"),
+        ({"environment": {"SSH_PASSPHRASE": "x"}}, "looks like a secret"),
+        ({"environment": {"DB_PASS": "x"}}, "looks like a secret"),
+        ({"environment": {"HTTPS_PROXY": "http://me:hunter2@proxy:80"}}, "HTTPS_PROXY looks like a secret"),
+        ({"nccl": {"NCCL_TOKEN": "x"}}, "looks like a secret"),
         ({"environment": {"WANDB_API_KEY": "x"}}, "jobs inherit it"),
     ],
 )

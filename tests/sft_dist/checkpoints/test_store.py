@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -255,3 +256,36 @@ def test_nothing_here_can_load_a_pickle():
             assert not banned & {module.split(".")[0] for module in modules}, name
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save")}, name
+
+
+# ── whose checkpoint it is ──────────────────────────────────────────────────────────────────────────────────────────
+def run_with(path, recipe):
+    folder = RunFolder(path)
+    folder.path.mkdir(parents=True)
+    folder.recipe_file.write_text(recipe)
+    return folder
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    first, second = run_with(tmp_path / "demo" / "a", '{"seed": 1}'), run_with(tmp_path / "demo" / "b", '{"seed": 2}')
+    own = publish(second, 10)
+    shutil.copytree(publish(first, 20).path, second.checkpoint(20))
+    newest, lines = ckpt.newest_good(second)
+    assert newest == own
+    assert "belongs to another run (demo/a)" in lines[0]
+
+
+def test_a_copied_run_folder_keeps_its_checkpoints(tmp_path):
+    folder = run_with(tmp_path / "demo" / "a", '{"seed": 1}')
+    publish(folder, 10)
+    shutil.copytree(folder.path, tmp_path / "elsewhere")
+    assert ckpt.newest_good(RunFolder(tmp_path / "elsewhere"))[1] == []
+
+
+def test_a_checkpoint_that_does_not_name_its_run_is_read(tmp_path):
+    folder = run_with(tmp_path / "demo" / "a", '{"seed": 1}')
+    checkpoint = publish(folder, 10)
+    manifest = json.loads((checkpoint.path / ckpt.MANIFEST).read_text())
+    del manifest["run"]
+    (checkpoint.path / ckpt.MANIFEST).write_text(json.dumps(ckpt.sealed(manifest)))
+    assert ckpt.verify(checkpoint) == []

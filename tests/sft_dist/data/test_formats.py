@@ -15,7 +15,7 @@ import soundfile
 from datasets import Dataset
 from PIL import Image
 
-from sft_dist.data.formats import FORMATS
+from sft_dist.data.formats import FORMATS, sql
 from sft_dist.data.formats.layout import guessed, is_coco, split_named
 from sft_dist.data.media import load_audio, load_image, load_mask
 from sft_dist.data.sources import load_rows
@@ -514,6 +514,66 @@ def test_what_a_database_cannot_give_is_said(database):
     assert not (database.parent / "gone.db").exists()
     assert "the driver of this database is not installed" in mistake("postgresql+psycopg2://u:secret@host/db#t")
     assert "secret" not in mistake("postgresql+psycopg2://u:secret@host/db#t")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "drop table reviews",
+        "create table t (a int)",
+        "insert into reviews values ('a', 'n', 1) returning *",
+        "update reviews set stars = 0 returning *",
+        "delete from reviews returning *",
+        "replace into reviews values ('a', 'n', 1)",
+        "vacuum into '{folder}/copy.db'",
+        "attach '{folder}/other.db' as other",
+        "pragma user_version = 7",
+        "select 1; drop table reviews",
+        "select 1 /* ; */ ; delete from reviews",
+        "with t as (select 1) insert into reviews select 'a', 'n', 1",
+        "with t as (delete from reviews returning *) select * from t",
+        "select * into copy from reviews",
+        "explain select * from reviews",
+    ],
+)
+def test_a_query_that_is_not_one_select_is_refused(database, query):
+    before = {file.name: file.read_bytes() for file in database.parent.iterdir()}
+    assert "a query is one SELECT" in mistake(f"sqlite:///{database}#{query.format(folder=database.parent)}")
+    assert {file.name: file.read_bytes() for file in database.parent.iterdir()} == before
+
+
+def test_a_connection_to_a_database_cannot_write(database, monkeypatch):
+    monkeypatch.setattr(sql, "_require_one_select", lambda query, redacted: None)
+    before = {file.name: file.read_bytes() for file in database.parent.iterdir()}
+    for query in (
+        "drop table reviews",
+        f"vacuum into '{database.parent}/copy.db'",
+        f"attach '{database.parent}/b' as b",
+    ):
+        mistake(f"sqlite:///{database}#{query}")
+    assert {file.name: file.read_bytes() for file in database.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "select text, label from reviews;",
+        "select 'a; drop table reviews' as text -- ; delete\nfrom reviews",
+        "with t as (select * from reviews) select text from t",
+        "SELECT replace(text, 't', 'u') AS text FROM reviews",
+        'select text as "update" from reviews',
+    ],
+)
+def test_one_select_is_read(database, query):
+    assert len(rows_of(f"sqlite:///{database}#{query}")) == 6
+
+
+def test_an_endless_query_is_ended(database, monkeypatch):
+    numbers = "with recursive n(a) as (select 1 union all select a + 1 from n)"
+    monkeypatch.setattr(sql, "MAX_ROWS", 20_000)
+    assert "more than 20,000 rows" in mistake(f"sqlite:///{database}#{numbers} select a from n")
+    monkeypatch.setattr(sql, "MAX_WAIT_S", 0.2)
+    assert "interrupted" in mistake(f"sqlite:///{database}#{numbers} select count(*) from n")
 
 
 # ── what a folder is ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -482,3 +482,12 @@ def test_a_path_that_claims_to_be_refused_or_holds_a_nul_is_not_opened(evil):
     for path in (f"{REFUSED}a.png", "a\0.png", "/a\0.png"):
         refused(load_image, {"path": accepted(path, [str(evil)], True), "bytes": None})
     assert "cannot be read" in refused(load_image, {"path": "/a\0.png", "bytes": None})
+
+
+def test_postscript_under_the_name_of_a_picture_starts_no_program(tmp_path, monkeypatch):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments, **options: pytest.fail("started Ghostscript"))
+    text = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(MediaError, match="not an image of a known format"):
+        load_image({"bytes": text.encode(), "path": "a.png"})

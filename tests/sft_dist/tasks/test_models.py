@@ -90,6 +90,22 @@ def test_an_accepted_pickle_still_cannot_run_code(pickled, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("name", ["weights.bin", "../pickled-elsewhere/weights.safetensors", "/tmp/weights.bin", ".."])
+@pytest.mark.parametrize("allow", [False, True])
+def test_an_index_names_safetensors_in_its_folder_alone(pickled, tmp_path, name, allow):
+    """An index of safetensors is no way to a pickle that was not allowed, or out of the folder."""
+    torch.save({"payload": Payload(tmp_path / "ran")}, pickled / "weights.bin")
+    (pickled / "pytorch_model.bin").unlink()
+    weight_map = {"embeddings.word_embeddings.weight": name}
+    (pickled / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    recipe = recipe_of(pickled, allow_pickle=allow)
+    if name != "weights.bin" or not allow:
+        assert len(check_references(recipe)) >= 1
+    with pytest.raises(UserError):
+        built(recipe)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_pickle_beside_safetensors_is_never_read(pickled, tiny_model, tmp_path):
     torch.save({"payload": Payload(tmp_path / "ran")}, pickled / "pytorch_model.bin")
     shutil.copy(tiny_model / "model.safetensors", pickled)

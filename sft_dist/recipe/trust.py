@@ -1,0 +1,65 @@
+"""What runs or unpickles files of a model needs the consent of the user: in the user's own recipe, or on the command line. The
+recipe inside an exported model or a run folder came with the files, so it consents to nothing."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What the user consents to. Nothing by default."""
+
+    commits: frozenset[str] = frozenset()  # of the hub, whose code may run
+    pickle: bool = False  # weights in a pickle may be read, with weights_only=True
+
+    @classmethod
+    def in_recipes(cls, recipes: Iterable[Recipe]) -> Trust:
+        """Returns what recipes that the user wrote consent to."""
+        models = [recipe.model for recipe in recipes]
+        commits = frozenset(model.trust_remote_code for model in models if model.trust_remote_code)
+        return cls(commits, any(model.allow_pickle for model in models))
+
+    def __or__(self, other: Trust) -> Trust:
+        return Trust(self.commits | other.commits, self.pickle or other.pickle)
+
+    def arguments(self) -> list[str]:
+        """Returns the options that `add_options` reads."""
+        commits = [word for commit in sorted(self.commits) for word in ("--trust-remote-code", commit)]
+        return [*commits, *(["--allow-pickle"] if self.pickle else [])]
+
+
+NO_TRUST = Trust()
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-remote-code", metavar="COMMIT", action="append", default=[], help="lets the model's code of COMMIT run"
+    )
+    parser.add_argument("--allow-pickle", action="store_true", help="reads weights in a pickle, with weights_only=True")
+
+
+def trust_in(options: argparse.Namespace) -> Trust:
+    return Trust(frozenset(options.trust_remote_code), options.allow_pickle)
+
+
+def require_trust(recipe: Recipe, trust: Trust, file: Path) -> None:
+    """Raises UserError where the recipe in `file`, which came with a model or a run, needs more than the user consents to."""
+    commit = recipe.model.trust_remote_code
+    problems = []
+    if commit is not None and commit not in trust.commits:
+        hint = f"read that code; to let it run: --trust-remote-code {commit} (or give the recipe instead of the folder)"
+        message = f"{file} allows itself to run code of {recipe.model.path}"
+        problems.append(Problem(message, "model.trust_remote_code", value=commit, hint=hint))
+    if recipe.model.allow_pickle and not trust.pickle:
+        hint = "if you trust it: --allow-pickle (or give the recipe instead of the folder)"
+        message = f"{file} allows itself to read pickles of {recipe.model.path}"
+        problems.append(Problem(message, "model.allow_pickle", value="true", hint=hint))
+    if problems:
+        raise UserError(problems)

@@ -1,0 +1,82 @@
+"""A checkpoint is scored on the rows that its run held out, or not at all."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+
+import pytest
+
+from sft_dist.checkpoints.store import Checkpoint
+from sft_dist.data.prepare import prepare
+from sft_dist.data.splits import keep_splits
+from sft_dist.evaluation.evaluator import Evaluator
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.schema import Recipe
+from sft_dist.run.folder import RunFolder
+from sft_dist.tasks import task_of
+from sft_dist.tasks.models import build_model, load_processor
+from sft_dist.tuning import save_weights
+
+
+@pytest.fixture
+def run(tiny_model, reviews, tmp_path):
+    """A recipe and a checkpoint of a run that has recorded its splits."""
+    source = shutil.copy(reviews, tmp_path / "rows.csv")
+    recipe = Recipe.model_validate(
+        {
+            "name": "demo",
+            "task": "text-classification",
+            "model": {"path": str(tiny_model)},
+            "data": {"source": str(source), "max_length": 32},
+            "tuning": "full",
+            "train": {"lr": 1e-3},
+        }
+    )
+    task = task_of(recipe)
+    processor = load_processor(recipe, task)
+    data = prepare(recipe, task, processor)
+    folder = RunFolder(tmp_path / "run")
+    checkpoint = Checkpoint(folder.checkpoint(5), 5)
+    checkpoint.model.mkdir(parents=True)
+    model = build_model(recipe, task, processor)
+    save_weights(model, model.state_dict(), checkpoint.model)
+    keep_splits(folder.splits_file, {split: rows.ids for split, rows in data.splits.items()}, data.contents)
+    return recipe, checkpoint
+
+
+def rewrite(file, change):
+    with file.open(newline="") as stream:
+        head, *rows = csv.reader(stream)
+    with file.open("w", newline="") as stream:
+        csv.writer(stream).writerows([head, *change(rows)])
+
+
+def test_the_rows_that_were_held_out_are_scored(run):
+    recipe, checkpoint = run
+    assert Evaluator().score(recipe, checkpoint, "test")["examples"] == 12
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows[::-1],
+        lambda rows: rows[1:],
+        lambda rows: [*rows, ["one more film", "pos", "1"]],
+        lambda rows: [[text, {"neg": "pos", "pos": "neg"}[label], score] for text, label, score in rows],
+    ],
+    ids=["shuffled", "a row less", "a row more", "other labels"],
+)
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_changed_source_is_refused(run, tmp_path, change, split):
+    recipe, checkpoint = run
+    rewrite(tmp_path / "rows.csv", change)
+    with pytest.raises(UserError, match="not the one this run began with"):
+        Evaluator().score(recipe, checkpoint, split)
+
+
+def test_damaged_splits_are_refused(run):
+    recipe, checkpoint = run
+    checkpoint.run_folder.splits_file.write_text("{")
+    with pytest.raises(UserError, match=r"splits\.json is damaged"):
+        Evaluator().score(recipe, checkpoint, "test")
