@@ -8,6 +8,7 @@ tokens of the whole.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,9 @@ from sft_dist.data.clean import clean_text
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Clean
 
-Message = dict[str, Any]  # "role" and "content", and what OpenAI's tool calls add: "tool_calls", "tool_call_id", "name"
+# "role" and "content"; what OpenAI's tool calls add: "tool_calls", "tool_call_id", "name"; "train": False where an answer
+# is context only.
+Message = dict[str, Any]
 
 # What data sets call the speakers -> what chat templates call them.
 ROLES = {
@@ -38,6 +41,9 @@ ROLES = {
     "function": "tool",
     "observation": "tool",
 }
+
+# Keys of a turn by which data sets exclude an answer from training: OpenAI's, axolotl's, LLaMA-Factory's.
+TRAINED = ("weight", "train", "loss")
 
 # For tokenizers that have no template: plain headings, and the end-of-text token where an answer ends.
 PLAIN_TEMPLATE = (
@@ -115,7 +121,22 @@ def _turn(turn: Any, column: str, number: int) -> Message:
     if not isinstance(content, str) and not (content is None and calls):
         raise _broken(number, column, "a turn without text", turn)
     extras = {key: turn[key] for key in ("tool_calls", "tool_call_id", "name") if turn.get(key)}
-    return {**_message(ROLES[speaker], content or ""), **extras}
+    trained = {} if _is_trained(turn, ROLES[speaker], column, number) else {"train": False}
+    return {**_message(ROLES[speaker], content or ""), **extras, **trained}
+
+
+def _is_trained(turn: Mapping[str, Any], role: str, column: str, number: int) -> bool:
+    flags = {key: turn[key] for key in TRAINED if turn.get(key) is not None}
+    for key, flag in flags.items():
+        if flag not in (0, 1):
+            raise _broken(number, column, f"`{key}` of a turn is 0 or 1, or false or true", flag)
+    if role != "assistant":
+        if flags.get("train"):
+            raise _broken(number, column, "only turns of the assistant are trained on, but `train` is true", turn)
+        return True
+    if len(set(map(bool, flags.values()))) > 1:
+        raise _broken(number, column, f"{', '.join(f'`{key}`' for key in flags)} of a turn contradict each other", turn)
+    return all(flags.values())
 
 
 def _text_of(piece: Any, column: str, number: int) -> str:
@@ -140,7 +161,7 @@ def why_unusable(messages: list[Message]) -> str:
     """Why a conversation cannot be trained on, "" when it can: it has nothing to learn, or nothing to learn it from."""
     if not messages:
         return "empty conversation"
-    answers = [message for message in messages if message["role"] == "assistant"]
+    answers = [messages[turn] for turn in _answers(messages) if is_trained(messages[turn])]
     if not answers:
         return "no answer"
     if not any(message["content"].strip() or message.get("tool_calls") for message in answers):
@@ -150,6 +171,11 @@ def why_unusable(messages: list[Message]) -> str:
         return "begins with an answer"
     has_question = any(message["content"].strip() for message in messages if message["role"] != "assistant")
     return "" if has_question else "empty text"
+
+
+def is_trained(message: Message) -> bool:
+    """Whether the loss counts the message if it is an answer; otherwise it is context."""
+    return bool(message.get("train", True))
 
 
 def until_last_answer(messages: list[Message]) -> list[Message]:
@@ -177,10 +203,14 @@ def tokenize_chats(
     return _by_prefixes(chats, tokenizer, numbers)
 
 
+def _for_template(messages: list[Message]) -> list[Message]:
+    return [{key: value for key, value in message.items() if key != "train"} for message in messages]
+
+
 def render(messages: list[Message], tokenizer: PreTrainedTokenizerBase, number: int, prompt: bool = False) -> str:
     """The text of a conversation; `prompt`: up to where the assistant's next answer begins. Raises UserError."""
     with _refusals(number):
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        text = tokenizer.apply_chat_template(_for_template(messages), tokenize=False, add_generation_prompt=prompt)
     lost = [call for message in messages for call in message.get("tool_calls") or [] if _name(call) not in text]
     if lost:
         message = f"row {number}: the chat template omits the tool call `{_name(lost[0])}`"
@@ -197,9 +227,14 @@ def _by_marks(chat: list[Message], tokenizer: PreTrainedTokenizerBase, number: i
     render(chat, tokenizer, number)
     with _refusals(number):
         encoded = tokenizer.apply_chat_template(
-            chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+            _for_template(chat), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
-    return Tokens(list(encoded["input_ids"]), [bool(is_answer) for is_answer in encoded["assistant_masks"]])
+    marked = Tokens(list(encoded["input_ids"]), [bool(is_answer) for is_answer in encoded["assistant_masks"]])
+    if all(map(is_trained, chat)):
+        return marked
+    # The template marks all answers; which turn a token belongs to only the prefixes tell.
+    (trained,) = _by_prefixes([chat], tokenizer, [number])
+    return Tokens(marked.ids, [mark and inside for mark, inside in zip(marked.answer, trained.answer, strict=True)])
 
 
 def _by_prefixes(
@@ -221,7 +256,8 @@ def _by_prefixes(
     for chat, number in zip(chats, numbers, strict=True):
         full = next(encoded)
         spans = [(next(encoded), next(encoded) if turn < len(chat) - 1 else full) for turn in _answers(chat)]
-        marked_chats.append(_marked(full, spans, tokenizer, special, number))
+        trained = [is_trained(chat[turn]) for turn in _answers(chat)]
+        marked_chats.append(_marked(full, spans, trained, tokenizer, special, number))
     return marked_chats
 
 
@@ -232,6 +268,7 @@ def _answers(chat: list[Message]) -> Iterator[int]:
 def _marked(
     ids: list[int],
     spans: list[tuple[list[int], list[int]]],  # for each answer: the tokens before it, and those until it ends
+    trained: list[bool],  # of each answer
     tokenizer: PreTrainedTokenizerBase,
     special: set[int],
     number: int,
@@ -239,7 +276,7 @@ def _marked(
     answer = [False] * len(ids)
     # The token that ends a turn, as the last answer shows it: the last special one.
     stop = next((token for token in reversed(ids[len(spans[-1][0]) :]) if token in special), None)
-    for before, until in spans:
+    for before, until in itertools.compress(spans, trained):
         start, end = len(before), len(until)
         if ids[:start] != before:
             raise _not_a_prefix(number)

@@ -63,6 +63,9 @@ class InstructionTuning(BaseTask):
         messages = chat.cleaned(chat.messages_of(row, number), self.recipe.data.clean)
         if reason := chat.why_unusable(messages):
             return reason
+        if self.settings.train_on == "all" and not all(map(chat.is_trained, messages)):
+            message = f"row {number}: a turn is excluded from training, but `train_on: all` trains on every token"
+            raise UserError(Problem(message, "task.train_on", value="all", hint="set task.train_on: answers"))
         messages = chat.with_system(chat.until_last_answer(messages), self.settings.system)
         return {"chat": json.dumps(messages, ensure_ascii=False)}
 

@@ -227,3 +227,40 @@ def test_a_tool_call_that_the_template_leaves_out_is_an_error(tokenizer):
         tokenizer.chat_template = template
         with pytest.raises(UserError, match=r"row 9: .*omits the tool call `weather`"):
             tokenize_chats([[HELLO[0], {"role": "assistant", "content": "", "tool_calls": [call]}]], tokenizer, [9])
+
+
+# ── answers that are context only ───────────────────────────────────────────────────────────────────────────────────
+def turns_with(*flags):
+    """A question and an answer for each mapping of flags."""
+    pairs = [[HELLO[0], {"role": "assistant", "content": f"answer {n}", **flag}] for n, flag in enumerate(flags)]
+    return messages_of({"messages": [turn for pair in pairs for turn in pair]}, 3)
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, THINKING, PLAIN_TEMPLATE])
+@pytest.mark.parametrize("flag", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss": False}])
+def test_an_answer_excluded_from_training_is_context_only(tokenizer, template, flag):
+    chat = turns_with({}, flag, {"weight": None, "train": True})
+    answers = learned(tokenizer, chat, template)
+    assert ["answer 0" in answers[0], "answer 2" in answers[1], len(answers)] == [True, True, 2]
+    tokenizer.chat_template = template
+    (tokens,) = tokenize_chats([chat], tokenizer, [0])
+    assert "answer 1" in tokenizer.decode(tokens.ids)
+
+
+def test_conversations_without_an_answer_to_train_on_are_unusable():
+    assert why_unusable(turns_with({"weight": 0}, {"loss": False})) == "no answer"
+    assert why_unusable(turns_with({"weight": 0}, {"weight": 1})) == ""
+
+
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [
+        ({**HELLO[1], "weight": 0.5}, "`weight` of a turn is 0 or 1"),
+        ({**HELLO[1], "loss": "no"}, "`loss` of a turn is 0 or 1"),
+        ({**HELLO[1], "weight": 1, "train": False}, "`weight`, `train` of a turn contradict each other"),
+        ({**HELLO[0], "train": True}, "only turns of the assistant are trained on"),
+    ],
+)
+def test_flags_without_a_meaning_are_refused(turn, message):
+    with pytest.raises(UserError, match=f"row 4: {message}"):
+        messages_of({"messages": [turn]}, 4)
