@@ -158,19 +158,20 @@ def _broken(number: int, column: str, message: str, value: Any, valid: tuple[str
 
 
 def why_unusable(messages: list[Message]) -> str:
-    """Why a conversation cannot be trained on, "" when it can: it has nothing to learn, or nothing to learn it from."""
+    """Why a conversation cannot be trained on, "" when it can: an answer or a question is missing or empty. One empty answer
+    is enough: it teaches the model to say nothing."""
     if not messages:
         return "empty conversation"
     answers = [messages[turn] for turn in _answers(messages) if is_trained(messages[turn])]
     if not answers:
         return "no answer"
-    if not any(message["content"].strip() or message.get("tool_calls") for message in answers):
+    if not all(message["content"].strip() or message.get("tool_calls") for message in answers):
         return "empty answer"
     first = next(message["role"] for message in messages if message["role"] != "system")
     if first == "assistant":
         return "begins with an answer"
-    has_question = any(message["content"].strip() for message in messages if message["role"] != "assistant")
-    return "" if has_question else "empty text"
+    questions = [message["content"] for message in messages if message["role"] == "user"]
+    return "" if all(map(str.strip, questions)) else "empty text"
 
 
 def is_trained(message: Message) -> bool:

@@ -124,6 +124,11 @@ def test_a_broken_row_is_named(row, said):
         ({"messages": [{"role": "system", "content": "s"}, HELLO[1]]}, "begins with an answer"),
         ({"messages": HELLO[1:]}, "begins with an answer"),
         ({"prompt": " ", "completion": "x"}, "empty text"),
+        ({"messages": [HELLO[0], {"role": "assistant", "content": ""}, *HELLO]}, "empty answer"),
+        ({"messages": [*HELLO, HELLO[0], {"role": "assistant", "content": " "}]}, "empty answer"),
+        ({"messages": [HELLO[0], {"role": "assistant", "content": "", "weight": 0}, *HELLO]}, ""),
+        ({"messages": [*HELLO, {"role": "user", "content": " "}, HELLO[1]]}, "empty text"),
+        ({"messages": [HELLO[0], {"role": "assistant", "content": "f()"}, {"role": "tool", "content": ""}, HELLO[1]]}, ""),
         ({"messages": HELLO}, ""),
     ],
 )
