@@ -98,10 +98,7 @@ def with_system(messages: list[Message], system: str | None) -> list[Message]:
 
 def _turns(value: Any, column: str, number: int) -> list[Message]:
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise _broken(number, column, f"not a conversation: {error}", value) from error
+        value = _parsed(value, "not a conversation", column, number)
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise _broken(number, column, "a list of turns is needed", value)
     return [_turn(turn, column, number) for turn in value]
@@ -117,12 +114,46 @@ def _turn(turn: Any, column: str, number: int) -> Message:
     content = turn.get("value" if sharegpt else "content")
     if isinstance(content, Sequence) and not isinstance(content, str):
         content = "".join(_text_of(piece, column, number) for piece in content)
-    calls = turn.get("tool_calls")
+    calls = _calls(turn, column, number)
     if not isinstance(content, str) and not (content is None and calls):
         raise _broken(number, column, "a turn without text", turn)
-    extras = {key: turn[key] for key in ("tool_calls", "tool_call_id", "name") if turn.get(key)}
+    extras = {key: turn[key] for key in ("tool_call_id", "name") if turn.get(key)}
+    if calls:
+        extras["tool_calls"] = calls
     trained = {} if _is_trained(turn, ROLES[speaker], column, number) else {"train": False}
     return {**_message(ROLES[speaker], content or ""), **extras, **trained}
+
+
+def _calls(turn: Mapping[str, Any], column: str, number: int) -> list[dict[str, Any]]:
+    """Tool calls with arguments as objects, which chat templates expect; OpenAI's API and most data sets have JSON text."""
+    calls = turn.get("tool_calls")
+    if not calls and turn.get("function_call"):  # OpenAI's format before there were several calls in a turn
+        calls = [{"type": "function", "function": turn["function_call"]}]
+    if isinstance(calls, str):
+        calls = _parsed(calls, "`tool_calls` are not JSON", column, number)
+    if not isinstance(calls or [], Sequence):
+        raise _broken(number, column, "`tool_calls` is a list", calls)
+    return [_call(call, column, number) for call in calls or []]
+
+
+def _call(call: Any, column: str, number: int) -> dict[str, Any]:
+    function = call.get("function") or call if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise _broken(number, column, "a tool call has a function with `name` and `arguments`", call)
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        arguments = _parsed(arguments, "the arguments of a tool call are not JSON", column, number)
+    if not isinstance(arguments, Mapping):
+        raise _broken(number, column, "the arguments of a tool call are an object", arguments)
+    function = {**function, "arguments": dict(arguments)}
+    return {**call, "function": function} if call.get("function") else function
+
+
+def _parsed(text: str, message: str, column: str, number: int) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise _broken(number, column, f"{message}: {error}", text) from error
 
 
 def _is_trained(turn: Mapping[str, Any], role: str, column: str, number: int) -> bool:
@@ -210,8 +241,7 @@ def _for_template(messages: list[Message]) -> list[Message]:
 
 def render(messages: list[Message], tokenizer: PreTrainedTokenizerBase, number: int, prompt: bool = False) -> str:
     """The text of a conversation; `prompt`: up to where the assistant's next answer begins. Raises UserError."""
-    with _refusals(number):
-        text = tokenizer.apply_chat_template(_for_template(messages), tokenize=False, add_generation_prompt=prompt)
+    text = _applied(messages, tokenizer, number, tokenize=False, add_generation_prompt=prompt)
     lost = [call for message in messages for call in message.get("tool_calls") or [] if _name(call) not in text]
     if lost:
         message = f"row {number}: the chat template omits the tool call `{_name(lost[0])}`"
@@ -220,16 +250,42 @@ def render(messages: list[Message], tokenizer: PreTrainedTokenizerBase, number: 
     return text
 
 
+def _applied(messages: list[Message], tokenizer: PreTrainedTokenizerBase, number: int, **options: Any) -> Any:
+    chat = _for_template(messages)
+    with _refusals(number):
+        if any("tool_calls" in message for message in chat) and _expects_text(chat, tokenizer):
+            chat = [_with_text_arguments(message) for message in chat]
+        return tokenizer.apply_chat_template(chat, **options)
+
+
+def _expects_text(chat: list[Message], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template writes arguments as they are (DeepSeek's): objects fail there, or come out as Python's."""
+    try:
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+    except TypeError:
+        return True
+    functions = [call.get("function") or call for message in chat for call in message.get("tool_calls", ())]
+    return any(function["arguments"] and str(function["arguments"]) in text for function in functions)
+
+
+def _with_text_arguments(message: Message) -> Message:
+    def converted(call: dict[str, Any]) -> dict[str, Any]:
+        if "function" in call:
+            return {**call, "function": converted(call["function"])}
+        return {**call, "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
+
+    return {**message, "tool_calls": list(map(converted, message["tool_calls"]))} if "tool_calls" in message else message
+
+
 def _name(call: Any) -> str:
     return str((call.get("function") or call).get("name", ""))
 
 
 def _by_marks(chat: list[Message], tokenizer: PreTrainedTokenizerBase, number: int) -> Tokens:
     render(chat, tokenizer, number)
-    with _refusals(number):
-        encoded = tokenizer.apply_chat_template(
-            _for_template(chat), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
+    encoded = _applied(
+        chat, tokenizer, number, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
     marked = Tokens(list(encoded["input_ids"]), [bool(is_answer) for is_answer in encoded["assistant_masks"]])
     if all(map(is_trained, chat)):
         return marked

@@ -269,3 +269,59 @@ def test_conversations_without_an_answer_to_train_on_are_unusable():
 def test_flags_without_a_meaning_are_refused(turn, message):
     with pytest.raises(UserError, match=f"row 4: {message}"):
         messages_of({"messages": [turn]}, 4)
+
+
+# ── tool calls ──────────────────────────────────────────────────────────────────────────────────────────────────────
+WEATHER = {"name": "weather", "arguments": {"city": "Z\u00fcrich", "days": 3, "unit": None}}
+ARGUMENTS = json.dumps(WEATHER["arguments"], ensure_ascii=False)
+# Like Qwen's.
+WITH_TOOLS = (
+    "{% if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ '<|im_end|>\n' }}"
+    "{% endif %}{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
+    "{% if message.reasoning_content %}{{ '<think>' + message.reasoning_content + '</think>' }}{% endif %}"
+    "{{ message.content }}{% for call in message.tool_calls %}{% set call = call.function or call %}"
+    "{{ '<call>' + call.name + ' ' + call.arguments | tojson + '</call>' }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Like DeepSeek's, whose arguments must be text, and like others that write what they are given.
+CONCATENATED = WITH_TOOLS.replace("call.arguments | tojson", "call.arguments")
+WRITTEN = WITH_TOOLS.replace(" + call.arguments | tojson + '</call>' }}", "}}{{ call.arguments }}{{ '</call>' }}")
+
+
+@pytest.mark.parametrize("template", [WITH_TOOLS, CONCATENATED, WRITTEN])
+@pytest.mark.parametrize(
+    "calls",
+    [
+        {"tool_calls": [{"type": "function", "function": WEATHER}]},
+        {"tool_calls": [{"type": "function", "function": {**WEATHER, "arguments": ARGUMENTS}}]},
+        {"tool_calls": json.dumps([{"type": "function", "function": {**WEATHER, "arguments": ARGUMENTS}}])},
+        {"tool_calls": [WEATHER]},
+        {"function_call": {**WEATHER, "arguments": ARGUMENTS}},
+    ],
+)
+def test_arguments_are_learned_as_objects_in_whatever_form_they_come(tokenizer, template, calls):
+    chat = messages_of({"messages": [HELLO[0], {"role": "assistant", "content": None, **calls}]}, 0)
+    assert learned(tokenizer, chat, template) == [f"<call>weather {ARGUMENTS}</call><|im_end|>"]
+
+
+def test_a_call_without_arguments_has_an_empty_object(tokenizer):
+    for arguments in ("", None, {}, "{}"):
+        call = {"function": {"name": "now", "arguments": arguments}}
+        chat = messages_of({"messages": [HELLO[0], {"role": "assistant", "content": "", "tool_calls": [call]}]}, 0)
+        assert learned(tokenizer, chat, WITH_TOOLS) == ["<call>now {}</call><|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("calls", "message"),
+    [
+        ([{"function": {"name": "f", "arguments": "{city: Paris}"}}], "the arguments of a tool call are not JSON"),
+        ([{"function": {"name": "f", "arguments": "[1]"}}], "the arguments of a tool call are an object"),
+        ([{"function": {"arguments": "{}"}}], "a tool call has a function with `name`"),
+        (["f()"], "a tool call has a function with `name`"),
+        ({"name": "f"}, "`tool_calls` is a list"),
+        ("f()", "`tool_calls` are not JSON"),
+    ],
+)
+def test_broken_tool_calls_name_the_row(calls, message):
+    with pytest.raises(UserError, match=f"row 8: {message}"):
+        messages_of({"messages": [HELLO[0], {"role": "assistant", "content": None, "tool_calls": calls}]}, 8)
