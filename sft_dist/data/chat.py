@@ -21,8 +21,8 @@ from sft_dist.data.clean import clean_text
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Clean
 
-# "role" and "content"; what OpenAI's tool calls add: "tool_calls", "tool_call_id", "name"; "train": False where an answer
-# is context only.
+# "role" and "content"; what OpenAI's tool calls add: "tool_calls", "tool_call_id", "name"; "reasoning_content"; "train":
+# False where an answer is context only.
 Message = dict[str, Any]
 
 # What data sets call the speakers -> what chat templates call them.
@@ -44,6 +44,11 @@ ROLES = {
 
 # Keys of a turn by which data sets exclude an answer from training: OpenAI's, axolotl's, LLaMA-Factory's.
 TRAINED = ("weight", "train", "loss")
+
+TEXT_PARTS = ("text", "input_text", "output_text")  # types of parts that a message's content may have
+
+# What data sets and chat templates call the thoughts before an answer.
+REASONING = ("reasoning_content", "thinking", "reasoning")
 
 # For tokenizers that have no template: plain headings, and the end-of-text token where an answer ends.
 PLAIN_TEMPLATE = (
@@ -86,7 +91,11 @@ def messages_of(row: Mapping[str, Any], number: int) -> list[Message]:
 
 def cleaned(messages: list[Message], clean: Clean) -> list[Message]:
     """What is said, not the tools' arguments: those are data."""
-    return [{**message, "content": clean_text(message["content"], clean)} for message in messages]
+    texts = ("content", "reasoning_content")
+    return [
+        {key: clean_text(value, clean) if key in texts else value for key, value in message.items()}
+        for message in messages
+    ]
 
 
 def with_system(messages: list[Message], system: str | None) -> list[Message]:
@@ -120,8 +129,19 @@ def _turn(turn: Any, column: str, number: int) -> Message:
     extras = {key: turn[key] for key in ("tool_call_id", "name") if turn.get(key)}
     if calls:
         extras["tool_calls"] = calls
+    if reasoning := _reasoning(turn, column, number):
+        extras["reasoning_content"] = reasoning
     trained = {} if _is_trained(turn, ROLES[speaker], column, number) else {"train": False}
     return {**_message(ROLES[speaker], content or ""), **extras, **trained}
+
+
+def _reasoning(turn: Mapping[str, Any], column: str, number: int) -> str:
+    texts = [turn[key] for key in REASONING if turn.get(key)]
+    if not all(isinstance(text, str) for text in texts):
+        raise _broken(number, column, "the reasoning of a turn is text", turn)
+    if len(set(texts)) > 1:
+        raise _broken(number, column, f"a turn has one reasoning, but {' and '.join(REASONING)} differ", turn)
+    return texts[0] if texts else ""
 
 
 def _calls(turn: Mapping[str, Any], column: str, number: int) -> list[dict[str, Any]]:
@@ -174,7 +194,8 @@ def _text_of(piece: Any, column: str, number: int) -> str:
     """OpenAI's content may be a list of parts; only texts can be trained on here."""
     if isinstance(piece, str):
         return piece
-    if isinstance(piece, Mapping) and isinstance(piece.get("text"), str):
+    is_text = isinstance(piece, Mapping) and (piece.get("type") or "text") in TEXT_PARTS
+    if is_text and isinstance(piece.get("text"), str):
         return piece["text"]
     raise _broken(number, column, "a part of a message that is not text", piece)
 
@@ -236,18 +257,32 @@ def tokenize_chats(
 
 
 def _for_template(messages: list[Message]) -> list[Message]:
-    return [{key: value for key, value in message.items() if key != "train"} for message in messages]
+    """With the reasoning under each of the names that templates read."""
+    return [
+        {key: value for key, value in message.items() if key != "train"}
+        | dict.fromkeys(REASONING if "reasoning_content" in message else (), message.get("reasoning_content"))
+        for message in messages
+    ]
 
 
 def render(messages: list[Message], tokenizer: PreTrainedTokenizerBase, number: int, prompt: bool = False) -> str:
     """The text of a conversation; `prompt`: up to where the assistant's next answer begins. Raises UserError."""
     text = _applied(messages, tokenizer, number, tokenize=False, add_generation_prompt=prompt)
-    lost = [call for message in messages for call in message.get("tool_calls") or [] if _name(call) not in text]
-    if lost:
-        message = f"row {number}: the chat template omits the tool call `{_name(lost[0])}`"
-        hint = "use a model whose template knows tools, or a template of your own (task.chat_template)"
+    if omitted := next(_omissions(messages, text), None):
+        message = f"row {number}: the chat template omits {omitted}"
+        hint = "use a model whose template knows it, or a template of your own (task.chat_template)"
         raise UserError(Problem(message, "task.chat_template", hint=hint))
     return text
+
+
+def _omissions(messages: list[Message], text: str) -> Iterator[str]:
+    """What templates skip silently. Thoughts before earlier answers may be missing: many templates cut them out."""
+    for message in messages:
+        yield from (f"the tool call `{_name(call)}`" for call in message.get("tool_calls", ()) if _name(call) not in text)
+        if message["role"] == "system" and message["content"].strip() not in text:
+            yield "a system message"
+    if messages[-1].get("reasoning_content", "").strip() not in text:
+        yield "the reasoning of an answer (reasoning_content)"
 
 
 def _applied(messages: list[Message], tokenizer: PreTrainedTokenizerBase, number: int, **options: Any) -> Any:

@@ -75,7 +75,8 @@ class InstructionTuning(BaseTask):
         return json.dumps(json.loads(row["chat"])[:-1], ensure_ascii=False)
 
     def num_chars(self, row: dict[str, Any]) -> int:
-        return sum(len(message["content"]) for message in json.loads(row["chat"]))
+        texts = ("content", "reasoning_content")
+        return sum(len(message.get(name, "")) for message in json.loads(row["chat"]) for name in texts)
 
     def input_texts(self, rows: Rows) -> list[str]:
         """Returns all messages but system messages: many rows share a long one, which would make them near-duplicates."""

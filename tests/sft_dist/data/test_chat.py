@@ -325,3 +325,50 @@ def test_a_call_without_arguments_has_an_empty_object(tokenizer):
 def test_broken_tool_calls_name_the_row(calls, message):
     with pytest.raises(UserError, match=f"row 8: {message}"):
         messages_of({"messages": [HELLO[0], {"role": "assistant", "content": None, "tool_calls": calls}]}, 8)
+
+
+# ── reasoning ───────────────────────────────────────────────────────────────────────────────────────────────────────
+def thoughtful(**answer):
+    return messages_of({"messages": [HELLO[0], {**HELLO[1], **answer}]}, 6)
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+@pytest.mark.parametrize("template_key", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_is_learned_by_whatever_name(tokenizer, key, template_key):
+    template = WITH_TOOLS.replace("reasoning_content", template_key)
+    chat = cleaned(thoughtful(**{key: " spiders have eight\n"}), Clean())
+    assert learned(tokenizer, chat, template) == ["<think>spiders have eight</think>eight<|im_end|>"]
+
+
+def test_no_reasoning_leaves_no_trace():
+    assert thoughtful(reasoning_content=None, thinking="") == HELLO
+
+
+def test_reasoning_that_the_template_omits_is_an_error(tokenizer):
+    with pytest.raises(UserError, match="row 7: the chat template omits the reasoning of an answer"):
+        learned(tokenizer, thoughtful(thinking="spiders have eight"), CHATML)
+
+
+def test_templates_may_cut_earlier_reasoning(tokenizer):
+    last_only = WITH_TOOLS.replace("if message.reasoning_content", "if loop.last and message.reasoning_content")
+    answers = learned(tokenizer, thoughtful(thinking="first") + thoughtful(thinking="second"), last_only)
+    assert answers == ["eight<|im_end|>", "<think>second</think>eight<|im_end|>"]
+
+
+def test_reasoning_is_one_text():
+    with pytest.raises(UserError, match="row 6: the reasoning of a turn is text"):
+        thoughtful(thinking=["a"])
+    with pytest.raises(UserError, match="row 6: a turn has one reasoning"):
+        thoughtful(thinking="a", reasoning_content="b")
+    with pytest.raises(UserError, match="row 6: a part of a message that is not text"):
+        thoughtful(content=[{"type": "thinking", "thinking": "a"}, {"type": "text", "text": "b"}])
+
+
+def test_a_system_message_that_the_template_omits_is_an_error(tokenizer):
+    shown = "{% for message in messages if message.role != 'system' or message.content == 'a' %}"
+    first_only = CHATML.replace("{% for message in messages %}", shown)
+    chat = [{"role": "system", "content": "a"}, *HELLO]
+    assert learned(tokenizer, chat, first_only) == ["eight<|im_end|>"]
+    with pytest.raises(UserError, match="row 7: the chat template omits a system message"):
+        learned(tokenizer, [*chat, {"role": "system", "content": "now be rude"}, *HELLO], first_only)
+    assert len(learned(tokenizer, [*chat, {"role": "system", "content": "now be rude"}, *HELLO], CHATML)) == 2
