@@ -22,8 +22,11 @@ from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Clean
 
 # "role" and "content"; what OpenAI's tool calls add: "tool_calls", "tool_call_id", "name"; "reasoning_content"; "train":
-# False where an answer is context only.
+# False where an answer is context only. A conversation with tools begins with a message of the role TOOLS, whose content is
+# the JSON text of their definitions.
 Message = dict[str, Any]
+
+TOOLS = "tools"
 
 # What data sets call the speakers -> what chat templates call them.
 ROLES = {
@@ -72,9 +75,10 @@ def messages_of(row: Mapping[str, Any], number: int) -> list[Message]:
     Raises UserError naming the row.
     """
     present = {role: value for role, value in row.items() if value}
+    tools = _tools(present.get("tools") or present.get("functions"), number)
     turns: list[Message] = []
     if column := next((name for name in ("messages", "conversations") if name in present), None):
-        turns = _turns(present[column], column, number)
+        turns = _turns(present[column], column, number, bool(tools))
     elif {"instruction", "input"} & set(present):
         for pair in present.get("history", []):
             if not isinstance(pair, Sequence) or [type(text) for text in pair] != [str, str]:
@@ -86,34 +90,66 @@ def messages_of(row: Mapping[str, Any], number: int) -> list[Message]:
         for role, speaker in (("prompt", "user"), ("completion", "assistant")):
             value = present.get(role, [])
             turns += [_message(speaker, value)] if isinstance(value, str) else _turns(value, role, number)
-    return with_system(turns, present.get("system"))
+    turns = with_system(turns, present.get("system"))
+    return [_message(TOOLS, json.dumps(tools, ensure_ascii=False)), *turns] if tools and turns else turns
 
 
 def cleaned(messages: list[Message], clean: Clean) -> list[Message]:
-    """What is said, not the tools' arguments: those are data."""
+    """What is said, not the tools' definitions and arguments: those are data."""
     texts = ("content", "reasoning_content")
     return [
-        {key: clean_text(value, clean) if key in texts else value for key, value in message.items()}
+        {
+            key: clean_text(value, clean) if key in texts and message["role"] != TOOLS else value
+            for key, value in message.items()
+        }
         for message in messages
     ]
 
 
 def with_system(messages: list[Message], system: str | None) -> list[Message]:
     """A system message before those that have none."""
+    if messages and messages[0]["role"] == TOOLS:
+        return [messages[0], *with_system(messages[1:], system)]
     if not system or not messages or messages[0]["role"] == "system":
         return messages
     return [_message("system", system), *messages]
 
 
-def _turns(value: Any, column: str, number: int) -> list[Message]:
+def _tools(definitions: Any, number: int) -> list[dict[str, Any]]:
+    """Definitions of tools as chat templates expect them: each an object with `type` and `function`."""
+    if isinstance(definitions, str):
+        definitions = _parsed(definitions, "the definitions of tools are not JSON", TOOLS, number)
+    if isinstance(definitions, Mapping):
+        definitions = [definitions]
+    return [_tool(definition, number) for definition in definitions or []]
+
+
+def _tool(definition: Any, number: int) -> dict[str, Any]:
+    if isinstance(definition, str):
+        definition = _parsed(definition, "the definition of a tool is not JSON", TOOLS, number)
+    function = definition.get("function") or definition if isinstance(definition, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise _broken(number, TOOLS, "a tool has a function with `name`, `description` and `parameters`", definition)
+    definition = definition if definition.get("function") else {"type": "function", "function": definition}
+    return dict(_without_nulls(definition))
+
+
+def _without_nulls(value: Any) -> Any:
+    """Without the nulls of tables, whose rows have the keys of all rows."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(entry) for key, entry in value.items() if entry is not None}
+    return [_without_nulls(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _turns(value: Any, column: str, number: int, has_tools: bool = False) -> list[Message]:
     if isinstance(value, str):
         value = _parsed(value, "not a conversation", column, number)
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise _broken(number, column, "a list of turns is needed", value)
-    return [_turn(turn, column, number) for turn in value]
+    return [_turn(turn, column, number, has_tools) for turn in value]
 
 
-def _turn(turn: Any, column: str, number: int) -> Message:
+def _turn(turn: Any, column: str, number: int, has_tools: bool) -> Message:
     if not isinstance(turn, Mapping) or not {"role", "from"} & set(turn):
         raise _broken(number, column, "a turn has `role` and `content`, or `from` and `value`", turn)
     sharegpt = turn.get("from") is not None
@@ -121,6 +157,8 @@ def _turn(turn: Any, column: str, number: int) -> Message:
     if speaker not in ROLES:
         raise _broken(number, column, "unknown role", speaker, tuple(ROLES))
     content = turn.get("value" if sharegpt else "content")
+    if speaker == "function_call" and has_tools:  # LLaMA-Factory's: the text is the call
+        turn, content = {**turn, "tool_calls": _as_calls(content, column, number)}, None
     if isinstance(content, Sequence) and not isinstance(content, str):
         content = "".join(_text_of(piece, column, number) for piece in content)
     calls = _calls(turn, column, number)
@@ -154,6 +192,12 @@ def _calls(turn: Mapping[str, Any], column: str, number: int) -> list[dict[str, 
     if not isinstance(calls or [], Sequence):
         raise _broken(number, column, "`tool_calls` is a list", calls)
     return [_call(call, column, number) for call in calls or []]
+
+
+def _as_calls(text: Any, column: str, number: int) -> list[Any]:
+    calls = _parsed(text, "a function_call is not JSON", column, number) if isinstance(text, str) else text
+    calls = calls if isinstance(calls, list) else [calls]
+    return [{"type": "function", "function": call} for call in calls]
 
 
 def _call(call: Any, column: str, number: int) -> dict[str, Any]:
@@ -219,7 +263,7 @@ def why_unusable(messages: list[Message]) -> str:
         return "no answer"
     if not all(message["content"].strip() or message.get("tool_calls") for message in answers):
         return "empty answer"
-    first = next(message["role"] for message in messages if message["role"] != "system")
+    first = next(message["role"] for message in messages if message["role"] not in ("system", TOOLS))
     if first == "assistant":
         return "begins with an answer"
     questions = [message["content"] for message in messages if message["role"] == "user"]
@@ -262,7 +306,12 @@ def _for_template(messages: list[Message]) -> list[Message]:
         {key: value for key, value in message.items() if key != "train"}
         | dict.fromkeys(REASONING if "reasoning_content" in message else (), message.get("reasoning_content"))
         for message in messages
+        if message["role"] != TOOLS
     ]
+
+
+def _definitions(messages: list[Message]) -> list[dict[str, Any]] | None:
+    return json.loads(messages[0]["content"]) if messages[0]["role"] == TOOLS else None
 
 
 def render(messages: list[Message], tokenizer: PreTrainedTokenizerBase, number: int, prompt: bool = False) -> str:
@@ -277,6 +326,9 @@ def render(messages: list[Message], tokenizer: PreTrainedTokenizerBase, number: 
 
 def _omissions(messages: list[Message], text: str) -> Iterator[str]:
     """What templates skip silently. Thoughts before earlier answers may be missing: many templates cut them out."""
+    for tool in _definitions(messages) or ():
+        if _name(tool) not in text:
+            yield f"the definition of the tool `{_name(tool)}`"
     for message in messages:
         yield from (f"the tool call `{_name(call)}`" for call in message.get("tool_calls", ()) if _name(call) not in text)
         if message["role"] == "system" and message["content"].strip() not in text:
@@ -287,6 +339,7 @@ def _omissions(messages: list[Message], text: str) -> Iterator[str]:
 
 def _applied(messages: list[Message], tokenizer: PreTrainedTokenizerBase, number: int, **options: Any) -> Any:
     chat = _for_template(messages)
+    options["tools"] = _definitions(messages)
     with _refusals(number):
         if any("tool_calls" in message for message in chat) and _expects_text(chat, tokenizer):
             chat = [_with_text_arguments(message) for message in chat]

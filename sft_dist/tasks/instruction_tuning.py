@@ -79,10 +79,12 @@ class InstructionTuning(BaseTask):
         return sum(len(message.get(name, "")) for message in json.loads(row["chat"]) for name in texts)
 
     def input_texts(self, rows: Rows) -> list[str]:
-        """Returns all messages but system messages: many rows share a long one, which would make them near-duplicates."""
+        """Returns all messages but those of the system and the definitions of tools: many rows share long ones, which would
+        make them near-duplicates."""
         chats = map(json.loads, rows.column("chat"))
         return [
-            "\n".join(turn["content"] for turn in conversation if turn["role"] != "system") for conversation in chats
+            "\n".join(turn["content"] for turn in conversation if turn["role"] not in ("system", chat.TOOLS))
+            for conversation in chats
         ]
 
     # ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -178,10 +180,12 @@ class InstructionTuning(BaseTask):
         )
 
     def from_input(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Reads a question, or the JSON text of a conversation up to the start of the next answer."""
+        """Reads a question, or the JSON text of a conversation up to the start of the next answer: its messages, or an object
+        with `messages` and `tools`."""
         prompt = row["prompt"]
         role = "messages" if prompt.startswith("[{") and prompt.endswith("}]") else "prompt"
-        messages = chat.messages_of({role: prompt}, 0) or [{"role": "user", "content": prompt}]
+        conversation = _conversation(prompt) or {role: prompt}
+        messages = chat.messages_of(conversation, 0) or [{"role": "user", "content": prompt}]
         messages = chat.cleaned(messages, self.recipe.data.clean)
         return {"asked": json.dumps(chat.with_system(messages, self.settings.system), ensure_ascii=False)}
 
@@ -309,6 +313,17 @@ def _stops(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     (tokens,) = chat.tokenize_chats([sample], tokenizer, [0])
     last = [id_ for id_, answer in zip(tokens.ids, tokens.answer, strict=True) if answer][-1:]
     return sorted(stops | ({*last} & set(tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder))))
+
+
+def _conversation(prompt: str) -> dict[str, Any] | None:
+    """The object with `messages` that a prompt is the JSON text of; None for any other text."""
+    if not prompt.startswith("{") or '"messages"' not in prompt:
+        return None
+    try:
+        conversation = json.loads(prompt)
+    except ValueError:
+        return None
+    return conversation if isinstance(conversation.get("messages"), list) else None
 
 
 def _packed(examples: Dataset, bins: list[list[int]]) -> Iterator[dict[str, Any]]:

@@ -30,6 +30,8 @@ class InstructionTuningTask(TaskSettings):
         "history": "if present",
         "prompt": "if present",
         "completion": "if present",
+        "tools": "if present",
+        "functions": "if present",
     }
     kinds = (
         Kind({"loss": "min", "perplexity": "min", "token_accuracy": "max", "exact_match": "max"}, ("cross-entropy",)),

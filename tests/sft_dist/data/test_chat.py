@@ -372,3 +372,68 @@ def test_a_system_message_that_the_template_omits_is_an_error(tokenizer):
     with pytest.raises(UserError, match="row 7: the chat template omits a system message"):
         learned(tokenizer, [*chat, {"role": "system", "content": "now be rude"}, *HELLO], first_only)
     assert len(learned(tokenizer, [*chat, {"role": "system", "content": "now be rude"}, *HELLO], CHATML)) == 2
+
+
+# ── definitions of tools ────────────────────────────────────────────────────────────────────────────────────────────
+NO_MARKS = "{% if false %}{% generation %}{% endgeneration %}{% endif %}"
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
+FUNCTION = {"name": "weather", "description": "Weather of a city", "parameters": PARAMETERS}
+TOOL = {"type": "function", "function": FUNCTION}
+PADDED = {**TOOL, "function": {**FUNCTION, "parameters": {**PARAMETERS, "required": None}}, "strict": None}
+ASKED = [HELLO[0], {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": WEATHER}]}]
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        {"tools": [TOOL]},
+        {"tools": json.dumps([TOOL])},
+        {"tools": TOOL},
+        {"tools": [json.dumps(TOOL)]},
+        {"tools": [FUNCTION]},
+        {"tools": [PADDED]},
+        {"functions": [FUNCTION]},
+    ],
+)
+@pytest.mark.parametrize("template", [WITH_TOOLS, NO_MARKS + WITH_TOOLS])
+def test_definitions_of_tools_are_in_the_prompt(tokenizer, tools, template):
+    tokenizer.chat_template = template
+    (tokens,) = tokenize_chats([messages_of({"messages": ASKED, **tools}, 0)], tokenizer, [0])
+    assert tokenizer.decode(tokens.ids).startswith(f"<|im_start|>system\n{json.dumps(TOOL)}<|im_end|>\n<|im_start|>user")
+
+
+def test_sharegpt_calls_of_defined_tools_are_tool_calls(tokenizer):
+    turns = [("human", "q"), ("function_call", json.dumps(WEATHER)), ("observation", "sunny"), ("gpt", "It is sunny.")]
+    row = {"conversations": [{"from": who, "value": text} for who, text in turns], "tools": json.dumps([TOOL])}
+    answers = [f"<call>weather {ARGUMENTS}</call><|im_end|>", "It is sunny.<|im_end|>"]
+    assert learned(tokenizer, messages_of(row, 0), WITH_TOOLS) == answers
+    row["conversations"][1]["value"] = "weather()"
+    with pytest.raises(UserError, match="row 2: a function_call is not JSON"):
+        messages_of(row, 2)
+
+
+@pytest.mark.parametrize("nothing", [None, "", "[]", [], {}])
+def test_a_conversation_without_tools_has_no_definitions(nothing):
+    assert messages_of({"messages": HELLO, "tools": nothing}, 0) == HELLO
+
+
+def test_the_system_message_comes_after_the_definitions(tokenizer):
+    chat = with_system(messages_of({"messages": HELLO, "tools": [TOOL]}, 0), "Be kind.")
+    assert [message["role"] for message in chat] == ["tools", "system", "user", "assistant"]
+    assert with_system(chat, "Be rude.") == chat
+    assert why_unusable(chat) == ""
+    assert cleaned(chat, Clean(unicode="NFKC"))[0] == chat[0]
+
+
+def test_definitions_that_the_template_omits_are_an_error(tokenizer):
+    with pytest.raises(UserError, match="row 7: the chat template omits the definition of the tool `weather`"):
+        learned(tokenizer, messages_of({"messages": HELLO, "tools": [TOOL]}, 0), CHATML)
+
+
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [("weather", "the definitions of tools are not JSON"), ([{"type": "function"}], "a tool has a function with `name`")],
+)
+def test_broken_definitions_name_the_row(tools, message):
+    with pytest.raises(UserError, match=f"row 5: {message}"):
+        messages_of({"messages": HELLO, "tools": tools}, 5)
