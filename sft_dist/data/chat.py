@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from sft_dist.data.clean import clean_text
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Clean
+from sft_dist.recipe.tasks.instruction_tuning import ANSWERS, CONTEXTS, CONVERSATIONS, QUESTIONS, SYSTEMS
 
 # "role" and "content"; what OpenAI's tool calls add: "tool_calls", "tool_call_id", "name"; "reasoning_content"; "train":
 # False where an answer is context only. A conversation with tools begins with a message of the role TOOLS, whose content is
@@ -70,28 +71,46 @@ _MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 def messages_of(row: Mapping[str, Any], number: int) -> list[Message]:
     """A source row of any known shape -> its messages, [] where it has none.
 
-    messages / conversations: turns as `{role, content}` (OpenAI) or `{from, value}` (ShareGPT), also as JSON text.
-    instruction (input, output, system, history of pairs): alpaca. prompt (completion): texts, or turns.
-    Raises UserError naming the row.
+    CONVERSATIONS: turns as `{role, content}` (OpenAI) or `{from, value}` (ShareGPT), or texts of user and assistant in turn
+    (UltraChat), also as JSON text. Else a pair of QUESTIONS with CONTEXTS and ANSWERS, after the pairs of `history`; prompt and
+    completion may be lists of turns. Raises UserError naming the row.
     """
-    present = {role: value for role, value in row.items() if value}
+    present = {role: value for role, value in row.items() if value not in (None, "", [], {})}
     tools = _tools(present.get("tools") or present.get("functions"), number)
-    turns: list[Message] = []
-    if column := next((name for name in ("messages", "conversations") if name in present), None):
+    if column := _first(CONVERSATIONS, present):
         turns = _turns(present[column], column, number, bool(tools))
-    elif {"instruction", "input"} & set(present):
-        for pair in present.get("history", []):
-            if not isinstance(pair, Sequence) or [type(text) for text in pair] != [str, str]:
-                raise _broken(number, "history", "pairs of question and answer are needed", pair)
-            turns += [_message("user", pair[0]), _message("assistant", pair[1])]
-        turns.append(_message("user", "\n".join(present[key] for key in ("instruction", "input") if key in present)))
-        turns += [_message("assistant", present["output"])] if "output" in present else []
-    elif "prompt" in present:
-        for role, speaker in (("prompt", "user"), ("completion", "assistant")):
-            value = present.get(role, [])
-            turns += [_message(speaker, value)] if isinstance(value, str) else _turns(value, role, number)
-    turns = with_system(turns, present.get("system"))
+    else:
+        turns = _pair(present, number)
+    turns = with_system(turns, present.get(_first(SYSTEMS, present)))
     return [_message(TOOLS, json.dumps(tools, ensure_ascii=False)), *turns] if tools and turns else turns
+
+
+def _first(roles: Sequence[str], present: Mapping[str, Any]) -> str:
+    return next((role for role in roles if role in present), "")
+
+
+def _pair(present: Mapping[str, Any], number: int) -> list[Message]:
+    """A question with its answer, after those of `history`."""
+    turns = []
+    for pair in present.get("history", []):
+        if not isinstance(pair, Sequence) or [type(text) for text in pair] != [str, str]:
+            raise _broken(number, "history", "pairs of question and answer are needed", pair)
+        turns += [_message("user", pair[0]), _message("assistant", pair[1])]
+    question, answer = _first(QUESTIONS, present), _first(ANSWERS, present)
+    others = [role for role in ANSWERS if role in present and present[role] != present[answer]]
+    if others:
+        example = f"{{{others[0]}: {answer}}}"
+        message = (
+            f"several columns have an answer: {', '.join([answer, *others])}; choose by data.columns, as in {example}"
+        )
+        raise _broken(number, others[0], message, present[others[0]])
+    if isinstance(present.get(question), list):
+        turns += _turns(present[question], question, number)
+    elif texts := [str(present[role]) for role in (question, *CONTEXTS) if role in present]:
+        turns.append(_message("user", "\n".join(texts)))
+    if isinstance(present.get(answer), list):
+        return turns + _turns(present[answer], answer, number)
+    return turns + ([_message("assistant", str(present[answer]))] if answer else [])
 
 
 def cleaned(messages: list[Message], clean: Clean) -> list[Message]:
@@ -146,6 +165,8 @@ def _turns(value: Any, column: str, number: int, has_tools: bool = False) -> lis
         value = _parsed(value, "not a conversation", column, number)
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise _broken(number, column, "a list of turns is needed", value)
+    if value and all(isinstance(turn, str) for turn in value):
+        return [_message(role, text) for role, text in zip(itertools.cycle(("user", "assistant")), value, strict=False)]
     return [_turn(turn, column, number, has_tools) for turn in value]
 
 
@@ -330,7 +351,9 @@ def _omissions(messages: list[Message], text: str) -> Iterator[str]:
         if _name(tool) not in text:
             yield f"the definition of the tool `{_name(tool)}`"
     for message in messages:
-        yield from (f"the tool call `{_name(call)}`" for call in message.get("tool_calls", ()) if _name(call) not in text)
+        yield from (
+            f"the tool call `{_name(call)}`" for call in message.get("tool_calls", ()) if _name(call) not in text
+        )
         if message["role"] == "system" and message["content"].strip() not in text:
             yield "a system message"
     if messages[-1].get("reasoning_content", "").strip() not in text:
@@ -362,7 +385,9 @@ def _with_text_arguments(message: Message) -> Message:
             return {**call, "function": converted(call["function"])}
         return {**call, "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
 
-    return {**message, "tool_calls": list(map(converted, message["tool_calls"]))} if "tool_calls" in message else message
+    return (
+        {**message, "tool_calls": list(map(converted, message["tool_calls"]))} if "tool_calls" in message else message
+    )
 
 
 def _name(call: Any) -> str:
@@ -371,9 +396,7 @@ def _name(call: Any) -> str:
 
 def _by_marks(chat: list[Message], tokenizer: PreTrainedTokenizerBase, number: int) -> Tokens:
     render(chat, tokenizer, number)
-    encoded = _applied(
-        chat, tokenizer, number, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
+    encoded = _applied(chat, tokenizer, number, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     marked = Tokens(list(encoded["input_ids"]), [bool(is_answer) for is_answer in encoded["assistant_masks"]])
     if all(map(is_trained, chat)):
         return marked

@@ -177,6 +177,11 @@ class _Forgiving:
 
 def _missing(split: str, error: UserError) -> Finding:
     problem: Problem = error.problems[0]
+    if problem.path == "data.columns":
+        message = (
+            f"{split}: {problem.message}; it has {problem.value}; known are {', '.join(problem.valid)}; {problem.hint}"
+        )
+        return make_finding("missing-column", message)
     role = problem.path.rsplit(".", 1)[-1]
     columns = ", ".join(problem.valid)
     message = f"{split} has no column {problem.value!r}, which is to be read as {role}; it has {columns}"

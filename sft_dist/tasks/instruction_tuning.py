@@ -24,7 +24,7 @@ from sft_dist.losses.tokens import CHUNK, TokenLoss, padded
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root
 from sft_dist.recipe.schema import CrossEntropyLoss, Recipe
-from sft_dist.recipe.tasks.instruction_tuning import InstructionTuningTask
+from sft_dist.recipe.tasks.instruction_tuning import CONTEXTS, SYSTEMS, InstructionTuningTask
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.loading import load_pretrained, load_tokenizer
 
@@ -42,7 +42,7 @@ class InstructionTuning(BaseTask):
     counts_tokens = True
     input_roles = ("prompt",)
     # Joined, or skipped when empty, before they become messages.
-    text_roles = ("instruction", "input", "output", "system")
+    text_roles = ("instruction", "question", "query", *CONTEXTS, "output", "response", "answer", *SYSTEMS)
     row_features = Features({"chat": Value("large_string")})  # messages as JSON: tools' arguments have no common type
     encoded_features = Features({"input_ids": List(Value("int32")), "answer": List(Value("bool"))})
 

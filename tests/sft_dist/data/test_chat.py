@@ -57,6 +57,13 @@ def learned(tokenizer, chat, template=CHATML):
         {"instruction": "how many legs?", "input": "", "output": "eight"},
         {"prompt": "how many legs?", "completion": "eight", "messages": None, "instruction": ""},
         {"prompt": HELLO[:1], "completion": HELLO[1:]},
+        {"instruction": "how many legs?", "context": "", "response": "eight"},
+        {"question": "how many legs?", "answer": "eight"},
+        {"query": "how many legs?", "response": "eight"},
+        {"prompt": "how many legs?", "response": "eight", "output": "eight"},
+        {"prompt": "how many legs?", "messages": HELLO},
+        {"data": ["how many legs?", "eight"]},
+        {"conversation": HELLO},
     ],
 )
 def test_every_shape_becomes_messages(row):
@@ -80,6 +87,14 @@ def test_alpaca_with_input_system_and_history():
     ]
 
 
+def test_the_context_follows_the_question_and_numbers_are_answers():
+    row = {"system_prompt": "s", "question": "q", "context": "c", "answer": 0}
+    assert [(m["role"], m["content"]) for m in messages_of(row, 0)] == [
+        ("system", "s"), ("user", "q\nc"), ("assistant", "0")
+    ]  # fmt: skip
+    assert messages_of({"prompt": "q", "completion": 0}, 0)[1] == {"role": "assistant", "content": "0"}
+
+
 def test_sharegpt_tools_keep_their_text():
     turns = [("system", "s"), ("human", "q"), ("function_call", '{"name": "f"}'), ("observation", "42"), ("gpt", "42!")]
     row = {"conversations": [{"from": who, "value": text} for who, text in turns]}
@@ -100,7 +115,8 @@ def test_openai_tool_calls_need_no_text():
     [
         ({"messages": [{"role": "asistant", "content": "x"}]}, "unknown role"),
         ({"messages": [{"role": "user"}]}, "a turn without text"),
-        ({"messages": ["hello"]}, "a turn has `role` and `content`"),
+        ({"messages": [HELLO[0], "hello"]}, "a turn has `role` and `content`"),
+        ({"question": "x", "answer": "y", "response": "z"}, "several columns have an answer: response, answer"),
         ({"messages": "not json"}, "not a conversation"),
         ({"messages": {"role": "user"}}, "a list of turns is needed"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "not text"),
@@ -128,7 +144,17 @@ def test_a_broken_row_is_named(row, said):
         ({"messages": [*HELLO, HELLO[0], {"role": "assistant", "content": " "}]}, "empty answer"),
         ({"messages": [HELLO[0], {"role": "assistant", "content": "", "weight": 0}, *HELLO]}, ""),
         ({"messages": [*HELLO, {"role": "user", "content": " "}, HELLO[1]]}, "empty text"),
-        ({"messages": [HELLO[0], {"role": "assistant", "content": "f()"}, {"role": "tool", "content": ""}, HELLO[1]]}, ""),
+        (
+            {
+                "messages": [
+                    HELLO[0],
+                    {"role": "assistant", "content": "f()"},
+                    {"role": "tool", "content": ""},
+                    HELLO[1],
+                ]
+            },
+            "",
+        ),
         ({"messages": HELLO}, ""),
     ],
 )
@@ -399,7 +425,9 @@ ASKED = [HELLO[0], {"role": "assistant", "content": None, "tool_calls": [{"type"
 def test_definitions_of_tools_are_in_the_prompt(tokenizer, tools, template):
     tokenizer.chat_template = template
     (tokens,) = tokenize_chats([messages_of({"messages": ASKED, **tools}, 0)], tokenizer, [0])
-    assert tokenizer.decode(tokens.ids).startswith(f"<|im_start|>system\n{json.dumps(TOOL)}<|im_end|>\n<|im_start|>user")
+    assert tokenizer.decode(tokens.ids).startswith(
+        f"<|im_start|>system\n{json.dumps(TOOL)}<|im_end|>\n<|im_start|>user"
+    )
 
 
 def test_sharegpt_calls_of_defined_tools_are_tool_calls(tokenizer):
@@ -432,7 +460,10 @@ def test_definitions_that_the_template_omits_are_an_error(tokenizer):
 
 @pytest.mark.parametrize(
     ("tools", "message"),
-    [("weather", "the definitions of tools are not JSON"), ([{"type": "function"}], "a tool has a function with `name`")],
+    [
+        ("weather", "the definitions of tools are not JSON"),
+        ([{"type": "function"}], "a tool has a function with `name`"),
+    ],
 )
 def test_broken_definitions_name_the_row(tools, message):
     with pytest.raises(UserError, match=f"row 5: {message}"):
