@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from sft_dist.data.clean import clean_text
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Clean
-from sft_dist.recipe.tasks.instruction_tuning import ANSWERS, CONTEXTS, CONVERSATIONS, QUESTIONS, SYSTEMS
+from sft_dist.recipe.tasks.instruction_tuning import ANSWERS, CONTEXTS, CONVERSATIONS, QUESTIONS, SYSTEMS, TOOL_COLUMNS
 
 # "role" and "content"; what OpenAI's tool calls add: "tool_calls", "tool_call_id", "name"; "reasoning_content"; "train":
 # False where an answer is context only. A conversation with tools begins with a message of the role TOOLS, whose content is
@@ -54,6 +54,17 @@ TEXT_PARTS = ("text", "input_text", "output_text")  # types of parts that a mess
 # What data sets and chat templates call the thoughts before an answer.
 REASONING = ("reasoning_content", "thinking", "reasoning")
 
+# Keys of a turn that are read.
+TURN_KEYS = {
+    "role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id", "name", *REASONING, *TRAINED
+}  # fmt: skip
+# Keys that say what is learned, or from what, in a way that has no equivalent.
+REFUSED_KEYS = (
+    "mask", "masked", "loss_mask", "loss_scale", "loss_weight", "trainable", "train_detail", "training_detail", "refusal",
+    "tools", "functions", "image", "images", "audio", "audios", "video", "videos",
+)  # fmt: skip
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+
 # For tokenizers that have no template: plain headings, and the end-of-text token where an answer ends.
 PLAIN_TEMPLATE = (
     "{% if bos_token and bos_token != eos_token %}{{ bos_token }}{% endif %}"
@@ -75,8 +86,8 @@ def messages_of(row: Mapping[str, Any], number: int) -> list[Message]:
     (UltraChat), also as JSON text. Else a pair of QUESTIONS with CONTEXTS and ANSWERS, after the pairs of `history`; prompt and
     completion may be lists of turns. Raises UserError naming the row.
     """
-    present = {role: value for role, value in row.items() if value not in (None, "", [], {})}
-    tools = _tools(present.get("tools") or present.get("functions"), number)
+    present = {role: value for role, value in row.items() if value not in EMPTY}
+    tools = _tools(present.get(_first(TOOL_COLUMNS, present)), number)
     if column := _first(CONVERSATIONS, present):
         turns = _turns(present[column], column, number, bool(tools))
     else:
@@ -111,6 +122,21 @@ def _pair(present: Mapping[str, Any], number: int) -> list[Message]:
     if isinstance(present.get(answer), list):
         return turns + _turns(present[answer], answer, number)
     return turns + ([_message("assistant", str(present[answer]))] if answer else [])
+
+
+def unread(row: Mapping[str, Any]) -> Iterator[str]:
+    """Names of what a row has and `messages_of` does not read: columns, and keys of turns as `messages.KEY`."""
+    present = {role: value for role, value in row.items() if value not in EMPTY}
+    read = {_first(SYSTEMS, present), _first(TOOL_COLUMNS, present)}
+    if column := _first(CONVERSATIONS, present):
+        read.add(column)
+        turns = present[column]
+        turns = json.loads(turns) if isinstance(turns, str) else turns
+        keys = {key for turn in turns if isinstance(turn, Mapping) for key in turn if turn[key] not in EMPTY}
+        yield from sorted(f"{column}.{key}" for key in keys - TURN_KEYS)
+    else:
+        read |= {_first(QUESTIONS, present), *CONTEXTS, *ANSWERS, "history"}
+    yield from sorted(set(present) - read)
 
 
 def cleaned(messages: list[Message], clean: Clean) -> list[Message]:
@@ -173,6 +199,8 @@ def _turns(value: Any, column: str, number: int, has_tools: bool = False) -> lis
 def _turn(turn: Any, column: str, number: int, has_tools: bool) -> Message:
     if not isinstance(turn, Mapping) or not {"role", "from"} & set(turn):
         raise _broken(number, column, "a turn has `role` and `content`, or `from` and `value`", turn)
+    if refused := [key for key in REFUSED_KEYS if turn.get(key) not in EMPTY]:
+        raise _broken(number, column, f"`{refused[0]}` of a turn is not supported, and changes what is learned", turn)
     sharegpt = turn.get("from") is not None
     speaker = turn["from"] if sharegpt else turn.get("role")
     if speaker not in ROLES:

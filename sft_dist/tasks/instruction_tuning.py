@@ -87,6 +87,9 @@ class InstructionTuning(BaseTask):
             for conversation in chats
         ]
 
+    def unread(self, row: dict[str, Any]) -> Iterator[str]:
+        return chat.unread(row)
+
     # ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────
     def load_processor(self, source: str, **options: Any) -> PreTrainedTokenizerBase:
         """Loads the tokenizer with the chat template used in training, so that it is saved with the model."""

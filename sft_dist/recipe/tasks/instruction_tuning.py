@@ -14,7 +14,7 @@ QUESTIONS = ("instruction", "prompt", "question", "query")  # Alpaca, Dolly; pro
 CONTEXTS = ("input", "context")  # Alpaca; Dolly
 ANSWERS = ("output", "completion", "response", "answer")
 SYSTEMS = ("system", "system_prompt")
-TOOLS = ("tools", "functions")
+TOOL_COLUMNS = ("tools", "functions")
 
 
 class InstructionTuningTask(TaskSettings):
@@ -31,7 +31,7 @@ class InstructionTuningTask(TaskSettings):
 
     work = "sft_dist.tasks.instruction_tuning:InstructionTuning"
     columns: ClassVar[Columns] = dict.fromkeys(
-        (*CONVERSATIONS, *QUESTIONS, *CONTEXTS, *ANSWERS, *SYSTEMS, *TOOLS, "history"), "if present"
+        (*CONVERSATIONS, *QUESTIONS, *CONTEXTS, *ANSWERS, *SYSTEMS, *TOOL_COLUMNS, "history"), "if present"
     )
     kinds = (
         Kind({"loss": "min", "perplexity": "min", "token_accuracy": "max", "exact_match": "max"}, ("cross-entropy",)),
@@ -56,6 +56,7 @@ class InstructionTuningTask(TaskSettings):
         has_answer = any(role in roles for role in ANSWERS)
         if has_question and has_answer:
             return None
+        valid: tuple[str, ...]
         if has_question or has_answer:
             lacking, valid = ("questions", QUESTIONS) if has_answer else ("answers", ANSWERS)
             message, example = f"no column has the {lacking}", valid[0]

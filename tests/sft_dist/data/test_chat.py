@@ -11,6 +11,7 @@ from sft_dist.data.chat import (
     cleaned,
     messages_of,
     tokenize_chats,
+    unread,
     until_last_answer,
     why_unusable,
     with_system,
@@ -127,6 +128,31 @@ def test_a_broken_row_is_named(row, said):
     with pytest.raises(UserError, match=f"row 12: .*{said}") as error:
         messages_of(row, 12)
     assert error.value.problems[0].value
+
+
+@pytest.mark.parametrize(
+    ("row", "names"),
+    [
+        ({"messages": HELLO, "prompt": "how many legs?", "id": 3, "tools": None}, ["id", "prompt"]),
+        ({"messages": [{**HELLO[0], "lang": "en", "id": None}, HELLO[1]]}, ["messages.lang"]),
+        ({"conversations": json.dumps([{**HELLO[0], "lang": "en"}])}, ["conversations.lang"]),
+        (
+            {"instruction": "x", "input": "", "output": "y", "history": [["a", "b"]], "system": "s", "text": "z"},
+            ["text"],
+        ),
+        ({"question": "x", "context": "", "answer": "y", "prompt": "z"}, ["question"]),
+        ({"messages": [{**HELLO[1], "weight": 1, "thinking": "t", "name": "n"}], "tools": "[]", "system": "s"}, []),
+    ],
+)
+def test_what_is_not_read_is_named(row, names):
+    assert list(unread(row)) == names
+
+
+@pytest.mark.parametrize("key", ["masked", "loss_scale", "train_detail", "images", "tools"])
+def test_keys_of_a_turn_that_change_what_is_learned_are_refused(key):
+    with pytest.raises(UserError, match=f"row 2: `{key}` of a turn is not supported"):
+        messages_of({"messages": [HELLO[0], {**HELLO[1], key: ["x"]}]}, 2)
+    assert messages_of({"messages": [HELLO[0], {**HELLO[1], key: None}]}, 2) == HELLO
 
 
 @pytest.mark.parametrize(
