@@ -8,6 +8,7 @@ tokens of the whole.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +20,14 @@ from transformers import PreTrainedTokenizerBase
 from sft_dist.data.clean import clean_text
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Clean
+from sft_dist.recipe.tasks.instruction_tuning import ANSWERS, CONTEXTS, CONVERSATIONS, QUESTIONS, SYSTEMS, TOOL_COLUMNS
 
-Message = dict[str, Any]  # "role" and "content", and what OpenAI's tool calls add: "tool_calls", "tool_call_id", "name"
+# "role" and "content"; what OpenAI's tool calls add: "tool_calls", "tool_call_id", "name"; "reasoning_content"; "train":
+# False where an answer is context only. A conversation with tools begins with a message of the role TOOLS, whose content is
+# the JSON text of their definitions.
+Message = dict[str, Any]
+
+TOOLS = "tools"
 
 # What data sets call the speakers -> what chat templates call them.
 ROLES = {
@@ -39,6 +46,25 @@ ROLES = {
     "observation": "tool",
 }
 
+# Keys of a turn by which data sets exclude an answer from training: OpenAI's, axolotl's, LLaMA-Factory's.
+TRAINED = ("weight", "train", "loss")
+
+TEXT_PARTS = ("text", "input_text", "output_text")  # types of parts that a message's content may have
+
+# What data sets and chat templates call the thoughts before an answer.
+REASONING = ("reasoning_content", "thinking", "reasoning")
+
+# Keys of a turn that are read.
+TURN_KEYS = {
+    "role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id", "name", *REASONING, *TRAINED
+}  # fmt: skip
+# Keys that say what is learned, or from what, in a way that has no equivalent.
+REFUSED_KEYS = (
+    "mask", "masked", "loss_mask", "loss_scale", "loss_weight", "trainable", "train_detail", "training_detail", "refusal",
+    "tools", "functions", "image", "images", "audio", "audios", "video", "videos",
+)  # fmt: skip
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+
 # For tokenizers that have no template: plain headings, and the end-of-text token where an answer ends.
 PLAIN_TEMPLATE = (
     "{% if bos_token and bos_token != eos_token %}{{ bos_token }}{% endif %}"
@@ -56,73 +82,213 @@ _MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 def messages_of(row: Mapping[str, Any], number: int) -> list[Message]:
     """A source row of any known shape -> its messages, [] where it has none.
 
-    messages / conversations: turns as `{role, content}` (OpenAI) or `{from, value}` (ShareGPT), also as JSON text.
-    instruction (input, output, system, history of pairs): alpaca. prompt (completion): texts, or turns.
-    Raises UserError naming the row.
+    CONVERSATIONS: turns as `{role, content}` (OpenAI) or `{from, value}` (ShareGPT), or texts of user and assistant in turn
+    (UltraChat), also as JSON text. Else a pair of QUESTIONS with CONTEXTS and ANSWERS, after the pairs of `history`; prompt and
+    completion may be lists of turns. Raises UserError naming the row.
     """
-    present = {role: value for role, value in row.items() if value}
-    turns: list[Message] = []
-    if column := next((name for name in ("messages", "conversations") if name in present), None):
-        turns = _turns(present[column], column, number)
-    elif {"instruction", "input"} & set(present):
-        for pair in present.get("history", []):
-            if not isinstance(pair, Sequence) or [type(text) for text in pair] != [str, str]:
-                raise _broken(number, "history", "pairs of question and answer are needed", pair)
-            turns += [_message("user", pair[0]), _message("assistant", pair[1])]
-        turns.append(_message("user", "\n".join(present[key] for key in ("instruction", "input") if key in present)))
-        turns += [_message("assistant", present["output"])] if "output" in present else []
-    elif "prompt" in present:
-        for role, speaker in (("prompt", "user"), ("completion", "assistant")):
-            value = present.get(role, [])
-            turns += [_message(speaker, value)] if isinstance(value, str) else _turns(value, role, number)
-    return with_system(turns, present.get("system"))
+    present = {role: value for role, value in row.items() if value not in EMPTY}
+    tools = _tools(present.get(_first(TOOL_COLUMNS, present)), number)
+    if column := _first(CONVERSATIONS, present):
+        turns = _turns(present[column], column, number, bool(tools))
+    else:
+        turns = _pair(present, number)
+    turns = with_system(turns, present.get(_first(SYSTEMS, present)))
+    return [_message(TOOLS, json.dumps(tools, ensure_ascii=False)), *turns] if tools and turns else turns
+
+
+def _first(roles: Sequence[str], present: Mapping[str, Any]) -> str:
+    return next((role for role in roles if role in present), "")
+
+
+def _pair(present: Mapping[str, Any], number: int) -> list[Message]:
+    """A question with its answer, after those of `history`."""
+    turns = []
+    for pair in present.get("history", []):
+        if not isinstance(pair, Sequence) or [type(text) for text in pair] != [str, str]:
+            raise _broken(number, "history", "pairs of question and answer are needed", pair)
+        turns += [_message("user", pair[0]), _message("assistant", pair[1])]
+    question, answer = _first(QUESTIONS, present), _first(ANSWERS, present)
+    others = [role for role in ANSWERS if role in present and present[role] != present[answer]]
+    if others:
+        example = f"{{{others[0]}: {answer}}}"
+        message = (
+            f"several columns have an answer: {', '.join([answer, *others])}; choose by data.columns, as in {example}"
+        )
+        raise _broken(number, others[0], message, present[others[0]])
+    if isinstance(present.get(question), list):
+        turns += _turns(present[question], question, number)
+    elif texts := [str(present[role]) for role in (question, *CONTEXTS) if role in present]:
+        turns.append(_message("user", "\n".join(texts)))
+    if isinstance(present.get(answer), list):
+        return turns + _turns(present[answer], answer, number)
+    return turns + ([_message("assistant", str(present[answer]))] if answer else [])
+
+
+def unread(row: Mapping[str, Any]) -> Iterator[str]:
+    """Names of what a row has and `messages_of` does not read: columns, and keys of turns as `messages.KEY`."""
+    present = {role: value for role, value in row.items() if value not in EMPTY}
+    read = {_first(SYSTEMS, present), _first(TOOL_COLUMNS, present)}
+    if column := _first(CONVERSATIONS, present):
+        read.add(column)
+        turns = present[column]
+        turns = json.loads(turns) if isinstance(turns, str) else turns
+        keys = {key for turn in turns if isinstance(turn, Mapping) for key in turn if turn[key] not in EMPTY}
+        yield from sorted(f"{column}.{key}" for key in keys - TURN_KEYS)
+    else:
+        read |= {_first(QUESTIONS, present), *CONTEXTS, *ANSWERS, "history"}
+    yield from sorted(set(present) - read)
 
 
 def cleaned(messages: list[Message], clean: Clean) -> list[Message]:
-    """What is said, not the tools' arguments: those are data."""
-    return [{**message, "content": clean_text(message["content"], clean)} for message in messages]
+    """What is said, not the tools' definitions and arguments: those are data."""
+    texts = ("content", "reasoning_content")
+    return [
+        {
+            key: clean_text(value, clean) if key in texts and message["role"] != TOOLS else value
+            for key, value in message.items()
+        }
+        for message in messages
+    ]
 
 
 def with_system(messages: list[Message], system: str | None) -> list[Message]:
     """A system message before those that have none."""
+    if messages and messages[0]["role"] == TOOLS:
+        return [messages[0], *with_system(messages[1:], system)]
     if not system or not messages or messages[0]["role"] == "system":
         return messages
     return [_message("system", system), *messages]
 
 
-def _turns(value: Any, column: str, number: int) -> list[Message]:
+def _tools(definitions: Any, number: int) -> list[dict[str, Any]]:
+    """Definitions of tools as chat templates expect them: each an object with `type` and `function`."""
+    if isinstance(definitions, str):
+        definitions = _parsed(definitions, "the definitions of tools are not JSON", TOOLS, number)
+    if isinstance(definitions, Mapping):
+        definitions = [definitions]
+    return [_tool(definition, number) for definition in definitions or []]
+
+
+def _tool(definition: Any, number: int) -> dict[str, Any]:
+    if isinstance(definition, str):
+        definition = _parsed(definition, "the definition of a tool is not JSON", TOOLS, number)
+    function = definition.get("function") or definition if isinstance(definition, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise _broken(number, TOOLS, "a tool has a function with `name`, `description` and `parameters`", definition)
+    definition = definition if definition.get("function") else {"type": "function", "function": definition}
+    return dict(_without_nulls(definition))
+
+
+def _without_nulls(value: Any) -> Any:
+    """Without the nulls of tables, whose rows have the keys of all rows."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(entry) for key, entry in value.items() if entry is not None}
+    return [_without_nulls(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _turns(value: Any, column: str, number: int, has_tools: bool = False) -> list[Message]:
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise _broken(number, column, f"not a conversation: {error}", value) from error
+        value = _parsed(value, "not a conversation", column, number)
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise _broken(number, column, "a list of turns is needed", value)
-    return [_turn(turn, column, number) for turn in value]
+    if value and all(isinstance(turn, str) for turn in value):
+        return [_message(role, text) for role, text in zip(itertools.cycle(("user", "assistant")), value, strict=False)]
+    return [_turn(turn, column, number, has_tools) for turn in value]
 
 
-def _turn(turn: Any, column: str, number: int) -> Message:
+def _turn(turn: Any, column: str, number: int, has_tools: bool) -> Message:
     if not isinstance(turn, Mapping) or not {"role", "from"} & set(turn):
         raise _broken(number, column, "a turn has `role` and `content`, or `from` and `value`", turn)
+    if refused := [key for key in REFUSED_KEYS if turn.get(key) not in EMPTY]:
+        raise _broken(number, column, f"`{refused[0]}` of a turn is not supported, and changes what is learned", turn)
     sharegpt = turn.get("from") is not None
     speaker = turn["from"] if sharegpt else turn.get("role")
     if speaker not in ROLES:
         raise _broken(number, column, "unknown role", speaker, tuple(ROLES))
     content = turn.get("value" if sharegpt else "content")
+    if speaker == "function_call" and has_tools:  # LLaMA-Factory's: the text is the call
+        turn, content = {**turn, "tool_calls": _as_calls(content, column, number)}, None
     if isinstance(content, Sequence) and not isinstance(content, str):
         content = "".join(_text_of(piece, column, number) for piece in content)
-    calls = turn.get("tool_calls")
+    calls = _calls(turn, column, number)
     if not isinstance(content, str) and not (content is None and calls):
         raise _broken(number, column, "a turn without text", turn)
-    extras = {key: turn[key] for key in ("tool_calls", "tool_call_id", "name") if turn.get(key)}
-    return {**_message(ROLES[speaker], content or ""), **extras}
+    extras = {key: turn[key] for key in ("tool_call_id", "name") if turn.get(key)}
+    if calls:
+        extras["tool_calls"] = calls
+    if reasoning := _reasoning(turn, column, number):
+        extras["reasoning_content"] = reasoning
+    trained = {} if _is_trained(turn, ROLES[speaker], column, number) else {"train": False}
+    return {**_message(ROLES[speaker], content or ""), **extras, **trained}
+
+
+def _reasoning(turn: Mapping[str, Any], column: str, number: int) -> str:
+    texts = [turn[key] for key in REASONING if turn.get(key)]
+    if not all(isinstance(text, str) for text in texts):
+        raise _broken(number, column, "the reasoning of a turn is text", turn)
+    if len(set(texts)) > 1:
+        raise _broken(number, column, f"a turn has one reasoning, but {' and '.join(REASONING)} differ", turn)
+    return texts[0] if texts else ""
+
+
+def _calls(turn: Mapping[str, Any], column: str, number: int) -> list[dict[str, Any]]:
+    """Tool calls with arguments as objects, which chat templates expect; OpenAI's API and most data sets have JSON text."""
+    calls = turn.get("tool_calls")
+    if not calls and turn.get("function_call"):  # OpenAI's format before there were several calls in a turn
+        calls = [{"type": "function", "function": turn["function_call"]}]
+    if isinstance(calls, str):
+        calls = _parsed(calls, "`tool_calls` are not JSON", column, number)
+    if not isinstance(calls or [], Sequence):
+        raise _broken(number, column, "`tool_calls` is a list", calls)
+    return [_call(call, column, number) for call in calls or []]
+
+
+def _as_calls(text: Any, column: str, number: int) -> list[Any]:
+    calls = _parsed(text, "a function_call is not JSON", column, number) if isinstance(text, str) else text
+    calls = calls if isinstance(calls, list) else [calls]
+    return [{"type": "function", "function": call} for call in calls]
+
+
+def _call(call: Any, column: str, number: int) -> dict[str, Any]:
+    function = call.get("function") or call if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise _broken(number, column, "a tool call has a function with `name` and `arguments`", call)
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        arguments = _parsed(arguments, "the arguments of a tool call are not JSON", column, number)
+    if not isinstance(arguments, Mapping):
+        raise _broken(number, column, "the arguments of a tool call are an object", arguments)
+    function = {**function, "arguments": dict(arguments)}
+    return {**call, "function": function} if call.get("function") else function
+
+
+def _parsed(text: str, message: str, column: str, number: int) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise _broken(number, column, f"{message}: {error}", text) from error
+
+
+def _is_trained(turn: Mapping[str, Any], role: str, column: str, number: int) -> bool:
+    flags = {key: turn[key] for key in TRAINED if turn.get(key) is not None}
+    for key, flag in flags.items():
+        if flag not in (0, 1):
+            raise _broken(number, column, f"`{key}` of a turn is 0 or 1, or false or true", flag)
+    if role != "assistant":
+        if flags.get("train"):
+            raise _broken(number, column, "only turns of the assistant are trained on, but `train` is true", turn)
+        return True
+    if len(set(map(bool, flags.values()))) > 1:
+        raise _broken(number, column, f"{', '.join(f'`{key}`' for key in flags)} of a turn contradict each other", turn)
+    return all(flags.values())
 
 
 def _text_of(piece: Any, column: str, number: int) -> str:
     """OpenAI's content may be a list of parts; only texts can be trained on here."""
     if isinstance(piece, str):
         return piece
-    if isinstance(piece, Mapping) and isinstance(piece.get("text"), str):
+    is_text = isinstance(piece, Mapping) and (piece.get("type") or "text") in TEXT_PARTS
+    if is_text and isinstance(piece.get("text"), str):
         return piece["text"]
     raise _broken(number, column, "a part of a message that is not text", piece)
 
@@ -137,19 +303,25 @@ def _broken(number: int, column: str, message: str, value: Any, valid: tuple[str
 
 
 def why_unusable(messages: list[Message]) -> str:
-    """Why a conversation cannot be trained on, "" when it can: it has nothing to learn, or nothing to learn it from."""
+    """Why a conversation cannot be trained on, "" when it can: an answer or a question is missing or empty. One empty answer
+    is enough: it teaches the model to say nothing."""
     if not messages:
         return "empty conversation"
-    answers = [message for message in messages if message["role"] == "assistant"]
+    answers = [messages[turn] for turn in _answers(messages) if is_trained(messages[turn])]
     if not answers:
         return "no answer"
-    if not any(message["content"].strip() or message.get("tool_calls") for message in answers):
+    if not all(message["content"].strip() or message.get("tool_calls") for message in answers):
         return "empty answer"
-    first = next(message["role"] for message in messages if message["role"] != "system")
+    first = next(message["role"] for message in messages if message["role"] not in ("system", TOOLS))
     if first == "assistant":
         return "begins with an answer"
-    has_question = any(message["content"].strip() for message in messages if message["role"] != "assistant")
-    return "" if has_question else "empty text"
+    questions = [message["content"] for message in messages if message["role"] == "user"]
+    return "" if all(map(str.strip, questions)) else "empty text"
+
+
+def is_trained(message: Message) -> bool:
+    """Whether the loss counts the message if it is an answer; otherwise it is context."""
+    return bool(message.get("train", True))
 
 
 def until_last_answer(messages: list[Message]) -> list[Message]:
@@ -177,16 +349,73 @@ def tokenize_chats(
     return _by_prefixes(chats, tokenizer, numbers)
 
 
+def _for_template(messages: list[Message]) -> list[Message]:
+    """With the reasoning under each of the names that templates read."""
+    return [
+        {key: value for key, value in message.items() if key != "train"}
+        | dict.fromkeys(REASONING if "reasoning_content" in message else (), message.get("reasoning_content"))
+        for message in messages
+        if message["role"] != TOOLS
+    ]
+
+
+def _definitions(messages: list[Message]) -> list[dict[str, Any]] | None:
+    return json.loads(messages[0]["content"]) if messages[0]["role"] == TOOLS else None
+
+
 def render(messages: list[Message], tokenizer: PreTrainedTokenizerBase, number: int, prompt: bool = False) -> str:
     """The text of a conversation; `prompt`: up to where the assistant's next answer begins. Raises UserError."""
-    with _refusals(number):
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    lost = [call for message in messages for call in message.get("tool_calls") or [] if _name(call) not in text]
-    if lost:
-        message = f"row {number}: the chat template omits the tool call `{_name(lost[0])}`"
-        hint = "use a model whose template knows tools, or a template of your own (task.chat_template)"
+    text = _applied(messages, tokenizer, number, tokenize=False, add_generation_prompt=prompt)
+    if omitted := next(_omissions(messages, text), None):
+        message = f"row {number}: the chat template omits {omitted}"
+        hint = "use a model whose template knows it, or a template of your own (task.chat_template)"
         raise UserError(Problem(message, "task.chat_template", hint=hint))
     return text
+
+
+def _omissions(messages: list[Message], text: str) -> Iterator[str]:
+    """What templates skip silently. Thoughts before earlier answers may be missing: many templates cut them out."""
+    for tool in _definitions(messages) or ():
+        if _name(tool) not in text:
+            yield f"the definition of the tool `{_name(tool)}`"
+    for message in messages:
+        yield from (
+            f"the tool call `{_name(call)}`" for call in message.get("tool_calls", ()) if _name(call) not in text
+        )
+        if message["role"] == "system" and message["content"].strip() not in text:
+            yield "a system message"
+    if messages[-1].get("reasoning_content", "").strip() not in text:
+        yield "the reasoning of an answer (reasoning_content)"
+
+
+def _applied(messages: list[Message], tokenizer: PreTrainedTokenizerBase, number: int, **options: Any) -> Any:
+    chat = _for_template(messages)
+    options["tools"] = _definitions(messages)
+    with _refusals(number):
+        if any("tool_calls" in message for message in chat) and _expects_text(chat, tokenizer):
+            chat = [_with_text_arguments(message) for message in chat]
+        return tokenizer.apply_chat_template(chat, **options)
+
+
+def _expects_text(chat: list[Message], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template writes arguments as they are (DeepSeek's): objects fail there, or come out as Python's."""
+    try:
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+    except TypeError:
+        return True
+    functions = [call.get("function") or call for message in chat for call in message.get("tool_calls", ())]
+    return any(function["arguments"] and str(function["arguments"]) in text for function in functions)
+
+
+def _with_text_arguments(message: Message) -> Message:
+    def converted(call: dict[str, Any]) -> dict[str, Any]:
+        if "function" in call:
+            return {**call, "function": converted(call["function"])}
+        return {**call, "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
+
+    return (
+        {**message, "tool_calls": list(map(converted, message["tool_calls"]))} if "tool_calls" in message else message
+    )
 
 
 def _name(call: Any) -> str:
@@ -195,11 +424,13 @@ def _name(call: Any) -> str:
 
 def _by_marks(chat: list[Message], tokenizer: PreTrainedTokenizerBase, number: int) -> Tokens:
     render(chat, tokenizer, number)
-    with _refusals(number):
-        encoded = tokenizer.apply_chat_template(
-            chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-    return Tokens(list(encoded["input_ids"]), [bool(is_answer) for is_answer in encoded["assistant_masks"]])
+    encoded = _applied(chat, tokenizer, number, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    marked = Tokens(list(encoded["input_ids"]), [bool(is_answer) for is_answer in encoded["assistant_masks"]])
+    if all(map(is_trained, chat)):
+        return marked
+    # The template marks all answers; which turn a token belongs to only the prefixes tell.
+    (trained,) = _by_prefixes([chat], tokenizer, [number])
+    return Tokens(marked.ids, [mark and inside for mark, inside in zip(marked.answer, trained.answer, strict=True)])
 
 
 def _by_prefixes(
@@ -221,7 +452,8 @@ def _by_prefixes(
     for chat, number in zip(chats, numbers, strict=True):
         full = next(encoded)
         spans = [(next(encoded), next(encoded) if turn < len(chat) - 1 else full) for turn in _answers(chat)]
-        marked_chats.append(_marked(full, spans, tokenizer, special, number))
+        trained = [is_trained(chat[turn]) for turn in _answers(chat)]
+        marked_chats.append(_marked(full, spans, trained, tokenizer, special, number))
     return marked_chats
 
 
@@ -232,6 +464,7 @@ def _answers(chat: list[Message]) -> Iterator[int]:
 def _marked(
     ids: list[int],
     spans: list[tuple[list[int], list[int]]],  # for each answer: the tokens before it, and those until it ends
+    trained: list[bool],  # of each answer
     tokenizer: PreTrainedTokenizerBase,
     special: set[int],
     number: int,
@@ -239,7 +472,7 @@ def _marked(
     answer = [False] * len(ids)
     # The token that ends a turn, as the last answer shows it: the last special one.
     stop = next((token for token in reversed(ids[len(spans[-1][0]) :]) if token in special), None)
-    for before, until in spans:
+    for before, until in itertools.compress(spans, trained):
         start, end = len(before), len(until)
         if ids[:start] != before:
             raise _not_a_prefix(number)

@@ -315,6 +315,8 @@ def columns_of(source: Dataset, recipe: Recipe) -> dict[str, str]:
         elif need == "if mapped" or name not in source.column_names:
             continue
         column_by_role[role] = name
+    if problem := recipe.task.missing_columns(column_by_role, source.column_names):
+        raise UserError(problem)
     return column_by_role
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict
+from datasets import Audio, Dataset, DatasetDict, Image
 
 from sft_dist.data.cached_folder import cached_folder
 from sft_dist.data.formats.cache import streams_folder
@@ -21,7 +21,7 @@ from sft_dist.data.formats.media import as_stored
 from sft_dist.data.prepare import IDENTITY, REASON, TARGET, columns_of, read_rows
 from sft_dist.data.rows import ROW, Rows
 from sft_dist.data.sources import MEDIA_ROLES, load_rows, stream_tables
-from sft_dist.quality.findings import Finding, RowId, RowIndex, make_finding, rows_text
+from sft_dist.quality.findings import Finding, RowId, RowIndex, make_finding, rows_text, share_text
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.fingerprint import data_fingerprint
 from sft_dist.recipe.references import classify, resolve, sources_of, suffix_of
@@ -111,6 +111,7 @@ def read_source(recipe: Recipe, task: Task, scratch: Path, say: Callable[[str], 
         except UserError as error:
             findings.append(_missing(split, error))
             continue
+        findings += _unread(split, source, recipe, task)
         say(f"reading {len(source):,} rows of {split}")
         read = read_rows(source, split, lenient, forgiving, scratch)
         reasons = read.with_format("arrow")[:].column(REASON).to_pylist()
@@ -174,8 +175,37 @@ class _Forgiving:
         return self.task.num_chars(row)
 
 
+def _unread(split: str, source: Dataset, recipe: Recipe, task: Task) -> Iterator[Finding]:
+    """Columns and keys that are ignored, of tasks that recognise columns by their names alone."""
+    if set(recipe.task.columns.values()) != {"if present"}:
+        return
+    for name, feature in source.features.items():
+        if isinstance(feature, Image | Audio):
+            source = source.cast_column(name, type(feature)(decode=False))
+    column_by_role = columns_of(source, recipe)
+    used = {*column_by_role.values(), *recipe.data.where, recipe.data.split.group}
+    names = column_by_role | {name: name for name in source.column_names if name not in used}
+    rows: dict[str, list[RowId]] = {}
+    for number in range(len(source)):  # iteration does not decode columns of mixed types
+        row = source[number]
+        try:
+            for key in task.unread({role: row[name] for role, name in names.items()}):
+                rows.setdefault(key, []).append((split, number))
+        except (TypeError, ValueError):  # the row cannot be read, which is a finding of its own
+            continue
+    for key, row_ids in rows.items():
+        yield make_finding(
+            "unread-key", f"`{key}` is not read: {share_text(len(row_ids), len(source))} of {split}", row_ids
+        )
+
+
 def _missing(split: str, error: UserError) -> Finding:
     problem: Problem = error.problems[0]
+    if problem.path == "data.columns":
+        message = (
+            f"{split}: {problem.message}; it has {problem.value}; known are {', '.join(problem.valid)}; {problem.hint}"
+        )
+        return make_finding("missing-column", message)
     role = problem.path.rsplit(".", 1)[-1]
     columns = ", ".join(problem.valid)
     message = f"{split} has no column {problem.value!r}, which is to be read as {role}; it has {columns}"

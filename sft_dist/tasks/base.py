@@ -6,7 +6,7 @@ common from `BaseTask`.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -60,6 +60,9 @@ class Task(Protocol):
 
     def input_texts(self, rows: Rows) -> list[str]:
         """Text of each stored row by which near-duplicates are detected; [] where the inputs are not texts."""
+
+    def unread(self, row: dict[str, Any]) -> Iterable[str]:
+        """Names of what a row of the source has and `read` ignores; asked only of tasks whose columns are all optional."""
 
     def learn_labels(self, train: Rows) -> None:
         """Fix `labels` from the training rows, unless the recipe gives them. Raises UserError."""
@@ -141,6 +144,9 @@ class BaseTask:
 
     def from_input(self, row: dict[str, Any]) -> dict[str, Any]:
         return row
+
+    def unread(self, row: dict[str, Any]) -> Iterable[str]:
+        return ()
 
     def learn_labels(self, train: Rows) -> None:
         return None

@@ -24,7 +24,7 @@ from sft_dist.losses.tokens import CHUNK, TokenLoss, padded
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root
 from sft_dist.recipe.schema import CrossEntropyLoss, Recipe
-from sft_dist.recipe.tasks.instruction_tuning import InstructionTuningTask
+from sft_dist.recipe.tasks.instruction_tuning import CONTEXTS, SYSTEMS, InstructionTuningTask
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.loading import load_pretrained, load_tokenizer
 
@@ -42,7 +42,7 @@ class InstructionTuning(BaseTask):
     counts_tokens = True
     input_roles = ("prompt",)
     # Joined, or skipped when empty, before they become messages.
-    text_roles = ("instruction", "input", "output", "system")
+    text_roles = ("instruction", "question", "query", *CONTEXTS, "output", "response", "answer", *SYSTEMS)
     row_features = Features({"chat": Value("large_string")})  # messages as JSON: tools' arguments have no common type
     encoded_features = Features({"input_ids": List(Value("int32")), "answer": List(Value("bool"))})
 
@@ -63,6 +63,9 @@ class InstructionTuning(BaseTask):
         messages = chat.cleaned(chat.messages_of(row, number), self.recipe.data.clean)
         if reason := chat.why_unusable(messages):
             return reason
+        if self.settings.train_on == "all" and not all(map(chat.is_trained, messages)):
+            message = f"row {number}: a turn is excluded from training, but `train_on: all` trains on every token"
+            raise UserError(Problem(message, "task.train_on", value="all", hint="set task.train_on: answers"))
         messages = chat.with_system(chat.until_last_answer(messages), self.settings.system)
         return {"chat": json.dumps(messages, ensure_ascii=False)}
 
@@ -72,14 +75,20 @@ class InstructionTuning(BaseTask):
         return json.dumps(json.loads(row["chat"])[:-1], ensure_ascii=False)
 
     def num_chars(self, row: dict[str, Any]) -> int:
-        return sum(len(message["content"]) for message in json.loads(row["chat"]))
+        texts = ("content", "reasoning_content")
+        return sum(len(message.get(name, "")) for message in json.loads(row["chat"]) for name in texts)
 
     def input_texts(self, rows: Rows) -> list[str]:
-        """Returns all messages but system messages: many rows share a long one, which would make them near-duplicates."""
+        """Returns all messages but those of the system and the definitions of tools: many rows share long ones, which would
+        make them near-duplicates."""
         chats = map(json.loads, rows.column("chat"))
         return [
-            "\n".join(turn["content"] for turn in conversation if turn["role"] != "system") for conversation in chats
+            "\n".join(turn["content"] for turn in conversation if turn["role"] not in ("system", chat.TOOLS))
+            for conversation in chats
         ]
+
+    def unread(self, row: dict[str, Any]) -> Iterator[str]:
+        return chat.unread(row)
 
     # ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────
     def load_processor(self, source: str, **options: Any) -> PreTrainedTokenizerBase:
@@ -174,10 +183,12 @@ class InstructionTuning(BaseTask):
         )
 
     def from_input(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Reads a question, or the JSON text of a conversation up to the start of the next answer."""
+        """Reads a question, or the JSON text of a conversation up to the start of the next answer: its messages, or an object
+        with `messages` and `tools`."""
         prompt = row["prompt"]
         role = "messages" if prompt.startswith("[{") and prompt.endswith("}]") else "prompt"
-        messages = chat.messages_of({role: prompt}, 0) or [{"role": "user", "content": prompt}]
+        conversation = _conversation(prompt) or {role: prompt}
+        messages = chat.messages_of(conversation, 0) or [{"role": "user", "content": prompt}]
         messages = chat.cleaned(messages, self.recipe.data.clean)
         return {"asked": json.dumps(chat.with_system(messages, self.settings.system), ensure_ascii=False)}
 
@@ -311,6 +322,17 @@ def _stops(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     (tokens,) = chat.tokenize_chats([sample], tokenizer, [0])
     last = [id_ for id_, answer in zip(tokens.ids, tokens.answer, strict=True) if answer][-1:]
     return sorted(stops | ({*last} & set(tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder))))
+
+
+def _conversation(prompt: str) -> dict[str, Any] | None:
+    """The object with `messages` that a prompt is the JSON text of; None for any other text."""
+    if not prompt.startswith("{") or '"messages"' not in prompt:
+        return None
+    try:
+        conversation = json.loads(prompt)
+    except ValueError:
+        return None
+    return conversation if isinstance(conversation.get("messages"), list) else None
 
 
 def _packed(examples: Dataset, bins: list[list[int]]) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,7 @@
 A task is one class of facts here, a subclass of `TaskSettings`, and one class of work in `sft_dist/tasks/`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -75,6 +75,10 @@ class TaskSettings(Section):
     def files(self) -> dict[str, str]:
         """Option -> the local file that it names."""
         return {}
+
+    def missing_columns(self, roles: Collection[str], columns: Collection[str]) -> Problem | None:
+        """What is missing where only some of the roles are needed together; `roles` are those that have a column."""
+        return None
 
     def mixing(self) -> dict[str, float]:
         """Option -> strength, of those that mix the examples of a micro-batch."""

@@ -1,10 +1,20 @@
 """Facts of instruction tuning."""
 
+from collections.abc import Collection
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from sft_dist.recipe.errors import Problem
 from sft_dist.recipe.tasks.base import Columns, Kind, Positive, Starters, TaskSettings
+
+# Columns of the usual data sets, by what they hold; of several that have a value in a row the first is read.
+CONVERSATIONS = ("messages", "conversations", "conversation", "data")  # OpenAI; ShareGPT, Vicuna, OpenHermes; UltraChat
+QUESTIONS = ("instruction", "prompt", "question", "query")  # Alpaca, Dolly; prompt and completion; OpenOrca; MetaMath
+CONTEXTS = ("input", "context")  # Alpaca; Dolly
+ANSWERS = ("output", "completion", "response", "answer")
+SYSTEMS = ("system", "system_prompt")
+TOOL_COLUMNS = ("tools", "functions")
 
 
 class InstructionTuningTask(TaskSettings):
@@ -20,17 +30,9 @@ class InstructionTuningTask(TaskSettings):
     max_new_tokens: Positive = Field(256, description="Longest answer `predict` writes.")
 
     work = "sft_dist.tasks.instruction_tuning:InstructionTuning"
-    columns: ClassVar[Columns] = {
-        "messages": "if present",
-        "conversations": "if present",
-        "instruction": "if present",
-        "input": "if present",
-        "output": "if present",
-        "system": "if present",
-        "history": "if present",
-        "prompt": "if present",
-        "completion": "if present",
-    }
+    columns: ClassVar[Columns] = dict.fromkeys(
+        (*CONVERSATIONS, *QUESTIONS, *CONTEXTS, *ANSWERS, *SYSTEMS, *TOOL_COLUMNS, "history"), "if present"
+    )
     kinds = (
         Kind({"loss": "min", "perplexity": "min", "token_accuracy": "max", "exact_match": "max"}, ("cross-entropy",)),
     )
@@ -46,6 +48,28 @@ class InstructionTuningTask(TaskSettings):
             "evaluate.metric": "loss",
         }
     }
+
+    def missing_columns(self, roles: Collection[str], columns: Collection[str]) -> Problem | None:
+        if any(role in roles for role in CONVERSATIONS):
+            return None
+        has_question = any(role in roles for role in (*QUESTIONS, "input"))
+        has_answer = any(role in roles for role in ANSWERS)
+        if has_question and has_answer:
+            return None
+        valid: tuple[str, ...]
+        if has_question or has_answer:
+            lacking, valid = ("questions", QUESTIONS) if has_answer else ("answers", ANSWERS)
+            message, example = f"no column has the {lacking}", valid[0]
+        else:
+            message, valid = (
+                "no column has conversations, or questions and answers",
+                (*CONVERSATIONS, *QUESTIONS, *ANSWERS),
+            )
+            example = "messages"
+        hint = f"map the column, as in data.columns: {{{example}: NAME}}"
+        if "text" in columns:
+            hint += "; a column of whole texts (`text`) has to be divided into `prompt` and `completion`, or `messages`"
+        return Problem(message, "data.columns", value=", ".join(columns), valid=valid, hint=hint)
 
     @property
     def packs(self) -> bool:

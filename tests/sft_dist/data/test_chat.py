@@ -11,6 +11,7 @@ from sft_dist.data.chat import (
     cleaned,
     messages_of,
     tokenize_chats,
+    unread,
     until_last_answer,
     why_unusable,
     with_system,
@@ -57,6 +58,13 @@ def learned(tokenizer, chat, template=CHATML):
         {"instruction": "how many legs?", "input": "", "output": "eight"},
         {"prompt": "how many legs?", "completion": "eight", "messages": None, "instruction": ""},
         {"prompt": HELLO[:1], "completion": HELLO[1:]},
+        {"instruction": "how many legs?", "context": "", "response": "eight"},
+        {"question": "how many legs?", "answer": "eight"},
+        {"query": "how many legs?", "response": "eight"},
+        {"prompt": "how many legs?", "response": "eight", "output": "eight"},
+        {"prompt": "how many legs?", "messages": HELLO},
+        {"data": ["how many legs?", "eight"]},
+        {"conversation": HELLO},
     ],
 )
 def test_every_shape_becomes_messages(row):
@@ -80,6 +88,14 @@ def test_alpaca_with_input_system_and_history():
     ]
 
 
+def test_the_context_follows_the_question_and_numbers_are_answers():
+    row = {"system_prompt": "s", "question": "q", "context": "c", "answer": 0}
+    assert [(m["role"], m["content"]) for m in messages_of(row, 0)] == [
+        ("system", "s"), ("user", "q\nc"), ("assistant", "0")
+    ]  # fmt: skip
+    assert messages_of({"prompt": "q", "completion": 0}, 0)[1] == {"role": "assistant", "content": "0"}
+
+
 def test_sharegpt_tools_keep_their_text():
     turns = [("system", "s"), ("human", "q"), ("function_call", '{"name": "f"}'), ("observation", "42"), ("gpt", "42!")]
     row = {"conversations": [{"from": who, "value": text} for who, text in turns]}
@@ -100,7 +116,8 @@ def test_openai_tool_calls_need_no_text():
     [
         ({"messages": [{"role": "asistant", "content": "x"}]}, "unknown role"),
         ({"messages": [{"role": "user"}]}, "a turn without text"),
-        ({"messages": ["hello"]}, "a turn has `role` and `content`"),
+        ({"messages": [HELLO[0], "hello"]}, "a turn has `role` and `content`"),
+        ({"question": "x", "answer": "y", "response": "z"}, "several columns have an answer: response, answer"),
         ({"messages": "not json"}, "not a conversation"),
         ({"messages": {"role": "user"}}, "a list of turns is needed"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "not text"),
@@ -114,6 +131,31 @@ def test_a_broken_row_is_named(row, said):
 
 
 @pytest.mark.parametrize(
+    ("row", "names"),
+    [
+        ({"messages": HELLO, "prompt": "how many legs?", "id": 3, "tools": None}, ["id", "prompt"]),
+        ({"messages": [{**HELLO[0], "lang": "en", "id": None}, HELLO[1]]}, ["messages.lang"]),
+        ({"conversations": json.dumps([{**HELLO[0], "lang": "en"}])}, ["conversations.lang"]),
+        (
+            {"instruction": "x", "input": "", "output": "y", "history": [["a", "b"]], "system": "s", "text": "z"},
+            ["text"],
+        ),
+        ({"question": "x", "context": "", "answer": "y", "prompt": "z"}, ["question"]),
+        ({"messages": [{**HELLO[1], "weight": 1, "thinking": "t", "name": "n"}], "tools": "[]", "system": "s"}, []),
+    ],
+)
+def test_what_is_not_read_is_named(row, names):
+    assert list(unread(row)) == names
+
+
+@pytest.mark.parametrize("key", ["masked", "loss_scale", "train_detail", "images", "tools"])
+def test_keys_of_a_turn_that_change_what_is_learned_are_refused(key):
+    with pytest.raises(UserError, match=f"row 2: `{key}` of a turn is not supported"):
+        messages_of({"messages": [HELLO[0], {**HELLO[1], key: ["x"]}]}, 2)
+    assert messages_of({"messages": [HELLO[0], {**HELLO[1], key: None}]}, 2) == HELLO
+
+
+@pytest.mark.parametrize(
     ("row", "reason"),
     [
         ({}, "empty conversation"),
@@ -124,6 +166,21 @@ def test_a_broken_row_is_named(row, said):
         ({"messages": [{"role": "system", "content": "s"}, HELLO[1]]}, "begins with an answer"),
         ({"messages": HELLO[1:]}, "begins with an answer"),
         ({"prompt": " ", "completion": "x"}, "empty text"),
+        ({"messages": [HELLO[0], {"role": "assistant", "content": ""}, *HELLO]}, "empty answer"),
+        ({"messages": [*HELLO, HELLO[0], {"role": "assistant", "content": " "}]}, "empty answer"),
+        ({"messages": [HELLO[0], {"role": "assistant", "content": "", "weight": 0}, *HELLO]}, ""),
+        ({"messages": [*HELLO, {"role": "user", "content": " "}, HELLO[1]]}, "empty text"),
+        (
+            {
+                "messages": [
+                    HELLO[0],
+                    {"role": "assistant", "content": "f()"},
+                    {"role": "tool", "content": ""},
+                    HELLO[1],
+                ]
+            },
+            "",
+        ),
         ({"messages": HELLO}, ""),
     ],
 )
@@ -227,3 +284,213 @@ def test_a_tool_call_that_the_template_leaves_out_is_an_error(tokenizer):
         tokenizer.chat_template = template
         with pytest.raises(UserError, match=r"row 9: .*omits the tool call `weather`"):
             tokenize_chats([[HELLO[0], {"role": "assistant", "content": "", "tool_calls": [call]}]], tokenizer, [9])
+
+
+# ── answers that are context only ───────────────────────────────────────────────────────────────────────────────────
+def turns_with(*flags):
+    """A question and an answer for each mapping of flags."""
+    pairs = [[HELLO[0], {"role": "assistant", "content": f"answer {n}", **flag}] for n, flag in enumerate(flags)]
+    return messages_of({"messages": [turn for pair in pairs for turn in pair]}, 3)
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, THINKING, PLAIN_TEMPLATE])
+@pytest.mark.parametrize("flag", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss": False}])
+def test_an_answer_excluded_from_training_is_context_only(tokenizer, template, flag):
+    chat = turns_with({}, flag, {"weight": None, "train": True})
+    answers = learned(tokenizer, chat, template)
+    assert ["answer 0" in answers[0], "answer 2" in answers[1], len(answers)] == [True, True, 2]
+    tokenizer.chat_template = template
+    (tokens,) = tokenize_chats([chat], tokenizer, [0])
+    assert "answer 1" in tokenizer.decode(tokens.ids)
+
+
+def test_conversations_without_an_answer_to_train_on_are_unusable():
+    assert why_unusable(turns_with({"weight": 0}, {"loss": False})) == "no answer"
+    assert why_unusable(turns_with({"weight": 0}, {"weight": 1})) == ""
+
+
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [
+        ({**HELLO[1], "weight": 0.5}, "`weight` of a turn is 0 or 1"),
+        ({**HELLO[1], "loss": "no"}, "`loss` of a turn is 0 or 1"),
+        ({**HELLO[1], "weight": 1, "train": False}, "`weight`, `train` of a turn contradict each other"),
+        ({**HELLO[0], "train": True}, "only turns of the assistant are trained on"),
+    ],
+)
+def test_flags_without_a_meaning_are_refused(turn, message):
+    with pytest.raises(UserError, match=f"row 4: {message}"):
+        messages_of({"messages": [turn]}, 4)
+
+
+# ── tool calls ──────────────────────────────────────────────────────────────────────────────────────────────────────
+WEATHER = {"name": "weather", "arguments": {"city": "Z\u00fcrich", "days": 3, "unit": None}}
+ARGUMENTS = json.dumps(WEATHER["arguments"], ensure_ascii=False)
+# Like Qwen's.
+WITH_TOOLS = (
+    "{% if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ '<|im_end|>\n' }}"
+    "{% endif %}{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
+    "{% if message.reasoning_content %}{{ '<think>' + message.reasoning_content + '</think>' }}{% endif %}"
+    "{{ message.content }}{% for call in message.tool_calls %}{% set call = call.function or call %}"
+    "{{ '<call>' + call.name + ' ' + call.arguments | tojson + '</call>' }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Like DeepSeek's, whose arguments must be text, and like others that write what they are given.
+CONCATENATED = WITH_TOOLS.replace("call.arguments | tojson", "call.arguments")
+WRITTEN = WITH_TOOLS.replace(" + call.arguments | tojson + '</call>' }}", "}}{{ call.arguments }}{{ '</call>' }}")
+
+
+@pytest.mark.parametrize("template", [WITH_TOOLS, CONCATENATED, WRITTEN])
+@pytest.mark.parametrize(
+    "calls",
+    [
+        {"tool_calls": [{"type": "function", "function": WEATHER}]},
+        {"tool_calls": [{"type": "function", "function": {**WEATHER, "arguments": ARGUMENTS}}]},
+        {"tool_calls": json.dumps([{"type": "function", "function": {**WEATHER, "arguments": ARGUMENTS}}])},
+        {"tool_calls": [WEATHER]},
+        {"function_call": {**WEATHER, "arguments": ARGUMENTS}},
+    ],
+)
+def test_arguments_are_learned_as_objects_in_whatever_form_they_come(tokenizer, template, calls):
+    chat = messages_of({"messages": [HELLO[0], {"role": "assistant", "content": None, **calls}]}, 0)
+    assert learned(tokenizer, chat, template) == [f"<call>weather {ARGUMENTS}</call><|im_end|>"]
+
+
+def test_a_call_without_arguments_has_an_empty_object(tokenizer):
+    for arguments in ("", None, {}, "{}"):
+        call = {"function": {"name": "now", "arguments": arguments}}
+        chat = messages_of({"messages": [HELLO[0], {"role": "assistant", "content": "", "tool_calls": [call]}]}, 0)
+        assert learned(tokenizer, chat, WITH_TOOLS) == ["<call>now {}</call><|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("calls", "message"),
+    [
+        ([{"function": {"name": "f", "arguments": "{city: Paris}"}}], "the arguments of a tool call are not JSON"),
+        ([{"function": {"name": "f", "arguments": "[1]"}}], "the arguments of a tool call are an object"),
+        ([{"function": {"arguments": "{}"}}], "a tool call has a function with `name`"),
+        (["f()"], "a tool call has a function with `name`"),
+        ({"name": "f"}, "`tool_calls` is a list"),
+        ("f()", "`tool_calls` are not JSON"),
+    ],
+)
+def test_broken_tool_calls_name_the_row(calls, message):
+    with pytest.raises(UserError, match=f"row 8: {message}"):
+        messages_of({"messages": [HELLO[0], {"role": "assistant", "content": None, "tool_calls": calls}]}, 8)
+
+
+# ── reasoning ───────────────────────────────────────────────────────────────────────────────────────────────────────
+def thoughtful(**answer):
+    return messages_of({"messages": [HELLO[0], {**HELLO[1], **answer}]}, 6)
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+@pytest.mark.parametrize("template_key", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_is_learned_by_whatever_name(tokenizer, key, template_key):
+    template = WITH_TOOLS.replace("reasoning_content", template_key)
+    chat = cleaned(thoughtful(**{key: " spiders have eight\n"}), Clean())
+    assert learned(tokenizer, chat, template) == ["<think>spiders have eight</think>eight<|im_end|>"]
+
+
+def test_no_reasoning_leaves_no_trace():
+    assert thoughtful(reasoning_content=None, thinking="") == HELLO
+
+
+def test_reasoning_that_the_template_omits_is_an_error(tokenizer):
+    with pytest.raises(UserError, match="row 7: the chat template omits the reasoning of an answer"):
+        learned(tokenizer, thoughtful(thinking="spiders have eight"), CHATML)
+
+
+def test_templates_may_cut_earlier_reasoning(tokenizer):
+    last_only = WITH_TOOLS.replace("if message.reasoning_content", "if loop.last and message.reasoning_content")
+    answers = learned(tokenizer, thoughtful(thinking="first") + thoughtful(thinking="second"), last_only)
+    assert answers == ["eight<|im_end|>", "<think>second</think>eight<|im_end|>"]
+
+
+def test_reasoning_is_one_text():
+    with pytest.raises(UserError, match="row 6: the reasoning of a turn is text"):
+        thoughtful(thinking=["a"])
+    with pytest.raises(UserError, match="row 6: a turn has one reasoning"):
+        thoughtful(thinking="a", reasoning_content="b")
+    with pytest.raises(UserError, match="row 6: a part of a message that is not text"):
+        thoughtful(content=[{"type": "thinking", "thinking": "a"}, {"type": "text", "text": "b"}])
+
+
+def test_a_system_message_that_the_template_omits_is_an_error(tokenizer):
+    shown = "{% for message in messages if message.role != 'system' or message.content == 'a' %}"
+    first_only = CHATML.replace("{% for message in messages %}", shown)
+    chat = [{"role": "system", "content": "a"}, *HELLO]
+    assert learned(tokenizer, chat, first_only) == ["eight<|im_end|>"]
+    with pytest.raises(UserError, match="row 7: the chat template omits a system message"):
+        learned(tokenizer, [*chat, {"role": "system", "content": "now be rude"}, *HELLO], first_only)
+    assert len(learned(tokenizer, [*chat, {"role": "system", "content": "now be rude"}, *HELLO], CHATML)) == 2
+
+
+# ── definitions of tools ────────────────────────────────────────────────────────────────────────────────────────────
+NO_MARKS = "{% if false %}{% generation %}{% endgeneration %}{% endif %}"
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
+FUNCTION = {"name": "weather", "description": "Weather of a city", "parameters": PARAMETERS}
+TOOL = {"type": "function", "function": FUNCTION}
+PADDED = {**TOOL, "function": {**FUNCTION, "parameters": {**PARAMETERS, "required": None}}, "strict": None}
+ASKED = [HELLO[0], {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": WEATHER}]}]
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        {"tools": [TOOL]},
+        {"tools": json.dumps([TOOL])},
+        {"tools": TOOL},
+        {"tools": [json.dumps(TOOL)]},
+        {"tools": [FUNCTION]},
+        {"tools": [PADDED]},
+        {"functions": [FUNCTION]},
+    ],
+)
+@pytest.mark.parametrize("template", [WITH_TOOLS, NO_MARKS + WITH_TOOLS])
+def test_definitions_of_tools_are_in_the_prompt(tokenizer, tools, template):
+    tokenizer.chat_template = template
+    (tokens,) = tokenize_chats([messages_of({"messages": ASKED, **tools}, 0)], tokenizer, [0])
+    assert tokenizer.decode(tokens.ids).startswith(
+        f"<|im_start|>system\n{json.dumps(TOOL)}<|im_end|>\n<|im_start|>user"
+    )
+
+
+def test_sharegpt_calls_of_defined_tools_are_tool_calls(tokenizer):
+    turns = [("human", "q"), ("function_call", json.dumps(WEATHER)), ("observation", "sunny"), ("gpt", "It is sunny.")]
+    row = {"conversations": [{"from": who, "value": text} for who, text in turns], "tools": json.dumps([TOOL])}
+    answers = [f"<call>weather {ARGUMENTS}</call><|im_end|>", "It is sunny.<|im_end|>"]
+    assert learned(tokenizer, messages_of(row, 0), WITH_TOOLS) == answers
+    row["conversations"][1]["value"] = "weather()"
+    with pytest.raises(UserError, match="row 2: a function_call is not JSON"):
+        messages_of(row, 2)
+
+
+@pytest.mark.parametrize("nothing", [None, "", "[]", [], {}])
+def test_a_conversation_without_tools_has_no_definitions(nothing):
+    assert messages_of({"messages": HELLO, "tools": nothing}, 0) == HELLO
+
+
+def test_the_system_message_comes_after_the_definitions(tokenizer):
+    chat = with_system(messages_of({"messages": HELLO, "tools": [TOOL]}, 0), "Be kind.")
+    assert [message["role"] for message in chat] == ["tools", "system", "user", "assistant"]
+    assert with_system(chat, "Be rude.") == chat
+    assert why_unusable(chat) == ""
+    assert cleaned(chat, Clean(unicode="NFKC"))[0] == chat[0]
+
+
+def test_definitions_that_the_template_omits_are_an_error(tokenizer):
+    with pytest.raises(UserError, match="row 7: the chat template omits the definition of the tool `weather`"):
+        learned(tokenizer, messages_of({"messages": HELLO, "tools": [TOOL]}, 0), CHATML)
+
+
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [
+        ("weather", "the definitions of tools are not JSON"),
+        ([{"type": "function"}], "a tool has a function with `name`"),
+    ],
+)
+def test_broken_definitions_name_the_row(tools, message):
+    with pytest.raises(UserError, match=f"row 5: {message}"):
+        messages_of({"messages": HELLO, "tools": tools}, 5)

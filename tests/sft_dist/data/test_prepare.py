@@ -317,6 +317,16 @@ def test_conversations_and_sentences_are_cleaned_as_texts_are(tmp_path):
     assert found.dropped == {"where": 0, "duplicate": 1, "too long": 1}
 
 
+def test_data_without_columns_of_conversations_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no column has conversations, or questions and answers"):
+        prepared_for("instruction-tuning", [{"text": "### Human: hi"}], tmp_path / "rows.jsonl")
+    dolly = [{"instruction": "say 0", "context": "", "response": "0", "category": "qa"}]
+    assert (
+        '"content": "0"'
+        in prepared_for("instruction-tuning", dolly, tmp_path / "rows.jsonl").splits["train"].column("chat")[0]
+    )
+
+
 @pytest.mark.parametrize("task", ["text-classification", "translation", "token-classification", "instruction-tuning"])
 def test_of_rows_nearly_alike_the_first_stays(task, tmp_path):
     long = "the committee met in the old town hall on Tuesday and talked about the bridge until midnight"

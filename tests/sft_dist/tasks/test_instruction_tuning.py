@@ -98,6 +98,23 @@ def test_what_predict_is_asked_is_cleaned_like_what_was_trained_on():
     assert [m["content"] for m in json.loads(one.from_input({"prompt": asked})["asked"])] == ["Be kind.", "hi"]
 
 
+def test_predict_accepts_a_conversation_with_tools():
+    conversation = {"messages": [{"role": "user", "content": " hi "}], "tools": [{"name": "f", "parameters": {}}]}
+    one = task(system="Be kind.")
+    messages = json.loads(one.from_input({"prompt": json.dumps(conversation)})["asked"])
+    assert [message["role"] for message in messages] == ["tools", "system", "user"]
+    for text in ('{"messages": 1}', '{"messages"', '{"a": 1}'):
+        assert json.loads(one.from_input({"prompt": text})["asked"])[-1] == {"role": "user", "content": text}
+
+
+def test_an_excluded_turn_contradicts_training_on_all_tokens():
+    turns = [("user", "a", 1), ("assistant", "b", 0), ("user", "c", 1), ("assistant", "d", 1)]
+    row = {"messages": [{"role": role, "content": text, "weight": weight} for role, text, weight in turns]}
+    assert [m.get("train") for m in json.loads(task().read(row, 3)["chat"])] == [None, False, None, None]
+    with pytest.raises(UserError, match=r"task\.train_on: row 3: a turn is excluded"):
+        task(train_on="all").read(row, 3)
+
+
 def test_it_travels_to_other_processes():
     assert pickle.loads(pickle.dumps(task(packing=True))).settings.packing
 
