@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sft_dist.evaluation.leaderboard import Scored, common_metric, compose, rank_key, render
+from sft_dist.evaluation.leaderboard import Scored, common_metric, compose, rank_key, render, undefined_everywhere
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import write_json, write_text
 from sft_dist.recipe.trust import add_options, require_trust, trust_in
@@ -97,6 +97,8 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
         raise UserError(f"no checkpoint to evaluate in {names}" + "".join(f"\n    {line}" for line in damaged))
     ranking = sorted(scored, key=lambda candidate: rank_key(candidate, metric, direction))
     winner = ranking[0]
+    if note := undefined_everywhere(winner.scores, metric):
+        log.warning("%s", note)
     recipe = recipes[winner.folder]
     final: dict[str, dict[str, Any]] = {
         split: score_winner(evaluator, winner, recipe, split, force) for split in recipe.evaluate.report_on

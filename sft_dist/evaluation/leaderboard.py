@@ -42,6 +42,13 @@ def _sort_value(score: float | None, sign: float = 1.0) -> float:
     return sign * score if score is not None and math.isfinite(score) else math.inf
 
 
+def undefined_everywhere(winner: dict[str, Any], metric: str) -> str:
+    """Returns what to say when no checkpoint has the metric, else ""; `winner`: the scores of the first of a ranking."""
+    if _sort_value(winner.get(metric)) < math.inf:
+        return ""
+    return f"{metric} is undefined for every checkpoint, so the lower loss decides; choose another evaluate.metric"
+
+
 def compose(
     ranking: list[Scored],  # the winner first
     recipes: dict[RunFolder, Recipe],
@@ -118,6 +125,7 @@ def render(board: dict[str, Any]) -> str:
         "",
         *_table(rows),
         "",
+        *([f"Note: {note}.", ""] if (note := undefined_everywhere(winner["validation"], metric)) else []),
         f"Winner: run {winner['run']}, step {winner['step']} (`{winner['checkpoint']}`).",
     ]
     for split in ("train", "test"):

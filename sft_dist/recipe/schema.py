@@ -187,11 +187,13 @@ class FreezeTuning(Section):
     method: Literal["freeze"] = Field(
         description="Train the head and the parts of the model that the settings below name."
     )
-    train_first_layers: int | None = Field(None, ge=0, description="Train this many of the first layers.")
+    train_first_layers: int | None = Field(
+        None, ge=0, description="Train this many of the first layers (of an encoder-decoder: the encoder's)."
+    )
     train_last_layers: int | None = Field(
         None,
         ge=0,
-        description="Train this many of the last layers (0: only the head and what follows the layers).",
+        description="Train this many of the last layers, through all stacks (0: only the head and what follows the layers).",
     )
     train: list[str] | None = Field(
         None, description="Regular expressions; weights whose full name matches one are trained."

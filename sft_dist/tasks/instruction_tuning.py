@@ -220,10 +220,14 @@ class InstructionTuning(BaseTask):
     def _targets(self, row: dict[str, Any]) -> list[int]:
         """Returns each token's next token where it is learned; never an example's first token, which nothing predicts."""
         ids = row["input_ids"]
-        learned = row["answer"]
-        if self.settings.train_on == "all":
-            learned = [position > 0 for position in positions(row.get("sizes") or [len(ids)])]
+        learned = self._learned(row)
         return [id_ if is_target else IGNORED for id_, is_target in zip(ids[1:], learned[1:], strict=True)] + [IGNORED]
+
+    def _learned(self, row: dict[str, Any]) -> list[bool]:
+        """Returns for each token whether it counts in the loss."""
+        if self.settings.train_on == "all":
+            return [position > 0 for position in positions(row.get("sizes") or [len(row["input_ids"])])]
+        return row["answer"]
 
     # ── model ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def build_model(
@@ -286,24 +290,22 @@ class InstructionTuning(BaseTask):
         return [np.where(np.array(answer[1:], dtype=bool), tokens[1:], -100) for answer, tokens in pairs]
 
     def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
-        """Scores the tokens of answers. exact_match: share of examples of which every token is the likeliest, so that greedy
-        decoding gives the same answers."""
-        nll, tokens, right, matched = 0.0, 0, 0, 0
-        answers = examples.column("answer")
-        for (losses, predicted), answer, ids in zip(predictions, answers, examples.column("input_ids"), strict=True):
-            marked = np.array(answer[1:], dtype=bool)
-            agree = predicted[marked] == np.array(ids[1:])[marked]
-            nll += float(losses[marked].sum(dtype=np.float64))
-            tokens += int(marked.sum())
-            right += int(agree.sum())
-            matched += bool(agree.all())
-        if tokens == 0:
-            return {"perplexity": None, "token_accuracy": None, "exact_match": None}
-        mean = nll / tokens
+        """Scores the tokens: perplexity is of those that count in the loss, the others are of answers. exact_match: share of
+        the examples with an answer of which every token is the likeliest, so that greedy decoding gives the same answers."""
+        nll, num_learned = 0.0, 0
+        matches: list[np.ndarray] = []  # for each example with an answer, (tokens of answers,)
+        rows = map(examples.at, np.arange(len(examples))[:, None])
+        for (losses, predicted), (row,) in zip(predictions, rows, strict=True):
+            learned = np.array(self._learned(row)[1:], dtype=bool)
+            nll += float(losses[learned].sum(dtype=np.float64))
+            num_learned += int(learned.sum())
+            answer = np.array(row["answer"][1:], dtype=bool)
+            if answer.any():
+                matches.append(predicted[answer] == np.array(row["input_ids"][1:])[answer])
         return {
-            "perplexity": math.exp(mean) if mean < 700 else None,
-            "token_accuracy": right / tokens,
-            "exact_match": matched / len(examples),
+            "perplexity": _perplexity(nll, num_learned),
+            "token_accuracy": float(np.concatenate(matches).mean()) if matches else None,
+            "exact_match": float(np.mean([match.all() for match in matches])) if matches else None,
         }
 
     def describe(self, predictions: list[Any], processor: Any) -> list[dict[str, Any]]:
@@ -333,6 +335,12 @@ def _conversation(prompt: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return conversation if isinstance(conversation.get("messages"), list) else None
+
+
+def _perplexity(nll: float, num_tokens: int) -> float | None:
+    """None without tokens, and where it is too large for a number."""
+    mean = nll / num_tokens if num_tokens else math.inf
+    return math.exp(mean) if mean < 700 else None
 
 
 def _packed(examples: Dataset, bins: list[list[int]]) -> Iterator[dict[str, Any]]:

@@ -95,7 +95,7 @@ def _validate(t: Training) -> None:
     defined = {f"validation/{name}": value for name, value in scores.items() if value is not None}
     t.accelerator.log(defined, step=progress.step)
     if t.accelerator.is_main_process:
-        best = " (best)" if progress.best_step == progress.step else f" (best at step {progress.best_step})"
+        best = _best_note(progress.step, progress.best_step)
         log.info(
             "step %d: validation loss %s, %s %s%s",
             progress.step,
@@ -109,6 +109,13 @@ def _validate(t: Training) -> None:
 def patience_is_over(t: Training) -> bool:
     stopping = t.recipe.train.early_stopping
     return stopping is not None and t.progress.validations_without_gain >= stopping.patience
+
+
+def _best_note(step: int, best_step: int | None) -> str:
+    """`best_step` is None while every score has been undefined."""
+    if best_step is None:
+        return ""
+    return " (best)" if best_step == step else f" (best at step {best_step})"
 
 
 def _format_score(value: float | None) -> str:

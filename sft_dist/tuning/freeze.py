@@ -10,25 +10,28 @@ from torch import nn
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import FreezeTuning, Tuning
 from sft_dist.recipe.units import points_at
-from sft_dist.tuning.layers import body_of, layer_depths, layer_stack
+from sft_dist.tuning.layers import body_of, has_head, layer_depths, num_layers
 
 
 def freeze(model: nn.Module, tuning: FreezeTuning) -> None:
-    """Train the head, what stands after the body's layers (pooler, last norm), and what the recipe names."""
-    _, layers = layer_stack(model)
+    """Train the head, what stands after the body's layers (pooler, last norm), and what the recipe names. Weights that the
+    model itself keeps fixed, such as sinusoidal positions, stay so. Raises UserError."""
+    total = num_layers(model)
     names = [name for name, _ in model.named_parameters()]
     matches, problems = _matches(tuning, names)
-    problems += _too_many_layers(tuning, len(layers))
+    problems += _too_many_layers(tuning, total)
+    problems += _no_head(tuning, model)
     if problems:
         raise UserError(problems)
     depths = layer_depths(model)
     trained_depths = {0}
     trained_depths |= set(range(1, (tuning.train_last_layers or 0) + 1))
-    trained_depths |= set(range(len(layers) + 1 - (tuning.train_first_layers or 0), len(layers) + 1))
+    trained_depths |= set(range(total + 1 - (tuning.train_first_layers or 0), total + 1))
     if tuning.train_embeddings:
-        trained_depths.add(len(layers) + 1)
+        trained_depths.add(total + 1)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = depths[name] in trained_depths or name in matches
+        is_chosen = depths[name] in trained_depths or name in matches
+        parameter.requires_grad = parameter.requires_grad and is_chosen
 
 
 def train_biases(model: nn.Module) -> None:
@@ -42,7 +45,7 @@ def train_biases(model: nn.Module) -> None:
     if not has_biases:
         problem = f"{type(model).__name__} has no biases, so only the head would be trained"
         raise UserError(
-            Problem(problem, path="tuning.method", value="bitfit", hint="use lora, or freeze with train_last_layers: 0")
+            Problem(problem, path="tuning.method", value="bitfit", hint="use lora, or freeze with train_last_layers: 1")
         )
 
 
@@ -66,17 +69,25 @@ def zero_frozen_gradients(model: nn.Module, first: dict[str, int], step: int) ->
             parameter.grad = None
 
 
-def _too_many_layers(tuning: FreezeTuning, num_layers: int) -> Iterator[Problem]:
+def _no_head(tuning: FreezeTuning, model: nn.Module) -> Iterator[Problem]:
+    is_head_only = not (
+        tuning.train_first_layers or tuning.train_last_layers or tuning.train or tuning.train_embeddings
+    )
+    if is_head_only and not has_head(model):
+        message = f"{type(model).__name__} has no head of its own (its weights are those of the embeddings), so next to nothing would be trained"
+        hint = "set train_last_layers: 1 or more, train_embeddings: true, or use lora"
+        yield Problem(message, "tuning.train_last_layers", value=str(tuning.train_last_layers), hint=hint)
+
+
+def _too_many_layers(tuning: FreezeTuning, total: int) -> Iterator[Problem]:
     first, last = tuning.train_first_layers or 0, tuning.train_last_layers or 0
     for key, count in (("train_first_layers", first), ("train_last_layers", last)):
-        if count > num_layers:
-            yield Problem(
-                f"the model has {num_layers} layers", f"tuning.{key}", value=str(count), valid=(f"0 to {num_layers}",)
-            )
-    if max(first, last) <= num_layers < first + last:
+        if count > total:
+            yield Problem(f"the model has {total} layers", f"tuning.{key}", value=str(count), valid=(f"0 to {total}",))
+    if max(first, last) <= total < first + last:
         value = f"{first} first and {last} last layers"
         yield Problem(
-            f"the model has {num_layers} layers", "tuning.train_first_layers", value=value, hint="use tuning: full"
+            f"the model has {total} layers", "tuning.train_first_layers", value=value, hint="use tuning: full"
         )
 
 

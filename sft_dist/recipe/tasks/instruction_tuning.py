@@ -33,6 +33,8 @@ class InstructionTuningTask(TaskSettings):
     columns: ClassVar[Columns] = dict.fromkeys(
         (*CONVERSATIONS, *QUESTIONS, *CONTEXTS, *ANSWERS, *SYSTEMS, *TOOL_COLUMNS, "history"), "if present"
     )
+    # perplexity: exp of the mean negative log-likelihood of the tokens that `train_on` names, so exp(loss) unless the loss is
+    # smoothed. token_accuracy and exact_match are of the answers.
     kinds = (
         Kind({"loss": "min", "perplexity": "min", "token_accuracy": "max", "exact_match": "max"}, ("cross-entropy",)),
     )

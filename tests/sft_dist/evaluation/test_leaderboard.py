@@ -39,3 +39,14 @@ def test_the_leaderboard_says_why_there_are_no_scores():
     text = render(board)
     assert "- r step 1: 3 of 4 predictions are no numbers" in text
     assert "Without scores" not in render({**board, "rows": rows[:1]})
+    assert "is undefined for every checkpoint" not in text
+
+
+def test_a_metric_that_no_checkpoint_has_is_named_and_the_lower_loss_decides():
+    assert ranked("max", {"f1": None, "loss": 0.5}, {"f1": None, "loss": 0.2}) == [2, 1]
+    winner = {"run": "r", "step": 2, "validation": {"examples": 4, "loss": 0.2, "mcc": None}, "checkpoint": "/c"}
+    board = {
+        "metric": "mcc", "direction": "max", "winner": winner, "rows": [winner], "differences": {}, "labels": [],
+        "damaged": [], "export": None,
+    }  # fmt: skip
+    assert "mcc is undefined for every checkpoint, so the lower loss decides" in render(board)

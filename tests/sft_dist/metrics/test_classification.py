@@ -65,3 +65,51 @@ def test_regression_scores_by_hand():
     assert scores["r2"] == pytest.approx(1 - 1 / 2)
     assert scores["spearman"] == pytest.approx(1.0)
     assert regression_scores(np.ones(3), np.array([1.0, 2, 3]))["pearson"] is None
+
+
+# ── multi-label with a single class ─────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize(
+    ("targets", "predicted"),
+    [
+        ([1, 1, 0, 0, 0], [0, 0, 0, 0, 0]),
+        ([1, 1, 0, 0, 0], [1, 0, 1, 1, 0]),
+        ([0, 0, 0], [1, 0, 0]),
+        ([1, 1, 1], [0, 0, 0]),
+        ([1, 1, 1], [1, 1, 0]),
+    ],
+)
+def test_a_single_label_is_scored_by_its_presence(targets, predicted):
+    pairs = list(zip(targets, predicted, strict=True))
+    hits, extra, missed = pairs.count((1, 1)), pairs.count((0, 1)), pairs.count((1, 0))
+    scores = multi_label_scores(np.array([[6.0 * p - 3] for p in predicted]), np.array(targets)[:, None], 0.5)
+    for average in ("macro", "micro", "weighted"):
+        # Weights of absent classes are all 0, which scikit-learn averages to 0.
+        assert scores[f"precision_{average}"] == pytest.approx(hits / max(hits + extra, 1))
+        assert scores[f"recall_{average}"] == pytest.approx(hits / max(hits + missed, 1))
+        assert scores[f"f1_{average}"] == pytest.approx(2 * hits / (2 * hits + extra + missed))
+    assert scores["exact_match"] == pytest.approx(sum(t == p for t, p in pairs) / len(pairs))
+    assert scores["confusion_matrix"] == [[[pairs.count((0, 0)), extra], [missed, hits]]]
+
+
+def test_a_single_label_that_neither_occurs_nor_is_predicted_has_no_f1():
+    scores = multi_label_scores(np.full((3, 1), -3.0), np.zeros((3, 1), dtype=int), 0.5)
+    assert (scores["f1_macro"], scores["roc_auc"], scores["exact_match"]) == (None, None, 1.0)
+
+
+# ── undefined ───────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize(("targets", "predicted"), [([0, 1, 1], [1, 1, 1]), ([1, 1, 1], [0, 1, 1]), ([1, 1], [1, 1])])
+def test_mcc_of_one_class_alone_is_undefined(targets, predicted):
+    scores = single_label_scores(np.eye(2)[predicted], np.array(targets))
+    assert scores["mcc"] is None
+    assert scores["accuracy"] == pytest.approx(np.mean(np.equal(targets, predicted)))
+
+
+def test_mcc_of_chance_is_zero_and_not_undefined():
+    assert single_label_scores(np.eye(2)[[0, 1, 0, 1]], np.array([0, 0, 1, 1]))["mcc"] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("predicted", [[2.0, 2, 2], [1.0, 2, 3]])
+def test_r2_of_constant_targets_is_undefined(predicted):
+    scores = regression_scores(np.array(predicted), np.full(3, 2.0))
+    assert (scores["r2"], scores["pearson"], scores["spearman"]) == (None, None, None)
+    assert scores["mse"] == pytest.approx(np.mean((np.array(predicted) - 2) ** 2))

@@ -29,10 +29,11 @@ def said(tmp_path: Path, *overrides: str) -> str:
     return str(caught.value)
 
 
-def test_the_table_in_the_docs_is_current() -> None:
+def test_the_tables_in_the_docs_are_current() -> None:
     page = (DOCS / "strategies.md").read_text()
     current = runpy.run_path(str(DOCS / "tables.py"))["current"]
     assert "<!-- table: tunings -->" in page
+    assert "<!-- table: depths -->" in page
     assert current(page) == page, "run: python docs/tables.py"
 
 

@@ -154,6 +154,25 @@ def test_the_loss_is_the_mean_over_all_answer_tokens(tokenizer):
     assert scores["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("settings", [{}, {"train_on": "all"}])
+def test_perplexity_is_exp_of_the_loss_beside_it(tokenizer, settings, split):
+    one, model = task(packing=True, **settings), causal_model("llama", len(tokenizer))
+    examples = examples_of(one, rows(one), tokenizer, split)
+    scores = one.score(predictions_of(one, model, examples, tokenizer), examples, tokenizer)
+    loss, _ = loss_of(one, model, examples, tokenizer, 1)
+    assert scores["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
+
+
+def test_an_example_whose_answer_is_cut_away_does_not_count_as_matched(tokenizer):
+    one, model = task(train_on="all", max_length=8), causal_model("llama", len(tokenizer))
+    examples = examples_of(one, rows(one), tokenizer)
+    assert not any(map(any, examples.column("answer")))
+    scores = one.score(predictions_of(one, model, examples, tokenizer), examples, tokenizer)
+    assert (scores["exact_match"], scores["token_accuracy"]) == (None, None)
+    assert scores["perplexity"] == pytest.approx(math.exp(loss_of(one, model, examples, tokenizer, 1)[0]), rel=1e-4)
+
+
 @pytest.mark.parametrize("settings", [{}, {"packing": True}, {"train_on": "all"}])
 def test_loss_and_gradient_do_not_depend_on_micro_batches(tokenizer, settings):
     one, model = task(**settings), causal_model("llama", len(tokenizer))
