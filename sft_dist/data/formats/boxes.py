@@ -40,7 +40,7 @@ class Annotation(NamedTuple):
 
 
 def _rows(annotations: list[Annotation], streaming: bool) -> Dataset | IterableDataset:
-    columns = {
+    columns: dict[str, list[Any]] = {
         "image": [annotation.image for annotation in annotations],
         "objects": [annotation.objects for annotation in annotations],
         "width": [annotation.size[0] for annotation in annotations],
@@ -166,7 +166,7 @@ def _voc(file: Path, images: dict[str, Path]) -> Annotation:
             raise unreadable(f"{location}: <bndbox> has the numbers xmin, ymin, xmax, ymax", str(corners)) from None
         boxes.append(_box([xmin, ymin, xmax - xmin, ymax - ymin], location))
         names.append(name)
-    objects = {"bbox": boxes, "category": names, "iscrowd": [0] * len(boxes)}
+    objects: dict[str, list[Any]] = {"bbox": boxes, "category": names, "iscrowd": [0] * len(boxes)}
     size = (_positive(root.findtext("size/width")), _positive(root.findtext("size/height")))
     return Annotation(_image_of(file, root, images), objects, size)
 

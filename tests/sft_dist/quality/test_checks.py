@@ -12,6 +12,7 @@ from sft_dist.quality import duplicates, labels, lengths
 from sft_dist.quality.duplicates import check_leaks, check_repeats, equal_groups, sample_by_split
 from sft_dist.quality.estimate import earlier_rate, estimate, padding_share
 from sft_dist.quality.findings import RowIndex
+from sft_dist.quality.media import ImageFacts, check_boxes
 from sft_dist.quality.page import to_html
 from sft_dist.quality.report import Lengths, Report, to_json, to_text
 from sft_dist.recipe.findings import KINDS
@@ -214,3 +215,12 @@ def test_the_page_holds_everything_and_asks_nobody():
     assert "cut at 16" in page
     assert "prefers-color-scheme: dark" in page
     assert to_html(report()) == page
+
+
+def test_boxes_that_look_like_corners_are_called_so():
+    images = [ImageFacts(40, 30, False, 0, np.zeros(1))] * 2
+    index = RowIndex.from_ids({"train": np.array([0, 1])})
+    corners = [{"bbox": [[10, 5, 35, 28]]}, {"bbox": [[2, 3, 9, 9]]}]
+    assert "look like corners" in check_boxes(index, corners, images, None)[0].message
+    outside = [{"bbox": [[10, 5, 5, 29]]}, {"bbox": [[2, 3, 9, 9]]}]
+    assert "look like corners" not in check_boxes(index, outside, images, None)[0].message
