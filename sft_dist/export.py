@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sft_dist.recipe.entry_points import TASKS_GROUP, plugin_of
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json, write_json, write_text
 from sft_dist.recipe.masking import masked_values
 from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.tasks import TASKS
 from sft_dist.recipe.trust import add_options, require_trust, trust_in
 from sft_dist.recipe.tunings import best_form, export_form, has_adapter, merge_refusal
 from sft_dist.run.folder import RunFolder
@@ -105,7 +107,10 @@ def export(
         model.merge_and_unload().save_pretrained(staging_dir)  # type: ignore[operator]
         processor.save_pretrained(staging_dir)
     settings = masked_values(json.loads(recipe.model_dump_json()))  # an export is published
-    write_json(staging_dir / ABOUT, {"recipe": settings, "labels": labels, "step": step, "form": form})
+    about = {"recipe": settings, "labels": labels, "step": step, "form": form}
+    if recipe.task.type not in TASKS:
+        about["plugins"] = [plugin_of(TASKS_GROUP, recipe.task.type).to_json()]
+    write_json(staging_dir / ABOUT, about)
     public_recipe = Recipe.model_validate(settings)
     write_text(staging_dir / "README.md", model_card(public_recipe, folder, step, form, task, validation, final))
     if to.exists():

@@ -19,7 +19,7 @@ from sft_dist.recipe.explain import problems_from
 from sft_dist.recipe.files import shipped
 from sft_dist.recipe.masking import masked
 from sft_dist.recipe.schema import NAME_PATTERN, Positive
-from sft_dist.recipe.section import Section
+from sft_dist.recipe.section import Section, listing, mapping
 from sft_dist.recipe.source import Schema, Source, display_name
 from sft_dist.recipe.suggest import similar_to
 from sft_dist.recipe.units import bytes_of, check_memory, check_time, seconds_of
@@ -110,19 +110,11 @@ Time = Annotated[str, AfterValidator(check_time)]
 Memory = Annotated[str, AfterValidator(check_memory)]
 
 
-def _mapping() -> dict[str, Any]:
-    return {}
-
-
-def _list() -> list[Any]:
-    return []
-
-
 class Container(Section):
     runtime: Literal["apptainer", "pyxis"] = Field(description="Apptainer's own command, or srun's Pyxis plug-in.")
     image: Annotated[str, AfterValidator(_image)] = Field(description="Image file, or `docker://...`.")
     mounts: list[Annotated[str, AfterValidator(_mount)]] = Field(
-        default_factory=_list, description="Folders to see inside: `/data` or `/data:/inside[:ro]`. The run's own is."
+        default_factory=listing, description="Folders to see inside: `/data` or `/data:/inside[:ro]`. The run's own is."
     )
 
 
@@ -159,15 +151,15 @@ class Cluster(Section):
     max_array_size: Positive = Field(
         1001, description="Most tasks of a job array: MaxArraySize of `scontrol show config`."
     )
-    modules: list[Module] = Field(default_factory=_list, description="What `module load` gets: `[cuda/12.4]`.")
+    modules: list[Module] = Field(default_factory=listing, description="What `module load` gets: `[cuda/12.4]`.")
     venv: AbsolutePath | None = Field(None, description="Virtual environment on the nodes.")
     conda: Annotated[str, _matching(_CONDA, "an environment's name or path")] | None = Field(
         None, description="Conda environment, by name or path."
     )
     container: Container | None = Field(None, description="Train inside a container.")
-    environment: dict[Variable, Line] = Field(default_factory=_mapping, description="Environment variables.")
+    environment: dict[Variable, Line] = Field(default_factory=mapping, description="Environment variables.")
     nccl: dict[Variable, Line] = Field(
-        default_factory=_mapping, description="NCCL settings, such as `NCCL_SOCKET_IFNAME: ib0`."
+        default_factory=mapping, description="NCCL settings, such as `NCCL_SOCKET_IFNAME: ib0`."
     )
     shared_folder: AbsolutePath | None = Field(
         None, description="Folder every node sees; runs outside it are refused before they fail."
@@ -178,7 +170,7 @@ class Cluster(Section):
     )
     accounting: bool = Field(True, description="Does `sacct` answer here?")
     sbatch: dict[str, str | int | bool] = Field(
-        default_factory=_mapping, description="Further sbatch options by long name: `{reservation: course}`."
+        default_factory=mapping, description="Further sbatch options by long name: `{reservation: course}`."
     )
 
     @model_validator(mode="after")

@@ -184,7 +184,7 @@ def _name(names: Sequence[str], number: int) -> str:
 
 
 def are_classes(subject: Subject) -> bool:
-    return getattr(subject.recipe.task, "problem", "") != "regression"
+    return subject.recipe.task.has_classes
 
 
 def model_config(recipe: Recipe) -> dict[str, Any]:

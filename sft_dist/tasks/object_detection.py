@@ -147,13 +147,15 @@ class ObjectDetection(BaseTask):
         return predicted_boxes(outputs.logits.float(), outputs.pred_boxes.float(), inputs["sizes"], kind in SOFTMAX)
 
     # ── scores ──────────────────────────────────────────────────────────────────────────────────────────────────────
-    def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
+    def references(self, examples: Examples) -> list[Any]:
         boxes, classes = examples.column("boxes"), examples.column("classes")
-        truth = [
+        return [
             {"boxes": np.array(row, dtype=np.float64).reshape(-1, 4), "labels": np.array(labels, dtype=np.int64)}
             for row, labels in zip(boxes, classes, strict=True)
         ]
-        return box_scores(predictions, truth, self.labels)
+
+    def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
+        return box_scores(predictions, self.references(examples), self.labels)
 
     def describe(self, predictions: list[Any], processor: Any) -> list[dict[str, Any]]:
         return [

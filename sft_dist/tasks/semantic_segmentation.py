@@ -205,6 +205,9 @@ class SemanticSegmentation(BaseTask):
         return [confusion(*pair, len(self.labels), self.ignore_index) for pair in zip(predicted, truth, strict=True)]
 
     # ── scores ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    def references(self, examples: Examples) -> list[Any]:
+        return [None] * len(examples)  # a prediction is a confusion matrix, which holds the truth
+
     def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
         return mask_scores(np.sum(predictions, axis=0), self.labels)
 

@@ -50,7 +50,7 @@ class CleanSet:
             source[split] = str(file)
         return Recipe.model_validate(
             {
-                "name": "gate",
+                "name": "clean",
                 "task": self.task,
                 "model": {"path": str(self.model)},
                 "data": {"source": source, **self.data, **data},

@@ -95,14 +95,14 @@ def command(where: Path, *words: str) -> str:
     return done.stdout
 
 
-def trained_and_judged(where: Path, recipe: Path, *overrides: str) -> tuple[Path, dict[str, float]]:
+def trained_and_evaluated(where: Path, recipe: Path, *overrides: str) -> tuple[Path, dict[str, float]]:
     """The run's folder, and the winner's scores on the test split."""
     command(where, "sft_dist.train", "--runs", str(where / "runs"), str(recipe), *overrides)
     run = harness.the_run(where / "runs")
-    return run, judged(where, run)
+    return run, winner_scores(where, run)
 
 
-def judged(where: Path, run: Path) -> dict[str, float]:
+def winner_scores(where: Path, run: Path) -> dict[str, float]:
     command(where, "sft_dist.evaluate", str(run))
     (best,) = (run / "evaluation").glob("step-*.test.json")
     return json.loads(best.read_text())["scores"]
@@ -114,7 +114,7 @@ def test_the_encoder_of_whisper_learns_which_language_is_spoken(tmp_path):
     clips = need("spoken-words")
     recipe = ROOT / "recipes" / "audio-classification" / "quickstart.yaml"
     less = ("data.limit=240", "train.epochs=2", "train.micro_batch=16", "train.save_every=2 epochs")
-    run, scores = trained_and_judged(tmp_path, recipe, *less)
+    run, scores = trained_and_evaluated(tmp_path, recipe, *less)
     assert scores["uar"] > 0.6
     assert set(scores) >= {"accuracy", "f1_macro", "uar", "loss", "confusion_matrix"}
     config = json.loads((run / "export" / "config.json").read_text())
@@ -137,7 +137,7 @@ def test_whisper_learns_to_write_numbers_as_words(tmp_path):
     recipe = ROOT / "recipes" / "speech-recognition" / "quickstart.yaml"
     numbers = f"data.where={json.dumps({'text': NUMBERS})}"
     less = ("data.limit=32", "train.epochs=2", "train.micro_batch=4", "train.lr=1e-4", "train.save_every=2 epochs")
-    run, scores = trained_and_judged(tmp_path, recipe, numbers, *less)
+    run, scores = trained_and_evaluated(tmp_path, recipe, numbers, *less)
     before = error_rates_of(str(weights), files, [spoken[Path(file).name] for file in files])
     assert scores["wer"] < before["wer"], (scores, before)  # 0.63 was measured
     assert scores["cer"] < 0.5 * before["cer"], (scores, before)  # 0.17 was measured
@@ -198,6 +198,6 @@ def test_ctc_learns_a_vocabulary_of_its_own_in_two_processes(tones, tmp_path):
     }
     recipe.write_text(json.dumps(settings))
     run = harness.run(recipe, tmp_path / "runs", world_size=2)
-    assert judged(tmp_path, run)["cer"] < 0.5
+    assert winner_scores(tmp_path, run)["cer"] < 0.5
     texts = command(tmp_path, "sft_dist.predict", str(run), str(tones / "0.wav"), str(tones / "1.wav")).splitlines()
     assert [line[:1] for line in texts] == ["l", "h"], texts

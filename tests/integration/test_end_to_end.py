@@ -118,8 +118,8 @@ def test_eval_chooses_on_validation_tests_once_and_exports(place, trained):
     assert [json.loads(line)["text"] for line in said.splitlines()] == ["superb film", "awful film"]
 
 
-def test_a_capsule_runs_without_the_command_and_from_anywhere(place, trained, tmp_path):
-    """`run.sh` of a copied capsule, started over: the same curve."""
+def test_a_run_folder_runs_without_the_command_and_from_anywhere(place, trained, tmp_path):
+    """`run.sh` of a copied run folder, started over: the same curve."""
     import shutil
 
     folder, _ = trained

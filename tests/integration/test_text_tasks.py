@@ -44,7 +44,7 @@ def trained(where: Path, recipe: Path) -> Path:
     return harness.the_run(where / "runs")
 
 
-def judged(where: Path, run: Path) -> dict[str, Any]:
+def winner_scores(where: Path, run: Path) -> dict[str, Any]:
     """The winner's scores on the test split."""
     command(where, "sft_dist.evaluate", str(run))
     (best,) = (run / "evaluation").glob("step-*.test.json")
@@ -86,7 +86,7 @@ def test_names_in_tweets(tmp_path):
     file = written(tmp_path, "token-classification/quickstart.yaml", data=data, train=train)
     before = untrained(file)
     run = trained(tmp_path, file)
-    after = judged(tmp_path, run)
+    after = winner_scores(tmp_path, run)
     assert before["f1"] < 0.05, before
     assert after["f1"] > 0.15, after
     assert after["per_type"]["person"]["f1"] > 0.2, after["per_type"]
@@ -109,7 +109,7 @@ def test_a_chat_model_learns_who_it_is(tmp_path):
     file = written(tmp_path, "instruction-tuning/quickstart.yaml", task=task, train=train)
     before = untrained(file)
     run = trained(tmp_path, file)
-    after = judged(tmp_path, run)
+    after = winner_scores(tmp_path, run)
     assert after["loss"] < 0.5 * before["loss"], (before, after)
     assert after["token_accuracy"] > before["token_accuracy"] + 0.1, (before, after)
     assert after["perplexity"] == pytest.approx(2.718281828 ** after["loss"], rel=1e-4)
@@ -134,7 +134,7 @@ def test_packed_conversations_in_two_processes(tmp_path):
     before = untrained(file)
     run = harness.run(file, tmp_path / "runs", world_size=2)
     assert before["loss"] > 8
-    assert judged(tmp_path, run)["loss"] < before["loss"] - 1.5
+    assert winner_scores(tmp_path, run)["loss"] < before["loss"] - 1.5
     plan = json.loads((run / "attempts" / "001" / "start.json").read_text())
     assert plan["world_size"] == 2
 
@@ -180,7 +180,7 @@ def test_numbers_are_translated_by_two_processes(tmp_path):
     file = written(tmp_path, "translation/quickstart.yaml", data=data, train=train)
     before = untrained(file)
     run = harness.run(file, tmp_path / "runs", world_size=2)
-    after = judged(tmp_path, run)
+    after = winner_scores(tmp_path, run)
     assert before["chrf"] < 10, before
     assert after["chrf"] > 40, after
     assert after["loss"] < 0.2 * before["loss"], (before, after)
@@ -207,7 +207,7 @@ def test_a_multilingual_model_reads_verses(tmp_path):
     file = written(tmp_path, "translation/multilingual.yaml", data=data, train=train)
     before = untrained(file)
     run = trained(tmp_path, file)
-    after = judged(tmp_path, run)
+    after = winner_scores(tmp_path, run)
     assert after["loss"] < 6 < before["loss"] - 1, (before, after)
     generation = json.loads((run / "export" / "generation_config.json").read_text())
     assert generation["forced_bos_token_id"]
@@ -225,7 +225,7 @@ def test_summaries_of_documentation(tmp_path):
     )
     before = untrained(file)
     run = trained(tmp_path, file)
-    after = judged(tmp_path, run)
+    after = winner_scores(tmp_path, run)
     assert after["loss"] < 6.5 < before["loss"] - 1, (before, after)
     assert after["rougeL"] > before["rougeL"], (before, after)
     assert set(after) >= {"rouge1", "rouge2", "rougeL", "loss"}

@@ -1,4 +1,4 @@
-"""Each vision task as a user runs it: its recipe, trained, judged and asked, on real pictures, with less of them.
+"""Each vision task as a user runs it: its recipe, trained, evaluated and asked to predict, on real pictures, with less of them.
 
 The scores asked for are far from good: the models are small and random, and see the pictures for seconds.
 """

@@ -89,7 +89,7 @@ def test_a_job_that_waits_for_one_that_failed_is_explained(workplace: Workplace)
 
 @pytest.mark.slow
 @pytest.mark.starts_first
-def test_a_sweep_is_trained_scored_and_judged_though_one_run_was_killed(
+def test_a_sweep_is_trained_scored_and_evaluated_though_one_run_was_killed(
     idle_cluster: Cluster, tmp_path: Path, tiny_model: Path, reviews: Path
 ) -> None:
     (tmp_path / "tiny.yaml").write_text(
@@ -111,21 +111,21 @@ def test_a_sweep_is_trained_scored_and_judged_though_one_run_was_killed(
     plans = json.loads(sft_dist("plan", "tiny.yaml", "--cluster", "devcluster", "--json"))
     runs = [RunFolder(Path(plan["folder"])) for plan in plans]
     train = jobs_of(runs[0].path)[0].job
-    sent = sft_dist("submit", "tiny.yaml", "--no-check", "--cluster", "devcluster")  # what is running is judged, too
+    sent = sft_dist("submit", "tiny.yaml", "--no-check", "--cluster", "devcluster")  # what is running is evaluated, too
     assert "0 to send" in sent
-    score, judge = (jobs_of(runs[2].path)[place] for place in (1, 2))
-    assert [score.kind, score.task, judge.kind, judge.task] == ["score", 2, "eval", None]
+    score, evaluation = (jobs_of(runs[2].path)[place] for place in (1, 2))
+    assert [score.kind, score.task, evaluation.kind, evaluation.task] == ["score", 2, "eval", None]
     waits = f"pending, waits for another job (afterany:{train}_*(unfulfilled))"
     told = sft_dist("status")
     assert f"evaluation, job {score.job}: 3 {waits}" in told
-    assert f"evaluation, job {judge.job}: pending" in told
+    assert f"evaluation, job {evaluation.job}: pending" in told
     assert "0 to send; left alone" in sft_dist("submit", "tiny.yaml", "--no-check", "--cluster", "devcluster")
     assert len(jobs_of(runs[2].path)) == 3
 
     idle_cluster.wait_until(lambda: any(runs[2].checkpoints.glob("step-*")), 300, "the long run's first checkpoint")
     idle_cluster.run("scancel", "--full", "--signal=KILL", f"{train}_2")
     idle_cluster.wait_for_job(int(train), 120)
-    assert [idle_cluster.wait_for_job(int(one.job), 180)[-1] for one in (score, judge)] == ["COMPLETED"] * 2
+    assert [idle_cluster.wait_for_job(int(one.job), 180)[-1] for one in (score, evaluation)] == ["COMPLETED"] * 2
     board = read_json(tmp_path / "runs/tiny/leaderboard.json")
     assert board is not None
     assert {row["run"] for row in board["rows"]} == {run.id for run in runs}

@@ -153,7 +153,7 @@ def test_what_is_edited_while_the_job_waits_does_not_reach_it(workplace: Workpla
     assert run.recipe_file.read_bytes() == recipe
 
 
-def test_the_capsule_needs_nothing_but_plain_sbatch(workplace: Workplace) -> None:
+def test_the_run_folder_needs_nothing_but_plain_sbatch(workplace: Workplace) -> None:
     with (workplace.path / "here.yaml").open("a") as file:
         file.write("sbatch: {hold: true}\n")
     (run,) = workplace.submit("resources.nodes=2")
@@ -208,7 +208,7 @@ def test_a_node_on_which_the_software_does_not_load_is_left_out(workplace: Workp
 
 
 def test_a_thousand_runs_are_sent_at_once(workplace: Workplace) -> None:
-    """One array. The time it takes is printed (`pytest -s`), not judged: benchmarks/submit.py measures it."""
+    """One array. The time it takes is printed (`pytest -s`), not bounded: benchmarks/submit.py measures it."""
     with (workplace.path / "here.yaml").open("a") as file:
         file.write("sbatch: {hold: true}\n")
     sweep = f'matrix={{"train.seed": {list(range(1000))}}}'
@@ -292,9 +292,9 @@ def test_two_nodes_train_the_curve_of_one_process(
         "devcluster",
     )
     (folder,) = (tmp_path / "runs/tiny").glob("*/recipe.json")
-    train, judge = jobs_of(folder.parent)
+    train, evaluation = jobs_of(folder.parent)
     idle_cluster.wait_for_job(int(train.job), 240)
-    idle_cluster.wait_for_job(int(judge.job), 120)
+    idle_cluster.wait_for_job(int(evaluation.job), 120)
     assert (tmp_path / "runs/tiny/leaderboard.json").is_file()
     sft_dist("run", "tiny.yaml", "--processes", "1", "--runs", "alone")
     (alone,) = (tmp_path / "alone/tiny").glob("*/metrics.jsonl")

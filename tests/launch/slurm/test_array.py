@@ -16,7 +16,7 @@ def test_the_array_is_the_golden_one(golden: Golden) -> None:
     golden("array.sbatch", array_script(asked, cluster, "demo", Path("/runs/demo/list.txt"), 20, 4))
 
 
-def test_an_array_task_runs_the_capsule_on_its_line(bench: Bench) -> None:
+def test_an_array_task_runs_the_run_folder_on_its_line(bench: Bench) -> None:
     bench.render(nodes=1)
     (bench.path / "list.txt").write_text(f"/somewhere/else\n{bench.run_folder}\n")
     cluster = make_cluster()

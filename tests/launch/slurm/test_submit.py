@@ -30,7 +30,7 @@ def sent(submission: Submission, kind: str) -> list[str]:
     return [job_id for job_id, job in submission.jobs if job.kind == kind]
 
 
-def test_one_run_is_one_job_with_the_capsules_own_script(tmp_path: Path, slurm: Slurm) -> None:
+def test_one_run_is_one_job_with_the_run_folders_own_script(tmp_path: Path, slurm: Slurm) -> None:
     runs = prepared(tmp_path / "runs")
     done = submit(runs, CLUSTER, evaluate=False)
     folder = runs[0].plan.folder
@@ -41,7 +41,7 @@ def test_one_run_is_one_job_with_the_capsules_own_script(tmp_path: Path, slurm: 
     assert [(record.id, record.kind, record.cluster) for record in jobs_of(folder)] == [("101", "train", "here")]
 
 
-def test_a_sweep_is_one_array_over_its_capsules(tmp_path: Path, slurm: Slurm) -> None:
+def test_a_sweep_is_one_array_over_its_run_folders(tmp_path: Path, slurm: Slurm) -> None:
     runs = prepared(tmp_path / "runs", 20)
     done = submit(runs, CLUSTER, parallel=4, evaluate=False)
     (words,) = slurm.calls("sbatch")
@@ -93,12 +93,12 @@ def test_an_array_scores_each_run_and_one_job_chooses_whatever_became_of_trainin
     small = CLUSTER.model_copy(update={"max_array_size": 3})
     runs = prepared(tmp_path / "runs", 4)
     done = submit(runs, small)
-    train, train_2, score, score_2, judge = slurm.calls("sbatch")
+    train, train_2, score, score_2, evaluation = slurm.calls("sbatch")
     assert not [word for word in (*train, *train_2) if "dependency" in word]
     for words in (score, score_2):
         assert "#SBATCH --dependency=afterany:101:102\n" in script_of_call(words)
     assert "#SBATCH --array=0-2%3\n" in script_of_call(score)
-    assert "#SBATCH --dependency=afterany:103:104\n" in script_of_call(judge)
+    assert "#SBATCH --dependency=afterany:103:104\n" in script_of_call(evaluation)
     assert [sent(done, kind) for kind in ("train", "score", "eval")] == [["101", "102"], ["103", "104"], ["105"]]
     assert [[record.id for record in jobs_of(one.plan.folder)] for one in runs[::3]] == [
         ["101_0", "103_0", "105"],
@@ -106,7 +106,7 @@ def test_an_array_scores_each_run_and_one_job_chooses_whatever_became_of_trainin
     ]
 
 
-def test_one_run_is_judged_by_one_job_and_one_of_a_sweep_leaves_the_sweeps_leaderboard(
+def test_one_run_is_evaluated_by_one_job_and_one_of_a_sweep_leaves_the_sweeps_leaderboard(
     tmp_path: Path, slurm: Slurm
 ) -> None:
     runs = prepared(tmp_path / "runs")
@@ -151,7 +151,7 @@ def test_an_evaluation_that_was_left_out_is_sent_later_and_waits_for_what_is_que
     assert "#SBATCH --dependency=afterany:101\n" in script_of_call(slurm.calls("sbatch")[1])
 
 
-def test_finished_runs_are_judged_at_once_and_not_again(tmp_path: Path, slurm: Slurm) -> None:
+def test_finished_runs_are_evaluated_at_once_and_not_again(tmp_path: Path, slurm: Slurm) -> None:
     runs = prepared(tmp_path / "runs", 2)
     submit(runs, CLUSTER, evaluate=False)
     for one in runs:
@@ -380,7 +380,7 @@ def test_the_cluster_local_is_this_machine(workplace: Workplace) -> None:
 
 
 @pytest.mark.slow
-def test_the_cluster_local_trains_and_judges_what_a_cluster_would(
+def test_the_cluster_local_trains_and_evaluates_what_a_cluster_would(
     tmp_path: Path, tiny_model: Path, reviews: Path, slurm: Slurm
 ) -> None:
     (tmp_path / "tiny.yaml").write_text(

@@ -97,7 +97,7 @@ def test_values_keep_their_type_bit_for_bit(tmp_path, dtype):
         assert torch.equal(saved.full_value("w", "step"), torch.tensor(7, dtype=dtype))
 
 
-def test_whole_slots_keep_their_shape_and_are_told_from_the_others(tmp_path):
+def test_whole_states_keep_their_shape_and_differ_from_the_others(tmp_path):
     row = torch.randn(3, 1)
     write_pieces([Piece("w", "row_var", None, row), Piece("w", "exp_avg", 0, torch.ones(6))], tmp_path / "state", 0)
     with SavedState(tmp_path / "state") as saved:

@@ -118,16 +118,16 @@ def test_calibration_finds_the_temperature_that_was_put_in():
     assert np.abs(labels.calibrated(shy, numbers) - true).mean() < 0.01
 
 
-def test_labels_are_judged_only_by_a_classifier_that_knows_them():
+def test_labels_are_reviewed_only_by_a_classifier_that_knows_them():
     rng = np.random.default_rng(0)
     names = np.array(["a", "b"] * 150)
     clear = np.where(names == "a", -2.0, 2.0)[:, None] + rng.normal(size=(300, 4)) * 0.5
     given = names.copy()
     given[[10, 77]] = ["b", "a"]
-    judged = labels.review_labels(clear, given.tolist())
-    assert judged is not None
-    assert {one.index for one in judged.suspicions} == {10, 77}
-    assert {(one.label, one.likely) for one in judged.suspicions} == {("b", "a"), ("a", "b")}
+    review = labels.review_labels(clear, given.tolist())
+    assert review is not None
+    assert {one.index for one in review.suspicions} == {10, 77}
+    assert {(one.label, one.likely) for one in review.suspicions} == {("b", "a"), ("a", "b")}
     blind = labels.review_labels(rng.normal(size=(300, 4)), given.tolist())
     assert blind is not None
     assert blind.suspicions == ()

@@ -266,11 +266,11 @@ def test_exact_match_is_greedy_decoding_giving_the_answer(tokenizer):
     one, model = task(max_new_tokens=16), causal_model("gpt2", len(tokenizer))
     examples = examples_of(one, rows(one), tokenizer)
     train_on(one, model, examples, tokenizer, 25, lr=1e-2)
-    judged = predictions_of(one, model, examples, tokenizer)
+    predictions = predictions_of(one, model, examples, tokenizer)
     prompts = examples_of(
         one, {"asked": [one.from_input({"prompt": q})["asked"] for q in QUESTIONS]}, tokenizer, "input"
     )
     written = predictions_of(one, model, prompts, tokenizer)
     for place, (text, answer) in enumerate(zip(written, QUESTIONS.values(), strict=True)):
-        alone = one.score([judged[place]], type(examples)(examples.table.select([place])), tokenizer)
+        alone = one.score([predictions[place]], type(examples)(examples.table.select([place])), tokenizer)
         assert bool(alone["exact_match"]) == (text == answer)

@@ -94,7 +94,7 @@ def test_segformer_learns_shapes(folders):
     assert untrained["mean_iou"] < 0.35
     assert scores["mean_iou"] > 0.6
     assert scores["pixel_accuracy"] > 0.85
-    assert np.sum(scores["confusion_matrix"]) == 8 * 40 * 60  # judged at the size of the masks
+    assert np.sum(scores["confusion_matrix"]) == 8 * 40 * 60  # scored at the size of the masks
     inputs, targets = task.collate([{"image": scene(200)["image"]}], processor, None)
     assert targets is None
     (said,) = task.describe(task.predict(model, inputs, task.forward(model, inputs), processor), processor)

@@ -28,7 +28,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from sft_dist.data.rows import ROW, Examples
 from sft_dist.recipe.schema import Recipe
-from sft_dist.tasks.speech_recognition import ctc_tokenizer
+from sft_dist.tasks.speech_ctc import ctc_tokenizer
 
 RATE = 16000
 _SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

@@ -156,7 +156,7 @@ def test_every_nth_is_kept(folder):
     assert kept(folder, [1, 2, 3, 4, 5, 6], scores, keep_last=1, keep_points=(2, 4, 6)) == [1, 2, 4, 6]
 
 
-def test_what_nobody_has_judged_yet_is_kept(folder):
+def test_an_unscored_checkpoint_is_kept(folder):
     assert kept(folder, [1, 2, 3, 4], {2: 0.5, 3: 0.4, 4: 0.3}, keep_last=1) == [1, 2, 4]
 
 
@@ -164,7 +164,7 @@ def test_an_undefined_score_is_no_reason_to_keep(folder):
     assert kept(folder, [1, 2, 3], {1: None, 2: 0.5, 3: 0.4}, keep_last=1) == [2, 3]
 
 
-def test_what_the_sweep_has_judged_counts(folder):
+def test_the_scores_of_the_sweep_count(folder):
     folder.evaluation.mkdir()
     for step, score in ((1, 0.2), (2, 0.8)):
         record = {"step": step, "split": "validation", "checkpoint": "x", "scores": {"accuracy": score}}

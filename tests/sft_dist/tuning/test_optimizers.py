@@ -297,7 +297,7 @@ def test_state_that_cannot_be_written_is_refused_and_not_lost():
 
 
 @pytest.mark.skipif(not is_installed("schedulefree"), reason="schedulefree is not installed")
-def test_a_schedule_free_optimizer_is_judged_by_other_weights_than_it_trains():
+def test_a_schedule_free_optimizer_is_evaluated_with_other_weights_than_it_trains():
     model = large_model(0)
     optimizer = build_optimizer(model, train_of(lr=0.1, optimizer="schedule_free_adamw"))
     take_steps(model, optimizer, 0, 3)

@@ -111,7 +111,7 @@ def write_recipe(path: Path, model: Path, source: Path, name: str) -> Path:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """The reviews with a column of tags: what is praised, whether the text is long, or nothing."""
-    file = write_reviews(tmp_path_factory.mktemp("judging") / "reviews.csv", 120)
+    file = write_reviews(tmp_path_factory.mktemp("evaluation") / "reviews.csv", 120)
     with file.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     with file.open("w", newline="") as stream:
@@ -164,7 +164,7 @@ def copied(trained, tmp_path):
 
 @pytest.fixture
 def scored(monkeypatch) -> list[tuple[str, int, str]]:
-    """What the judge is asked to score from here on: (run, step, split)."""
+    """What the evaluator scores from now on: (run, step, split)."""
     asked: list[tuple[str, int, str]] = []
     score = Evaluator.score
 
@@ -256,14 +256,14 @@ def test_tensorboard_holds_losses_and_validation_scores(trained):
     assert logged == pytest.approx(harness.losses(trained["full"].path), abs=1e-6)
 
 
-def test_early_stopping_ends_the_run_and_pruning_spares_the_best_and_the_unjudged(trained):
+def test_early_stopping_ends_the_run_and_pruning_spares_the_best_and_the_unscored(trained):
     folder = trained["idle"]
     outcome = json.loads((folder.path / "attempts/001/outcome.json").read_text())
     assert outcome["state"] == "finished"
     assert outcome["last_step"] == 12
     assert "early stopping" in outcome["reason"]
     assert max(harness.losses(folder.path)) == 12
-    # 4 is the best, 12 the newest, 2, 6 and 10 were never validated; 8 was judged and is worse than none of these.
+    # 4 is the best, 12 the newest, 2, 6 and 10 were never validated; 8 was scored and is worse than none of these.
     assert [int(path.name[5:]) for path in sorted(folder.checkpoints.glob("step-*"))] == [2, 4, 6, 10, 12]
 
 
@@ -396,7 +396,7 @@ def test_a_model_that_answers_with_no_numbers_ranks_last_and_the_sweep_goes_on(c
     assert f"step {best}: 13 of 13 predictions are NaN or infinite" in (folder.path / "leaderboard.md").read_text()
 
 
-def test_when_all_are_damaged_there_is_nothing_to_judge(copied):
+def test_when_all_are_damaged_there_is_nothing_to_evaluate(copied):
     folder = copied("full")
     for step in SAVED["full"]:
         damage(folder.checkpoint(step) / "trainer.json")

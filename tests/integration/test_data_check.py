@@ -109,7 +109,7 @@ def test_submit_sends_nothing_while_there_are_errors(place: Path):
     assert list(place.glob("runs/demo/*/recipe.json")) == []
 
 
-def test_the_gate_asks_once_for_the_same_data_and_lets_through_what_is_allowed(
+def test_the_data_check_asks_once_for_the_same_data_and_lets_through_what_is_allowed(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ):
     put_leak(place)
