@@ -210,7 +210,7 @@ def _boxes_and_names(objects: Any, number: int) -> tuple[list[list[float]], list
     data sets contain. Raises UserError for invalid boxes."""
     if isinstance(objects, list):
         objects = {key: [value[key] for value in objects] for key in ("bbox", "category")}
-    boxes, names = list(objects["bbox"]), [class_name(value) for value in objects["category"]]
+    boxes, names = list(objects["bbox"]), [class_name(value, number, "objects") for value in objects["category"]]
     if len(boxes) != len(names):
         message, counts = f"row {number}: each box needs one category", f"{len(boxes)} boxes, {len(names)} categories"
         raise UserError(Problem(message, "data.columns.objects", value=counts))

@@ -11,6 +11,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTr
 
 from sft_dist.data.clean import clean_text
 from sft_dist.data.rows import Examples, Rows
+from sft_dist.data.text_lists import is_broken_list, parse_list
 from sft_dist.losses.classification import CrossEntropy, Focal, build_loss
 from sft_dist.losses.targets import IGNORED
 from sft_dist.losses.tokens import TokenLoss, padded
@@ -44,8 +45,11 @@ class TokenClassification(BaseTask):
 
     # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
-        tokens = [clean_text(token, self.recipe.data.clean) for token in _list(row["tokens"])]
-        tags = _list(row["tags"])
+        tokens = [
+            clean_text(token, self.recipe.data.clean, "tokens", number)
+            for token in _items(row["tokens"], "tokens", number)
+        ]
+        tags = ["" if tag is None else class_name(tag, number, "tags") for tag in _items(row["tags"], "tags", number)]
         if not any(token.strip() for token in tokens):
             return "empty text"
         if not tags or "" in tags:
@@ -209,10 +213,16 @@ def _as_bio(sentences: list[list[str]], labels: list[str]) -> list[list[str]]:
     return [[tag if tag == OUTSIDE else f"B-{tag}" for tag in tags] for tags in sentences]
 
 
-def _list(value: Any) -> list[str]:
-    """Accepts a list, or words separated by spaces."""
-    words = value.split() if isinstance(value, str) else value or []
-    return ["" if word is None else class_name(word) if not isinstance(word, str) else word for word in words]
+def _items(value: Any, role: str, row: int) -> list[Any]:
+    """Returns the items of a list, of a list's text, or words separated by spaces. Raises UserError naming the row."""
+    if value is None or isinstance(value, (list, tuple)):
+        return list(value or ())
+    if not isinstance(value, str) or is_broken_list(value):
+        message = f"row {row}: a list is needed, or words separated by spaces"
+        hint = 'write a list as JSON: ["Anna", "went"]'
+        raise UserError(Problem(message, f"data.columns.{role}", value=repr(value)[:200], hint=hint))
+    items = parse_list(value)
+    return value.split() if items is None else items
 
 
 def _first_pieces(word_ids: list[int | None], num_words: int) -> list[int]:
