@@ -329,7 +329,7 @@ def test_every_architecture_tags_the_words_themselves(name):
 def _train(*sentences):
     tags = [sentence.split() for sentence in sentences]
     table = {"tokens": [["word"] * len(names) for names in tags], "tags": tags, ROW: list(range(5, 5 + len(tags)))}
-    return Rows(Dataset.from_dict(table), "train")
+    return Rows(Dataset.from_dict(table))
 
 
 def _learner(labels=None):
