@@ -100,7 +100,7 @@ def predict(model_folder: Path, files: list[str], as_json: bool, trust: Trust = 
         rows = [
             task.from_input(
                 {
-                    role: _media(text, file, recipe) if role in MEDIA else clean_text(text, recipe.data.clean)
+                    role: _media(text, file, recipe) if role in MEDIA else clean_text(text, recipe.data.clean, role)
                     for role, text in row.items()
                 }
             )

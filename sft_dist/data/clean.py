@@ -8,13 +8,16 @@ never a guess of the hashing. In memory stays one number a band and text (at mos
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
+from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Clean
 
 SHINGLE = 5  # characters
@@ -27,11 +30,35 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _NOT_A_LETTER = re.compile(r"[\W_]+")
 
 
-def clean_text(value: Any, clean: Clean) -> str:
-    text = "" if value is None else str(value)
+def clean_text(value: Any, clean: Clean, role: str = "text", row: int | None = None) -> str:
+    """Returns the normal form of a text, a number or a truth value. Raises UserError for anything else."""
+    text = _text_of(value, role, row)
     if clean.unicode != "none":
         text = unicodedata.normalize(clean.unicode, text)
     return text.strip() if clean.strip else text
+
+
+def _text_of(value: Any, role: str, row: int | None) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, Decimal)):
+        return str(value)
+    if isinstance(value, float):
+        return repr(float(value))
+    place = "" if row is None else f"row {row}: "
+    message = f"{place}a text is needed, not {type_name(value)}"
+    hint = "write it as text in the source (lists and objects as JSON text), or map another column in data.columns"
+    raise UserError(Problem(message, f"data.columns.{role}", value=repr(value)[:200], hint=hint))
+
+
+def type_name(value: Any) -> str:
+    """Names the type of a value of a source as its author would."""
+    names = {list: "a list", tuple: "a list", dict: "an object", bytes: "bytes"}
+    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def near_duplicates(

@@ -12,7 +12,8 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -254,7 +255,9 @@ class _Reader:
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]] = {name: [] for name in (*self.stored, ROW, REASON, *IDENTITY, TARGET)}
-        values = {role: self._values(role, batch[name], self.names[name]) for role, name in self.columns.items()}
+        values = {
+            role: self._values(role, batch[name], self.names[name], batch[ROW]) for role, name in self.columns.items()
+        }
         for position, number in enumerate(batch[ROW]):
             row = self._read({role: column[position] for role, column in values.items()}, number)
             if not isinstance(row, str) and self._too_long(row):
@@ -279,18 +282,20 @@ class _Reader:
         return columns
 
     def _read(self, values: dict[str, Any], number: int) -> dict[str, Any] | str:
-        try:
+        with _naming_split(self.split):
             return self.task.read(values, number)
-        except UserError as error:  # names the row
-            raise UserError(
-                [replace(problem, message=f"{self.split} {problem.message}") for problem in error.problems]
-            ) from None
 
-    def _values(self, role: str, values: list[Any], named: Callable[[Any], Any] | None) -> list[Any]:
+    def _values(
+        self, role: str, values: list[Any], named: Callable[[Any], Any] | None, numbers: list[int]
+    ) -> list[Any]:
         if named is not None:
             values = [named(value) for value in values]
         if role in self.task.text_roles:
-            return [clean_text(value, self.data.clean) for value in values]
+            with _naming_split(self.split):
+                return [
+                    clean_text(value, self.data.clean, role, number)
+                    for value, number in zip(values, numbers, strict=True)
+                ]
         if role in ("image", "mask", "audio"):
             return [{"path": value, "bytes": None} if isinstance(value, str) else value for value in values]
         return values
@@ -303,6 +308,16 @@ class _Reader:
         if reason in EMPTY and not self.data.clean.drop_empty:
             message = f"row {number} of {self.split}: {reason}"
             raise UserError(Problem(message, path="data.clean.drop_empty", value="false"))
+
+
+@contextmanager
+def _naming_split(split: str) -> Iterator[None]:
+    """Puts the split before the row that an error names."""
+    try:
+        yield
+    except UserError as error:
+        problems = [replace(problem, message=f"{split} {problem.message}") for problem in error.problems]
+        raise UserError(problems) from None
 
 
 def columns_of(source: Dataset, recipe: Recipe) -> dict[str, str]:

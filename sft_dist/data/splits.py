@@ -38,7 +38,12 @@ def hold_out(
         classes = [strata[int(i)] for i in remaining] if strata is not None else None
         if classes is not None:
             rarest, count = min(Counter(classes).items(), key=lambda item: item[1])
-            if count < 2 or len(set(classes)) > min(size, len(remaining) - size):
+            num_classes = len(set(classes))
+            if count >= 2 and num_classes > min(size, len(remaining) - size):
+                message = f"{num_classes} classes do not fit into the {size} rows of {split}: each needs a row there"
+                hint = "hold out a larger share, add rows, or set data.split.stratify=false"
+                raise UserError(Problem(message, path=f"data.split.{split}", value=f"{share:g}", hint=hint))
+            if count < 2:
                 raise UserError(
                     Problem(
                         f"class {rarest!r} has {count} rows, too few to be divided with equal shares",

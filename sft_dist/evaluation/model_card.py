@@ -12,6 +12,12 @@ from sft_dist.run.folder import RunFolder
 from sft_dist.tasks.base import Task
 
 
+def _scheme_line(scores: dict[str, Any]) -> str:
+    """Says by which tag scheme entities were counted, where tags were scored."""
+    scheme = scores.get("tag_scheme")
+    return f"\nEntities are counted by the tag scheme: {scheme['name']}.\n" if scheme else ""
+
+
 def model_card(
     recipe: Recipe,
     folder: RunFolder,
@@ -58,7 +64,7 @@ tags: [sft-dist, {recipe.tuning.method}]
 ## Scores
 
 {chr(10).join(table)}
-
+{_scheme_line(validation)}
 The checkpoint was chosen by its validation score; test was scored once, for this checkpoint alone.
 
 ## Use

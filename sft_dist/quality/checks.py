@@ -144,7 +144,11 @@ def _digests_of(subject: Subject, split: str, ids: np.ndarray) -> np.ndarray:
 
 def check_label_quality(subject: Subject, say: Say) -> list[Finding]:
     counts, first, unit = count_classes(subject)
-    findings = labels.check_classes(counts, first, unit, subject.task.labels) if counts else []
+    findings = (
+        labels.check_classes(counts, first, unit, subject.task.labels, subject.task.recipe.data.labels or ())
+        if counts
+        else []
+    )
     findings += labels.check_label_order(subject.task.labels, model_labels(subject.recipe)) if counts else []
     if not subject.has("label") or not are_classes(subject):
         return findings

@@ -31,6 +31,7 @@ def check_classes(
     places_of: Mapping[str, Mapping[str, Sequence[RowId]]],
     unit: str = "rows",
     expected_classes: Sequence[str] = (),  # classes the model will have, whether or not there are training rows of them
+    given_classes: Sequence[str] = (),  # data.labels
 ) -> list[Finding]:
     """Classes that a split lacks, that are rare, that are uneven. places_of: split -> class -> its first rows. Unevenness is
     told only where it is rows that have a class: there it can be weighed against."""
@@ -52,6 +53,9 @@ def check_classes(
                     "label-missing-in-split", f"{split} has no row of {join_names(missing, 10)}", label=missing
                 )
             )
+    if absent := [name for name in given_classes if not train.get(name)]:
+        message = f"data.labels has {join_names(absent, 10)}, and train has no row of it"
+        findings.append(make_finding("label-without-rows", message, label=absent))
     classes = {name: count for name, count in train.items() if name != _OUTSIDE}
     if rare := sorted((name for name, count in classes.items() if count < RARE_ROWS), key=lambda name: classes[name]):
         listed = ", ".join(f"{name} ({classes[name]})" for name in rare[:10])

@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Hashable, Iterable
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from datasets import Features, List, Value
 from torch import Tensor
 
+from sft_dist.data.clean import type_name
+from sft_dist.data.text_lists import is_broken_list, parse_list
 from sft_dist.losses.classification import ClassLoss, build_loss
 from sft_dist.metrics import classification as metrics
 from sft_dist.recipe.errors import Problem, UserError
@@ -63,12 +66,43 @@ class ClassTask(BaseTask):
         if self.problem == "regression":
             return _number(raw, row)
         if self.problem == "multi-label":
-            # A column of one number a row is read as numbers: one class each.
-            parts = raw.split(self.separator) if isinstance(raw, str) else raw if isinstance(raw, list) else [raw]
-            return [
-                self._valid_class(class_name(value), row) for value in parts if value is not None and class_name(value)
-            ]
-        return self._valid_class(class_name(raw), row) if class_name(raw) else None
+            return self._classes(raw, row)
+        if isinstance(raw, str) and parse_list(raw) is not None and raw.strip() not in self.labels:
+            raise _not_a_class(raw, "a list", row, "label")
+        name = class_name(raw, row)
+        return self._valid_class(name, row) if name else None
+
+    def _classes(self, raw: Any, row: int) -> list[str]:
+        """Class names of a list, a text of such a list, names between separators, or a vector of 0 and 1. A class that
+        occurs twice counts once."""
+        values = _items(raw, self.separator, row)
+        if self._is_vector(values, row):
+            assert self.given_labels is not None
+            names = [name for name, value in zip(self.given_labels, values, strict=True) if float(value)]
+        else:
+            names = [class_name(value, row) for value in values if value is not None]
+        return list(dict.fromkeys(self._valid_class(name, row) for name in names if name))
+
+    def _is_vector(self, values: list[Any], row: int) -> bool:
+        """Checks whether values are 0 or 1 for each of data.labels. Raises UserError where they could also be class names."""
+        values = [int(value) if isinstance(value, bool) else value for value in values]
+        names = [class_name(value, row) for value in values if value is not None]
+        is_written = all(isinstance(value, str) for value in values)
+        is_binary = len(values) > 1 and len(names) == len(values) and set(names) <= {"0", "1"}
+        if not is_binary or (is_written and not self.given_labels and len(set(names)) == len(names)):
+            return False
+        given = self.given_labels or []
+        are_names = set(names) <= set(given)
+        if len(given) == len(values) and not {"0", "1"} & set(given):
+            return True
+        if are_names and (is_written or len(given) != len(values)) and len(set(names)) == len(names):
+            return False
+        message = (
+            f"row {row}: {len(values)} values of 0 and 1 can be read as class names or as one value for each class"
+        )
+        hint = "list the class of each value, in order, in data.labels; or write class names as text"
+        count = f"{values} and {len(given)} classes in data.labels"
+        raise UserError(Problem(message, "data.columns.label", value=count, hint=hint))
 
     def _valid_class(self, name: str, row: int) -> str:
         name = self.renamed.get(name, name)
@@ -174,13 +208,35 @@ class ClassTask(BaseTask):
         ]
 
 
-def class_name(raw: Any) -> str:
-    """Converts a value to a class name; 1, 1.0 and '1' are the same class."""
+def _items(raw: Any, separator: str, row: int) -> list[Any]:
+    if not isinstance(raw, str):
+        return list(raw) if isinstance(raw, (list, tuple)) else [raw]
+    if (values := parse_list(raw)) is not None:
+        return values
+    text, parts = raw.strip(), [name.strip() for name in raw.split(separator)]
+    is_bracketed = (text[:1], text[-1:]) in (("[", "]"), ("{", "}"), ("(", ")"))
+    if is_broken_list(text) or (is_bracketed and len(parts) > 1) or text[:2] in ("{'", '{"'):
+        message = f"row {row}: neither a list of classes nor names between {separator!r}"
+        hint = 'write a list as JSON, ["a", "b"], or the names without brackets'
+        raise UserError(Problem(message, "data.columns.label", value=raw[:200], hint=hint))
+    return parts
+
+
+def class_name(raw: Any, row: int, role: str = "label") -> str:
+    """Converts a value to a class name; 1, 1.0 and '1' are the same class. Raises UserError for lists and objects."""
     if isinstance(raw, bool):
         return str(raw).lower()
     if isinstance(raw, float) and raw.is_integer():
         return str(int(raw))
-    return str(raw).strip()
+    if isinstance(raw, (str, int, float, Decimal)):
+        return str(raw).strip()
+    raise _not_a_class(raw, type_name(raw), row, role)
+
+
+def _not_a_class(raw: Any, kind: str, row: int, role: str) -> UserError:
+    message = f"row {row}: a class is needed, not {kind}"
+    hint = "write the class name itself; where rows have several classes, choose problem: multi-label"
+    return UserError(Problem(message, f"data.columns.{role}", value=repr(raw)[:200], hint=hint))
 
 
 def sorted_labels(names: Iterable[str]) -> list[str]:

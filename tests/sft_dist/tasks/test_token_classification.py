@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, BertConfig, BertForTokenClassification
 
 from samples.fetch import need
-from sft_dist.data.rows import Rows
+from sft_dist.data.rows import ROW, Rows
 from sft_dist.losses.targets import IGNORED
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
@@ -323,3 +323,48 @@ def test_every_architecture_tags_the_words_themselves(name):
     with torch.no_grad():
         alone = one.predict(model, first, one.forward(model, first), tokenizer)
     assert alone[0]["tags"] == ROWS["tags"][1]
+
+
+# ── tag schemes ─────────────────────────────────────────────────────────────────────────────────────────────────────
+def _train(*sentences):
+    tags = [sentence.split() for sentence in sentences]
+    table = {"tokens": [["word"] * len(names) for names in tags], "tags": tags, ROW: list(range(5, 5 + len(tags)))}
+    return Rows(Dataset.from_dict(table))
+
+
+def _learner(labels=None):
+    learner = task(labels=labels or ["O", "X"])
+    if labels is None:
+        learner.labels = []
+    return learner
+
+
+@pytest.mark.parametrize(
+    ("sentences", "message"),
+    [
+        (("B-PER I-PER O", "O PER"), "train rows 6: mixed tag schemes: most tags are BIO, and PER are not"),
+        (("1 0 0", "3 0"), "tags are numbers without names"),
+    ],
+)
+def test_mixed_and_numeric_tags_are_refused(sentences, message):
+    with pytest.raises(UserError, match=message):
+        _learner().learn_labels(_train(*sentences))
+
+
+def test_numbers_of_tags_are_names_in_data_labels():
+    row = _learner(["O", "B-PER", "I-PER"]).read({"tokens": "Ada Lovelace ran", "tags": [1, 2, 0]}, 0)
+    assert row["tags"] == ["B-PER", "I-PER", "O"]
+
+
+def test_written_lists_are_tokens_and_tags():
+    row = _learner(["O", "B-PER"]).read({"tokens": "['Anna', 'went']", "tags": "['B-PER' 'O']"}, 0)
+    assert row == {"tokens": ["Anna", "went"], "tags": ["B-PER", "O"]}
+
+
+def test_entities_of_bilou_tags_are_scored_as_entities(tokenizer):
+    bilou = _learner(["O", "B-PER", "L-PER", "U-LOC"])
+    rows = {"tokens": [["Ada", "Lovelace", "saw", "York"]], "tags": [["B-PER", "L-PER", "O", "U-LOC"]]}
+    examples = examples_of(bilou, rows, tokenizer)
+    scores = bilou.score([{"tags": ["B-PER", "O", "O", "U-LOC"], "words": None}], examples, tokenizer)
+    assert {name: values["support"] for name, values in scores["per_type"].items()} == {"PER": 1, "LOC": 1}
+    assert (scores["f1"], scores["tag_scheme"]) == (0.5, {"name": "BILOU"})
