@@ -19,7 +19,6 @@ from sft_dist.recipe.files import read_json
 from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
 
-MEDIA = ("image", "audio")  # roles that are files
 BATCHES_AT_ONCE = 16  # texts read ahead, so that a batch holds similar lengths: this many micro-batches
 
 
@@ -95,7 +94,9 @@ def predict(model_folder: Path, files: list[str], as_json: bool) -> Iterator[str
         rows = [
             task.from_input(
                 {
-                    role: _media(text, file, recipe) if role in MEDIA else clean_text(text, recipe.data.clean)
+                    role: _media(text, file, recipe)
+                    if role in recipe.task.media
+                    else clean_text(text, recipe.data.clean)
                     for role, text in row.items()
                 }
             )
@@ -133,7 +134,7 @@ def read_inputs(file: str, recipe: Recipe, roles: list[str]) -> Iterator[dict[st
     path = Path(file)
     suffix = path.suffix.lower()
     try:
-        if roles[0] in MEDIA and suffix not in (".csv", ".tsv", ".jsonl", ".txt", "") and file != "-":
+        if roles[0] in recipe.task.media and suffix not in (".csv", ".tsv", ".jsonl", ".txt", "") and file != "-":
             if not path.is_file():
                 raise UserError(f"{file}: no such file")
             yield {roles[0]: file}

@@ -29,7 +29,7 @@ from sft_dist.data.clean import clean_text, near_duplicates
 from sft_dist.data.encode import encode
 from sft_dist.data.images import content
 from sft_dist.data.rows import ROW, Examples, Rows
-from sft_dist.data.sources import load_rows
+from sft_dist.data.sources import MEDIA_ROLES, load_rows
 from sft_dist.data.splits import draw, hold_out
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root, read_json, write_json
@@ -291,7 +291,7 @@ class _Reader:
             values = [named(value) for value in values]
         if role in self.task.text_roles:
             return [clean_text(value, self.data.clean) for value in values]
-        if role in ("image", "mask", "audio"):
+        if role in MEDIA_ROLES:
             return [{"path": value, "bytes": None} if isinstance(value, str) else value for value in values]
         return values
 
