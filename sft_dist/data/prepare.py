@@ -29,7 +29,7 @@ from sft_dist.data.clean import clean_text, near_duplicates
 from sft_dist.data.encode import encode
 from sft_dist.data.images import content
 from sft_dist.data.rows import ROW, Examples, Rows
-from sft_dist.data.sources import MEDIA_ROLES, load_rows
+from sft_dist.data.sources import load_rows
 from sft_dist.data.splits import draw, hold_out
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root, read_json, write_json
@@ -247,7 +247,7 @@ class _Reader:
 
     def __init__(self, source: Dataset, split: str, recipe: Recipe, task: Task) -> None:
         self.split, self.data, self.task = split, recipe.data, task
-        self.columns = columns_of(source, recipe)
+        self.columns, self.media = columns_of(source, recipe), recipe.task.media
         self.names = {name: naming_of(source.features[name]) for name in self.columns.values()}
         self.stored = tuple(task.row_features)
         self.learned = [name for name in self.stored if name not in task.input_roles]
@@ -291,7 +291,7 @@ class _Reader:
             values = [named(value) for value in values]
         if role in self.task.text_roles:
             return [clean_text(value, self.data.clean) for value in values]
-        if role in MEDIA_ROLES:
+        if role in self.media:
             return [{"path": value, "bytes": None} if isinstance(value, str) else value for value in values]
         return values
 
