@@ -90,7 +90,8 @@ def missed_requirements(leaderboard: dict[str, Any], required: Sequence[tuple[st
     """Returns one line for each requirement that the winner's test scores miss. A loss or an error must not exceed its bound."""
     scores = (leaderboard.get("winner") or {}).get("test") or {}
     kinds = [kind for settings in TASKS.values() for kind in settings.kinds]
-    directions = {name: direction for kind in kinds for name, direction in kind.metrics.items()}
+    builtin = {name: direction for kind in kinds for name, direction in kind.metrics.items()}
+    directions = {**builtin, **leaderboard.get("directions", {})}
     lines = []
     for metric, bound in required:
         score = scores.get(metric)

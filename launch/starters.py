@@ -16,7 +16,8 @@ from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.reflection import bare, members_of, sections, tag_name, tags_of, type_of
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.suggest import similar_to
-from sft_dist.recipe.tasks import TASKS
+from sft_dist.recipe.tasks import INSTALLED_TASKS, TASKS
+from sft_dist.recipe.tasks.base import TaskSettings
 from sft_dist.recipe.yaml_lines import KeyPath
 from sft_dist.recipe.yaml_values import parse_scalar, to_yaml
 
@@ -33,11 +34,14 @@ _COMMON: dict[KeyPath, str] = {
     ("train", "save_every"): "1 epoch",
     ("train", "seed"): "0",
 }
-STARTERS: dict[str, dict[KeyPath, str]] = {
-    task: {("task", "type"): task, **_COMMON, **{tuple(path.split(".")): value for path, value in lines.items()}}
-    for settings in TASKS.values()
-    for task, lines in settings.starters.items()
-}
+
+
+def _starter_values(task: str, settings: type[TaskSettings]) -> dict[KeyPath, str]:
+    own: dict[KeyPath, str] = {tuple(path.split(".")): value for path, value in settings.starters[task].items()}
+    return {("task", "type"): task, **_COMMON, **own}
+
+
+STARTERS: dict[str, dict[KeyPath, str]] = {task: _starter_values(task, settings) for task, settings in TASKS.items()}
 SAMPLES: dict[KeyPath, str] = {
     ("name",): "my-first-run",
     ("description",): "what this recipe is for",
@@ -92,15 +96,20 @@ _CLASSES: tuple[KeyPath, ...] = (("data", "labels"), ("data", "clean", "map_labe
 
 def starter(task: str) -> str:
     """Returns a commented recipe for a task, which loads as it is. Raises UserError for an unknown task."""
-    if task not in STARTERS:
-        hint = similar_to(task, TASKS)
-        raise UserError(Problem("no such task", value=task, valid=tuple(TASKS), hint=hint))
+    settings = _settings_of(task)
+    if settings is None:
+        valid = (*TASKS, *INSTALLED_TASKS.names())
+        raise UserError(Problem("no such task", value=task, valid=valid, hint=similar_to(task, valid)))
     head = [
         f"# A recipe for {task}. Settings without a # are active; those with one show what can be set.",
         "# Show what it does: sft-dist plan FILE",
         "# base: ../common.yaml   # settings to start from; settings of this file replace them",
     ]
-    return "\n".join([*head, *_section((), Recipe, STARTERS[task])]) + "\n"
+    return "\n".join([*head, *_section((), Recipe, _starter_values(task, settings))]) + "\n"
+
+
+def _settings_of(task: str) -> type[TaskSettings] | None:
+    return TASKS.get(task) or INSTALLED_TASKS.settings_of(task)
 
 
 def write_starter(task: str, path: Path) -> None:
@@ -115,15 +124,30 @@ def write_starter(task: str, path: Path) -> None:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
+def _task_of(task: str) -> TaskSettings:
+    """Returns the task with the options of its starter."""
+    settings = _settings_of(task)
+    assert settings is not None
+    options = {
+        path[1]: parse_scalar(text) for path, text in _starter_values(task, settings).items() if path[0] == "task"
+    }
+    return settings.model_validate(options) if task not in TASKS else settings.model_validate({"type": task})
+
+
+def _is_installed(settings: dict[KeyPath, str]) -> bool:
+    return settings["task", "type"] not in TASKS
+
+
 @cache
 def _samples(task: str) -> dict[KeyPath, str]:
     """Values that comments show instead of defaults; "" for settings that do not apply to the task."""
-    settings = TASKS[task].model_validate({"type": task})
+    settings = _task_of(task)
     paths = (*(() if settings.has_one_class else _ONE_CLASS), *(() if settings.has_classes else _CLASSES))
     inapplicable = dict.fromkeys(paths, "")
+    samples = SAMPLES if task in TASKS else {path: value for path, value in SAMPLES.items() if path[0] != "task"}
     return {
-        **SAMPLES,
-        ("train", "loss"): settings.kind.losses[0],
+        **samples,
+        ("train", "loss"): next(iter(settings.kind.losses), ""),
         ("data", "augment"): _AUGMENT[settings.augmentation],
         **inapplicable,
     }
@@ -133,7 +157,7 @@ def _section(path: KeyPath, section: type[BaseModel], settings: dict[KeyPath, st
     samples = _samples(settings["task", "type"])
     for key, field in section.model_fields.items():
         key_path = (*path, key)
-        classes = sections().get(key_path, ())
+        classes = sections(installed=_is_installed(settings)).get(key_path, ())
         if key_path not in settings and samples.get(key_path) == "":
             continue
         if len(key_path) == 1:
@@ -191,7 +215,8 @@ def json_schema() -> dict[str, Any]:
     require what a base file or the matrix may give."""
     schema: dict[str, Any] = Recipe.model_json_schema()
     definitions = schema["$defs"]
-    for path, classes in sections().items():
+    _add_installed_tasks(schema["properties"]["task"]["oneOf"], definitions)
+    for path, classes in sections(installed=True).items():
         tag = tag_name(classes[0])
         if not path or tag is None:
             continue
@@ -218,6 +243,17 @@ def json_schema() -> dict[str, Any]:
         "if": partial,
         "else": complete,
     }
+
+
+def _add_installed_tasks(choices: list[dict[str, Any]], definitions: dict[str, Any]) -> None:
+    for settings in dict.fromkeys(INSTALLED_TASKS.classes().values()):
+        definition = settings.model_json_schema()
+        definitions.update(definition.pop("$defs", {}))
+        name = (
+            settings.__name__ if settings.__name__ not in definitions else f"{settings.__module__}.{settings.__name__}"
+        )
+        definitions[name] = {**definition, "required": [key for key in definition["required"] if key != "type"]}
+        choices.append({"$ref": f"#/$defs/{name}"})
 
 
 def _class_name(key: str) -> str:

@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sft_dist.recipe.entry_points import TASKS_GROUP, plugin_of
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json, write_json, write_text
+from sft_dist.recipe.tasks import TASKS
 from sft_dist.recipe.tunings import best_form, export_form, has_adapter, merge_refusal
 from sft_dist.run.folder import RunFolder
 
@@ -99,10 +101,10 @@ def export(
         load_weights(model, checkpoint.model)
         model.merge_and_unload().save_pretrained(staging_dir)  # type: ignore[operator]
         processor.save_pretrained(staging_dir)
-    write_json(
-        staging_dir / ABOUT,
-        {"recipe": json.loads(recipe.model_dump_json()), "labels": labels, "step": step, "form": form},
-    )
+    about = {"recipe": json.loads(recipe.model_dump_json()), "labels": labels, "step": step, "form": form}
+    if recipe.task.type not in TASKS:
+        about["plugins"] = [plugin_of(TASKS_GROUP, recipe.task.type).to_json()]
+    write_json(staging_dir / ABOUT, about)
     write_text(staging_dir / "README.md", model_card(recipe, folder, step, form, task, validation, final))
     if to.exists():
         shutil.rmtree(to)

@@ -4,7 +4,6 @@ images and recordings."""
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import os
@@ -14,11 +13,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from sft_dist.export import ABOUT
+from sft_dist.recipe.entry_points import require_plugins
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import read_json
 from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
 
+TABLE_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "json"}
 BATCHES_AT_ONCE = 16  # texts read ahead, so that a batch holds similar lengths: this many micro-batches
 
 
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 def predict(model_folder: Path, files: list[str], as_json: bool) -> Iterator[str]:
     """Output lines in the order of the input. Raises UserError."""
     folder, about = _find(model_folder)
+    require_plugins(str(folder), about.get("plugins", ()))
     recipe = Recipe.model_validate(about["recipe"])
 
     # Imported late: invalid arguments are refused before torch is loaded.
@@ -134,7 +136,7 @@ def read_inputs(file: str, recipe: Recipe, roles: list[str]) -> Iterator[dict[st
     path = Path(file)
     suffix = path.suffix.lower()
     try:
-        if roles[0] in recipe.task.media and suffix not in (".csv", ".tsv", ".jsonl", ".txt", "") and file != "-":
+        if roles[0] in recipe.task.media and suffix not in (*TABLE_SUFFIXES, ".txt", "") and file != "-":
             if not path.is_file():
                 raise UserError(f"{file}: no such file")
             yield {roles[0]: file}
@@ -142,23 +144,29 @@ def read_inputs(file: str, recipe: Recipe, roles: list[str]) -> Iterator[dict[st
         if file == "-":
             yield from _lines(sys.stdin, "standard input", roles)
             return
-        # Spreadsheets begin their files with a byte-order mark, which is no part of the first column's name.
-        with path.open(encoding="utf-8-sig", newline="" if suffix in (".csv", ".tsv") else None) as stream:
-            if suffix in (".csv", ".tsv"):
-                rows: Iterator[Any] = csv.DictReader(stream, delimiter="\t" if suffix == ".tsv" else ",")
-                yield from (_pick(row, recipe, roles, f"{file}: row {n}") for n, row in enumerate(rows, 1))
-            elif suffix == ".jsonl":
-                for number, line in enumerate(stream, 1):
-                    if line.strip():
-                        yield _pick(_json(line, f"{file}:{number}"), recipe, roles, f"{file}:{number}")
-            else:
-                yield from _lines(stream, file, roles)
+        if suffix in TABLE_SUFFIXES:
+            for number, row in enumerate(_rows(file, TABLE_SUFFIXES[suffix]), 1):
+                yield _pick(row, recipe, roles, f"{file}: row {number}")
+            return
+        with path.open(encoding="utf-8-sig") as stream:
+            yield from _lines(stream, file, roles)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from error
-    except csv.Error as error:
-        raise UserError(f"{file}: {error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def _rows(file: str, name: str) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a table as training reads them. Raises UserError with the line of a fault."""
+    # Imported late: invalid arguments are refused before torch is loaded.
+    from sft_dist.data.formats.faults import fault_in
+    from sft_dist.data.formats.tables import read_table
+
+    if not Path(file).is_file():
+        raise UserError(f"{file}: no such file")
+    if fault := fault_in(name, [file]):
+        raise UserError(fault)
+    yield from read_table(name, [file], streaming=True)
 
 
 def _lines(stream: IO[str], name: str, roles: list[str]) -> Iterator[dict[str, str]]:
@@ -171,24 +179,16 @@ def _lines(stream: IO[str], name: str, roles: list[str]) -> Iterator[dict[str, s
 
 def _pick(row: dict[str, Any], recipe: Recipe, roles: list[str], source: str) -> dict[str, str]:
     names = {role: recipe.data.columns.get(role, role) for role in roles}
-    if missing := [name for name in names.values() if row.get(name) is None]:
+    if missing := [name for name in names.values() if name not in row]:
         raise UserError(Problem(f"{source}: no column {missing[0]!r}", valid=tuple(str(name) for name in row)))
     return {role: _text(row[name]) for role, name in names.items()}
 
 
 def _text(value: Any) -> str:
-    """Lists and objects as JSON: a conversation, an entity, a box."""
+    """Lists and objects as JSON: a conversation, an entity, a box. What is missing is an empty text."""
+    if value is None:
+        return ""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value)
-
-
-def _json(line: str, source: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{source}: not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{source}: a JSON object is needed")
-    return row
 
 
 def _find(model: Path) -> tuple[Path, dict[str, Any]]:

@@ -18,7 +18,8 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from pathlib import PureWindowsPath
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
 
 _WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N")  # one channel of 16 bits, which `convert` would cut off at 255
 _ID_MODES = ("1", "L", "P", "I", *_WIDE_MODES)  # what holds one whole number a pixel
+_ORIENTATION = 0x0112  # the EXIF tag
+_PNM = "sft_dist_pnm"  # set in the `info` of an image whose integers Pillow has scaled to 16 bits
+_LOSSY = "sft_dist_lossy"  # set in the `info` of an image whose pixels were changed by compression
 
+MAX_PEAK = 8.0  # of decimal samples; full scale is 1, and a mix may exceed it
 MAX_URL_BYTES = 512 * 2**20  # of one image or recording behind a URL
 URL_TIMEOUT_S = 30.0  # without any answer
 URL_DEADLINE_S = 300.0  # for the whole file
@@ -52,12 +57,22 @@ def accepted(path: str, folders: Sequence[str], allow_urls: bool) -> str:
     """
     if is_url(path):
         return path if allow_urls and _is_web_address(path) else REFUSED + path
+    path = next((posix for posix in (posix_path(path, folder) for folder in folders) if posix != path), path)
     files = [(folder, os.path.join(folder, path)) for folder in folders]
     for _, file in files:
         if os.path.isfile(file) and any(is_inside(os.path.realpath(file), os.path.realpath(home)) for home in folders):
             return file
     elsewhere = any(os.path.lexists(file) or not is_inside(file, folder) for folder, file in files)
     return REFUSED + path if elsewhere or os.path.isabs(path) or path.startswith(REFUSED) else path
+
+
+def posix_path(path: str, folder: str | os.PathLike[str]) -> str:
+    """A relative path that Windows wrote, with `/`; of an absolute one (`C:\\`, `\\\\server`) the name of its file. A path
+    without backslashes, or of a file that has them in its name, is returned as it is."""
+    if "\\" not in path or os.path.lexists(os.path.join(folder, path)):
+        return path
+    windows = PureWindowsPath(path)
+    return windows.name if windows.anchor else windows.as_posix()
 
 
 def is_inside(path: str, folder: str) -> bool:
@@ -150,21 +165,86 @@ def _downloaded(url: str) -> bytes:
 def load_image(value: Mapping[str, Any]) -> Image:
     """The image in RGB, turned as its EXIF orientation says."""
     image = _opened(value)
-    if image.mode in _WIDE_MODES:
+    if image.mode in (*_WIDE_MODES, "I", "F"):
         from PIL import Image
 
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        deep = image.mode in _WIDE_MODES or bool(image.info.get(_PNM))
+        return Image.fromarray(_eight_bits(np.asarray(image), deep, name_of(value))).convert("RGB")
     # Transparent palettes warn on the direct way to RGB.
     return image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")
 
 
+def _eight_bits(pixels: np.ndarray, deep: bool, name: str) -> np.ndarray:  # (height, width) uint8
+    """Grey values as 8 bits. 16 bits (`deep`) are divided by 257. Integers of 32 bits are of 8 or 16 bits by their largest
+    value, decimal numbers are in 0..1 or 0..255. Raises MediaError for any other range."""
+    if not np.isfinite(pixels).all():
+        raise MediaError(f"{name}: some of its pixels are NaN or infinite")
+    low, high = float(pixels.min()), float(pixels.max())
+    is_float = np.issubdtype(pixels.dtype, np.floating)
+    if low < 0 or high > (255 if is_float else 65535):
+        ranges = "decimal numbers in 0..1 or 0..255" if is_float else "integers in 0..255 or 0..65535"
+        raise MediaError(
+            f"{name}: pixels of {low:g} to {high:g}; they must be {ranges}: scale the image to 8 or 16 bits"
+        )
+    unit = 257.0 if deep or high > 255 else 1 / 255 if is_float and high <= 1 else 1.0
+    return np.rint(pixels / unit).astype(np.uint8)
+
+
+class StoredSize(NamedTuple):
+    """What the header of an image says, before it is turned."""
+
+    width: int
+    height: int
+    orientation: int  # EXIF, 1 to 8; 1: upright
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height once it is turned."""
+        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+    def turn(self, box: Sequence[float]) -> list[float]:
+        """The box x, y, width, height of the stored image in the upright one."""
+        x, y, w, h = box
+        right, bottom = self.width - x - w, self.height - y - h
+        return {
+            1: [x, y, w, h],
+            2: [right, y, w, h],
+            3: [right, bottom, w, h],
+            4: [x, bottom, w, h],
+            5: [y, x, h, w],
+            6: [bottom, x, h, w],
+            7: [bottom, right, h, w],
+            8: [y, right, h, w],
+        }[self.orientation]
+
+
+def read_size(value: Mapping[str, Any]) -> StoredSize:
+    """Reads the header alone. Raises MediaError."""
+    from PIL import Image, UnidentifiedImageError
+
+    with open_media(value) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(file) as image:
+                orientation = image.getexif().get(_ORIENTATION, 1)
+                return StoredSize(*image.size, orientation if orientation in range(1, 9) else 1)
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+            raise MediaError(f"{name_of(value)}: not an image that can be read ({error})") from None
+
+
 def load_mask(value: Mapping[str, Any]) -> np.ndarray:  # (height, width) int64
-    """The class number of each pixel: the palette's index, or the grey value."""
+    """The class number of each pixel: the palette's index, or the grey value. Raises MediaError."""
     image = _opened(value)
+    if image.info.get(_LOSSY):
+        raise MediaError(
+            f"{name_of(value)}: a mask stored as JPEG has lost its class numbers: compression blends them at every edge; "
+            "export the masks as PNG from where they were drawn"
+        )
     if image.mode not in _ID_MODES:
+        kind = "decimal numbers" if image.mode == "F" else "colours"
         raise MediaError(
             f"{name_of(value)}: a mask holds one class number a pixel, as a palette or grey image; "
-            f"this one is in colours ({image.mode})"
+            f"this one is in {kind} ({image.mode}); replace each colour by the number of its class and save it as grey PNG"
         )
     return np.asarray(image).astype(np.int64)
 
@@ -183,6 +263,11 @@ def load_audio(value: Mapping[str, Any], rate: int) -> np.ndarray:  # (samples,)
         raise MediaError(f"{name_of(value)}: there is no sound in it (0 samples)")
     if not np.isfinite(sound).all():
         raise MediaError(f"{name_of(value)}: some of its samples are not finite numbers")
+    if (peak := float(np.abs(sound).max())) > MAX_PEAK:
+        raise MediaError(
+            f"{name_of(value)}: samples of up to {peak:,.0f} where decimal numbers lie between -1 and 1; "
+            "divide them by the largest integer they were made from (32768 for 16 bits)"
+        )
     mono = sound.mean(axis=1)
     if own_rate != rate:
         import soxr
@@ -210,6 +295,8 @@ def _opened(value: Mapping[str, Any]) -> Image:
             warnings.simplefilter("ignore")  # odd EXIF blocks and large images; what matters is raised
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
+                image.info[_LOSSY] = image.format in ("JPEG", "MPO")
+                image.info[_PNM] = image.format == "PPM"
                 return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
         raise MediaError(f"{name_of(value)}: not an image of a known format") from None

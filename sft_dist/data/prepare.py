@@ -337,7 +337,7 @@ def _select_where(source: Dataset, split: str, data: Data) -> np.ndarray:
         hits = []
         for batch in source.select_columns([name]).iter(batch_size=10 * BATCH):
             values = [named(value) for value in batch[name]]
-            hits += [value in allowed for value in values]
+            hits += [any(_equals(value, wanted) for wanted in allowed) for value in values]
             if len(seen_values) < 1000:
                 seen_values.update(map(repr, values))
         keep &= np.array(hits, dtype=bool)
@@ -347,6 +347,18 @@ def _select_where(source: Dataset, split: str, data: Data) -> np.ndarray:
                 Problem(f"no row of {split} is left", f"data.where.{name}", value=repr(value_or_values), valid=valid)
             )
     return np.flatnonzero(keep)
+
+
+def _equals(value: Any, wanted: str | float | bool) -> bool:
+    """Whether a row has the value that a recipe names. Files of texts have texts for numbers and truth values."""
+    if isinstance(value, str) and isinstance(wanted, bool):
+        return value.lower() == str(wanted).lower()
+    if isinstance(value, str) and not isinstance(wanted, str):
+        try:
+            return float(value) == wanted
+        except ValueError:
+            return False
+    return bool(value == wanted)
 
 
 def naming_of(feature: Any) -> Callable[[Any], Any] | None:

@@ -34,11 +34,12 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from sft_dist.data.formats import FORMATS
 from sft_dist.data.formats.cache import fetched, streams_folder, tables_folder
-from sft_dist.data.formats.faults import fault_in
+from sft_dist.data.formats.faults import different_columns, fault_in
+from sft_dist.data.formats.json_rows import table_of_rows
 from sft_dist.data.formats.layout import SPLIT_NAMES, guessed, is_coco, split_files, split_folders
 from sft_dist.data.formats.media import confined, undecoded
 from sft_dist.data.formats.sql import read_sql
-from sft_dist.data.formats.tables import TABLES, read_labelled
+from sft_dist.data.formats.tables import TABLES, read_table
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import SUFFIXES, Reference, classify, resolve, sources_of, sqlite_file, suffix_of
 from sft_dist.recipe.schema import SPLITS, Data, SplitSources, Streaming
@@ -135,8 +136,9 @@ def _files_in(path_or_url: str | Path) -> list[str] | list[Path]:
 
 def _table_of(rows: Sequence[dict[str, Any]], features: Features | None) -> Dataset:
     """Some rows of a stream. Readers that do not know the features beforehand may omit a key in which a row has nothing."""
-    names = list(features or {name: None for row in rows for name in row})
-    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}, features=features)
+    if features is None:
+        return table_of_rows(list(rows))
+    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in features}, features=features)
 
 
 def _beside_a_stream(data: Data) -> dict[str, Dataset]:
@@ -190,6 +192,10 @@ def _load(
     if any(set(loaded) != {"train"} for loaded in all_loaded):
         raise UserError(Problem("a list of sources cannot hold data sets with splits of their own", path=path))
     rows = [loaded["train"] for loaded in all_loaded]
+    for text, other in zip(source, rows, strict=True):
+        if other.column_names and rows[0].column_names and set(other.column_names) != set(rows[0].column_names):
+            columns = different_columns(text, other.column_names, source[0], rows[0].column_names)
+            raise UserError(Problem(f"the sources cannot be joined: {columns}", path=path))
     try:
         joined = (
             concatenate_datasets(rows) if weights is None else _mixed(rows, weights, data.split.seed, _buffer(data))
@@ -277,8 +283,7 @@ def _rows_in(name: str, files: list[str], data: Data, streaming: bool) -> Any:
     folders: dict[str, list[str]] = {}
     for file in files:
         folders.setdefault(os.path.dirname(os.path.abspath(file)), []).append(file)
-    label = data.columns.get("label", "label")
-    rows = read_labelled(name, files, streaming, label)
+    rows = read_table(name, files, streaming)
     if len(folders) > 1 and _names_media(rows, data):
         return concatenate_datasets([_rows_in(name, group, data, streaming) for group in folders.values()])
     return _confined({"": rows}, data, [*folders, os.getcwd()])[""]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,9 @@ from torch import nn
 
 from sft_dist.data.encode import collate
 from sft_dist.data.rows import Examples
+from sft_dist.recipe.entry_points import METRICS_GROUP, plugin_of
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.metrics import directions, installed_metric
 from sft_dist.tasks.base import Loss, Task
 
 
@@ -84,8 +89,33 @@ def scores_of(
     bad = sum(map(is_not_finite, predictions))
     if bad or math.isnan(mean):
         reason = f"{bad} of {len(predictions)} predictions are NaN or infinite" if bad else "the loss is NaN"
-        return {"loss": None, **dict.fromkeys(task.recipe.task.kind.metrics), "undefined": {"why": reason}}
-    return {"loss": mean if math.isfinite(mean) else None, **task.score(predictions, examples, processor)}
+        return {"loss": None, **dict.fromkeys(directions(task.recipe)), "undefined": {"why": reason}}
+    scores = task.score(predictions, examples, processor)
+    return {
+        "loss": mean if math.isfinite(mean) else None,
+        **scores,
+        **_installed_score(task, predictions, examples),
+    }
+
+
+def _installed_score(task: Task, predictions: list[Any], examples: Examples) -> dict[str, float | None]:
+    """Returns the metric of another package that the recipe names. Raises UserError, which names metric and distribution."""
+    metric = installed_metric(task.recipe)
+    if metric is None:
+        return {}
+    references = task.references(examples)
+    plugin = plugin_of(METRICS_GROUP, metric.name)
+    try:
+        score = metric.compute(predictions, references)
+    except Exception as error:  # whatever code of somebody else raises
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{frame.filename}:{frame.lineno}"
+        raise UserError(f"{plugin} failed: {type(error).__name__}: {error} ({where})") from error
+    if score is None:
+        return {metric.name: None}
+    if isinstance(score, bool) or not isinstance(score, Real):
+        raise UserError(f"{plugin} returned {score!r}; a number is needed, or None where the score is undefined")
+    return {metric.name: float(score) if math.isfinite(score) else None}
 
 
 def is_not_finite(prediction: Any) -> bool:

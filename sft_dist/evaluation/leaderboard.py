@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.metrics import directions, selection_metric
 from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
 
@@ -21,13 +22,6 @@ class Scored:
     step: int
     fingerprint: str
     scores: dict[str, Any]
-
-
-def selection_metric(recipe: Recipe) -> tuple[str, str]:
-    """Returns the score to choose a checkpoint by, and whether it is better as `max` or `min`."""
-    directions = recipe.task.kind.metrics
-    metric = recipe.evaluate.metric or next(iter(directions))
-    return metric, recipe.evaluate.direction or directions[metric]
 
 
 def common_metric(recipes: list[Recipe]) -> tuple[str, str]:
@@ -62,6 +56,7 @@ def compose(
     return {
         "metric": metric,
         "direction": direction,
+        "directions": directions(recipes[winner.folder]),
         "chosen_on": "validation",
         "labels": labels,
         "winner": {

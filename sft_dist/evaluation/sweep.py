@@ -11,8 +11,9 @@ from typing import Any
 
 from sft_dist.checkpoints import store as ckpt
 from sft_dist.evaluation.evaluator import Evaluator
-from sft_dist.evaluation.leaderboard import Scored, format_score, selection_metric
+from sft_dist.evaluation.leaderboard import Scored, format_score
 from sft_dist.recipe.files import read_json, write_json
+from sft_dist.recipe.metrics import selection_metric
 from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
 

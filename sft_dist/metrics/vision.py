@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-MOST_BOXES = 100  # per image that count, as in COCO
+MOST_BOXES = 100  # per image and class that count, as in COCO
 
 
 def box_scores(
     predicted: Sequence[dict[str, np.ndarray]],  # per image: boxes (n, 4) x, y, width, height; scores (n,); labels (n,)
-    truth: Sequence[dict[str, np.ndarray]],  # per image: boxes (m, 4); labels (m,)
+    truth: Sequence[dict[str, np.ndarray]],  # per image: boxes (m, 4); labels (m,); iscrowd (m,) where there are crowds
     labels: Sequence[str],
 ) -> dict[str, Any]:
     """COCO's mean average precision (arXiv 1405.0312), by pycocotools: over IoU 0.50 to 0.95, at 0.50, at 0.75, and of each
-    class. Classes without a box in `truth` do not count."""
+    class. Classes without a box in `truth` do not count. What is predicted inside a crowd of its class is ignored."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -28,20 +28,22 @@ def box_scores(
             "category_id": int(label),
             "bbox": box.tolist(),
             "area": float(box[2] * box[3]),
-            "iscrowd": 0,
+            "iscrowd": int(crowd),
         }
         for image, objects in enumerate(truth)
-        for box, label in zip(objects["boxes"], objects["labels"], strict=True)
+        for box, label, crowd in zip(
+            objects["boxes"], objects["labels"], objects.get("iscrowd", np.zeros(len(objects["labels"]))), strict=True
+        )
     ]
     detections = [
         {"image_id": image, "category_id": int(label), "bbox": box.tolist(), "score": float(score)}
         for image, objects in enumerate(predicted)
         for box, score, label in zip(objects["boxes"], objects["scores"], objects["labels"], strict=True)
     ]
-    if not annotations:
+    present = {annotation["category_id"] for annotation in annotations if not annotation["iscrowd"]}
+    if not present:
         return {"map": None, "map50": None, "map75": None, "map_per_class": dict.fromkeys(labels)}
     if not detections:
-        present = {annotation["category_id"] for annotation in annotations}
         per_class = {label: 0.0 if number in present else None for number, label in enumerate(labels)}
         return {"map": 0.0, "map50": 0.0, "map75": 0.0, "map_per_class": per_class}
     coco = COCO()

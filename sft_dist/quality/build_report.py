@@ -40,7 +40,7 @@ def build_report(subject: Subject, findings: Sequence[Finding], runs: Path | Non
         dropped=subject.prepared.dropped if subject.prepared else {},
         classes=counts,
         class_unit=unit,
-        lengths=numbers,
+        lengths={split: of_split for split, of_split in numbers.items() if of_split.statistics},
         length_unit=length_unit,
         longest=max_tokens(subject) if length_unit == "tokens" else None,
         estimate=steps_estimate,

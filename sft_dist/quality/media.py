@@ -159,20 +159,24 @@ def check_boxes(
     max_boxes: int | None,  # boxes the model can find in an image
 ) -> list[Finding]:
     outside, without_boxes, too_many = [], [], []
+    are_corners = True  # of every box, as far as numbers tell
     for index, (boxes_of_image, image) in enumerate(zip(objects, images, strict=True)):
         boxes = np.asarray(boxes_of_image["bbox"], dtype=np.float64).reshape(-1, 4)
         if not len(boxes):
             without_boxes.append(index)
             continue
-        if max_boxes is not None and len(boxes) > max_boxes:
+        if max_boxes is not None and len(boxes) - sum(boxes_of_image.get("iscrowd", ())) > max_boxes:
             too_many.append(index)
+        are_corners = are_corners and bool((boxes[:, 2:] > boxes[:, :2]).all())
         corners = np.c_[boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]
         if isinstance(image, ImageFacts):
             limits = np.array([image.width, image.height] * 2) + EDGE
             if not ((corners >= -EDGE) & (corners <= limits)).all():
                 outside.append(index)
+            are_corners = are_corners and bool((boxes <= limits).all())
+    advice = " (they look like corners, xmin, ymin, xmax, ymax: subtract xmin and ymin)" if are_corners else ""
     return [
-        *_finding_of("box-outside-image", "a box reaches outside the image", row_index, outside),
+        *_finding_of("box-outside-image", f"a box reaches outside the image{advice}", row_index, outside),
         *_finding_of("no-boxes", "no box", row_index, without_boxes),
         *_finding_of("too-many-boxes", f"more than {max_boxes} boxes", row_index, too_many),
     ]

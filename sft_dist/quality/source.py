@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from datasets import Dataset, DatasetDict
 
 from sft_dist.data.cached_folder import cached_folder
 from sft_dist.data.formats.cache import streams_folder
-from sft_dist.data.formats.faults import DELIMITERS, fields_of_any_size, quoting_of
+from sft_dist.data.formats.dialect import DELIMITERS, dialect_of, fields_of_any_size
 from sft_dist.data.formats.media import as_stored
 from sft_dist.data.prepare import IDENTITY, REASON, TARGET, columns_of, read_rows
 from sft_dist.data.rows import ROW, Rows
@@ -211,8 +210,7 @@ def bad_rows(file: Path) -> tuple[list[int], int]:
     suffix = suffix_of(file)
     with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines, fields_of_any_size():
         if (name := suffix.removeprefix(".")) in DELIMITERS:
-            delimiter = DELIMITERS[name]
-            fields = csv.reader(lines, delimiter=delimiter, quoting=quoting_of(str(file), delimiter))
+            fields = dialect_of(str(file), name).reader(lines)
             rows: Iterator[str] = ("\0".join(row) for row in fields if row)
             next(rows, None)  # the header
         else:

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sft_dist.recipe.errors import Problem
+from sft_dist.recipe.entry_points import METRICS_GROUP, installed_names
+from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.metrics import installed_metric
 from sft_dist.recipe.optimizers import NAMED_OPTIMIZERS
 from sft_dist.recipe.references import classify, sources_of
 from sft_dist.recipe.schema import (
@@ -316,12 +318,27 @@ def _switches(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
+def _outside_metric(recipe: Recipe, name: str) -> Iterator[Problem]:
+    """A metric that the task does not have: one of another package, or a mistake."""
+    path, task = "evaluate.metric", recipe.task
+    try:
+        metric = installed_metric(recipe)
+    except UserError as error:
+        yield from (Problem(problem.message, path, value=name) for problem in error.problems)
+        return
+    if metric is None:
+        valid = (*task.kind.metrics, *installed_names(METRICS_GROUP))
+        message = f"no such score for {task.described()}"
+        yield Problem(message, path, value=name, valid=valid, hint=similar_to(name, valid))
+    elif metric.tasks and task.type not in metric.tasks:
+        message = f"does not score task: {task.type}, but {', '.join(metric.tasks)}"
+        yield Problem(message, path, value=name, valid=tuple(task.kind.metrics))
+
+
 def _evaluate(recipe: Recipe) -> Iterator[Problem]:
     evaluate, metrics = recipe.evaluate, recipe.task.kind.metrics
     if evaluate.metric is not None and evaluate.metric not in metrics:
-        hint = similar_to(evaluate.metric, metrics)
-        message = f"no such score for {recipe.task.described()}"
-        yield Problem(message, "evaluate.metric", value=evaluate.metric, valid=tuple(metrics), hint=hint)
+        yield from _outside_metric(recipe, evaluate.metric)
     if evaluate.direction is not None and evaluate.metric is None:
         hint = "name the metric it is for"
         yield Problem(

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import copy
 import re
-import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -18,9 +17,12 @@ from pydantic_core import ErrorDetails
 from sft_dist.recipe.errors import Problem
 from sft_dist.recipe.reflection import (
     bare,
+    choice_of,
+    choices_of,
     is_section,
     keys_of,
     members_of,
+    notes_of,
     sections,
     tag_name,
     tags_of,
@@ -128,7 +130,7 @@ def _locate(loc: tuple[int | str, ...], kind: str, root: type[BaseModel]) -> _Sp
             member_name = str(steps.pop(0))
             if len(sections) == len(members):  # a choice: the tag names it
                 tag = member_name
-                annotation = next((member for member in sections if tag in tags_of(member)), None)
+                annotation = choice_of(annotation, tag)
             else:
                 union = tuple(path) if union is None else union
                 annotation = next((member for member in members if _is_tag_of(member_name, member)), None)
@@ -210,7 +212,7 @@ def _unknown_key(spot: _Spot, source: Source, moved: Callable[[KeyPath], KeyPath
     while written_path and isinstance(written_path[-1], int):
         written_path = written_path[:-1]  # a key of the matrix: reported once, not for each of its values
     mark = source.keys.get(written_path) or source.mark(written_path)
-    if owners := _owners(spot.section, key, schema.root):
+    if owners := _owners(spot, key, schema.root):
         tag = tag_name(spot.section)
         names = " or ".join(f"`{name}`" for name in owners)
         message = f"`{key}` belongs to {' '.join(map(str, spot.path[:-1]))} {tag} {names}; this {schema.noun} says `{spot.tag}`"
@@ -227,9 +229,11 @@ def _unknown_key(spot: _Spot, source: Source, moved: Callable[[KeyPath], KeyPath
     return Problem(f"unknown key `{_cut(key)}` {section}", _dotted(spot.path), mark=mark, valid=valid, hint=hint)
 
 
-def _owners(section: type[BaseModel], key: str, root: type[BaseModel]) -> list[str]:
+def _owners(spot: _Spot, key: str, root: type[BaseModel]) -> list[str]:
     """Returns the other choices at this key path that have the key."""
-    siblings = next((group for group in _choices(root) if section in group), ())
+    siblings = next((group for group in _choices(root) if spot.section in group), ())
+    if not siblings and spot.tag:  # an installed task
+        siblings = sections(root).get(spot.path[:-1], ())
     return [tag for sibling in siblings if key in sibling.model_fields for tag in tags_of(sibling)]
 
 
@@ -245,7 +249,7 @@ def _choice(spot: _Spot, details: ErrorDetails, source: Source, moved: Callable[
     """Returns the problem of a choice whose tag is missing or unknown."""
     sections = [member for member in members_of(spot.type) if is_section(member)]
     tag = tag_name(sections[0]) or ""
-    valid = tuple(name for section in sections for name in tags_of(section))
+    valid = choices_of(spot.type)
     if details["type"] == "union_tag_not_found":
         similar = [key for key in details["input"] if isinstance(key, str) and similar_to(key, [tag])]
         hint = f"did you mean `{tag}` by `{_cut(similar[0])}`?" if similar else f"such as {tag}: {valid[0]}"
@@ -331,24 +335,13 @@ def _own_words(spot: _Spot, details: ErrorDetails) -> str:
     if details["type"] == "value_error":
         return str(details["ctx"]["error"])
     if details["type"] == "string_type" and isinstance(details["input"], (int, float)) and spot.union is None:
-        for note in _notes(spot.type):
+        for note in notes_of(spot.type):
             if isinstance(note, AfterValidator):
                 try:
                     note.func(str(details["input"]))  # type: ignore[call-arg]
                 except ValueError as error:
                     return str(error)
     return ""
-
-
-def _notes(annotation: Any) -> Iterator[Any]:
-    """Yields all metadata in an annotation, that of optional values too."""
-    if get_origin(annotation) is Annotated:
-        inner, *notes = get_args(annotation)
-        yield from notes
-        yield from _notes(inner)
-    elif get_origin(annotation) in (Union, types.UnionType):
-        for member in get_args(annotation):
-            yield from _notes(member)
 
 
 def _expected(details: ErrorDetails) -> str:

@@ -7,12 +7,15 @@ import json
 import os
 from collections.abc import Iterable
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from sft_dist import __version__
 from sft_dist.recipe import remote
+from sft_dist.recipe.entry_points import TASKS_GROUP, Plugin, plugin_of
 from sft_dist.recipe.references import SCHEME, Reference, classify, resolve, sources_of, sqlite_file
 from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.tasks import TASKS
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # The code that decides about cached rows and targets. A test holds it against what `data` and `tasks` import.
@@ -51,6 +54,10 @@ def data_fingerprint(recipe: Recipe, replan: bool = False) -> str:
         "task": recipe.task.model_dump(mode="json"),
         "files": files,
     }
+    if recipe.task.type not in TASKS:
+        plugin = plugin_of(TASKS_GROUP, recipe.task.type)
+        work = recipe.task.work.partition(":")[0]
+        facts["plugin"] = [plugin.distribution, plugin.version, plugin_digest(plugin, work)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -71,6 +78,23 @@ def file_states(paths: Iterable[str]) -> list[tuple[str, int, int]]:
         except OSError:
             states.append((path, -1, -1))
     return states
+
+
+def plugin_digest(plugin: Plugin, *modules: str) -> str:
+    """Returns the SHA-256 of the top-level packages of a plugin and of these modules: of the files that are imported, so that it
+    sees edits of an editable install."""
+    digest = hashlib.sha256()
+    modules = (plugin.module, *modules)
+    for name in sorted({module.partition(".")[0] for module in modules}):
+        spec = find_spec(name)
+        if spec is None:
+            continue  # a class of work that does not exist fails where it is imported, and is named there
+        folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+        digests = [code_digest(package=folder) for folder in folders if folder.is_dir()]
+        if not folders and spec.origin:
+            digests = [code_digest(Path(spec.origin).name, package=Path(spec.origin).parent)]
+        digest.update("".join([name, *digests]).encode())
+    return digest.hexdigest()
 
 
 @lru_cache

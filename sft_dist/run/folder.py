@@ -2,6 +2,7 @@
 
 runs/<recipe name>/<run id>/
   recipe.json            the resolved recipe (every default filled in)
+  plugins.json           distributions and versions of the task and the metric of other packages (absent without any)
   plan.json              what the launcher planned (absent when training was started by hand)
   source/sft_dist/       the code that trains, as it was when the run folder was created
   run.sh                 starts the run without the sft-dist command
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.files import write_text
+from sft_dist.recipe.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from sft_dist.recipe.schema import Recipe
@@ -111,6 +112,10 @@ class RunFolder:
         return self.path / "recipe.json"
 
     @property
+    def plugins_file(self) -> Path:
+        return self.path / "plugins.json"
+
+    @property
     def plan_file(self) -> Path:
         return self.path / "plan.json"
 
@@ -177,7 +182,12 @@ class RunFolder:
         return self.checkpoints / f"step-{step:08d}"
 
     def recipe(self) -> Recipe:
-        """Reads the resolved recipe. Raises UserError when the file is missing or was changed by hand."""
+        """Reads the resolved recipe. Raises UserError when the file is missing or was changed by hand, or needs a plugin that is
+        not installed."""
+        if plugins := read_json(self.plugins_file):
+            from sft_dist.recipe.entry_points import require_plugins  # few runs have plugins
+
+            require_plugins(str(self.path), plugins)
         from sft_dist.recipe.schema import Recipe  # imports pydantic, which the requeue policy and `status` do without
 
         try:
@@ -193,6 +203,10 @@ class RunFolder:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.path.mkdir(mode=0o700, exist_ok=True)
         if not self.recipe_file.exists():
+            from sft_dist.recipe.metrics import plugins_of  # imports pydantic, as above
+
+            if plugins := plugins_of(recipe):
+                write_json(self.plugins_file, [plugin.to_json() for plugin in plugins])
             write_text(self.recipe_file, recipe.model_dump_json(indent=2) + "\n", durable)
 
     def all_attempts(self) -> list[AttemptFolder]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -107,6 +108,9 @@ class Task(Protocol):
     def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
         """Score -> number or None; lists and mappings for details."""
 
+    def references(self, examples: Examples) -> list[Any]:
+        """What an installed metric compares each prediction with. Raises UserError for a task without references."""
+
     def describe(self, predictions: list[Any], processor: Any) -> list[dict[str, Any]]:
         """What `predict` says about each example."""
 
@@ -149,6 +153,12 @@ class BaseTask:
 
     def forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         return model(**inputs).logits.float()
+
+    def references(self, examples: Examples) -> list[Any]:
+        settings = self.recipe.task
+        hint = f"{settings.work} needs a method `references`"
+        message = f"task {settings.type} names nothing that an installed metric could compare with"
+        raise UserError(Problem(message, "evaluate.metric", value=self.recipe.evaluate.metric, hint=hint))
 
     def predict(self, model: nn.Module, inputs: dict[str, Any], outputs: Tensor, processor: Any) -> list[Any]:
         return list(outputs.detach().to("cpu", torch.float32).numpy())

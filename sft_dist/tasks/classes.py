@@ -141,6 +141,9 @@ class ClassTask(BaseTask):
             return self.targets_of(examples.column("label")).numpy()
         return examples.numbers("label")
 
+    def references(self, examples: Examples) -> list[Any]:
+        return list(self._all_targets(examples))
+
     def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
         logits, targets = np.stack(predictions), self._all_targets(examples)
         if self.problem == "regression":

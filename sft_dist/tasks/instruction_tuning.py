@@ -268,6 +268,12 @@ class InstructionTuning(BaseTask):
         )
         return tokenizer.batch_decode(written[:, prompts.shape[1] :], skip_special_tokens=True)
 
+    def references(self, examples: Examples) -> list[Any]:
+        """Returns the token at each position but the first, -100 where it is not of an answer."""
+        answers, ids = examples.column("answer"), examples.column("input_ids")
+        pairs = zip(answers, ids, strict=True)
+        return [np.where(np.array(answer[1:], dtype=bool), tokens[1:], -100) for answer, tokens in pairs]
+
     def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
         """Scores the tokens of answers. exact_match: share of examples of which every token is the likeliest, so that greedy
         decoding gives the same answers."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Features, List, Value
 from PIL import Image
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from transformers import AutoModelForObjectDetection, PreTrainedConfig, PreTrain
 
 from sft_dist.data.augment.image import augment_image, clip_boxes
 from sft_dist.data.images import content
-from sft_dist.data.media import load_image
+from sft_dist.data.media import MediaError, StoredSize, is_url, load_image, name_of, read_size
 from sft_dist.losses.detection import SOFTMAX, DetectionLoss, capture
 from sft_dist.metrics.vision import MOST_BOXES, box_scores
 from sft_dist.recipe.errors import Problem, UserError
@@ -54,9 +55,19 @@ class ObjectDetection(BaseTask):
         self.augment = recipe.data.augment.image
         boxes = List(List(Value("float64")))
         self.row_features = Features(
-            {"image": IMAGE_FEATURE, "objects": {"bbox": boxes, "category": List(Value("string"))}}
+            {
+                "image": IMAGE_FEATURE,
+                "objects": {"bbox": boxes, "category": List(Value("string")), "iscrowd": List(Value("int64"))},
+            }
         )
-        self.encoded_features = Features({"image": IMAGE_FEATURE, "boxes": boxes, "classes": List(Value("int64"))})
+        self.encoded_features = Features(
+            {
+                "image": IMAGE_FEATURE,
+                "boxes": boxes,
+                "classes": List(Value("int64")),
+                "iscrowd": List(Value("int64")),
+            }
+        )
         self.model_config: PreTrainedConfig | None = None  # of the model that was built
 
     # ── rows and examples ───────────────────────────────────────────────────────────────────────────────────────────
@@ -67,12 +78,13 @@ class ObjectDetection(BaseTask):
         require_readable_path(row, "image", number)
         if row["objects"] is None:
             return NO_LABEL
-        boxes, names = _boxes_and_names(row["objects"], number)
+        boxes, names, crowds = _objects_of(row["objects"], number)
+        boxes = _upright_boxes(boxes, row, number)
         names = [self.renamed.get(name, name) for name in names]
         if self.recipe.data.labels and (unknown := sorted(set(names) - set(self.recipe.data.labels))):
             message, valid = f"row {number}: not one of data.labels", tuple(self.recipe.data.labels[:20])
             raise UserError(Problem(message, "data.labels", value=", ".join(unknown), valid=valid))
-        return {"image": row["image"], "objects": {"bbox": boxes, "category": names}}
+        return {"image": row["image"], "objects": {"bbox": boxes, "category": names, "iscrowd": crowds}}
 
     def identity(self, row: dict[str, Any]) -> bytes:
         return content(row["image"])
@@ -98,7 +110,8 @@ class ObjectDetection(BaseTask):
         return columns | {
             "boxes": [objects["bbox"] for objects in rows["objects"]],
             "classes": [[number[name] for name in class_names] for class_names in categories],
-            "num_boxes": [len(class_names) for class_names in categories],
+            "iscrowd": [objects["iscrowd"] for objects in rows["objects"]],
+            "num_boxes": [objects["iscrowd"].count(0) for objects in rows["objects"]],
         }
 
     def collate(
@@ -107,14 +120,16 @@ class ObjectDetection(BaseTask):
         images, targets = [], []
         for position, row in enumerate(rows):
             image = load_image(row["image"])
-            boxes = np.array(row.get("boxes", []), dtype=np.float64).reshape(-1, 4)
+            single = np.array(row.get("iscrowd", []), dtype=np.int64) == 0
+            boxes = np.array(row.get("boxes", []), dtype=np.float64).reshape(-1, 4)[single]
+            classes = np.array(row.get("classes", []), dtype=np.int64)[single]
             if rngs is not None and self.augment is not None:
                 changed = augment_image(image, self.augment, rngs[position], boxes)
                 image, boxes, box_indices = Image.fromarray(changed.image), changed.boxes, changed.box_indices
             else:
                 boxes, box_indices = clip_boxes(boxes, image.width, image.height, visible=0.0)
             images.append(image)
-            targets.append(_target(boxes, np.array(row.get("classes", []), dtype=np.int64)[box_indices], image))
+            targets.append(_target(boxes, classes[box_indices], image))
         inputs: dict[str, Any] = pixels_of(processor, images)
         inputs["sizes"] = torch.tensor([[image.width, image.height] for image in images])
         if "boxes" not in rows[0]:
@@ -147,13 +162,19 @@ class ObjectDetection(BaseTask):
         return predicted_boxes(outputs.logits.float(), outputs.pred_boxes.float(), inputs["sizes"], kind in SOFTMAX)
 
     # ── scores ──────────────────────────────────────────────────────────────────────────────────────────────────────
-    def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
-        boxes, classes = examples.column("boxes"), examples.column("classes")
-        truth = [
-            {"boxes": np.array(row, dtype=np.float64).reshape(-1, 4), "labels": np.array(labels, dtype=np.int64)}
-            for row, labels in zip(boxes, classes, strict=True)
+    def references(self, examples: Examples) -> list[Any]:
+        columns = (examples.column(name) for name in ("boxes", "classes", "iscrowd"))
+        return [
+            {
+                "boxes": np.array(boxes, dtype=np.float64).reshape(-1, 4),
+                "labels": np.array(labels, dtype=np.int64),
+                "iscrowd": np.array(crowds, dtype=np.int64),
+            }
+            for boxes, labels, crowds in zip(*columns, strict=True)
         ]
-        return box_scores(predictions, truth, self.labels)
+
+    def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
+        return box_scores(predictions, self.references(examples), self.labels)
 
     def describe(self, predictions: list[Any], processor: Any) -> list[dict[str, Any]]:
         return [
@@ -176,9 +197,9 @@ def predicted_boxes(
     sizes: Tensor,  # (images, 2) width and height in pixels
     softmax: bool,
 ) -> list[dict[str, np.ndarray]]:
-    """Returns the likeliest boxes of each image: boxes (n, 4) x, y, width, height in pixels, inside it; scores (n,)
+    """Returns the likeliest boxes of each image, as many as the model has queries and at most MOST_BOXES of a class: boxes (n, 4) x, y, width, height in pixels, inside it; scores (n,)
     descending; labels (n,). Each query has one class with softmax, any number without."""
-    count = min(MOST_BOXES, boxes.shape[1])
+    count = boxes.shape[1]
     if softmax:
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)
         scores, queries = scores.topk(count)
@@ -191,9 +212,13 @@ def predicted_boxes(
     low = (query_boxes[..., :2] - query_boxes[..., 2:] / 2).clamp(0, 1) * scale
     high = (query_boxes[..., :2] + query_boxes[..., 2:] / 2).clamp(0, 1) * scale
     pixel_boxes = torch.cat([low, high - low], dim=-1)
+    rank = (
+        F.one_hot(labels, logits.shape[-1]).cumsum(dim=1).gather(2, labels[..., None])[..., 0]
+    )  # from 1, in its class
+    tensors = (tensor.detach().cpu() for tensor in (pixel_boxes, scores, labels, rank <= MOST_BOXES))
     return [
-        {"boxes": box.numpy(), "scores": score.numpy(), "labels": label.numpy()}
-        for box, score, label in zip(pixel_boxes.detach().cpu(), scores.detach().cpu(), labels.cpu(), strict=True)
+        {"boxes": box[counted].numpy(), "scores": score[counted].numpy(), "labels": label[counted].numpy()}
+        for box, score, label, counted in zip(*tensors, strict=True)
     ]
 
 
@@ -205,13 +230,15 @@ def _target(boxes: np.ndarray, classes: np.ndarray, image: Image.Image) -> dict[
     return {"class_labels": torch.from_numpy(classes), "boxes": torch.from_numpy(centred).float()}
 
 
-def _boxes_and_names(objects: Any, number: int) -> tuple[list[list[float]], list[str]]:
-    """Accepts {"bbox": [...], "category": [...]} or a list of {"bbox", "category"}. Skips boxes without area, which large
-    data sets contain. Raises UserError for invalid boxes."""
+def _objects_of(objects: Any, number: int) -> tuple[list[list[float]], list[str], list[int]]:
+    """Returns boxes, names and crowds of {"bbox": [...], "category": [...]} or a list of {"bbox", "category"}, with
+    `iscrowd` where there is one. Skips boxes without area, which large data sets contain. Raises UserError for invalid boxes."""
     if isinstance(objects, list):
-        objects = {key: [value[key] for value in objects] for key in ("bbox", "category")}
+        crowds = [value.get("iscrowd") for value in objects]
+        objects = {key: [value[key] for value in objects] for key in ("bbox", "category")} | {"iscrowd": crowds}
     boxes, names = list(objects["bbox"]), [class_name(value) for value in objects["category"]]
-    if len(boxes) != len(names):
+    crowds = [int(bool(crowd)) for crowd in objects.get("iscrowd") or [0] * len(boxes)]
+    if not len(boxes) == len(names) == len(crowds):
         message, counts = f"row {number}: each box needs one category", f"{len(boxes)} boxes, {len(names)} categories"
         raise UserError(Problem(message, "data.columns.objects", value=counts))
     for box in boxes:
@@ -219,4 +246,44 @@ def _boxes_and_names(objects: Any, number: int) -> tuple[list[list[float]], list
             message = f"row {number}: a box needs x, y, width and height in pixels"
             raise UserError(Problem(message, "data.columns.objects", value=str(list(box))))
     valid = [position for position, box in enumerate(boxes) if box[2] > 0 and box[3] > 0]
-    return [[float(x) for x in boxes[i]] for i in valid], [names[i] for i in valid]
+    if valid and all(0 <= value <= 1 for box in boxes for value in box):
+        message = f"row {number}: every box lies within 0 to 1: these are shares of the image, and boxes are in pixels"
+        hint = "multiply x and width by the width of the image, y and height by its height"
+        raise UserError(Problem(message, "data.columns.objects", value=str(list(boxes[valid[0]])), hint=hint))
+    return [[float(x) for x in boxes[i]] for i in valid], [names[i] for i in valid], [crowds[i] for i in valid]
+
+
+def _upright_boxes(boxes: list[list[float]], row: dict[str, Any], number: int) -> list[list[float]]:
+    """Returns the boxes in the image as it is loaded, turned by its EXIF orientation. Raises UserError where the stated
+    width and height fit neither the stored nor the upright image, or do not tell which of them the boxes are for."""
+    image = row["image"]
+    if not boxes or (image.get("bytes") is None and is_url(str(image.get("path")))):  # nothing is downloaded for this
+        return boxes
+    try:
+        stored = read_size(image)
+    except MediaError:  # named when it is decoded
+        return boxes
+    stated = (row.get("width"), row.get("height"))
+    if None in stated:
+        if stored.orientation == 1:
+            return boxes
+        raise _orientation_problem(row, number, stored, "the row has no width and height, which would tell")
+    fits_stored, fits_upright = stated == (stored.width, stored.height), stated == stored.upright
+    if not fits_stored and not fits_upright:
+        sizes = " or ".join(f"{width} x {height}" for width, height in dict.fromkeys([stored[:2], stored.upright]))
+        message = f"row {number}: the annotation is for an image of another size than {name_of(image)} ({sizes})"
+        value = " x ".join(f"{length:g}" if isinstance(length, float) else str(length) for length in stated)
+        hint = "the image was resized or turned after it was annotated: use the image that was annotated"
+        raise UserError(Problem(message, "data.columns.objects", value=value, hint=hint))
+    if fits_stored and fits_upright and stored.orientation != 1:
+        raise _orientation_problem(row, number, stored, "width and height are the same either way")
+    return [stored.turn(box) for box in boxes] if fits_stored else boxes
+
+
+def _orientation_problem(row: dict[str, Any], number: int, stored: StoredSize, reason: str) -> UserError:
+    message = (
+        f"row {number}: {name_of(row['image'])} is turned by its EXIF orientation ({stored.orientation}), and it is not "
+        f"certain whether its boxes are for the stored or the upright image: {reason}"
+    )
+    hint = "save such images upright, without the EXIF orientation, and boxes to match"
+    return UserError(Problem(message, "data.columns.objects", hint=hint))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +49,7 @@ log = logging.getLogger("sft_dist")
 # Models that predict masks with classes instead of a class for each pixel. Only the loss of QUERIES is implemented.
 QUERIES = ("mask2former",)
 MOST_CLASSES = 256  # masks are handled in bytes
+WHITE = 255  # the second class of a black and white mask
 OTHER_QUERIES = ("maskformer", "oneformer", "eomt", "eomt_dinov3", "videomt")
 
 
@@ -68,6 +70,7 @@ class SemanticSegmentation(BaseTask):
         self.augment = recipe.data.augment.image
         self.row_features = Features({"image": IMAGE_FEATURE, "mask": IMAGE_FEATURE, "pixels": List(Value("int64"))})
         self.encoded_features = self.row_features
+        self.row_features = Features({**self.row_features, "num_ignored": Value("int64")})
         self.model_config: PreTrainedConfig | None = None  # of the model that was built
 
     # ── rows and examples ───────────────────────────────────────────────────────────────────────────────────────────
@@ -80,26 +83,35 @@ class SemanticSegmentation(BaseTask):
             mask = load_mask(row["mask"])
         except MediaError as error:
             raise UserError(Problem(f"row {number}: {error}", "data.columns.mask")) from None
+        mask = class_numbers(mask, self.recipe.data.labels, self.ignore_index)
         values = mask[mask != self.ignore_index]
         if not len(values):
             return "no labelled pixel"
-        pixels = np.bincount(values)
         named = len(self.recipe.data.labels) if self.recipe.data.labels else MOST_CLASSES
-        if len(pixels) > named:
+        if values.min() < 0 or values.max() >= named:
             message = f"row {number}: the mask has a value that no class has"
             hint = f"values are numbers of classes, from 0; {self.ignore_index} (task.ignore_index) means none"
             valid = tuple(f"{i} ({label})" for i, label in enumerate((self.recipe.data.labels or [])[:20]))
-            raise UserError(Problem(message, "data.labels", value=str(len(pixels) - 1), valid=valid, hint=hint))
-        return {"image": row["image"], "mask": row["mask"], "pixels": pixels.tolist()}
+            outlier = values.min() if values.min() < 0 else values.max()
+            raise UserError(Problem(message, "data.labels", value=str(outlier), valid=valid, hint=hint))
+        return {
+            "image": row["image"],
+            "mask": row["mask"],
+            "pixels": np.bincount(values).tolist(),
+            "num_ignored": mask.size - len(values),
+        }
 
     def identity(self, row: dict[str, Any]) -> bytes:
         return content(row["image"])
 
     def learn_labels(self, train: Rows) -> None:
-        """Names classes by their numbers when the recipe has no names."""
-        self.labels = self.labels or [str(number) for number in range(max(map(len, train.column("pixels"))))]
-        if len(self.labels) < 2:
-            raise UserError(Problem("at least two classes are needed", "data.columns.mask", value=str(self.labels)))
+        """Names classes by their numbers when the recipe has no names. Raises UserError where the ignored value may be a
+        class."""
+        counts = pixels_of_classes(train.column("pixels"))
+        has_ignored = any(train.column("num_ignored"))
+        if problem := mask_problem(counts, self.recipe.data.labels, self.ignore_index if has_ignored else None):
+            raise UserError(problem)
+        self.labels = self.labels or [str(number) for number in range(len(counts))]
 
     def load_processor(self, source: str, **options: Any) -> Any:
         processor = load_image_processor(source, **options)
@@ -122,7 +134,7 @@ class SemanticSegmentation(BaseTask):
     ) -> tuple[dict[str, Any], Tensor | None]:
         images = [load_image(row["image"]) for row in rows]
         masks: list[Any] = (
-            [_mask(row, image) for row, image in zip(rows, images, strict=True)] if "mask" in rows[0] else []
+            [self._mask(row, image) for row, image in zip(rows, images, strict=True)] if "mask" in rows[0] else []
         )
         if rngs is not None and self.augment is not None:
             augmented = [
@@ -141,6 +153,13 @@ class SemanticSegmentation(BaseTask):
         height, width = inputs["pixel_values"].shape[-2:]
         resized = [Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST) for mask in masks]  # fmt: skip
         return inputs, torch.from_numpy(np.stack([np.asarray(mask) for mask in resized]).astype(np.int64))
+
+    def _mask(self, row: dict[str, Any], image: Image.Image) -> np.ndarray:
+        mask = load_mask(row["mask"])
+        if mask.shape != (image.height, image.width):
+            sizes = f"{mask.shape[1]} x {mask.shape[0]}, the image {image.width} x {image.height}"
+            raise ValueError(f"the mask has another size than its image: {sizes}")
+        return class_numbers(mask, self.recipe.data.labels, self.ignore_index)
 
     # ── model ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def build_model(
@@ -205,6 +224,9 @@ class SemanticSegmentation(BaseTask):
         return [confusion(*pair, len(self.labels), self.ignore_index) for pair in zip(predicted, truth, strict=True)]
 
     # ── scores ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    def references(self, examples: Examples) -> list[Any]:
+        return [None] * len(examples)  # a prediction is a confusion matrix, which holds the truth
+
     def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
         return mask_scores(np.sum(predictions, axis=0), self.labels)
 
@@ -229,6 +251,65 @@ class SemanticSegmentation(BaseTask):
         return descriptions
 
 
+def class_numbers(mask: np.ndarray, labels: list[str] | None, ignore_index: int) -> np.ndarray:
+    """The mask with 255 as class 1 where there are two named classes and it holds black and white alone; 255 must not be
+    ignored."""
+    if not labels or len(labels) != 2 or ignore_index == WHITE:
+        return mask
+    black_and_white = np.isin(mask, (0, WHITE, ignore_index)).all()
+    return np.where(mask == WHITE, 1, mask) if black_and_white else mask
+
+
+def pixels_of_classes(rows: Iterable[list[int]]) -> np.ndarray:  # (classes,)
+    """Sum over masks of the pixels of each class."""
+    counts = np.zeros(MOST_CLASSES, dtype=np.int64)
+    for pixels in rows:
+        counts[: len(pixels)] += pixels
+    return np.trim_zeros(counts, "b")
+
+
+def mask_problem(
+    counts: np.ndarray,  # (classes,) pixels in the training masks
+    labels: list[str] | None,
+    ignored: int | None,  # None: no pixel is ignored
+) -> Problem | None:
+    """What is wrong with the values of the training masks as a whole."""
+    present = np.flatnonzero(counts).tolist()
+    absent = [number for number in range(len(labels or [])) if number not in present]
+    if ignored is not None and (
+        len(present) == 1 or (len(absent) == 1 and absent[0] in (ignored, len(labels or []) - 1))
+    ):
+        label = f" ({labels[absent[0]]})" if labels and len(absent) == 1 else ""
+        message = f"the masks hold {ignored}, which is ignored, and no pixel of {'a second' if len(present) == 1 else 'one'} class{label}"
+        return Problem(message, "task.ignore_index", value=str(ignored), hint=_ignored_hint(present, labels, ignored))
+    if len(present) < 2:
+        message = f"at least two classes are needed, and every mask has the one value {', '.join(map(str, present))}"
+        return Problem(message, "data.columns.mask")
+    if not labels and len(present) < len(counts) / 2:
+        message = (
+            f"the masks hold {len(present)} values between 0 and {present[-1]}, most numbers between them are no class"
+        )
+        hint = (
+            "classes are numbered 0, 1, 2, ...: renumber the masks, or name every class in data.labels; two named classes "
+            "and task.ignore_index: 254 read masks of 0 and 255; many values near 0 and 255 come from JPEG or smooth resizing"
+        )
+        return Problem(message, "data.columns.mask", value=", ".join(map(str, present[:10])), hint=hint)
+    return None
+
+
+def _ignored_hint(present: list[int], labels: list[str] | None, ignored: int) -> str:
+    outside = WHITE - 1 if ignored == WHITE else WHITE
+    if ignored == WHITE and present == [0] and (not labels or len(labels) == 2):
+        named = "" if labels else "name both classes in data.labels and "
+        return f"{named}set task.ignore_index: {outside}: 0 and 255 are then the two classes"
+    if labels and ignored < len(labels):
+        return f"{ignored} is the number of a class: set task.ignore_index: {outside}"
+    return (
+        f"if {ignored} is a class, give it a number below the number of classes in the masks and set task.ignore_index: "
+        f"{outside}; if it is not, remove the class that no mask holds from data.labels"
+    )
+
+
 def class_scores(outputs: Any) -> Tensor:  # (batch, classes, h, w)
     """Scores of each class at each pixel: logits, or the sum of mask probabilities weighted by the class of each query."""
     if "masks_queries_logits" not in outputs:
@@ -251,14 +332,6 @@ def resize_without_cropping(processor: Any) -> None:
     for setting in ("do_center_crop", "do_pad", "keep_aspect_ratio"):
         if getattr(processor, setting, None):
             setattr(processor, setting, False)
-
-
-def _mask(row: dict[str, Any], image: Image.Image) -> np.ndarray:
-    mask = load_mask(row["mask"])
-    if mask.shape != (image.height, image.width):
-        sizes = f"{mask.shape[1]} x {mask.shape[0]}, the image {image.width} x {image.height}"
-        raise ValueError(f"the mask has another size than its image: {sizes}")
-    return mask
 
 
 def _no_balanced_targets() -> np.ndarray:

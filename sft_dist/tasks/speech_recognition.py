@@ -159,8 +159,11 @@ class SpeechRecognition(audio.KnowsConfig, BaseTask):
         return self.recognizer.predict(model, inputs, outputs, processor)
 
     # ── scores ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    def references(self, examples: Examples) -> list[Any]:
+        return list(examples.column("text"))
+
     def score(self, predictions: list[str], examples: Examples, processor: Any) -> dict[str, Any]:
-        return transcript_scores(predictions, examples.column("text"))
+        return transcript_scores(predictions, self.references(examples))
 
     def describe(self, predictions: list[str], processor: Any) -> list[dict[str, Any]]:
         return [{"text": text} for text in predictions]

@@ -134,8 +134,11 @@ class TextToText(BaseTask):
             written = written.masked_fill(written == language, processor.pad_token_id)  # not always a special token
         return [text.strip() for text in processor.batch_decode(written, skip_special_tokens=True)]
 
+    def references(self, examples: Examples) -> list[Any]:
+        return list(examples.column("target"))
+
     def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
-        references = examples.column("target")
+        references = self.references(examples)
         if self.settings.type == "translation":
             return dict(translation_scores(references, predictions, self.settings.target_language))
         return dict(summary_scores(references, predictions))

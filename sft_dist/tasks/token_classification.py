@@ -177,9 +177,12 @@ class TokenClassification(BaseTask):
             for classes, first, text in zip(best, inputs["first"], words, strict=True)
         ]
 
+    def references(self, examples: Examples) -> list[Any]:
+        return [[self.labels[number] for number in tags] for tags in examples.column("tags")]
+
     def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
         """Scores words, not pieces; a truncated word counts as outside all entities."""
-        targets = [[self.labels[number] for number in tags] for tags in examples.column("tags")]
+        targets = self.references(examples)
         return entity_scores(
             _as_bio(targets, self.labels), _as_bio([prediction["tags"] for prediction in predictions], self.labels)
         )

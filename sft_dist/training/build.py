@@ -19,10 +19,10 @@ from sft_dist.data.prepare import Prepared, prepare
 from sft_dist.data.rows import Examples
 from sft_dist.data.splits import keep_splits
 from sft_dist.engines.base import Engine
-from sft_dist.evaluation.leaderboard import selection_metric
 from sft_dist.recipe.arithmetic import Batch, batch_of, steps_of
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.machine import missing_packages, needs_gpu
+from sft_dist.recipe.metrics import selection_metric
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tunings import virtual_tokens
 from sft_dist.run.folder import RunFolder

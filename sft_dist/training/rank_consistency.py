@@ -20,7 +20,8 @@ from torch import Tensor, nn
 import sft_dist
 from sft_dist.data.rows import digest, table_digest
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.fingerprint import code_digest
+from sft_dist.recipe.fingerprint import code_digest, plugin_digest
+from sft_dist.recipe.metrics import plugins_of
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.text import join_names
 
@@ -38,6 +39,7 @@ def require_agreement(recipe: Recipe, data: Prepared, examples: Mapping[str, Exa
         "recipe": digest([recipe.model_dump_json().encode()]),
         "code": code_digest(package=Path(sft_dist.__file__).parent)[:12],
         **versions(),
+        **{str(plugin): plugin_digest(plugin)[:12] for plugin in plugins_of(recipe)},
         **{f"{split} rows": content[:12] for split, content in data.contents.items()},
         **{f"{split} examples": table_digest(rows) for split, rows in examples.items()},
         "weights": weights_digest(model.state_dict()),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sft_dist.predict import _media
+from sft_dist.predict import _media, read_inputs
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 
@@ -55,3 +55,23 @@ def test_urls_are_opened_where_the_recipe_allows_them(table):
         for name in ("https://x.org/a.png", "reference://x.org/a.json"):
             with pytest.raises(UserError, match="cannot be read"):
                 _media(name, file, recipe())
+
+
+def test_tables_are_read_as_for_training(tmp_path: Path) -> None:
+    """A text that begins with a quotation mark, long fields, other delimiters, texts that look like numbers."""
+    long = "word " * 40_000
+    tables = {
+        "a.tsv": ('text\tid\n"quoted start\t1\nnext\t2\n', ['"quoted start', "next"]),
+        "b.csv": (f"text,id\n{long},1\n0013,2\n,3\n", [long, "0013", ""]),
+        "c.csv": ("text;id\ngood, very;1\n", ["good, very"]),
+        "d.jsonl": ('{"text": "2001-01-01"}\n{"text": null}\n', ["2001-01-01", ""]),
+    }
+    for name, (content, texts) in tables.items():
+        (tmp_path / name).write_text(content)
+        assert [row["text"] for row in read_inputs(str(tmp_path / name), recipe(), ["text"])] == texts
+
+
+def test_a_table_that_training_refuses_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,id\ngood, very,1\nbad,2\n")
+    with pytest.raises(UserError, match="line 2: expected 2 fields, found 3"):
+        list(read_inputs(str(tmp_path / "a.csv"), recipe(), ["text"]))

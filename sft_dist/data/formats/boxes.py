@@ -1,7 +1,7 @@
 """Boxes around objects: COCO annotations (one JSON file) and Pascal VOC (one XML file an image).
 
-Columns `image` and `objects` = {"bbox": [[x, y, width, height] in pixels, ...], "category": [name, ...]}; an image without
-objects has empty lists.
+Columns `image`, `objects` = {"bbox": [[x, y, width, height] in pixels, ...], "category": [name, ...], "iscrowd": [0 or 1, ...]},
+and `width` and `height`, the size of the image that the annotation states, or None. An image without objects has empty lists.
 """
 
 from __future__ import annotations
@@ -10,40 +10,64 @@ import json
 import math
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset, IterableDataset, List, Value
 
 from sft_dist.data.formats.faults import fault_in, no_rows, unreadable
 from sft_dist.data.formats.layout import IMAGES, walked
 from sft_dist.data.formats.media import UNDECODED_IMAGE, media_rows
-from sft_dist.data.media import is_inside
+from sft_dist.data.media import is_inside, posix_path
 
 FEATURES = {
     "image": UNDECODED_IMAGE,
-    "objects": {"bbox": List(List(Value("float64"))), "category": List(Value("string"))},
+    "objects": {
+        "bbox": List(List(Value("float64"))),
+        "category": List(Value("string")),
+        "iscrowd": List(Value("int64")),
+    },
+    "width": Value("float64"),
+    "height": Value("float64"),
 }
 
 
-def _rows(images: list[Path], objects: list[dict[str, list[Any]]], streaming: bool) -> Dataset | IterableDataset:
-    return media_rows({"image": images, "objects": objects}, FEATURES, streaming)
+class Annotation(NamedTuple):
+    """One image and what is in it."""
+
+    image: Path
+    objects: dict[str, list[Any]]
+    size: tuple[float | None, float | None]  # width, height
+
+
+def _rows(annotations: list[Annotation], streaming: bool) -> Dataset | IterableDataset:
+    columns = {
+        "image": [annotation.image for annotation in annotations],
+        "objects": [annotation.objects for annotation in annotations],
+        "width": [annotation.size[0] for annotation in annotations],
+        "height": [annotation.size[1] for annotation in annotations],
+    }
+    return media_rows(columns, FEATURES, streaming)
+
+
+def _positive(value: Any) -> float | None:
+    """A stated width or height; tools write 0 or nothing where they do not know it."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) and number > 0 else None
 
 
 # ── COCO ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def read_coco(files: list[str], streaming: bool) -> Dataset | IterableDataset:
-    """Crowds (`iscrowd`: one box around many) are skipped: they are no example of where one object is."""
-    images: list[Path] = []
-    objects: list[dict[str, list[Any]]] = []
-    for file in files:
-        images_and_objects = _coco(Path(file))
-        images += images_and_objects[0]
-        objects += images_and_objects[1]
-    if not images:
+    """Crowds (`iscrowd`: one box around many) are never trained on; the metric ignores what is predicted inside them."""
+    annotations = [annotation for file in files for annotation in _coco(Path(file))]
+    if not annotations:
         raise no_rows(files)
-    return _rows(images, objects, streaming)
+    return _rows(annotations, streaming)
 
 
-def _coco(file: Path) -> tuple[list[Path], list[dict[str, list[Any]]]]:
+def _coco(file: Path) -> list[Annotation]:
     try:
         content = json.loads(file.read_bytes())
     except ValueError as error:
@@ -54,9 +78,10 @@ def _coco(file: Path) -> tuple[list[Path], list[dict[str, list[Any]]]]:
     try:
         names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
         by_id: dict[Any, dict[str, list[Any]]] = {
-            entry["id"]: {"bbox": [], "category": []} for entry in content["images"]
+            entry["id"]: {"bbox": [], "category": [], "iscrowd": []} for entry in content["images"]
         }
         titles = [str(entry["file_name"]) for entry in content["images"]]
+        sizes = [(_positive(entry.get("width")), _positive(entry.get("height"))) for entry in content["images"]]
     except (KeyError, TypeError) as error:
         raise unreadable(f"{file}: an image or a category lacks {error}") from None
     if len(by_id) < len(titles):
@@ -76,10 +101,11 @@ def _coco(file: Path) -> tuple[list[Path], list[dict[str, list[Any]]]]:
             raise unreadable(f"{location}: there is no image with this id", str(image))
         if category not in names:
             raise unreadable(f"{location}: there is no category with this id", str(category), tuple(map(str, names)))
-        if not crowd:
-            by_id[image]["bbox"].append(_box(box, location))
-            by_id[image]["category"].append(names[category])
-    return [_image(file, title) for title in titles], list(by_id.values())
+        by_id[image]["bbox"].append(_box(box, location))
+        by_id[image]["category"].append(names[category])
+        by_id[image]["iscrowd"].append(int(bool(crowd)))
+    images = [_image(file, title) for title in titles]
+    return list(map(Annotation, images, by_id.values(), sizes))
 
 
 def _box(box: Any, location: str) -> list[float]:
@@ -93,6 +119,7 @@ def _image(file: Path, title: str) -> Path:
     """Beside the annotations or in `images/`; also where these lie one folder up, or in the split's own folder there
     (`annotations/instances_val2017.json` and `val2017/`)."""
     home, split = file.parent, file.stem.rpartition("_")[2]
+    title = posix_path(title, home)
     if not is_inside(str(home / title), str(home)):
         raise unreadable(f"{file}: the name of the image {title} leaves the folder of the annotations")
     folders = (home, home / "images", home.parent, home.parent / "images", home.parent / split)
@@ -115,11 +142,10 @@ def read_voc(folders: list[str], streaming: bool) -> Dataset | IterableDataset:
     images = {Path(name).stem: Path(name) for name in walked(folder) if name.lower().endswith(IMAGES)}
     if not files:
         raise no_rows(folders)
-    files_and_objects = [_voc(file, images) for file in files]
-    return _rows([image for image, _ in files_and_objects], [objects for _, objects in files_and_objects], streaming)
+    return _rows([_voc(file, images) for file in files], streaming)
 
 
-def _voc(file: Path, images: dict[str, Path]) -> tuple[Path, dict[str, list[Any]]]:
+def _voc(file: Path, images: dict[str, Path]) -> Annotation:
     try:
         root = ElementTree.parse(file).getroot()
     except (ElementTree.ParseError, ValueError) as error:
@@ -140,7 +166,9 @@ def _voc(file: Path, images: dict[str, Path]) -> tuple[Path, dict[str, list[Any]
             raise unreadable(f"{location}: <bndbox> has the numbers xmin, ymin, xmax, ymax", str(corners)) from None
         boxes.append(_box([xmin, ymin, xmax - xmin, ymax - ymin], location))
         names.append(name)
-    return _image_of(file, root, images), {"bbox": boxes, "category": names}
+    objects = {"bbox": boxes, "category": names, "iscrowd": [0] * len(boxes)}
+    size = (_positive(root.findtext("size/width")), _positive(root.findtext("size/height")))
+    return Annotation(_image_of(file, root, images), objects, size)
 
 
 def _image_of(file: Path, root: ElementTree.Element, images: dict[str, Path]) -> Path:

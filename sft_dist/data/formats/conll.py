@@ -17,7 +17,8 @@ from datasets.exceptions import DatasetGenerationError
 
 from sft_dist import __version__
 from sft_dist.data.formats.cache import tables_folder
-from sft_dist.data.formats.faults import decoded, no_rows, opened, unreadable
+from sft_dist.data.formats.dialect import opened
+from sft_dist.data.formats.faults import decoded, no_rows, unreadable
 from sft_dist.recipe.errors import UserError
 
 FEATURES = Features({"tokens": List(Value("string")), "tags": List(Value("string"))})

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import IO, Literal
+from itertools import islice
+from typing import IO
 
-import fsspec
-
+from sft_dist.data.formats.dialect import (
+    DELIMITERS,
+    NEVER_CLOSED,
+    Dialect,
+    dialect_of,
+    fields_of_any_size,
+    misquoted,
+    opened,
+)
 from sft_dist.recipe.errors import Problem, UserError
-
-DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
 def unreadable(fault: str, value: str | None = None, valid: tuple[str, ...] = (), hint: str = "") -> UserError:
     return UserError(Problem(f"could not be read: {fault}", "data.source", value=value, valid=valid, hint=hint))
+
+
+def different_columns(file: str, columns: list[str], first_file: str, first_columns: list[str]) -> str:
+    return f"{file} has the columns {', '.join(columns)}, but {first_file} has {', '.join(first_columns)}"
 
 
 def no_rows(names: list[str]) -> UserError:
@@ -48,19 +56,18 @@ def _fault(name: str, file: str) -> str:
     if fault := _not_utf8(file):
         return fault
     if name in DELIMITERS:
-        return ragged(file, DELIMITERS[name]) or (
-            "" if is_plain(file, DELIMITERS[name]) else misquoted(file, DELIMITERS[name])
-        )
+        dialect = dialect_of(file, name)
+        return ragged(file, dialect) or ("" if dialect.quoting == csv.QUOTE_NONE else misquoted(file, dialect))
     return _bad_json(file) if name == "json" else ""
 
 
-def ragged(file: str, delimiter: str) -> str:
+def ragged(file: str, dialect: Dialect) -> str:
     """The first row with more or fewer fields than the header has; empty lines are no rows."""
     last_line = 0
     with opened(file) as content, fields_of_any_size():
-        reader = csv.reader(_decoded(content), delimiter=delimiter, strict=True, quoting=quoting_of(file, delimiter))
+        reader = dialect.reader(_decoded(content), strict=True)
         try:
-            header = next((row for row in reader if row), [])
+            header: list[str] = next((row for row in islice(reader, dialect.num_skipped, None) if row), [])
             last_line = reader.line_num
             for row in reader:
                 if row and len(row) != len(header):
@@ -68,50 +75,8 @@ def ragged(file: str, delimiter: str) -> str:
                 last_line = reader.line_num
         except csv.Error as error:
             if "unexpected end of data" in str(error):
-                return f"{file}, line {last_line + 1}: {_NEVER_CLOSED}"
+                return f"{file}, line {last_line + 1}: {NEVER_CLOSED}"
     return ""
-
-
-_NEVER_CLOSED = "unterminated quoted field"
-
-
-def misquoted(file: str, delimiter: str) -> str:
-    """The first row with a field that begins with a quotation mark and does not end with one: readers continue after the next
-    mark, in whatever row that is, and take all up to there for one field."""
-    last_line = 0
-    with opened(file) as content, fields_of_any_size():
-        reader = csv.reader((line.decode("latin-1") for line in content), delimiter=delimiter, strict=True)
-        try:
-            for _ in reader:
-                last_line = reader.line_num
-        except csv.Error as error:
-            if "unexpected end of data" in str(error):
-                return f"{file}, line {last_line + 1}: {_NEVER_CLOSED}"
-            if "expected after" in str(error):
-                return f"{file}, line {last_line + 1}: a quoted field does not end at its closing quotation mark"
-    return ""
-
-
-def quoting_of(file: str, delimiter: str) -> Literal[0, 3]:
-    """Returns the setting for `csv` and pandas."""
-    return csv.QUOTE_NONE if is_plain(file, delimiter) else csv.QUOTE_MINIMAL
-
-
-def is_plain(file: str, delimiter: str) -> bool:
-    """Whether the quotation marks of a TSV are part of its texts: one that opens a field is not at its end, too; or rows are
-    complete without them, line by line, and with them are not. Of other formats they never are."""
-    if delimiter != "\t":
-        return False
-    with opened(file) as content:
-        if not any(line.startswith(b'"') or b'\t"' in line for line in content):
-            return False
-    if misquoted(file, "\t"):
-        return True
-    with opened(file) as content:
-        tabs = [line.count(b"\t") for line in content if line.strip()]
-    with opened(file) as content, fields_of_any_size():
-        num_rows = sum(bool(row) for row in csv.reader((line.decode("latin-1") for line in content), delimiter="\t"))
-    return num_rows < len(tabs) and len(set(tabs)) == 1
 
 
 def decoded(file: str, number: int, offset: int, line: bytes) -> str:
@@ -127,11 +92,6 @@ def decoded(file: str, number: int, offset: int, line: bytes) -> str:
             ) from None
         message = f"{location}: 0x{line[error.start]:02x} is not UTF-8"
         raise unreadable(message, file, hint="convert it, from Latin-1 for example: iconv -f latin1 -t utf-8") from None
-
-
-def opened(file: str) -> IO[bytes]:
-    """The bytes of a file or URL, unpacked when its name says that they are packed."""
-    return fsspec.open(file, "rb", compression="infer").open()
 
 
 def _not_utf8(file: str) -> str:
@@ -173,13 +133,3 @@ def _bad_json(file: str) -> str:
 
 def _decoded(content: IO[bytes]) -> Iterator[str]:
     return (line.decode("utf-8-sig" if number == 0 else "utf-8") for number, line in enumerate(content))
-
-
-@contextmanager
-def fields_of_any_size() -> Iterator[None]:
-    """`csv` refuses fields of more than 128 KiB, which pandas reads."""
-    before = csv.field_size_limit(sys.maxsize)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)

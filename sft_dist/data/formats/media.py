@@ -21,7 +21,7 @@ from sft_dist.data.formats.cache import tables_folder
 from sft_dist.data.formats.faults import no_rows, unreadable
 from sft_dist.data.formats.layout import IMAGES, SOUNDS, split_folders, walked
 from sft_dist.data.formats.tables import read_table
-from sft_dist.data.media import accepted, is_inside
+from sft_dist.data.media import accepted, is_inside, posix_path
 from sft_dist.recipe.references import SUFFIXES, suffix_of
 
 UNDECODED_IMAGE = Image(decode=False)
@@ -164,7 +164,7 @@ def _described(table: Path, streaming: bool) -> Dataset | IterableDataset:
     rows = read_table(SUFFIXES[table.suffix], [str(table)], streaming=False)
     if "file_name" not in rows.column_names:
         raise unreadable(f"{table} has no column file_name", ", ".join(rows.column_names), ("file_name",))
-    files = [table.parent / str(name) for name in rows["file_name"][:]]
+    files = [table.parent / posix_path(str(name), table.parent) for name in rows["file_name"][:]]
     for number, file in enumerate(files):
         if not is_inside(str(file), str(table.parent)):
             raise unreadable(f"{table}, row {number}: {file} is not in the folder of the table or below")

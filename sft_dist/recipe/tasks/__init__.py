@@ -1,4 +1,5 @@
-"""The tasks that a recipe can name. A new task is a module here, its class in `TASKS`, and a module in `sft_dist/tasks/`."""
+"""The tasks that a recipe can name. A new task is a module here, its class in `TASKS`, and a module in `sft_dist/tasks/`.
+Other installed packages provide further tasks (`installed.py`)."""
 
 from functools import reduce
 from operator import or_
@@ -10,6 +11,7 @@ from sft_dist.recipe.section import shorthand
 from sft_dist.recipe.tasks.audio_classification import AudioClassificationTask
 from sft_dist.recipe.tasks.base import TaskSettings
 from sft_dist.recipe.tasks.image_classification import ImageClassificationTask
+from sft_dist.recipe.tasks.installed import InstalledTasks
 from sft_dist.recipe.tasks.instruction_tuning import InstructionTuningTask
 from sft_dist.recipe.tasks.object_detection import ObjectDetectionTask
 from sft_dist.recipe.tasks.semantic_segmentation import SemanticSegmentationTask
@@ -33,7 +35,10 @@ TASKS: dict[str, type[TaskSettings]] = {
     name: settings for settings in _CLASSES for name in get_args(settings.model_fields["type"].annotation)
 }
 
+INSTALLED_TASKS = InstalledTasks(tuple(TASKS))
+
 if TYPE_CHECKING:
     Task: TypeAlias = TaskSettings
 else:
-    Task = Annotated[Annotated[reduce(or_, _CLASSES), Field(discriminator="type")], shorthand("type")]
+    _BuiltinTask = Annotated[reduce(or_, _CLASSES), Field(discriminator="type")]
+    Task = Annotated[_BuiltinTask, INSTALLED_TASKS, shorthand("type")]

@@ -12,7 +12,12 @@ class ObjectDetectionTask(TaskSettings):
     threshold: Probability = Field(0.5, description="`predict` prints boxes from this score on.")
 
     work = "sft_dist.tasks.object_detection:ObjectDetection"
-    columns: ClassVar[Columns] = {"image": "required", "objects": "required"}
+    columns: ClassVar[Columns] = {
+        "image": "required",
+        "objects": "required",
+        "width": "if present",
+        "height": "if present",
+    }
     kinds = (Kind({"map": "max", "map50": "max", "map75": "max", "loss": "min"}, ("detection",), "many"),)
     media = ("image",)
     augmentation = "image"

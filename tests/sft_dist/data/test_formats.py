@@ -338,12 +338,35 @@ def test_coco_annotations_become_boxes_with_names(tmp_path, place):
     for name in ("a.png", "b.png"):
         picture(file.parent / place / name)
     rows = rows_of(file)
-    assert rows.column_names == ["image", "objects"]
+    assert rows.column_names == ["image", "objects", "width", "height"]
+    box = [0.0, 0.0, 8.0, 6.0]
     assert rows["objects"][:] == [
-        {"bbox": [[1.0, 2.0, 3.5, 4.0], [0.0, 0.0, 8.0, 6.0]], "category": ["dog", "cat"]},
-        {"bbox": [], "category": []},
+        {"bbox": [[1.0, 2.0, 3.5, 4.0], box, box], "category": ["dog", "cat", "cat"], "iscrowd": [0, 0, 1]},
+        {"bbox": [], "category": [], "iscrowd": []},
     ]
+    assert rows["width"][:] == rows["height"][:] == [None, None]
     assert load_image(rows[1]["image"]).size == (8, 6)
+
+
+def test_annotations_hand_on_the_size_they_are_for(tmp_path):
+    picture(tmp_path / "a.png")
+    entries = [{"id": 1, "file_name": "a.png", "width": 8, "height": 6}]
+    (row,) = rows_of(write(tmp_path / "boxes.json", json.dumps(coco(images=entries, annotations=[]))))
+    assert (row["width"], row["height"]) == (8.0, 6.0)
+    size = "<size><width>{}</width><height>6</height></size>"
+    for name, stated, width in (("one", "8", 8.0), ("two", "0", None)):
+        folder = tmp_path / name
+        picture(folder / "a.png")
+        write(folder / "a.xml", f"<annotation>{size.format(stated)}</annotation>")
+        assert [rows_of(folder)[0][side] for side in ("width", "height")] == [width, 6.0]
+
+
+@pytest.mark.parametrize("name", ["pics\\a.png", ".\\pics\\a.png", "C:\\data\\a.png", "\\\\server\\share\\a.png"])
+def test_paths_that_windows_wrote_are_resolved_in_coco(tmp_path, name):
+    picture(tmp_path / ("pics" if "pics" in name else "images") / "a.png")
+    entries = [{"id": 1, "file_name": name}]
+    (row,) = rows_of(write(tmp_path / "boxes.json", json.dumps(coco(images=entries, annotations=[]))), format="coco")
+    assert load_image(row["image"]).size == (8, 6)
 
 
 def test_the_layout_of_the_coco_download_is_found(tmp_path):
@@ -420,8 +443,8 @@ def test_voc_annotations_beside_their_pictures(tmp_path):
     write(tmp_path / "d" / "b.xml", "<annotation><filename>b.tif</filename></annotation>")  # renamed since
     rows = rows_of(tmp_path / "d")
     assert rows["objects"][:] == [
-        {"bbox": [[1.0, 2.0, 4.5, 4.0]], "category": ["tree"]},
-        {"bbox": [], "category": []},
+        {"bbox": [[1.0, 2.0, 4.5, 4.0]], "category": ["tree"], "iscrowd": [0]},
+        {"bbox": [], "category": [], "iscrowd": []},
     ]
     assert [Path(one["path"]).name for one in rows["image"][:]] == ["a.png", "b.jpg"]
 

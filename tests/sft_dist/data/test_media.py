@@ -18,7 +18,7 @@ from PIL import Image
 
 from sft_dist.data import media
 from sft_dist.data.images import content
-from sft_dist.data.media import REFUSED, MediaError, accepted, load_audio, load_image, load_mask, open_media
+from sft_dist.data.media import REFUSED, MediaError, accepted, load_audio, load_image, load_mask, open_media, read_size
 from sft_dist.data.prepare import prepare
 from sft_dist.data.sources import load_rows, stream_rows
 from sft_dist.quality.media import read_audio_facts
@@ -85,6 +85,63 @@ def test_the_orientation_a_camera_noted_is_applied(tmp_path):
     assert np.array_equal(np.asarray(load_image(at(file))), upright)
 
 
+@pytest.mark.parametrize(
+    ("pixels", "eight_bits"),
+    [
+        (np.array([[0, 128, 255]], np.int32), [0, 128, 255]),
+        (np.array([[0, 257, 65535]], np.int32), [0, 1, 255]),
+        (np.array([[0, 0.6, 1]], np.float32), [0, 153, 255]),
+        (np.array([[0, 128, 255]], np.float32), [0, 128, 255]),
+    ],
+)
+def test_integers_of_32_bits_and_decimal_numbers_are_scaled_by_their_range(tmp_path, pixels, eight_bits):
+    Image.fromarray(pixels).save(tmp_path / "deep.tiff")
+    assert np.asarray(load_image(at(tmp_path / "deep.tiff")))[0].tolist() == [[value] * 3 for value in eight_bits]
+
+
+def test_a_dark_image_of_16_bits_stays_dark(tmp_path):
+    (tmp_path / "dark.pgm").write_bytes(b"P5 2 1 65535\n\x00\xff\x00\x00")
+    assert np.asarray(load_image(at(tmp_path / "dark.pgm")))[0, :, 0].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (np.array([[-1, 3]], np.int32), "pixels of -1 to 3; they must be integers in 0..255 or 0..65535"),
+        (np.array([[0, 70_000]], np.int32), "pixels of 0 to 70000"),
+        (np.array([[-0.5, 0.5]], np.float32), "pixels of -0.5 to 0.5; they must be decimal numbers in 0..1 or 0..255"),
+        (np.array([[0, 3000]], np.float32), "pixels of 0 to 3000"),
+        (np.array([[0, np.nan]], np.float32), "NaN or infinite"),
+    ],
+)
+def test_pixels_of_any_other_range_are_refused(tmp_path, pixels, reason):
+    Image.fromarray(pixels).save(tmp_path / "deep.tiff")
+    assert reason in refused(load_image, at(tmp_path / "deep.tiff"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_box_is_turned_with_its_image(tmp_path, orientation):
+    pixels = np.zeros((20, 30), np.uint8)
+    pixels[3:9, 5:7] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    stored = read_size(at(tmp_path / "a.png"))
+    upright = load_image(at(tmp_path / "a.png"))
+    left, top, right, bottom = upright.getbbox()
+    assert stored.upright == upright.size
+    assert stored.turn([5, 3, 2, 6]) == [left, top, right - left, bottom - top]
+
+
+@pytest.mark.parametrize("name", ["pics\\a.png", "D:\\sets\\a.png"])
+def test_paths_that_windows_wrote_are_accepted_inside_their_folder(tmp_path, name):
+    (tmp_path / "pics").mkdir()
+    home = tmp_path if name.startswith("pics") else tmp_path / "pics"
+    file = picture(tmp_path / "pics" / "a.png")
+    assert accepted(name, [str(home)], allow_urls=False) == str(file)
+    assert accepted("..\\..\\etc\\passwd", [str(home)], allow_urls=False).startswith(REFUSED)
+
+
 @pytest.mark.parametrize("name", ["cut.png", "cut.jpg", "cut.webp", "cut.gif", "cut.bmp"])
 def test_a_picture_cut_short_is_damaged(tmp_path, name):
     rng = np.random.default_rng(0)
@@ -136,7 +193,28 @@ def test_a_mask_in_colours_is_refused(tmp_path):
     assert "(RGB)" in said
 
 
+def test_a_mask_stored_as_jpeg_is_refused_and_names_png(tmp_path):
+    Image.fromarray(np.eye(16, dtype=np.uint8) * 255).save(tmp_path / "mask.jpg")
+    message = refused(load_mask, at(tmp_path / "mask.jpg"))
+    assert message.startswith(f"{tmp_path}/mask.jpg: a mask stored as JPEG")
+    assert "PNG" in message
+
+
 # ── sound ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+def test_samples_of_every_width_have_one_scale(tmp_path, subtype):
+    wave = 0.5 * np.sin(2 * np.pi * 440 * np.arange(1600) / RATE)
+    soundfile.write(tmp_path / "a.wav", wave, RATE, subtype=subtype)
+    np.testing.assert_allclose(load_audio(at(tmp_path / "a.wav"), RATE), wave, atol=1 / 128)
+
+
+def test_decimal_samples_in_the_range_of_integers_are_refused(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.array([0.0, 12_000.0, -30_000.0]), RATE, subtype="FLOAT")
+    assert "samples of up to 30,000 where decimal numbers lie between -1 and 1" in refused(
+        load_audio, at(tmp_path / "a.wav"), RATE
+    )
+
+
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3"])
 def test_sound_comes_at_the_rate_asked_for(tmp_path, name):
     sound = load_audio(at(tone(tmp_path / name, rate=8_000)), RATE)

@@ -243,14 +243,15 @@ def test_class_names_keep_their_leading_zeros(tmp_path, name):
     found = prepared(file, columns={"label": "agent"}, labels=labels, split={"validation": 0.2, "test": 0.2})
     assert found.task.labels == labels
     assert set(found.splits["train"].column("label")) == set(labels)
-    assert load_rows(Data(source=str(file), columns={"label": "agent"}))["train"].features["number"].dtype == "int64"
+    assert load_rows(Data(source=str(file)))["train"]["number"][:3] == ["0", "1", "2"]
 
 
-def test_numbers_for_labels_stay_numbers(tmp_path):
-    """1 and 1.0 are the same class, and `where` compares numbers."""
+def test_where_compares_numbers_with_the_texts_of_a_csv(tmp_path):
     file = write_csv(tmp_path / "rows.csv", [{"text": f"text {n}", "label": n % 3 + 0.0} for n in range(30)])
-    found = prepared(file, where={"label": [0, 1]})
-    assert found.task.labels == ["0", "1"]
+    assert prepared(file, where={"label": [0, 1]}).task.labels == ["0.0", "1.0"]
+    assert prepared(file, where={"label": ["0.0", "2.0"]}).task.labels == ["0.0", "2.0"]
+    with pytest.raises(UserError, match="no row of train is left"):
+        prepared(file, where={"label": "0"})
 
 
 # ── cleaning ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -639,7 +640,7 @@ def test_files_of_two_formats_in_one_glob_are_a_mistake(tmp_path):
 
 def test_files_with_different_columns_in_one_list_are_a_mistake(tmp_path):
     first = write_csv(tmp_path / "a.csv", [{"text": "a", "label": 1}])
-    second = write_csv(tmp_path / "b.csv", [{"text": "b", "label": "x"}])
+    second = write_csv(tmp_path / "b.csv", [{"text": "b", "class": "x"}])
     assert "data.source" in mistake([str(first), str(second)])
 
 

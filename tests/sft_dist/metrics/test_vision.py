@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from sft_dist.metrics.vision import box_scores, confusion, mask_scores
 
@@ -48,6 +52,62 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_undefined():
     undefined = box_scores([boxes((0, 0, 10, 10, 1), scores=(0.3,))], [boxes()], LABELS)
     assert undefined["map"] is None
     assert undefined["map50"] is None
+
+
+def random_scene(rng: np.random.Generator, count: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Objects of all of COCO's area ranges, some of them crowds, and what a mediocre detector predicts."""
+    corner, size = (
+        rng.uniform(0, 400, (count, 2)),
+        rng.choice([10.0, 60.0, 200.0], (count, 1)) * rng.uniform(0.8, 1.2, (count, 2)),
+    )
+    truth = {
+        "boxes": np.c_[corner, size],
+        "labels": rng.integers(0, 3, count),
+        "iscrowd": (rng.random(count) < 0.2).astype(int),
+    }
+    shift = np.repeat(size, 2, axis=1)[:, :4] * rng.normal(0, 0.1, (count, 4))
+    hits = np.r_[truth["boxes"] + shift, np.c_[rng.uniform(0, 400, (count, 2)), rng.uniform(5, 60, (count, 2))]]
+    labels = np.r_[truth["labels"], rng.integers(0, 3, count)]
+    return truth, {"boxes": hits, "labels": labels, "scores": rng.random(2 * count)}
+
+
+def test_scores_are_those_of_pycocotools_with_crowds_areas_and_hundreds_of_objects(tmp_path, capfd):
+    rng = np.random.default_rng(3)
+    truth, predicted = zip(*(random_scene(rng, count) for count in (3, 0, 40, 250)), strict=True)
+    numbers = [(image, *values) for image, one in enumerate(truth) for values in zip(*one.values(), strict=True)]
+    annotations = [
+        {"id": i, "image_id": image, "bbox": box.tolist(), "area": box[2] * box[3], "category_id": int(label), "iscrowd": int(crowd)}
+        for i, (image, box, label, crowd) in enumerate(numbers, 1)
+    ]  # fmt: skip
+    content = {
+        "images": [{"id": image} for image in range(4)],
+        "annotations": annotations,
+        "categories": [{"id": i} for i in range(3)],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    coco = COCO(tmp_path / "truth.json")
+    detections = [
+        {"image_id": image, "bbox": box.tolist(), "category_id": int(label), "score": float(score)}
+        for image, one in enumerate(predicted)
+        for box, label, score in zip(one["boxes"], one["labels"], one["scores"], strict=True)
+    ]
+    evaluation = COCOeval(coco, coco.loadRes(detections), "bbox")
+    for step in (evaluation.evaluate, evaluation.accumulate, evaluation.summarize):
+        step()
+    capfd.readouterr()
+    scores = box_scores(predicted, truth, LABELS)
+    assert [scores[name] for name in ("map", "map50", "map75")] == pytest.approx(
+        evaluation.stats[:3].tolist(), abs=1e-12
+    )
+    assert 0.05 < scores["map"] < 0.9
+
+
+def test_what_is_predicted_in_a_crowd_is_ignored():
+    truth = [boxes((0, 0, 10, 10, 0), (20, 20, 50, 50, 0)) | {"iscrowd": np.array([0, 1])}]
+    predicted = [boxes((25, 25, 9, 9, 0), (40, 40, 9, 9, 0), (0, 0, 10, 10, 0), scores=(0.9, 0.8, 0.7))]
+    assert box_scores(predicted, truth, LABELS)["map"] == pytest.approx(1.0)
+    alone = [{name: value[1:] for name, value in truth[0].items()}]
+    assert box_scores(predicted, alone, LABELS)["map"] is None
 
 
 def test_mask_scores_by_hand():

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import copy
+import io
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 
 from sft_dist.data.media import load_image
 from sft_dist.losses.detection import capture
@@ -250,8 +252,75 @@ def test_what_is_no_box_is_named_and_boxes_without_area_are_left_out():
         {"image": picture, "objects": [{"bbox": [1, 2, 0, 4], "category": "a"}, {"bbox": [1, 2, 3, 4], "category": 7}]},
         0,
     )
-    assert read["objects"] == {"bbox": [[1, 2, 3, 4]], "category": ["7"]}
+    assert read["objects"] == {"bbox": [[1, 2, 3, 4]], "category": ["7"], "iscrowd": [0]}
     assert task.read({"image": picture, "objects": None}, 0) == "no label"
+
+
+def test_boxes_as_shares_of_the_image_are_refused():
+    objects = {"bbox": [[0.1, 0.2, 0.5, 0.25], [0, 0, 1, 1]], "category": ["a", "a"]}
+    with pytest.raises(UserError, match="row 3: every box lies within 0 to 1"):
+        ObjectDetection(recipe_of(TASK)).read({"image": scene(0, 1)["image"], "objects": objects}, 3)
+
+
+def camera_row(orientation: int, width: int | None, height: int | None, size: tuple[int, int] = (30, 20)) -> dict:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.new("RGB", size).save(file, "JPEG", exif=exif)
+    objects = {"bbox": [[5, 3, 2, 6]], "category": ["a"]}
+    return {"image": {"path": "a.jpg", "bytes": file.getvalue()}, "objects": objects, "width": width, "height": height}
+
+
+@pytest.mark.parametrize(
+    ("row", "box"),
+    [
+        (camera_row(6, 30, 20), [11, 5, 6, 2]),
+        (camera_row(6, 20, 30), [5, 3, 2, 6]),
+        (camera_row(1, 30, 20), [5, 3, 2, 6]),
+        (camera_row(1, None, None), [5, 3, 2, 6]),
+    ],
+    ids=["stored", "upright", "plain", "no size"],
+)
+def test_boxes_of_the_stored_image_turn_with_it(row, box):
+    assert ObjectDetection(recipe_of(TASK)).read(row, 0)["objects"]["bbox"] == [box]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (camera_row(1, 60, 40), r"another size than a.jpg \(30 x 20\)"),
+        (camera_row(1, 20, 30), r"another size than a.jpg \(30 x 20\)"),
+        (camera_row(6, 60, 40), r"another size than a.jpg \(30 x 20 or 20 x 30\)"),
+        (camera_row(6, None, None), "has no width and height"),
+        (camera_row(3, 30, 20), "the same either way"),
+        (camera_row(8, 30, 30, (30, 30)), "the same either way"),
+    ],
+)
+def test_annotations_that_fit_no_orientation_are_named(row, message):
+    with pytest.raises(UserError, match=rf"(?s)row 4: .*{message}"):
+        ObjectDetection(recipe_of(TASK)).read(row, 4)
+
+
+def test_crowds_are_scored_and_never_trained_on():
+    task = ObjectDetection(recipe_of(TASK))
+    crowd = {"bbox": [[1, 2, 30, 40], [3, 4, 9, 9]], "category": ["a", "a"], "iscrowd": [1, 0]}
+    rows = rows_of(task, [{"image": scene(0, 1)["image"], "objects": crowd}])
+    task.learn_labels(rows)
+    examples = examples_of(task, rows, None)
+    assert examples.numbers("num_boxes").tolist() == [1]
+    _, (target,) = task.collate(examples.at([0]), transformers.DetrImageProcessor(**SIZE), None)
+    assert target["boxes"].tolist() == [pytest.approx([7.5 / 60, 8.5 / 48, 9 / 60, 9 / 48])]
+    boxes = np.array([[3, 4, 9, 9], [12, 12, 9, 9]], dtype=float)
+    prediction = {"boxes": boxes, "labels": np.zeros(2, int), "scores": np.array([0.5, 0.9])}
+    assert task.score([prediction], examples, None)["map"] == pytest.approx(1.0)
+
+
+def test_a_hundred_boxes_of_each_class_are_kept():
+    logits = torch.full((1, 300, 3), -9.0)
+    logits[0, :150, 0], logits[0, 150:225, 1], logits[0, 225:, 2] = 5.0, 4.0, 3.0
+    (prediction,) = predicted_boxes(logits, torch.full((1, 300, 4), 0.5), torch.tensor([[60, 48]]), softmax=False)
+    assert np.bincount(prediction["labels"]).tolist() == [100, 75, 75]
+    assert (np.diff(prediction["scores"]) <= 0).all()
 
 
 def test_a_model_whose_loss_is_not_a_sum_is_refused():

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from PIL import Image
 
 from sft_dist.losses.classification import CrossEntropy
 from sft_dist.losses.segmentation import PixelLoss, dice, iou
@@ -275,6 +278,74 @@ def test_classes_without_names_are_called_by_their_numbers():
     task = SemanticSegmentation(recipe_of(TASK))
     task.learn_labels(rows_of(task, [scene(1)]))
     assert task.labels == ["0", "1", "2"]
+
+
+def black_and_white(*values: int) -> dict:
+    return {"image": scene(1)["image"], "mask": as_png(np.resize(np.array(values, np.uint8), (44, 56)))}
+
+
+def refusal(values: list[tuple[int, ...]], labels: list[str] | None = None, **task_settings) -> str:
+    task = SemanticSegmentation(recipe_of({**TASK, **task_settings}, data={"labels": labels} if labels else {}))
+    with pytest.raises(UserError) as caught:
+        task.learn_labels(rows_of(task, [black_and_white(*one) for one in values]))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("labels", [LABELS[:2], None])
+def test_255_is_not_ignored_where_it_may_be_the_second_class(labels):
+    message = refusal([(0, 255), (0,)], labels)
+    assert "task.ignore_index" in message
+    assert "set task.ignore_index: 254: 0 and 255 are then the two classes" in message
+
+
+def test_the_advice_for_masks_of_0_and_255_reads_them_as_two_classes():
+    task = SemanticSegmentation(recipe_of({**TASK, "ignore_index": 254}, data={"labels": LABELS[:2]}))
+    rows = rows_of(task, [black_and_white(0, 255), black_and_white(255), black_and_white(0, 1)])
+    task.learn_labels(rows)
+    assert rows.column("pixels") == [[1232, 1232], [0, 2464], [1232, 1232]]
+    _, targets = task.collate(
+        task_rows(rows), transformers.SegformerImageProcessor(size={"height": 44, "width": 56}), None
+    )
+    assert [target.unique().tolist() for target in targets] == [[0, 1], [1], [0, 1]]
+    with pytest.raises(UserError, match="a value that no class has"):
+        task.read(black_and_white(0, 1, 255), 0)
+
+
+def task_rows(rows):
+    return [{"image": one, "mask": two} for one, two in zip(rows.column("image"), rows.column("mask"), strict=True)]
+
+
+def test_an_ignored_value_that_covers_a_named_class_is_refused():
+    assert "0 is the number of a class" in refusal([(0, 1, 2)], LABELS, ignore_index=0)
+    assert "(square)" in refusal([(0, 1, 255)], LABELS)
+    assert "0 is the number of a class" in refusal([(0, 1)], LABELS[:2], ignore_index=0)
+
+
+def test_ignored_borders_and_absent_classes_are_valid():
+    task = SemanticSegmentation(recipe_of(TASK, data={"labels": LABELS}))
+    task.learn_labels(rows_of(task, [black_and_white(0, 1, 2, 255)]))
+    task.learn_labels(rows_of(task, [black_and_white(0, 2, 255), black_and_white(0, 1)]))
+    task.learn_labels(rows_of(task, [black_and_white(0, 1)]))
+
+
+def test_masks_of_one_value_and_masks_with_gaps_are_named():
+    assert "every mask has the one value 0" in refusal([(0,), (0,)], LABELS)
+    assert "every mask has the one value 3" in refusal([(3,)])
+    assert "the masks hold 3 values between 0 and 200" in refusal([(0, 100, 200)])
+    assert "the masks hold 2 values between 0 and 255" in refusal([(0, 255)], ignore_index=254)
+
+
+def test_values_beyond_any_class_are_named_whatever_their_size():
+    task = SemanticSegmentation(recipe_of(TASK))
+    for value in (-1, 300, 2**31 - 1):
+        with pytest.raises(UserError, match=rf"(?s)row 5: the mask has a value.*{value}"):
+            task.read({"image": scene(1)["image"], "mask": as_tiff(np.full((4, 4), value, np.int32))}, 5)
+
+
+def as_tiff(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "TIFF")
+    return {"path": None, "bytes": file.getvalue()}
 
 
 def test_masks_that_do_not_fit_are_named():

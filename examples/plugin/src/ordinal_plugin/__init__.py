@@ -1,0 +1,1 @@
+"""Ratings of texts: a task and a metric for sft-dist."""

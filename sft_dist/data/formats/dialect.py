@@ -1,0 +1,154 @@
+"""How the fields of a csv or tsv file are divided and quoted, by what the file itself shows.
+
+Excel divides by `;` where commas are decimal points and may begin with a line `sep=;`, Spark puts a backslash before a
+quotation mark, and many writers of tsv quote nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import IO, Any, Literal
+
+import fsspec
+
+DELIMITERS = {"csv": ",", "tsv": "\t"}  # data.format -> the delimiter where the file shows no other
+_OTHER_DELIMITERS = (";", "\t", "|")
+_SAMPLE_BYTES, _SAMPLE_ROWS = 2**18, 200
+_ANNOUNCED = re.compile(r'"?sep=(.)"?\s*')
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What `csv` and pandas need to know to read a file."""
+
+    delimiter: str
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
+    escape: str | None = None  # character before a quotation mark that is part of a text; None: marks are doubled
+    num_skipped: int = 0  # lines before the header
+
+    def reader(self, lines: Iterable[str], strict: bool = False) -> Any:
+        """Returns a `csv.reader` of the lines that follow the skipped ones."""
+        return csv.reader(
+            lines,
+            delimiter=self.delimiter,
+            quoting=self.quoting,
+            escapechar=self.escape,
+            doublequote=self.escape is None,
+            strict=strict,
+        )
+
+    @property
+    def for_pandas(self) -> dict[str, Any]:
+        return {
+            "sep": self.delimiter,
+            "quoting": self.quoting,
+            "escapechar": self.escape,
+            "doublequote": self.escape is None,
+            "skiprows": self.num_skipped or None,
+        }
+
+
+def dialect_of(file: str, name: str) -> Dialect:
+    """Returns the dialect of a file of the format `name`. Of a URL only the beginning is read."""
+    delimiter, num_skipped = (DELIMITERS[name], 0) if name != "csv" else _delimiter_of(file)
+    dialect = Dialect(delimiter, num_skipped=num_skipped)
+    if "://" in file:
+        return dialect
+    if is_plain(file, dialect):
+        return Dialect(delimiter, csv.QUOTE_NONE, num_skipped=num_skipped)
+    escaped = Dialect(delimiter, escape="\\", num_skipped=num_skipped)
+    if _has_escaped_quotes(file) and misquoted(file, dialect) and not misquoted(file, escaped):
+        return escaped
+    return dialect
+
+
+def _delimiter_of(file: str) -> tuple[str, int]:
+    """Returns the delimiter of a csv file and how many lines come before its header: the comma unless its first rows
+    have different numbers of fields by it, or one field, and more by another delimiter, all of them the same number."""
+    with opened(file) as content:
+        sample = content.read(_SAMPLE_BYTES)
+    lines = sample.decode("utf-8-sig", errors="replace").splitlines(keepends=True)
+    if len(sample) == _SAMPLE_BYTES:
+        lines = lines[:-1]  # may be cut
+    if lines and (announced := _ANNOUNCED.fullmatch(lines[0])):
+        return announced.group(1), 1
+    widths = {delimiter: _width(lines, delimiter) for delimiter in (",", *_OTHER_DELIMITERS)}
+    return next((delimiter for delimiter, width in widths.items() if width > 1), ","), 0
+
+
+def _width(lines: list[str], delimiter: str) -> int:
+    """Returns the number of fields that all rows of the sample have; 0 where they differ."""
+    with fields_of_any_size():
+        try:
+            widths = {len(row) for row in islice(csv.reader(lines, delimiter=delimiter), _SAMPLE_ROWS) if row}
+        except csv.Error:
+            return 0
+    return widths.pop() if len(widths) == 1 else 0
+
+
+def _has_escaped_quotes(file: str) -> bool:
+    with opened(file) as content:
+        last = b""
+        while block := content.read(2**20):
+            if b'\\"' in last + block:
+                return True
+            last = block[-1:]
+    return False
+
+
+def misquoted(file: str, dialect: Dialect) -> str:
+    """Returns the place of the first row with a field that begins with a quotation mark and does not end with one: readers
+    continue after the next mark, in whatever row that is, and take all up to there for one field. Empty when there is none."""
+    last_line = 0
+    with opened(file) as content, fields_of_any_size():
+        reader = dialect.reader((line.decode("latin-1") for line in content), strict=True)
+        try:
+            for _ in reader:
+                last_line = reader.line_num
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                return f"{file}, line {last_line + 1}: {NEVER_CLOSED}"
+            if "expected after" in str(error):
+                return f"{file}, line {last_line + 1}: a quoted field does not end at its closing quotation mark"
+    return ""
+
+
+NEVER_CLOSED = "unterminated quoted field"
+
+
+def is_plain(file: str, dialect: Dialect) -> bool:
+    """Whether the quotation marks of a tsv are part of its texts: one that opens a field is not at its end, too; or rows
+    are complete without them, line by line, and with them are not. With another delimiter they never are."""
+    if dialect.delimiter != "\t":
+        return False
+    with opened(file) as content:
+        if not any(line.startswith(b'"') or b'\t"' in line for line in content):
+            return False
+    if misquoted(file, dialect):
+        return True
+    with opened(file) as content:
+        tabs = [line.count(b"\t") for line in content if line.strip()]
+    with opened(file) as content, fields_of_any_size():
+        num_rows = sum(bool(row) for row in dialect.reader(line.decode("latin-1") for line in content))
+    return num_rows < len(tabs) and len(set(tabs)) == 1
+
+
+def opened(file: str) -> IO[bytes]:
+    """The bytes of a file or URL, unpacked when its name says that they are packed."""
+    return fsspec.open(file, "rb", compression="infer").open()
+
+
+@contextmanager
+def fields_of_any_size() -> Iterator[None]:
+    """`csv` refuses fields of more than 128 KiB, which pandas reads."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
