@@ -20,7 +20,6 @@ from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.trust import NO_TRUST, Trust, add_options, require_trust, trust_in
 from sft_dist.run.folder import RunFolder
 
-MEDIA = ("image", "audio")  # roles that are files
 TABLE_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "json"}
 BATCHES_AT_ONCE = 16  # texts read ahead, so that a batch holds similar lengths: this many micro-batches
 
@@ -100,7 +99,9 @@ def predict(model_folder: Path, files: list[str], as_json: bool, trust: Trust = 
         rows = [
             task.from_input(
                 {
-                    role: _media(text, file, recipe) if role in MEDIA else clean_text(text, recipe.data.clean, role)
+                    role: _media(text, file, recipe)
+                    if role in recipe.task.media
+                    else clean_text(text, recipe.data.clean, role)
                     for role, text in row.items()
                 }
             )
@@ -138,7 +139,7 @@ def read_inputs(file: str, recipe: Recipe, roles: list[str]) -> Iterator[dict[st
     path = Path(file)
     suffix = path.suffix.lower()
     try:
-        if roles[0] in MEDIA and suffix not in (*TABLE_SUFFIXES, ".txt", "") and file != "-":
+        if roles[0] in recipe.task.media and suffix not in (*TABLE_SUFFIXES, ".txt", "") and file != "-":
             if not path.is_file():
                 raise UserError(f"{file}: no such file")
             yield {roles[0]: file}

@@ -80,6 +80,19 @@ def test_few_files_name_a_strategy():
     assert files == {"launch/starters.py", "sft_dist/recipe/schema.py", "sft_dist/recipe/strategies.py"}
 
 
+def test_only_its_own_modules_name_a_task():
+    """What a task is like, others read from its facts. Examples in help texts may name a recipe."""
+    files = set()
+    for path in _modules().values():
+        tree = ast.parse(path.read_text())
+        strings = {
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        if path.parent.name != "tasks" and strings & TASKS.keys():
+            files.add(str(path.relative_to(ROOT)))
+    assert files == set()
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_valid_at_every_point_and_points_to_things_that_exist(path):
     runs = expand(read(path))

@@ -248,7 +248,7 @@ class _Reader:
 
     def __init__(self, source: Dataset, split: str, recipe: Recipe, task: Task) -> None:
         self.split, self.data, self.task = split, recipe.data, task
-        self.columns = columns_of(source, recipe)
+        self.columns, self.media = columns_of(source, recipe), recipe.task.media
         self.names = {name: naming_of(source.features[name]) for name in self.columns.values()}
         self.stored = tuple(task.row_features)
         self.learned = [name for name in self.stored if name not in task.input_roles]
@@ -296,7 +296,7 @@ class _Reader:
                     clean_text(value, self.data.clean, role, number)
                     for value, number in zip(values, numbers, strict=True)
                 ]
-        if role in ("image", "mask", "audio"):
+        if role in self.media:
             return [{"path": value, "bytes": None} if isinstance(value, str) else value for value in values]
         return values
 

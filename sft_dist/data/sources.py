@@ -43,8 +43,10 @@ from sft_dist.data.formats.tables import TABLES, read_table
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import SUFFIXES, Reference, classify, resolve, sources_of, sqlite_file, suffix_of
 from sft_dist.recipe.schema import SPLITS, Data, SplitSources, Streaming
+from sft_dist.recipe.tasks import TASKS
 
-MEDIA_ROLES = ("image", "mask", "audio")  # roles whose values may be names of files
+# Roles whose values may be names of files, of every task: rows are read before a task sees them.
+MEDIA_ROLES = tuple(dict.fromkeys(role for settings in TASKS.values() for role in settings.media))
 HUB_FILES = (str(datasets.config.HF_DATASETS_CACHE), str(datasets.config.DOWNLOADED_DATASETS_PATH))
 STREAMED_URLS = (*TABLES, "conll")  # formats that are read from a URL as they come; the others are fetched first
 

@@ -23,7 +23,6 @@ from sft_dist.quality.subject import (
     TEXTS,
     Say,
     Subject,
-    are_classes,
     count_classes,
     max_tokens,
     model_config,
@@ -150,7 +149,7 @@ def check_label_quality(subject: Subject, say: Say) -> list[Finding]:
         else []
     )
     findings += labels.check_label_order(subject.task.labels, model_labels(subject.recipe)) if counts else []
-    if not subject.has("label") or not are_classes(subject):
+    if not subject.has("label") or not subject.recipe.task.has_classes:
         return findings
     values = list(subject.values("label"))
     if any(isinstance(value, list) for value in values) or _lacks(

@@ -163,7 +163,7 @@ def count_classes(subject: Subject) -> tuple[dict[str, dict[str, int]], dict[str
     counts: dict[str, dict[str, int]] = {}
     first: dict[str, dict[str, list[RowId]]] = {}
     role = next((role for role in CLASSES if subject.has(role)), None)
-    if role is None or (role == "label" and not are_classes(subject)):
+    if role is None or (role == "label" and not subject.recipe.task.has_classes):
         return {}, {}, ""
     classes_of, unit = CLASSES[role]
     for split, rows in subject.rows.items():
@@ -181,10 +181,6 @@ def count_classes(subject: Subject) -> tuple[dict[str, dict[str, int]], dict[str
 
 def _name(names: Sequence[str], number: int) -> str:
     return names[number] if number < len(names) else str(number)
-
-
-def are_classes(subject: Subject) -> bool:
-    return subject.recipe.task.has_classes
 
 
 def model_config(recipe: Recipe) -> dict[str, Any]:
