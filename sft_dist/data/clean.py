@@ -57,7 +57,7 @@ def _text_of(value: Any, role: str, row: int | None) -> str:
 
 def type_name(value: Any) -> str:
     """Names the type of a value of a source as its author would."""
-    names = {list: "a list", tuple: "a list", dict: "an object", bytes: "bytes"}
+    names: dict[type, str] = {list: "a list", tuple: "a list", dict: "an object", bytes: "bytes"}
     return names.get(type(value), f"a {type(value).__name__}")
 
 
