@@ -132,7 +132,9 @@ def unread(row: Mapping[str, Any]) -> Iterator[str]:
         read.add(column)
         turns = present[column]
         turns = json.loads(turns) if isinstance(turns, str) else turns
-        keys = {key for turn in turns if isinstance(turn, Mapping) for key in turn if turn[key] not in EMPTY}
+        keys = {
+            key for turn in map(_decoded, turns) if isinstance(turn, Mapping) for key in turn if turn[key] not in EMPTY
+        }
         yield from sorted(f"{column}.{key}" for key in keys - TURN_KEYS)
     else:
         read |= {_first(QUESTIONS, present), *CONTEXTS, *ANSWERS, "history"}
@@ -191,9 +193,21 @@ def _turns(value: Any, column: str, number: int, has_tools: bool = False) -> lis
         value = _parsed(value, "not a conversation", column, number)
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise _broken(number, column, "a list of turns is needed", value)
+    value = [_decoded(turn) for turn in value]
     if value and all(isinstance(turn, str) for turn in value):
         return [_message(role, text) for role, text in zip(itertools.cycle(("user", "assistant")), value, strict=False)]
     return [_turn(turn, column, number, has_tools) for turn in value]
+
+
+def _decoded(turn: Any) -> Any:
+    """A turn that `datasets` keeps as JSON text, because turns have different keys; others as they are."""
+    if not isinstance(turn, str) or not turn.startswith("{"):
+        return turn
+    try:
+        decoded = json.loads(turn)
+    except ValueError:
+        return turn
+    return decoded if {"role", "from"} & set(decoded) else turn
 
 
 def _turn(turn: Any, column: str, number: int, has_tools: bool) -> Message:

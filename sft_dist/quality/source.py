@@ -186,8 +186,7 @@ def _unread(split: str, source: Dataset, recipe: Recipe, task: Task) -> Iterator
     used = {*column_by_role.values(), *recipe.data.where, recipe.data.split.group}
     names = column_by_role | {name: name for name in source.column_names if name not in used}
     rows: dict[str, list[RowId]] = {}
-    for number in range(len(source)):  # iteration does not decode columns of mixed types
-        row = source[number]
+    for number, row in enumerate(source):
         try:
             for key in task.unread({role: row[name] for role, name in names.items()}):
                 rows.setdefault(key, []).append((split, number))

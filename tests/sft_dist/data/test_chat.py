@@ -65,6 +65,7 @@ def learned(tokenizer, chat, template=CHATML):
         {"prompt": "how many legs?", "messages": HELLO},
         {"data": ["how many legs?", "eight"]},
         {"conversation": HELLO},
+        {"messages": [json.dumps(turn) for turn in HELLO]},
     ],
 )
 def test_every_shape_becomes_messages(row):
