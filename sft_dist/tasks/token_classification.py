@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -162,18 +163,12 @@ class TokenClassification(BaseTask):
         """Places a word's tag at its first piece; at its other pieces no tag, or the tag that continues it."""
         targets = [IGNORED] * len(word_ids)
         if self.all_pieces:
-            targets = [IGNORED if word is None else self._continued(tags[word]) for word in word_ids]
+            continuations = _continuations(tuple(self.labels))
+            targets = [IGNORED if word is None else continuations[tags[word]] for word in word_ids]
         for position, tag in zip(first, tags, strict=True):
             if position != LOST:
                 targets[position] = tag
         return targets
-
-    def _continued(self, tag: int) -> int:
-        scheme = self._scheme(self.labels)
-        iobes = scheme.normalize(self.labels)
-        inside = f"I-{iobes[tag][2:]}"
-        is_begin = scheme.marks_entities and iobes[tag].startswith("B-")
-        return iobes.index(inside) if is_begin and inside in iobes else tag
 
     def collate(
         self, rows: list[dict[str, Any]], processor: PreTrainedTokenizerBase, rngs: Rngs | None
@@ -249,6 +244,15 @@ def _items(value: Any, role: str, row: int) -> list[Any]:
         raise UserError(Problem(message, f"data.columns.{role}", value=repr(value)[:200], hint=hint))
     items = parse_list(value)
     return value.split() if items is None else items
+
+
+@cache
+def _continuations(labels: tuple[str, ...]) -> tuple[int, ...]:
+    """Tag -> the tag of the same word's other pieces: of an entity that begins, the one inside it, where there is one."""
+    scheme = tag_scheme(labels)
+    names = scheme.normalize(list(labels))
+    insides = [f"I-{name[2:]}" if scheme.marks_entities and name.startswith("B-") else "" for name in names]
+    return tuple(names.index(inside) if inside in names else tag for tag, inside in enumerate(insides))
 
 
 def _first_pieces(word_ids: list[int | None], num_words: int) -> list[int]:
