@@ -26,6 +26,10 @@ def load_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        message = "the tokenizer has neither a padding nor an end-of-text token, so texts cannot be put into one batch"
+        hint = 'name one of its tokens: tokenizer.pad_token = "..."; tokenizer.save_pretrained(FOLDER); then model.tokenizer: FOLDER'
+        raise UserError(Problem(message, "model.tokenizer", value=source, hint=hint))
     return tokenizer
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from sft_dist.batches.chunks import Chunks, single_chunk
 from sft_dist.batches.stream import open_stream
@@ -77,6 +78,7 @@ def build(
         # What is still to come in a stream can be as long as it is allowed to be.
         longest = max(longest, recipe.data.max_length) if recipe.data.streaming else longest
         _check_positions(model, longest, virtual_tokens(recipe.tuning))
+        _check_token_ids(model, examples, data.processor, recipe)
     require_agreement(recipe, data, {**examples, "train": first}, model)
     # After that, since a rank with other rows than the others would refuse them alone.
     if accelerator.is_main_process or folder.splits_file.exists():
@@ -156,6 +158,25 @@ def _check_positions(model: nn.Module, longest: int, virtual: int) -> None:
             f"set data.max_length={positions - virtual}" if positions > virtual else "use fewer tuning.virtual_tokens"
         )
         raise UserError(Problem(problem, path="data.max_length", hint=hint))
+
+
+def _check_token_ids(
+    model: nn.Module, examples: Mapping[str, Examples], tokenizer: PreTrainedTokenizerBase, recipe: Recipe
+) -> None:
+    """A token without a row in the embeddings would end in an index error deep inside the model."""
+    num_rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    if len(tokenizer) <= num_rows:
+        return
+    for split, encoded in examples.items():
+        largest = max(max(ids, default=0) for ids in encoded.column("input_ids"))
+        if largest >= num_rows:
+            message = f"the tokenizer makes tokens of the {split} rows that the model has no embedding for"
+            value = f"token {tokenizer.convert_ids_to_tokens(largest)!r}, id {largest}; the model has ids 0 to {num_rows - 1}"
+            hint = (
+                "use the model's own tokenizer, or save the model after model.resize_token_embeddings(len(tokenizer))"
+            )
+            path = "model.tokenizer" if recipe.model.tokenizer else "model.path"
+            raise UserError(Problem(message, path, value=value, hint=hint))
 
 
 def _resume_point(folder: RunFolder, accelerator: Accelerator) -> ckpt.Checkpoint | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from transformers import AutoTokenizer, BatchEncoding
 
-from sft_dist.tasks.loading import were_cut
+from sft_dist.recipe.errors import UserError
+from sft_dist.tasks.loading import load_tokenizer, were_cut
 
 
 def test_a_text_that_just_fits_is_not_cut(tiny_model: Path) -> None:
@@ -22,3 +24,12 @@ def test_a_text_that_just_fits_is_not_cut(tiny_model: Path) -> None:
     assert were_cut(BatchEncoding({"input_ids": [[1, 2], [1, 2, 3]]}), 3) == [False, True], (
         "slow tokenizers do not tell"
     )
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(str(tiny_model)).pad_token == "[PAD]"
+    with pytest.raises(UserError, match="neither a padding nor an end-of-text token"):
+        load_tokenizer(str(tmp_path))
