@@ -40,6 +40,7 @@ from sft_dist.data.formats.layout import SPLIT_NAMES, guessed, is_coco, split_fi
 from sft_dist.data.formats.media import confined, undecoded
 from sft_dist.data.formats.sql import read_sql
 from sft_dist.data.formats.tables import TABLES, read_table
+from sft_dist.data.nested import with_nested
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import SUFFIXES, Reference, classify, resolve, sources_of, sqlite_file, suffix_of
 from sft_dist.recipe.schema import SPLITS, Data, SplitSources, Streaming
@@ -54,8 +55,13 @@ _Rows = TypeVar("_Rows", Dataset, IterableDataset)
 
 
 def load_rows(data: Data) -> dict[str, Dataset]:
-    """Split name -> rows as they are in the source; always has `train`, unless that is streamed. Raises UserError."""
+    """Split name -> rows as they are in the source, with the columns inside objects that `data.columns` names; always has
+    `train`, unless that is streamed. Raises UserError."""
     disable_progress_bar()
+    return {split: with_nested(rows, data.columns.values()) for split, rows in _rows_by_split(data).items()}
+
+
+def _rows_by_split(data: Data) -> dict[str, Dataset]:
     if data.streaming is not None:
         return _beside_a_stream(data)
     if isinstance(data.source, SplitSources):
@@ -88,6 +94,7 @@ def stream_rows(data: Data, split: str = "train", epoch: int = 0, skip: int = 0)
         if split not in rows_by_split:
             raise _lacks(split, rows_by_split, "data.source")
         rows = rows_by_split[split]
+    rows = with_nested(rows, data.columns.values())
     if split == "train":
         rows = rows.shuffle(seed=data.split.seed, buffer_size=_buffer(data))
     return rows.skip(skip) if skip else rows

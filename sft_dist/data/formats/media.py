@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Audio, Dataset, Features, Image, IterableDataset, LargeList, List, Value, load_dataset
+from datasets import Audio, Dataset, Features, Image, IterableDataset, Json, LargeList, List, Value, load_dataset
 
 from sft_dist.data.formats.cache import tables_folder
 from sft_dist.data.formats.faults import no_rows, unreadable
@@ -125,7 +125,9 @@ def as_stored(rows: Dataset) -> Dataset:
 
 
 def _undecoded(feature: Any) -> Any:
-    """The feature itself when there is nothing in it to decode."""
+    """The feature itself when there is nothing in it to decode but JSON, which names no files."""
+    if isinstance(feature, Json):
+        return feature
     if getattr(feature, "decode", False) is True and hasattr(feature, "decode_example"):
         return replace(feature, decode=False)
     if isinstance(feature, dict):
