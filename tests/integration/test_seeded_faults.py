@@ -149,6 +149,11 @@ def label_order(made: CleanSet, workspace: Workspace) -> Named:
     return {"label-order": set()}
 
 
+def class_without_rows(made: CleanSet, workspace: Workspace) -> Named:
+    workspace.data["labels"] = ["negative", "positive", "mixed"]
+    return {"label-without-rows": set()}
+
+
 def imbalance(made: CleanSet, workspace: Workspace) -> Named:
     negative = [row for row in made.rows["train"] if row["label"] == "negative"][:12]
     made.rows["train"] = [row for row in made.rows["train"] if row["label"] == "positive"] + negative
@@ -276,6 +281,11 @@ def unknown_speaker(made: CleanSet, workspace: Workspace) -> Named:
     return {"unreadable-row": {("train", 22)}}
 
 
+def unread_key(made: CleanSet, workspace: Workspace) -> Named:
+    made.rows["train"][24]["messages"][0]["mood"] = "curious"
+    return {"unread-key": {("train", 24)}}
+
+
 def unanswered(made: CleanSet, workspace: Workspace) -> Named:
     made.rows["train"][23]["messages"].pop()
     return {"empty-target": {("train", 23)}}
@@ -399,12 +409,12 @@ def no_transcript(made: CleanSet, workspace: Workspace) -> Named:
 FAULTS: list[tuple[str, Fault]] = [
     *(("reviews", fault) for fault in (
         missing_column, bad_utf8, replacement_characters, empty_label, empty_text, unknown_label, label_only_in_test,
-        label_missing_in_validation, label_order, imbalance, rare_class, duplicates, near_duplicates, leak, near_leak,
+        label_missing_in_validation, label_order, class_without_rows, imbalance, rare_class, duplicates, near_duplicates, leak, near_leak,
         conflict, truncation, outlier, constant)),
     ("topics", flipped_labels),
     *(("tagged", fault) for fault in (broken_tags, tags_short_of_tokens, no_tags)),
     *(("translated", fault) for fault in (empty_target, echo)),
-    *(("chats", fault) for fault in (nothing_left_to_learn, unknown_speaker, unanswered)),
+    *(("chats", fault) for fault in (nothing_left_to_learn, unknown_speaker, unread_key, unanswered)),
     *(("images", fault) for fault in (
         damaged_image, tiny_image, blank_image, same_image_in_two_splits, mislabelled_image)),
     *(("boxes", fault) for fault in (box_outside, flat_box, boxes_without_category, no_boxes, too_many_boxes)),
