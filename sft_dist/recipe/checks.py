@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from sft_dist.recipe.entry_points import METRICS_GROUP, installed_names
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.metrics import installed_metric
 from sft_dist.recipe.optimizers import NAMED_OPTIMIZERS
-from sft_dist.recipe.references import classify, sources_of
+from sft_dist.recipe.references import is_hub, sources_of
 from sft_dist.recipe.schema import (
     FreezeTuning,
     NamedOptimizer,
@@ -46,11 +45,6 @@ def cross_checks(recipe: Recipe) -> list[Problem]:
         *_switches(recipe),
         *_evaluate(recipe),
     ]
-
-
-def is_hub(text: str) -> bool:
-    """A hub id: of a validated recipe, whose local paths are absolute."""
-    return classify(text, Path("/")).kind == "hub"
 
 
 def _model(recipe: Recipe) -> Iterator[Problem]:

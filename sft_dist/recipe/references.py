@@ -68,6 +68,11 @@ def classify(text: str, base: Path) -> Reference:
     return Reference("local", text, Path(os.path.abspath(base / os.path.expanduser(text))))
 
 
+def is_hub(text: str) -> bool:
+    """Whether this is a hub id, in a validated recipe, whose local paths are absolute."""
+    return classify(text, Path("/")).kind == "hub"
+
+
 def absolute(text: str, base: Path) -> str:
     """The reference with a local path made absolute. `dir/name` that exists beside the recipe is that, not a hub id."""
     reference = classify(text, base)

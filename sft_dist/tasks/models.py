@@ -10,10 +10,9 @@ import torch
 from torch import nn
 from transformers import dynamic_module_utils
 
-from sft_dist.recipe.checks import is_hub
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.machine import missing_packages
-from sft_dist.recipe.references import model_source
+from sft_dist.recipe.references import is_hub, model_source
 from sft_dist.recipe.schema import Model, Recipe
 from sft_dist.tasks.base import Task
 from sft_dist.tuning import apply_tuning
