@@ -51,7 +51,7 @@ def _text_of(value: Any, role: str, row: int | None) -> str:
         return repr(float(value))
     place = "" if row is None else f"row {row}: "
     message = f"{place}a text is needed, not {type_name(value)}"
-    hint = "write it as text in the source (lists and objects as JSON text), or map another column in data.columns"
+    hint = "write it as text (lists and objects as JSON text), or name a value inside an object, such as translation.en"
     raise UserError(Problem(message, f"data.columns.{role}", value=repr(value)[:200], hint=hint))
 
 
