@@ -41,7 +41,6 @@ def _starter_values(task: str, settings: type[TaskSettings]) -> dict[KeyPath, st
     return {("task", "type"): task, **_COMMON, **own}
 
 
-STARTERS: dict[str, dict[KeyPath, str]] = {task: _starter_values(task, settings) for task, settings in TASKS.items()}
 SAMPLES: dict[KeyPath, str] = {
     ("name",): "my-first-run",
     ("description",): "what this recipe is for",
