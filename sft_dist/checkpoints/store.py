@@ -154,9 +154,8 @@ def _problems(checkpoint: Checkpoint) -> list[str]:
         return [f"{MANIFEST}: belongs to step {manifest.get('step')}"]
     if manifest != sealed(manifest):
         return [f"{MANIFEST}: content changed (SHA-256 differs)"]
-    run, own_run = manifest.get("run") or {}, _run_of(checkpoint.run_folder)  # older checkpoints do not name their run
-    if run and own_run and run.get("recipe") != own_run["recipe"]:
-        return [f"{MANIFEST}: belongs to another run ({run.get('name')}), whose recipe is another"]
+    if other := other_run(checkpoint):
+        return [f"{MANIFEST}: belongs to another run ({other}), whose recipe is another"]
     problems = []
     for name, expected in manifest["files"].items():
         if problem := _problem(checkpoint.path, checkpoint.path / name, expected["bytes"], expected["sha256"]):
@@ -181,6 +180,15 @@ def _problem(folder: Path, path: Path, size: int, sha256: str) -> str:
         return "" if _sha256(path) == sha256 else "content changed (SHA-256 differs)"
     except OSError as error:  # a bad disk
         return f"cannot be read ({error.strerror})"
+
+
+def other_run(checkpoint: Checkpoint) -> str:
+    """Returns the name of the run that the checkpoint belongs to where that is not the one it lies in, else "". A changed
+    recipe is another run; older checkpoints do not name theirs."""
+    manifest = read_json(checkpoint.path / MANIFEST)
+    run = manifest.get("run") if isinstance(manifest, dict) else None
+    own_run = _run_of(checkpoint.run_folder)
+    return str(run.get("name")) if run and own_run and run.get("recipe") != own_run["recipe"] else ""
 
 
 def newest_good(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:

@@ -180,12 +180,21 @@ def _check_token_ids(
 
 
 def _resume_point(folder: RunFolder, accelerator: Accelerator) -> ckpt.Checkpoint | None:
-    """The newest checkpoint that verifies, the same on every rank. Damaged newer ones are set aside and named."""
+    """The newest checkpoint that verifies, the same on every rank. Damaged newer ones are set aside and named. Raises UserError
+    for a newer one of another run: it is whole, and to train past it would lose what one of the two runs has learned."""
     step: list[int | None] = [None]
     if accelerator.is_main_process:
         for name in ckpt.clear_unfinished(folder):
             log.warning("%s was only half-written when the run ended; it is removed", name)
         newest, damaged = ckpt.newest_good(folder)
+        for newer in ckpt.present(folder):
+            if (newest is None or newer.step > newest.step) and (other := ckpt.other_run(newer)):
+                message = (
+                    f"{newer.path} belongs to another run ({other}), or recipe.json was changed after it was written"
+                )
+                raise UserError(
+                    Problem(message, hint="restore recipe.json, move the checkpoint out of the way, or start a new run")
+                )
         for line in damaged:
             log.warning("%s; using %s", line, newest.path.name if newest else "nothing: training starts over")
         for newer in ckpt.present(folder):
