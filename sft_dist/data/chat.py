@@ -200,7 +200,7 @@ def _turns(value: Any, column: str, number: int, has_tools: bool = False) -> lis
 
 
 def _decoded(turn: Any) -> Any:
-    """A turn that `datasets` keeps as JSON text, because turns have different keys; others as they are."""
+    """A turn that is JSON text, as a list of texts in a table keeps turns with different keys; others as they are."""
     if not isinstance(turn, str) or not turn.startswith("{"):
         return turn
     try:

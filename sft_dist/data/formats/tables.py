@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import pandas as pd
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets, load_dataset
 
 from sft_dist.data.formats.cache import tables_folder
-from sft_dist.data.formats.dialect import DELIMITERS, Dialect, dialect_of, misquoted, opened
+from sft_dist.data.formats.dialect import DELIMITERS, Dialect, dialect_of, fields_of_any_size, misquoted, opened
 from sft_dist.data.formats.faults import different_columns, fault_in, no_rows, ragged, unreadable
 from sft_dist.data.formats.json_rows import read_json
 from sft_dist.data.formats.stored import stored_rows
@@ -60,80 +60,84 @@ def _loaded(reader: str, files: list[str], streaming: bool, **options: Any) -> D
 # ── csv and tsv ─────────────────────────────────────────────────────────────────────────────────────────────────────
 def _read_delimited(name: str, files: list[str], streaming: bool) -> Dataset | IterableDataset:
     """Rows of csv or tsv files; files of different dialects are read one after the other."""
-    names = [_header(file, dialect_of(file, name)) for file in files]
+    dialects = [dialect_of(file, name) for file in files]
+    names = [_header(file, dialect) for file, dialect in zip(files, dialects, strict=True)]
     for file, columns in zip(files, names, strict=True):
         if set(columns) != set(names[0]):
             raise unreadable(different_columns(file, columns, files[0], names[0]))
+    features = Features(dict.fromkeys(names[0], Value("string")))
     pieces = []
-    for dialect, group in groupby(files, key=lambda file: dialect_of(file, name)):
-        same = list(group)
-        pieces.append(_stream(same, dialect) if streaming else _stored(same, dialect))
+    for dialect, group in groupby(zip(files, dialects, strict=True), key=lambda pair: pair[1]):
+        same = [file for file, _ in group]
+        pieces.append((_stream if streaming else _stored)(same, dialect, features))
     return pieces[0] if len(pieces) == 1 else concatenate_datasets(pieces)
 
 
-def _stored(files: list[str], dialect: Dialect) -> Dataset:
-    rows = stored_rows("csv", files, lambda: (_features(files, dialect), _tables(files, dialect)), repr(dialect))
+def _stored(files: list[str], dialect: Dialect, features: Features) -> Dataset:
+    rows = stored_rows("csv", files, lambda: (features, _checked_tables(files, dialect, list(features))), repr(dialect))
     if not len(rows):
         raise no_rows(files)
-    _refuse_ragged(rows, files, dialect)
-    _refuse_swallowed(rows, files, dialect)
     return rows
 
 
-def _stream(files: list[str], dialect: Dialect) -> IterableDataset:
-    return IterableDataset.from_generator(
-        _rows, gen_kwargs={"files": files, "dialect": dialect}, features=_features(files[:1], dialect)
-    )
+def _stream(files: list[str], dialect: Dialect, features: Features) -> IterableDataset:
+    return IterableDataset.from_generator(_rows, gen_kwargs={"files": files, "dialect": dialect}, features=features)
 
 
 def _rows(files: list[str], dialect: Dialect) -> Iterator[dict[str, Any]]:
-    for table in _tables(files, dialect):
-        yield from table.to_pylist()
-
-
-def _features(files: list[str], dialect: Dialect) -> Features:
-    return Features(dict.fromkeys(_header(files[0], dialect), Value("string")))
-
-
-def _tables(files: list[str], dialect: Dialect) -> Iterator[pa.Table]:
-    """Yields the rows with every cell as text, and empty cells as missing."""
-    names: list[str] = []
     for file in files:
-        with opened(file) as content:
-            chunks = pd.read_csv(
-                content, dtype=str, na_filter=False, encoding="utf-8-sig", chunksize=_ROWS, **dialect.for_pandas
-            )
-            for chunk in chunks:
-                columns = {str(name).strip(): pa.array(chunk[name], pa.string()) for name in chunk.columns}
-                missing = pa.scalar(None, pa.string())
-                table = pa.table(
-                    {name: pc.if_else(pc.equal(cells, ""), missing, cells) for name, cells in columns.items()}
-                )
-                names = names or table.column_names
-                yield table.select(names)
+        for table in _tables(file, dialect):
+            yield from table.to_pylist()
 
 
-def _raw_header(file: str, dialect: Dialect) -> list[str]:
-    """Returns the names of the columns as the file has them. Raises UserError where the first row is longer than they are."""
+def _checked_tables(files: list[str], dialect: Dialect, names: list[str]) -> Iterator[pa.Table]:
+    """Yields the rows of all files. Raises UserError at the end of a file that pandas has not read as it was written, which it
+    does silently: it fills up short rows, and a text that begins with a quotation mark, and is none, swallows the rows up to the
+    next mark. Only where one of these may have happened is it worth going through the file again."""
+    for file in files:
+        may_be_ragged = may_be_swallowed = False
+        for table in _tables(file, dialect):
+            may_be_ragged |= table.column(table.num_columns - 1).null_count > 0
+            may_be_swallowed |= any(map(_has_lines, table.columns))
+            yield table.select(names)
+        if may_be_ragged and (fault := ragged(file, dialect)):
+            raise unreadable(fault)
+        if may_be_swallowed and (fault := misquoted(file, dialect)):
+            hint = 'write "" for a mark that is part of a text and put the whole field in marks, as writers of csv do'
+            raise unreadable(fault, hint=hint)
+
+
+def _tables(file: str, dialect: Dialect) -> Iterator[pa.Table]:
+    """Yields the rows with every cell as text, and empty cells as missing."""
+    missing = pa.scalar(None, pa.string())
     with opened(file) as content:
-        beginning = pd.read_csv(
-            content, nrows=1, dtype=str, na_filter=False, encoding="utf-8-sig", **dialect.for_pandas
-        )
-    if not isinstance(beginning.index, pd.RangeIndex) and (fault := ragged(file, dialect)):
-        raise unreadable(fault)
-    return [str(name) for name in beginning.columns]
+        chunks = pd.read_csv(
+            content, dtype=str, na_filter=False, encoding="utf-8-sig", chunksize=_ROWS,
+            header=0, names=_header(file, dialect), **dialect.for_pandas,
+        )  # fmt: skip
+        for chunk in chunks:
+            cells_by_name = {name: pa.array(chunk[name], pa.string()) for name in chunk.columns}
+            yield pa.table(
+                {name: pc.if_else(pc.equal(cells, ""), missing, cells) for name, cells in cells_by_name.items()}
+            )
 
 
 def _header(file: str, dialect: Dialect) -> list[str]:
-    """Returns the names of the columns without the blanks around them. Raises UserError where two have the same name."""
-    with opened(file) as content:
+    """Returns the names of the columns without the blanks around them. Raises UserError where two have the same name, or the
+    first row has more fields, of which pandas would make an index."""
+    with opened(file) as content, fields_of_any_size():
         lines = (line.decode("utf-8-sig", errors="replace") for line in content)
-        rows = (row for number, row in enumerate(dialect.reader(lines)) if row and number >= dialect.num_skipped)
-        names = [name.strip() for name in next(rows, [])]
-    repeated = sorted({name for name in names if name and names.count(name) > 1})
-    if repeated:
+        rows = (row for row in islice(dialect.reader(lines), dialect.num_skipped, None) if row)
+        names: list[str] = next(rows, [])
+        first: list[str] = next(rows, [])
+    if not names:
+        raise unreadable(f"{file}: the file is empty")
+    if len(first) > len(names) and (fault := ragged(file, dialect)):
+        raise unreadable(fault)
+    names = [name.strip() or f"column {number}" for number, name in enumerate(names, start=1)]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise unreadable(f"{file}: several columns have the name {repeated[0]!r}")
-    return [name.strip() for name in _raw_header(file, dialect)]
+    return names
 
 
 def _refuse_other_columns(reader: str, files: list[str]) -> None:
@@ -146,25 +150,5 @@ def _refuse_other_columns(reader: str, files: list[str]) -> None:
         first = first or columns
 
 
-def _refuse_ragged(rows: Dataset, files: list[str], dialect: Dialect) -> None:
-    """pandas fills up short rows. Only where this may have happened is it worth going through the file again."""
-    if rows.data.column(rows.column_names[-1]).null_count:
-        for file in files:
-            if fault := ragged(file, dialect):
-                raise unreadable(fault)
-
-
-def _refuse_swallowed(rows: Dataset, files: list[str], dialect: Dialect) -> None:
-    """A text that begins with a quotation mark, and is none, swallows the rows up to the next mark. Nothing is swallowed
-    where no field has more than one line."""
-    if any(_has_lines(rows, name) for name in rows.column_names):
-        for file in files:
-            if fault := misquoted(file, dialect):
-                hint = (
-                    'write "" for a mark that is part of a text and put the whole field in marks, as writers of csv do'
-                )
-                raise unreadable(fault, hint=hint)
-
-
-def _has_lines(rows: Dataset, name: str) -> bool:
-    return bool(pc.any(pc.match_substring_regex(rows.data.column(name), "[\r\n]")).as_py())
+def _has_lines(cells: pa.ChunkedArray) -> bool:
+    return bool(pc.any(pc.match_substring_regex(cells, "[\r\n]")).as_py())
