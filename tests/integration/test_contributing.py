@@ -17,6 +17,8 @@ import pytest
 
 from tests.launch.conftest import STUBS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("launch", "sft_dist", "recipes", "slurm")
 BLOCK = re.compile(r"^ *```(python|yaml|diff|console)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
@@ -119,7 +121,6 @@ def test_a_task_is_two_modules_and_its_entry_in_one_table(checkout: Checkout, re
     assert task in checkout.command("sft-dist", "plan", recipe, "task=language-identifcation", expect=2)
 
 
-@pytest.mark.slow
 def test_the_added_task_trains_evaluates_and_predicts(checkout: Checkout, recipe: str) -> None:
     checkout.follow("Add a task")
     checkout.command("sft-dist", "run", recipe, "task=language-identification", "--processes", "1")

@@ -8,10 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from sft_dist.data.prepare import prepare
 from sft_dist.recipe.load import read, validate
 from sft_dist.tasks import task_of
 from sft_dist.tasks.models import load_processor
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """\

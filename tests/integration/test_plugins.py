@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "plugin"
 ROWS = [("good " * stars + "film", stars) for stars in range(3)] * 20
@@ -162,7 +164,6 @@ def test_edited_code_of_a_plugin_makes_data_anew(site: Path, recipe: Path, tmp_p
 
 
 # ── with training ───────────────────────────────────────────────────────────────────────────────────────────────────
-@pytest.mark.slow
 def test_a_run_is_trained_evaluated_exported_and_used(site: Path, recipe: Path) -> None:
     where = recipe.parent
     assert "1 node x 1 process" in sft_dist(where, "plan", recipe.name, plugins=site).stdout
