@@ -115,6 +115,11 @@ def _pair(present: Mapping[str, Any], number: int) -> list[Message]:
             f"several columns have an answer: {', '.join([answer, *others])}; choose by data.columns, as in {example}"
         )
         raise _broken(number, others[0], message, present[others[0]])
+    for role in (question, answer):
+        if isinstance(present.get(role), list) and all(isinstance(text, str) for text in map(_decoded, present[role])):
+            raise _broken(
+                number, role, "a text, or a list of turns with `role` and `content`, is needed", present[role]
+            )
     if isinstance(present.get(question), list):
         turns += _turns(present[question], question, number)
     elif texts := [str(present[role]) for role in (question, *CONTEXTS) if role in present]:
@@ -215,6 +220,10 @@ def _turn(turn: Any, column: str, number: int, has_tools: bool) -> Message:
         raise _broken(number, column, "a turn has `role` and `content`, or `from` and `value`", turn)
     if refused := [key for key in REFUSED_KEYS if turn.get(key) not in EMPTY]:
         raise _broken(number, column, f"`{refused[0]}` of a turn is not supported, and changes what is learned", turn)
+    for first, second in (("role", "from"), ("content", "value")):
+        values = [turn[key] for key in (first, second) if turn.get(key) not in EMPTY]
+        if len({str(ROLES.get(value, value)) if first == "role" else str(value) for value in values}) > 1:
+            raise _broken(number, column, f"`{first}` and `{second}` of a turn differ", turn)
     sharegpt = turn.get("from") is not None
     speaker = turn["from"] if sharegpt else turn.get("role")
     if speaker not in ROLES:

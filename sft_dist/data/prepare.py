@@ -26,7 +26,7 @@ import xxhash
 from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value
 
 from sft_dist.data.cached_folder import cached_folder
-from sft_dist.data.clean import clean_text, near_duplicates
+from sft_dist.data.clean import clean_text, near_duplicates, type_name
 from sft_dist.data.encode import encode
 from sft_dist.data.images import content
 from sft_dist.data.rows import ROW, Examples, Rows
@@ -249,14 +249,15 @@ class _Reader:
     def __init__(self, source: Dataset, split: str, recipe: Recipe, task: Task) -> None:
         self.split, self.data, self.task = split, recipe.data, task
         self.columns, self.media = columns_of(source, recipe), recipe.task.media
-        self.names = {name: naming_of(source.features[name]) for name in self.columns.values()}
+        self.converters = {name: converter_of(source.features[name]) for name in self.columns.values()}
         self.stored = tuple(task.row_features)
         self.learned = [name for name in self.stored if name not in task.input_roles]
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]] = {name: [] for name in (*self.stored, ROW, REASON, *IDENTITY, TARGET)}
         values = {
-            role: self._values(role, batch[name], self.names[name], batch[ROW]) for role, name in self.columns.items()
+            role: self._values(role, batch[name], self.converters[name], batch[ROW])
+            for role, name in self.columns.items()
         }
         for position, number in enumerate(batch[ROW]):
             row = self._read({role: column[position] for role, column in values.items()}, number)
@@ -278,7 +279,9 @@ class _Reader:
             for name, value in zip((*IDENTITY, TARGET), digests, strict=True):
                 columns[name].append(value)
         if self.data.split.group:
-            columns[_GROUP] = [str(value) for value in batch[self.data.split.group]]
+            with _naming_split(self.split):
+                values_of_rows = zip(batch[self.data.split.group], batch[ROW], strict=True)
+                columns[_GROUP] = [_group_of(value, number) for value, number in values_of_rows]
         return columns
 
     def _read(self, values: dict[str, Any], number: int) -> dict[str, Any] | str:
@@ -286,10 +289,10 @@ class _Reader:
             return self.task.read(values, number)
 
     def _values(
-        self, role: str, values: list[Any], named: Callable[[Any], Any] | None, numbers: list[int]
+        self, role: str, values: list[Any], convert: Callable[[Any], Any] | None, numbers: list[int]
     ) -> list[Any]:
-        if named is not None:
-            values = [named(value) for value in values]
+        if convert is not None:
+            values = [convert(value) for value in values]
         if role in self.task.text_roles:
             with _naming_split(self.split):
                 return [
@@ -348,12 +351,12 @@ def _select_where(source: Dataset, split: str, data: Data) -> np.ndarray:
     keep = np.ones(len(source), dtype=bool)
     for name, value_or_values in data.where.items():
         require_column(source, name, f"where.{name}")
-        named = naming_of(source.features[name]) or (lambda value: value)
+        convert = converter_of(source.features[name]) or (lambda value: value)
         allowed = value_or_values if isinstance(value_or_values, list) else [value_or_values]
         seen_values: Counter[str] = Counter()
         hits = []
         for batch in source.select_columns([name]).iter(batch_size=10 * BATCH):
-            values = [named(value) for value in batch[name]]
+            values = [convert(value) for value in batch[name]]
             hits += [any(_equals(value, wanted) for wanted in allowed) for value in values]
             if len(seen_values) < 1000:
                 seen_values.update(map(repr, values))
@@ -376,6 +379,26 @@ def _equals(value: Any, wanted: str | float | bool) -> bool:
         except ValueError:
             return False
     return bool(value == wanted)
+
+
+def _group_of(value: Any, row: int) -> str:
+    """Returns the name of a row's group; 1 and 1.0 are the same. Raises UserError naming the row."""
+    if value is None or value == "" or value != value:
+        hint = "give each row a group, or exclude such rows with data.where"
+        raise UserError(Problem(f"row {row}: no group", "data.split.group", hint=hint))
+    if isinstance(value, (list, dict, bytes)):
+        message = f"row {row}: a group is a text or a number, not {type_name(value)}"
+        raise UserError(Problem(message, "data.split.group", value=repr(value)[:200]))
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def converter_of(feature: Any) -> Callable[[Any], Any] | None:
+    """How values of a column become what was written: class numbers their names, and floats of 16 and 32 bits the shortest
+    decimal, since 1.1 would otherwise be the text 1.100000023841858. None where they are so already."""
+    if isinstance(feature, Value) and feature.dtype in ("float16", "float32"):
+        dtype = np.dtype(feature.dtype).type
+        return lambda number: None if number is None else float(str(dtype(number)))
+    return naming_of(feature)
 
 
 def naming_of(feature: Any) -> Callable[[Any], Any] | None:

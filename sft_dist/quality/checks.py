@@ -148,6 +148,7 @@ def check_label_quality(subject: Subject, say: Say) -> list[Finding]:
         if counts
         else []
     )
+    findings += labels.check_spellings({name for classes in counts.values() for name in classes})
     findings += labels.check_label_order(subject.task.labels, model_labels(subject.recipe)) if counts else []
     if not subject.has("label") or not subject.recipe.task.has_classes:
         return findings

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -75,6 +77,26 @@ def check_classes(
         message = f"{classes[largest]:,} {largest} to {classes[smallest]:,} {smallest} in train; balanced class weights: {listed}"
         findings.append(make_finding("class-imbalance", message, class_weights=weights))
     return findings
+
+
+def check_spellings(names: Iterable[str]) -> list[Finding]:
+    """Classes that are the same but for letter case, blanks, Unicode form, or the way a whole number is written."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):
+        groups.setdefault(_spelling_key(name), []).append(name)
+    if not (alike := [group for group in groups.values() if len(group) > 1]):
+        return []
+    listed = "; ".join(" and ".join(map(repr, group)) for group in alike[:10])
+    return [make_finding("label-spelling", f"{listed} are different classes", labels=alike)]
+
+
+def _spelling_key(name: str) -> str:
+    text = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    try:
+        number = Decimal(text)
+        return str(int(number)) if number.adjusted() < 30 and number == int(number) else text
+    except (ArithmeticError, ValueError):
+        return text
 
 
 def balanced_class_weights(counts: Mapping[str, int]) -> dict[str, float]:

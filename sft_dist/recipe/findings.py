@@ -33,6 +33,7 @@ KINDS: dict[str, Kind] = {
     "label-order": Kind("error", "give data.labels in the model's order, or its head is trained on permuted classes"),
     "label-missing-in-split": Kind("warning", "scores of this split do not cover the class"),
     "label-without-rows": Kind("warning", "the class is never learned: add rows of it, or remove it from data.labels"),
+    "label-spelling": Kind("warning", "are they one class? data.clean.map_labels: {OTHER: NAME} merges them"),
     "class-imbalance": Kind("warning", "train.loss: {name: cross-entropy, class_weights: balanced}, or data.sampling: balanced"),
     "rare-class": Kind("warning", "collect more rows of the class, or merge it with another"),
     "suspicious-label": Kind("warning", "read them: a simple classifier is nearly sure that they have another label"),

@@ -61,6 +61,10 @@ class Task(Protocol):
     def input_texts(self, rows: Rows) -> list[str]:
         """Text of each stored row by which near-duplicates are detected; [] where the inputs are not texts."""
 
+    def question_of(self, row: dict[str, Any], number: int) -> dict[str, str]:
+        """What `predict` is asked by a row of the source, role -> value, of tasks whose columns are all optional: input role
+        -> text for `from_input`. Raises UserError naming the row."""
+
     def unread(self, row: dict[str, Any]) -> Iterable[str]:
         """Names of what a row of the source has and `read` ignores; asked only of tasks whose columns are all optional."""
 
@@ -144,6 +148,9 @@ class BaseTask:
 
     def from_input(self, row: dict[str, Any]) -> dict[str, Any]:
         return row
+
+    def question_of(self, row: dict[str, Any], number: int) -> dict[str, str]:
+        return {role: "" if row.get(role) is None else str(row[role]) for role in self.input_roles}
 
     def unread(self, row: dict[str, Any]) -> Iterable[str]:
         return ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections import Counter
 from collections.abc import Hashable, Iterable
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from sft_dist.tasks.base import BaseTask
 if TYPE_CHECKING:
     from sft_dist.data.rows import Examples, Rows
 
+_SEPARATORS = {",", ";", "|"}
 _WHOLE_NUMBER = re.compile(r"-?[0-9]+")
 PROBLEM_TYPES = {
     "single-label": "single_label_classification",
@@ -107,8 +109,7 @@ class ClassTask(BaseTask):
     def _valid_class(self, name: str, row: int) -> str:
         name = self.renamed.get(name, name)
         if self.given_labels and name not in self.given_labels:
-            matches = difflib.get_close_matches(name, self.given_labels, 1)
-            hint = f"did you mean `{matches[0]}`?" if matches else ""
+            hint = _hint_for(name, self.given_labels)
             valid = tuple(self.given_labels[:20])
             raise UserError(
                 Problem(f"row {row}: not one of data.labels", "data.labels", value=name, valid=valid, hint=hint)
@@ -128,6 +129,7 @@ class ClassTask(BaseTask):
             self.labels = sorted_labels(train.codes("label")[1])
         else:
             self.labels = sorted_labels(name for target in train.column("label") for name in target)
+            _refuse_joined(self.labels, self.separator)
         minimum, description = (2, "two classes are") if self.problem == "single-label" else (1, "one class is")
         if len(self.labels) < minimum:
             raise UserError(
@@ -208,6 +210,28 @@ class ClassTask(BaseTask):
         ]
 
 
+def _hint_for(name: str, labels: list[str]) -> str:
+    """Of numbers only a data set that names its own classes says which is which."""
+    if name.isdecimal() and not any(label.isdecimal() for label in labels):
+        return (
+            f"a number is read as the name of a class: name them in data.clean.map_labels, such as {{{name!r}: "
+            f"{labels[min(int(name), len(labels) - 1)]}}} if they count data.labels from 0, or list the numbers in data.labels"
+        )
+    matches = difflib.get_close_matches(name, labels, 1)
+    return f"did you mean `{matches[0]}`?" if matches else ""
+
+
+def _refuse_joined(labels: list[str], separator: str) -> None:
+    """Raises UserError where classes are joined by another separator than the recipe's: their parts are classes, too."""
+    for other in _SEPARATORS - {separator}:
+        joined = {label: {name.strip() for name in label.split(other)} for label in labels if other in label}
+        counts = Counter(name for names in joined.values() for name in names)
+        counts.update(set(labels) - set(joined))
+        if label := next((label for label, names in joined.items() if any(counts[name] > 1 for name in names)), None):
+            hint = f"set task.label_separator: {other!r}"
+            raise UserError(Problem(f"classes are joined by {other!r}", "task.label_separator", value=label, hint=hint))
+
+
 def _items(raw: Any, separator: str, row: int) -> list[Any]:
     if not isinstance(raw, str):
         return list(raw) if isinstance(raw, (list, tuple)) else [raw]
@@ -254,9 +278,16 @@ def _number(raw: Any, row: int) -> float | None:
     if isinstance(raw, str) and not raw.strip():
         return None
     try:
-        value = float(raw)
+        value = float("" if isinstance(raw, str) and "_" in raw else raw)  # Python reads 1_000
     except (TypeError, ValueError):
-        raise UserError(Problem(f"row {row}: a number is needed", "data.columns.label", value=repr(raw))) from None
+        hint = (
+            "write it with a decimal point, and without a unit or separators of thousands"
+            if isinstance(raw, str)
+            else ""
+        )
+        raise UserError(
+            Problem(f"row {row}: a number is needed", "data.columns.label", value=repr(raw), hint=hint)
+        ) from None
     if not math.isfinite(value):
         raise UserError(Problem(f"row {row}: a finite number is needed", "data.columns.label", value=repr(raw)))
     return value

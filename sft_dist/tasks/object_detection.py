@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -233,6 +234,11 @@ def _target(boxes: np.ndarray, classes: np.ndarray, image: Image.Image) -> dict[
 def _objects_of(objects: Any, number: int) -> tuple[list[list[float]], list[str], list[int]]:
     """Returns boxes, names and crowds of {"bbox": [...], "category": [...]} or a list of {"bbox", "category"}, with
     `iscrowd` where there is one. Skips boxes without area, which large data sets contain. Raises UserError for invalid boxes."""
+    for value in objects if isinstance(objects, list) else [objects]:
+        if not isinstance(value, Mapping) or not {"bbox", "category"} <= set(value):
+            message = f"row {number}: objects have `bbox` and `category`"
+            keys = ", ".join(value) if isinstance(value, Mapping) else repr(value)[:200]
+            raise UserError(Problem(message, "data.columns.objects", value=keys))
     if isinstance(objects, list):
         crowds = [value.get("iscrowd") for value in objects]
         objects = {key: [value[key] for value in objects] for key in ("bbox", "category")} | {"iscrowd": crowds}
@@ -242,7 +248,8 @@ def _objects_of(objects: Any, number: int) -> tuple[list[list[float]], list[str]
         message, counts = f"row {number}: each box needs one category", f"{len(boxes)} boxes, {len(names)} categories"
         raise UserError(Problem(message, "data.columns.objects", value=counts))
     for box in boxes:
-        if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] < 0 or box[3] < 0:
+        are_numbers = len(box) == 4 and all(isinstance(x, (int, float)) and math.isfinite(x) for x in box)
+        if not are_numbers or box[2] < 0 or box[3] < 0:
             message = f"row {number}: a box needs x, y, width and height in pixels"
             raise UserError(Problem(message, "data.columns.objects", value=str(list(box))))
     valid = [position for position, box in enumerate(boxes) if box[2] > 0 and box[3] > 0]

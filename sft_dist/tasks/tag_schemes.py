@@ -17,6 +17,8 @@ _MARKER = "[BIMESLU]"
 _FORMS = {  # way of writing a marker and a type -> pattern of a tag
     "": re.compile(rf"(?P<marker>{_MARKER})-(?P<type>.+)", re.IGNORECASE),
     "underscore": re.compile(rf"(?P<marker>{_MARKER})_(?P<type>.+)", re.IGNORECASE),
+    "slash": re.compile(rf"(?P<marker>{_MARKER})/(?P<type>.+)", re.IGNORECASE),
+    "colon": re.compile(rf"(?P<marker>{_MARKER}):(?P<type>.+)", re.IGNORECASE),
     "suffix": re.compile(rf"(?P<type>.+)-(?P<marker>{_MARKER})"),
     "underscore suffix": re.compile(rf"(?P<type>.+)_(?P<marker>{_MARKER})"),
     "bare": re.compile(rf"(?P<marker>{_MARKER})(?P<type>)", re.IGNORECASE),
@@ -54,7 +56,8 @@ def tag_scheme(names: Iterable[str]) -> TagScheme:
     matches = {form: _matches(form, entity_tags) for form in _FORMS}
     form = max(matches, key=lambda form: len(matches[form]))
     markers = {marker for marker, _ in matches[form].values()}
-    if not _is_scheme(form, markers, len(matches[form]), len(entity_tags), bool(outside)):
+    is_certain = form != "bare" and _continues_a_type(matches[form].values())
+    if not is_certain and not _is_scheme(form, markers, len(matches[form]), len(entity_tags), bool(outside)):
         plain = {tag: f"B-{tag}" for tag in entity_tags}
         return TagScheme(PLAIN, {**plain, **dict.fromkeys(outside, OUTSIDE)})
     family = next((name for name, letters in _FAMILIES.items() if markers <= set(letters)), None)
@@ -77,6 +80,14 @@ def _matches(form: str, tags: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Tag -> marker and type, of the tags that are written so."""
     matches = ((tag, _FORMS[form].fullmatch(tag)) for tag in tags)
     return {tag: (match["marker"].upper(), match["type"]) for tag, match in matches if match}
+
+
+def _continues_a_type(markers_and_types: Iterable[tuple[str, str]]) -> bool:
+    """Whether the same type begins and continues, which is never by chance."""
+    types_by_marker: dict[bool, set[str]] = {True: set(), False: set()}
+    for marker, kind in markers_and_types:
+        types_by_marker[marker == "B"].add(kind)
+    return bool(types_by_marker[True] & types_by_marker[False])
 
 
 def _is_scheme(form: str, markers: set[str], num_matches: int, num_tags: int, has_outside: bool) -> bool:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -101,6 +102,23 @@ def files(content_by_name: dict[str, bytes], source: str = "") -> Source:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
         return str(folder / source)
+
+    return write
+
+
+def images(*names: str) -> Source:
+    return files({name: encoded(plain(9 + number), "PNG") for number, name in enumerate(names)})
+
+
+def objects(**columns: Any) -> Source:
+    row = json.dumps({"image": "0.png", "objects": columns}).encode()
+    return files({"d.jsonl": row, "0.png": encoded(plain(), "PNG")}, "d.jsonl")
+
+
+def parquet(columns: dict[str, Any]) -> Source:
+    def write(folder: Path) -> str:
+        pd.DataFrame(columns).to_parquet(folder / "d.parquet")
+        return str(folder / "d.parquet")
 
     return write
 
@@ -223,12 +241,18 @@ FAULTS = [
     Fault("02", "exponents as classes", TEXTS, text("text,label\na,1e5\nb,100000\n"), {"labels": ["100000", "1e5"]}),
     Fault("02", "zeros of answers", CHAT, text("instruction,input,output\npad 7 to three digits,,007\n"), {"learned": "007<|im_end|>"}),
     Fault("02", "zeros of inputs", TEXTS, text("text,label\n0000,p\n0013,n\n"), {"text": ["0000", "0013"]}),
+    Fault("02", "whole numbers beside fractions", CHAT, lines({"question": "a", "answer": 5}, {"question": "b", "answer": 2.5}), {"learned": "5<|im_end|>"}),
+    Fault("02", "whole numbers beside fractions as classes", TEXTS, labelled(1, 1.0, 2.5), {"labels": ["1", "2.5"]}),
+    Fault("02", "floats of 32 bits", TRANSLATION, parquet({"source": ["a", "b"], "target": np.array([1.1, 2.5], "float32")}), {"target": ["1.1", "2.5"]}),
+    Fault("02", "digits divided by underscores", {"type": TEXTS, "problem": "regression"}, text("text,label\na,1_000\n"), "train row 0: a number is needed found: '1_000' write it with a decimal point"),
     Fault("03", "Python's lists of tokens and tags", TAGS, text("tokens,tags\n\"['Anna', 'went']\",\"['B-PER', 'O']\"\n"), {"tokens": [["Anna", "went"]], "tags": [["B-PER", "O"]]}),
     Fault("03", "Python's lists of classes", MULTI_LABEL, text("text,label\na,\"['action', 'drama']\"\nb,['drama']\n"), {"label": [["action", "drama"], ["drama"]]}),
     Fault("04", "one-hot vectors", MULTI_LABEL, labelled([1, 1, 0], [0, 1, 0]), "train row 0: 3 values of 0 and 1 can be read as class names or as one value for each class"),
     Fault("04", "one-hot vectors of floats", MULTI_LABEL, labelled([1.0, 1.0, 0.0], [0.0, 1.0, 0.0]), "train row 0: 3 values of 0 and 1"),
     Fault("04", "one-hot vectors whose classes are listed", MULTI_LABEL, labelled([1, 1, 0], [0, 1, 0]), {"label": [["a", "b"], ["b"]]}, {"labels": ["a", "b", "c"]}),
     Fault("04", "one-hot vectors for one class", TEXTS, labelled([1, 0], [0, 1]), CLASS_NEEDED.format("a list")),
+    Fault("04", "numbers of data.labels", TEXTS, labelled(0, 1), "such as {'0': neg} if they count data.labels from 0, or list the numbers in data.labels", {"labels": ["neg", "pos"]}),
+    Fault("04", "classes joined by another separator", MULTI_LABEL, text("text,label\na,x;y\nb,y\n"), "classes are joined by ';' found: x;y set task.label_separator: ';'"),
     Fault("05", "an object as answer", CHAT, lines({"instruction": "a", "input": "", "output": {"answer": 0, "ok": True}}), TEXT_NEEDED.format("an object")),
     Fault("05", "an object as source and as target", TRANSLATION, lines({"translation": {"en": "hello", "fr": "bonjour"}}), TEXT_NEEDED.format("an object"), {"columns": {"source": "translation", "target": "translation"}}),
     Fault("05", "columns of an object", TRANSLATION, lines({"translation": {"en": "hello", "fr": "bonjour"}}), {"source": ["hello"], "target": ["bonjour"]}, {"columns": {"source": "translation.en", "target": "translation.fr"}}),
@@ -236,6 +260,9 @@ FAULTS = [
     Fault("05", "an object as text", TEXTS, lines({"text": {"title": "a"}, "label": "n"}, {"text": {"title": "b"}, "label": "p"}), TEXT_NEEDED.format("an object")),
     Fault("05", "a list as class", TEXTS, labelled(["neg"], ["pos"]), CLASS_NEEDED.format("a list")),
     Fault("05", "an object as class", TEXTS, labelled({"name": "neg"}, {"name": "pos"}), CLASS_NEEDED.format("an object")),
+    Fault("05", "lists of texts as question and answer", CHAT, lines({"prompt": ["a", "b"], "completion": ["c"]}), "a text, or a list of turns with `role` and `content`, is needed"),
+    Fault("05", "a list as group", TEXTS, lines({"text": "a", "label": "n", "g": ["x"]}), "train row 0: a group is a text or a number, not a list", {"split": {"group": "g"}}),
+    Fault("05", "a row without a group", TEXTS, lines({"text": "a", "label": "n", "g": "x"}, {"text": "b", "label": "p", "g": None}), "train row 1: no group give each row a group", {"split": {"group": "g"}}),
     Fault("06", "numbers as tags", TAGS, lines({"tokens": ["Anna", "went"], "tags": [1, 0]}), "tags are numbers without names found: 0, 1 list the tags"),
     Fault("06", "numbers as tags whose names are listed", TAGS, lines({"tokens": ["Anna", "went"], "tags": [1, 0]}), {"tags": [["B-PER", "O"]]}, {"labels": ["O", "B-PER", "I-PER"]}),
     Fault("07", "BILOU", TAGS, tagged("U-PER", "O", "B-LOC", "L-LOC"), {"scheme": "BILOU"}),
@@ -244,6 +271,9 @@ FAULTS = [
     Fault("07", "markers before an underscore", TAGS, tagged("B_PER", "O", "B_LOC", "I_LOC"), {"scheme": "BIO, underscore"}),
     Fault("07", "a small o", TAGS, tagged("B-PER", "o", "B-LOC", "I-LOC"), {"scheme": "BIO"}),
     Fault("07", "a tag of no scheme among others", TAGS, tagged("B-PER", "O", "B-LOC", "I-LOC", "MISC"), "train rows 0: mixed tag schemes"),
+    Fault("07", "a zero for O", TAGS, tagged("B-PER", "I-PER", "0"), "most tags are BIO, and 0 are not"),
+    Fault("07", "markers before a slash", TAGS, tagged("B/PER", "I/PER", "O"), {"scheme": "BIO, slash"}),
+    Fault("07", "metadata of CoNLL-U", TAGS, text("# sent_id = 3\nAnna B-PER\nwent O\n\n# newdoc\n# NN O\n", "d.conll"), {"tokens": [["Anna", "went"], ["#"]]}),
     # conversations
     Fault("09", "definitions of tools", CHAT, chat(HI, call({"city": "Rome"}), {"role": "tool", "tool_call_id": "c1", "content": "sunny"}, BYE, tools=[WEATHER]), {"rendered": f"<|im_start|>system\nTools:\n{json.dumps(WEATHER)}<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n{CALLED}\n<|im_start|>tool\nsunny<|im_end|>\n<|im_start|>assistant\nbye<|im_end|>\n"}),
     Fault("09", "definitions of tools in ShareGPT's format", CHAT, lines({"conversations": SHAREGPT, "tools": json.dumps([WEATHER])}), {"learned": CALLED + "bye<|im_end|>", "rendered": f"<|im_start|>system\nTools:\n{json.dumps(WEATHER)}<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n{CALLED}\n<|im_start|>tool\nsunny<|im_end|>\n<|im_start|>assistant\nbye<|im_end|>\n"}),
@@ -253,6 +283,7 @@ FAULTS = [
     Fault("12", "weight of a turn", CHAT, chat(HI, {"role": "assistant", "content": "wrong", "weight": 0}, HI, {**BYE, "weight": 1}), {"learned": "bye<|im_end|>"}),
     Fault("12", "loss of a turn", CHAT, lines({"conversations": [SHAREGPT[0], {"from": "gpt", "value": "wrong", "loss": False}, SHAREGPT[0], {**SHAREGPT[3], "loss": True}]}), {"learned": "bye<|im_end|>"}),
     Fault("13", "an empty answer in the middle", CHAT, chat(HI, {"role": "assistant", "content": ""}, HI, BYE), "no row of train is left after cleaning found: {'empty answer': 1}"),
+    Fault("13", "turns of two formats that differ", CHAT, lines({"conversations": [{**SHAREGPT[0], "content": "bye"}, BYE]}), "`content` and `value` of a turn differ"),
     Fault("14", "whole texts as conversations", CHAT, lines({"text": "### Human: hi ### Assistant: bye"}), "no column has conversations, or questions and answers found: text valid: messages, "),
     Fault("14", "question and answer", CHAT, lines({"question": "hi", "answer": "bye"}), {"learned": "bye<|im_end|>"}),
     Fault("15", "Dolly's columns", CHAT, lines({"instruction": "say", "context": "hi", "response": "bye", "category": "qa"}), {"rendered": "<|im_start|>user\nsay\nhi<|im_end|>\n<|im_start|>assistant\nbye<|im_end|>\n"}),
@@ -263,6 +294,12 @@ FAULTS = [
     Fault("19", "blanks in the header", TEXTS, text("text, label\ngood, n\nbad, p\n"), {"text": ["good", "bad"], "labels": ["n", "p"]}),
     Fault("19", "semicolons", TEXTS, text("text;label\ngood;n\nbad;p\n"), {"text": ["good", "bad"], "labels": ["n", "p"]}),
     Fault("19", "semicolons, and commas in the texts", TEXTS, text("text;label\nfine, new;n\nold;p\n"), {"text": ["fine, new", "old"]}),
+    Fault("19", "quotation marks behind blanks", TEXTS, text('text, label\n"a, b", "p"\n"c", "n, m"\n'), {"text": ["a, b", "c"], "labels": ["n, m", "p"]}),
+    Fault("19", "missing values of databases", TEXTS, text("text\tlabel\na\tp\n\\N\tn\nb\tn\nc\t\\N\n", "d.tsv"), {"text": ["a", "b"]}),
+    Fault("19", "missing values of databases beside escaped marks", TEXTS, text('text,label\n"say \\"a\\"",p\nb,\\N\n'), "\\N would be the text N export missing values as empty fields"),
+    Fault("19", "files joined with their headers", TEXTS, text("text,label\na,p\ntext,label\nb,n\n"), "line 3: the row repeats the header"),
+    Fault("19", "lines that end with carriage returns", TEXTS, text("text,label\ra,p\rb,n\r"), "its lines end with carriage returns alone"),
+    Fault("19", "two values of a key", TEXTS, text('{"text": "a", "text": "b", "label": "p"}\n', "d.jsonl"), "line 1: an object has two values of the key 'text'"),
     Fault("20", "pandas' columns of rows", TEXTS, text('{"text": {"0": "a", "1": "b"}, "label": {"0": 1, "1": 0}}', "d.json"), {"text": ["a", "b"], "label": ["1", "0"]}),
     # images
     Fault("28", "masks of 0 and 255 with two classes", MASKS, masks("PNG"), "the masks hold 255, which is ignored, and no pixel of a second class (lesion) found: 255 set task.ignore_index: 254", {"labels": ["background", "lesion"]}),
@@ -272,9 +309,15 @@ FAULTS = [
     Fault("30", "boxes of the stored image", BOXES, boxes("img/0.jpg", 12, 8, 6), {"box": [[2.0, 1.0, 4.0, 3.0]], "size": [(8, 12)]}),
     Fault("30", "boxes of the upright image", BOXES, boxes("img/0.jpg", 8, 12, 6), {"box": [[1.0, 2.0, 3.0, 4.0]]}),
     Fault("30", "boxes of another image", BOXES, boxes("img/0.jpg", 24, 16), "the annotation is for an image of another size"),
+    Fault("30", "objects by other names", BOXES, objects(boxes=[[1, 2, 3, 4]], labels=["a"]), "train row 0: objects have `bbox` and `category` found: boxes, labels"),
+    Fault("30", "boxes of texts", BOXES, objects(bbox=[["1", "2", "3", "4"]], category=["a"]), "train row 0: a box needs x, y, width and height in pixels"),
     Fault("32", "Windows' paths in COCO annotations", BOXES, boxes("img\\0.jpg", 12, 8), {"box": [[1.0, 2.0, 3.0, 4.0]], "size": [(12, 8)]}),
     Fault("32", "Windows' paths in a table", IMAGES, files({"d.csv": b"image,label\nimg\\0.png,a\nimg\\1.png,b\n", "img/0.png": encoded(plain(), "PNG"), "img/1.png": encoded(plain(9), "PNG")}, "d.csv"), {"size": [(12, 8), (9, 8)]}),
     Fault("33", "images of one and three rows or columns", IMAGES, files({"a/0.png": encoded(plain(9, 1), "PNG"), "b/1.png": encoded(plain(3, 9), "PNG")}), {"size": [(9, 1), (3, 9)], "labels": ["a", "b"]}),
+    Fault("33", "an archive among images", IMAGES, images("a/0.png", "b/1.png", "b/more.zip"), "more.zip is an archive unpack it in its place"),
+    Fault("33", "an image beside the classes", IMAGES, images("a/0.png", "b/1.png", "2.png"), "2.png lies beside the folders of the classes"),
+    Fault("33", "two levels of folders", IMAGES, images("a/x/0.png", "b/y/1.png"), "0.png: either of its folders could be its class"),
+    Fault("33", "one folder above the classes", IMAGES, images("all/x/0.png", "all/y/1.png"), {"labels": ["x", "y"]}),
     # sound
     Fault("34", "wav files of a pipe, without a length", SOUNDS, recordings(800, 0xFFFFFFFF), {"seconds": [0.1, 801 / 8000]}),
     Fault("34", "wav files of no sound", SOUNDS, recordings(0), "0.wav: there is no sound in it (0 samples)"),

@@ -154,6 +154,13 @@ def class_without_rows(made: CleanSet, workspace: Workspace) -> Named:
     return {"label-without-rows": set()}
 
 
+def class_in_two_spellings(made: CleanSet, workspace: Workspace) -> Named:
+    for rows in made.rows.values():
+        for row in [row for row in rows if row["label"] == "positive"][::2]:
+            row["label"] = "Positive"
+    return {"label-spelling": set()}
+
+
 def imbalance(made: CleanSet, workspace: Workspace) -> Named:
     negative = [row for row in made.rows["train"] if row["label"] == "negative"][:12]
     made.rows["train"] = [row for row in made.rows["train"] if row["label"] == "positive"] + negative
@@ -409,7 +416,7 @@ def no_transcript(made: CleanSet, workspace: Workspace) -> Named:
 FAULTS: list[tuple[str, Fault]] = [
     *(("reviews", fault) for fault in (
         missing_column, bad_utf8, replacement_characters, empty_label, empty_text, unknown_label, label_only_in_test,
-        label_missing_in_validation, label_order, class_without_rows, imbalance, rare_class, duplicates, near_duplicates, leak, near_leak,
+        label_missing_in_validation, label_order, class_without_rows, class_in_two_spellings, imbalance, rare_class, duplicates, near_duplicates, leak, near_leak,
         conflict, truncation, outlier, constant)),
     ("topics", flipped_labels),
     *(("tagged", fault) for fault in (broken_tags, tags_short_of_tokens, no_tags)),

@@ -22,6 +22,7 @@ from sft_dist.data.formats.faults import decoded, no_rows, unreadable
 from sft_dist.recipe.errors import UserError
 
 FEATURES = Features({"tokens": List(Value("string")), "tags": List(Value("string"))})
+_METADATA = re.compile(r"#\s*(?:[\w.:-]+\s*=|newdoc\b|newpar\b|(?:begin|end) document\b)")  # before a sentence
 _BLANK = " \t\r\n"  # not what `str.strip` takes away: a non-breaking space can be a token
 
 
@@ -49,6 +50,8 @@ def sentences(files: list[str]) -> Iterator[dict[str, Any]]:
         tokens: list[str] = []
         tags: list[str] = []
         for number, line in _lines(file):
+            if not tokens and _METADATA.match(line):
+                continue
             fields = _fields(line)
             if not fields or fields[0] == "-DOCSTART-":
                 if tokens:

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import IO, Any, Literal
 
@@ -21,6 +21,7 @@ DELIMITERS = {"csv": ",", "tsv": "\t"}  # data.format -> the delimiter where the
 _OTHER_DELIMITERS = (";", "\t", "|")
 _SAMPLE_BYTES, _SAMPLE_ROWS = 2**18, 200
 _ANNOUNCED = re.compile(r'"?sep=(.)"?\s*')
+_NULL = re.compile(rb"(?m)(?:^|[,;\t|])\\N(?=[,;\t|\r\n]|\Z)")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Dialect:
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
     escape: str | None = None  # character before a quotation mark that is part of a text; None: marks are doubled
     num_skipped: int = 0  # lines before the header
+    skips_blanks: bool = False  # after a delimiter, before a quotation mark
 
     def reader(self, lines: Iterable[str], strict: bool = False) -> Any:
         """Returns a `csv.reader` of the lines that follow the skipped ones."""
@@ -40,6 +42,7 @@ class Dialect:
             quoting=self.quoting,
             escapechar=self.escape,
             doublequote=self.escape is None,
+            skipinitialspace=self.skips_blanks,
             strict=strict,
         )
 
@@ -50,6 +53,7 @@ class Dialect:
             "quoting": self.quoting,
             "escapechar": self.escape,
             "doublequote": self.escape is None,
+            "skipinitialspace": self.skips_blanks,
             "skiprows": self.num_skipped or None,
         }
 
@@ -58,11 +62,13 @@ def dialect_of(file: str, name: str) -> Dialect:
     """Returns the dialect of a file of the format `name`. Of a URL only the beginning is read."""
     delimiter, num_skipped = (DELIMITERS[name], 0) if name != "csv" else _delimiter_of(file)
     dialect = Dialect(delimiter, num_skipped=num_skipped)
+    if name == "csv" and _quotes_after_blanks(_sample(file), dialect):
+        dialect = replace(dialect, skips_blanks=True)
     if "://" in file:
         return dialect
     if is_plain(file, dialect):
-        return Dialect(delimiter, csv.QUOTE_NONE, num_skipped=num_skipped)
-    escaped = Dialect(delimiter, escape="\\", num_skipped=num_skipped)
+        return replace(dialect, quoting=csv.QUOTE_NONE)
+    escaped = replace(dialect, escape="\\")
     if _has_escaped_quotes(file) and misquoted(file, dialect) and not misquoted(file, escaped):
         return escaped
     return dialect
@@ -71,15 +77,41 @@ def dialect_of(file: str, name: str) -> Dialect:
 def _delimiter_of(file: str) -> tuple[str, int]:
     """Returns the delimiter of a csv file and how many lines come before its header: the comma unless its first rows
     have different numbers of fields by it, or one field, and more by another delimiter, all of them the same number."""
-    with opened(file) as content:
-        sample = content.read(_SAMPLE_BYTES)
-    lines = sample.decode("utf-8-sig", errors="replace").splitlines(keepends=True)
-    if len(sample) == _SAMPLE_BYTES:
-        lines = lines[:-1]  # may be cut
+    lines = _sample(file)
     if lines and (announced := _ANNOUNCED.fullmatch(lines[0])):
         return announced.group(1), 1
     widths = {delimiter: _width(lines, delimiter) for delimiter in (",", *_OTHER_DELIMITERS)}
     return next((delimiter for delimiter, width in widths.items() if width > 1), ","), 0
+
+
+def _sample(file: str) -> list[str]:
+    """Returns the first lines."""
+    with opened(file) as content:
+        sample = content.read(_SAMPLE_BYTES)
+    lines = sample.decode("utf-8-sig", errors="replace").splitlines(keepends=True)
+    return lines[:-1] if len(sample) == _SAMPLE_BYTES else lines  # the last may be cut
+
+
+def _quotes_after_blanks(lines: list[str], dialect: Dialect) -> bool:
+    """Whether fields are quoted behind a blank (`"a, b", "c"`), where readers take the mark for a part of the text."""
+    lines = lines[dialect.num_skipped :]
+    if not any(f'{dialect.delimiter} "' in line for line in lines):
+        return False
+    with fields_of_any_size():
+        fields = [field for row in islice(dialect.reader(lines), _SAMPLE_ROWS) for field in row]
+        if not any(field.startswith(" ") and field.lstrip(" ").startswith('"') for field in fields):
+            return False
+        try:
+            rows = list(islice(replace(dialect, skips_blanks=True).reader(lines, strict=True), _SAMPLE_ROWS))
+        except csv.Error:
+            return False
+    return len({len(row) for row in rows if row}) == 1
+
+
+def has_null_marks(file: str) -> bool:
+    """Whether a field is `\\N`, as MySQL, PostgreSQL and Hive write a missing value."""
+    with opened(file) as content:
+        return any(_NULL.search(line) for line in content)
 
 
 def _width(lines: list[str], delimiter: str) -> int:

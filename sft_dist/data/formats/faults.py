@@ -56,6 +56,10 @@ def _fault(name: str, file: str) -> str:
     if fault := _not_utf8(file):
         return fault
     if name in DELIMITERS:
+        with opened(file) as content:
+            beginning = content.read(2**16)
+        if b"\r" in beginning and b"\n" not in beginning:
+            return f"{file}: its lines end with carriage returns alone (convert it: tr '\\r' '\\n')"
         dialect = dialect_of(file, name)
         return ragged(file, dialect) or ("" if dialect.quoting == csv.QUOTE_NONE else misquoted(file, dialect))
     return _bad_json(file) if name == "json" else ""
@@ -77,6 +81,16 @@ def ragged(file: str, dialect: Dialect) -> str:
             if "unexpected end of data" in str(error):
                 return f"{file}, line {last_line + 1}: {NEVER_CLOSED}"
     return ""
+
+
+def repeated_header(file: str, dialect: Dialect) -> str:
+    """The place of the first row that is the header again; empty when there is none."""
+    with opened(file) as content, fields_of_any_size():
+        reader = dialect.reader(_decoded(content))
+        rows = (([field.strip() for field in row], reader.line_num) for row in reader if row)
+        header, _ = next(islice(rows, dialect.num_skipped, None))
+        line = next((line for row, line in rows if row == header), None)
+    return "" if line is None else f"{file}, line {line}: the row repeats the header"
 
 
 def decoded(file: str, number: int, offset: int, line: bytes) -> str:

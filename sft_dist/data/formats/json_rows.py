@@ -15,6 +15,7 @@ from datasets import Dataset, Features, IterableDataset, Json, List, Value
 from sft_dist.data.formats.dialect import opened
 from sft_dist.data.formats.faults import different_columns, no_rows, unreadable
 from sft_dist.data.formats.stored import stored_rows
+from sft_dist.recipe.errors import UserError
 
 _BATCH = 1000  # rows written at a time
 # Arrow type -> the kinds of values that it holds exactly; whatever is of other kinds together is text
@@ -87,7 +88,7 @@ def _lines(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
     with opened(file) as content:
         for number, line in enumerate(content, start=1):
             if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():
-                row = json.loads(text)
+                row = _parsed(text, f"{file}, line {number}")
                 if not isinstance(row, dict):
                     raise ValueError(f"{file}, line {number}: expected an object with the columns as keys")
                 yield f"{file}, line {number}", row
@@ -99,7 +100,7 @@ def _document(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
     with opened(file) as content:
         text = content.read().decode("utf-8-sig")
     try:
-        document = json.loads(text)
+        document = _parsed(text, file)
     except ValueError:
         if not text.lstrip().startswith("{"):  # rows after empty lines, or over several lines each
             raise
@@ -114,6 +115,30 @@ def _document(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise unreadable(f"{file}, row {index}: expected an object with the columns as keys")
         yield f"{file}, row {index}", row
+
+
+class _RepeatedKeyError(ValueError):
+    """An object has two values under one key, of which `json` silently takes the last."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _RepeatedKeyError(next(key for key in keys if keys.count(key) > 1))
+    return content
+
+
+def _parsed(text: str, place: str) -> Any:
+    """Raises UserError where a key is repeated, ValueError for any other fault."""
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except _RepeatedKeyError as error:
+        raise _repeated_key(place, error) from None
+
+
+def _repeated_key(place: str, error: _RepeatedKeyError) -> UserError:
+    return unreadable(f"{place}: an object has two values of the key {str(error)!r}")
 
 
 def _are_columns(document: dict[str, Any]) -> bool:
@@ -132,12 +157,15 @@ def _rows_of_columns(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _concatenated(file: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Objects one after the other, each over any number of lines."""
-    decoder, position = json.JSONDecoder(), 0
+    decoder, position = json.JSONDecoder(object_pairs_hook=_object), 0
     while position < len(text):
         if text[position].isspace():
             position += 1
             continue
-        row, position = decoder.raw_decode(text, position)
+        try:
+            row, position = decoder.raw_decode(text, position)
+        except _RepeatedKeyError as error:
+            raise _repeated_key(file, error) from None
         if not isinstance(row, dict):
             raise ValueError(f"{file}: expected objects with the columns as keys")
         yield f"{file}, line {text.count(chr(10), 0, position) + 1}", row
@@ -170,6 +198,11 @@ class _Shape:
                     self.items.add(item)
             case _:
                 self.leaves.add(_leaf(value))
+
+    @property
+    def mixes_numbers(self) -> bool:
+        """Whether whole numbers stand beside fractions: as floats, 5 would be the text 5.0."""
+        return self.leaves == {"small", "float"} and self.items is None and not self.keys
 
     @property
     def is_text(self) -> bool:
@@ -212,9 +245,8 @@ def _leaf(value: Any) -> str:
 
 
 def _features_of(shape: _Shape) -> Features:
-    return Features(
-        {name: Json() if (kind := field.feature()) is None else kind for name, field in shape.fields.items()}
-    )
+    kinds = {name: None if field.mixes_numbers else field.feature() for name, field in shape.fields.items()}
+    return Features({name: Json() if kind is None else kind for name, kind in kinds.items()})
 
 
 def _table(rows: list[tuple[str, dict[str, Any]]], shape: _Shape) -> pa.Table:

@@ -19,6 +19,7 @@ SPLIT_NAMES = {
 }
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".au")
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _COCO_KEYS = [re.compile(rb'"%s"\s*:\s*\[\s*[{\]]' % key) for key in (b"images", b"annotations", b"categories")]
 _SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
@@ -106,6 +107,12 @@ def walked(folder: Path) -> Iterator[str]:
     for home, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
         yield from (os.path.join(home, name) for name in sorted(names) if not name.startswith("."))
+
+
+def refuse_archives(folder: Path) -> None:
+    """Raises UserError for a packed file beside images or recordings: whether what is in it counts, nothing tells."""
+    if archive := next((file for file in walked(folder) if os.path.splitext(file)[1].lower() in ARCHIVES), None):
+        raise unreadable(f"{archive} is an archive", hint="unpack it in its place, or move it out of the folder")
 
 
 def is_coco(file: Path) -> bool:

@@ -19,9 +19,10 @@ from datasets import Audio, Dataset, Features, Image, IterableDataset, Json, Lar
 
 from sft_dist.data.formats.cache import tables_folder
 from sft_dist.data.formats.faults import no_rows, unreadable
-from sft_dist.data.formats.layout import IMAGES, SOUNDS, split_folders, walked
+from sft_dist.data.formats.layout import IMAGES, SOUNDS, refuse_archives, split_folders, walked
 from sft_dist.data.formats.tables import read_table
 from sft_dist.data.media import accepted, is_inside, posix_path
+from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.references import SUFFIXES, suffix_of
 
 UNDECODED_IMAGE = Image(decode=False)
@@ -95,8 +96,12 @@ def read_images(folders: list[str], streaming: bool) -> Dataset | IterableDatase
     skips the other classes.
     """
     (folder,) = folders
-    if not any(suffix_of(file) in IMAGES for file in walked(Path(folder))):
+    files = [Path(file) for file in walked(Path(folder)) if suffix_of(file) in IMAGES]
+    if not files:
         raise no_rows(folders)
+    refuse_archives(Path(folder))
+    if not any(Path(file).name in _METADATA for file in walked(Path(folder))):
+        _refuse_uncertain_classes(Path(folder), files)
     rows = load_dataset(
         "imagefolder",
         data_files=[f"{glob.escape(folder)}/**"],
@@ -105,6 +110,23 @@ def read_images(folders: list[str], streaming: bool) -> Dataset | IterableDatase
         streaming=streaming,
     )
     return undecoded(rows)
+
+
+def _refuse_uncertain_classes(folder: Path, files: list[Path]) -> None:
+    """Raises UserError where some images are in no subfolder, or where two levels of folders could be the classes."""
+    below = [file.relative_to(folder).parts[:-1] for file in files]
+    if len(set(map(bool, below))) > 1:
+        raise _without_class(next(file for file in files if file.parent == folder))
+    outer, inner = ({parts[level] for parts in below if parts} for level in (0, -1))
+    if len(outer) > 1 and len(inner) > 1 and any(len(parts) > 1 for parts in below):
+        file = next(file for file, parts in zip(files, below, strict=True) if len(parts) > 1)
+        hint = "move the images into one folder for each class"
+        raise unreadable(f"{file}: either of its folders could be its class", hint=hint)
+
+
+def _without_class(file: Path) -> UserError:
+    message = f"{file} lies beside the folders of the classes, so it has no class"
+    return unreadable(message, hint="move it into one of them")
 
 
 def undecoded(rows: Any) -> Any:
@@ -148,6 +170,7 @@ def read_sounds(folders: list[str], streaming: bool) -> Dataset | IterableDatase
     files = [Path(file) for file in walked(folder) if suffix_of(file) in SOUNDS]
     if not files:
         raise no_rows(folders)
+    refuse_archives(folder)
     tables = [folder / name for name in _METADATA if (folder / name).is_file()]
     if tables:
         return _described(tables[0], streaming)
@@ -155,8 +178,7 @@ def read_sounds(folders: list[str], streaming: bool) -> Dataset | IterableDatase
     if all(file.parent == folder for file in files):
         return media_rows({"audio": files}, {"audio": UNDECODED_AUDIO}, streaming)
     if lost := [file for file in files if file.parent == folder]:
-        message = f"{lost[0]} lies beside the folders of the classes, so it has no class"
-        raise unreadable(message, hint="move it into one of them")
+        raise _without_class(lost[0])
     return media_rows(
         {"audio": files, "label": labels}, {"audio": UNDECODED_AUDIO, "label": Value("string")}, streaming
     )
@@ -190,6 +212,7 @@ def read_masks(folders: list[str], streaming: bool) -> Dataset | IterableDataset
     if "train" in split_folders(folder / "images") and len(split_folders(folder / "images")) > 1:
         hint = "move them: train/images, train/masks and so on"
         raise unreadable(f"the splits lie inside {folder / 'images'}", hint=hint)
+    refuse_archives(folder)
     images, masks = (_by_stem(folder / name) for name in ("images", "masks"))
     _refuse_lone(images, masks, folder / "masks")
     _refuse_lone(masks, images, folder / "images")

@@ -1,7 +1,7 @@
 """Tables (csv, tsv, json, parquet, arrow) and lines of text.
 
 What a text file says is kept: every cell of a csv is a text, whatever it looks like ("007", "1.10", "2001-01-01", "NA"),
-and an empty one is missing. A task that needs a number converts the text. Parquet, Arrow and JSON say themselves
+and an empty one, or `\\N` of a database, is missing. A task that needs a number converts the text. Parquet, Arrow and JSON say themselves
 which values are numbers.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterator
+from functools import reduce
 from itertools import groupby, islice
 from typing import Any
 
@@ -18,14 +19,23 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets, load_dataset
 
 from sft_dist.data.formats.cache import tables_folder
-from sft_dist.data.formats.dialect import DELIMITERS, Dialect, dialect_of, fields_of_any_size, misquoted, opened
-from sft_dist.data.formats.faults import different_columns, fault_in, no_rows, ragged, unreadable
+from sft_dist.data.formats.dialect import (
+    DELIMITERS,
+    Dialect,
+    dialect_of,
+    fields_of_any_size,
+    has_null_marks,
+    misquoted,
+    opened,
+)
+from sft_dist.data.formats.faults import different_columns, fault_in, no_rows, ragged, repeated_header, unreadable
 from sft_dist.data.formats.json_rows import read_json
 from sft_dist.data.formats.stored import stored_rows
 from sft_dist.recipe.errors import UserError
 
 _ROWS = 10_000  # of a csv read at a time
 _READERS = {"parquet": "parquet", "arrow": "arrow", "text": "text"}  # data.format -> reader of `datasets`
+_MISSING = ("", r"\N")  # `\N`: of MySQL, PostgreSQL and Hive
 TABLES = (*DELIMITERS, "json", *_READERS)
 
 
@@ -61,6 +71,10 @@ def _loaded(reader: str, files: list[str], streaming: bool, **options: Any) -> D
 def _read_delimited(name: str, files: list[str], streaming: bool) -> Dataset | IterableDataset:
     """Rows of csv or tsv files; files of different dialects are read one after the other."""
     dialects = [dialect_of(file, name) for file in files]
+    for file, dialect in zip(files, dialects, strict=True):
+        if dialect.escape and has_null_marks(file):
+            hint = "export missing values as empty fields"
+            raise unreadable(f'{file}: beside \\" for a quotation mark, \\N would be the text N', hint=hint)
     names = [_header(file, dialect) for file, dialect in zip(files, dialects, strict=True)]
     for file, columns in zip(files, names, strict=True):
         if set(columns) != set(names[0]):
@@ -95,21 +109,24 @@ def _checked_tables(files: list[str], dialect: Dialect, names: list[str]) -> Ite
     does silently: it fills up short rows, and a text that begins with a quotation mark, and is none, swallows the rows up to the
     next mark. Only where one of these may have happened is it worth going through the file again."""
     for file in files:
-        may_be_ragged = may_be_swallowed = False
+        may_be_ragged = may_be_swallowed = may_be_joined = False
         for table in _tables(file, dialect):
             may_be_ragged |= table.column(table.num_columns - 1).null_count > 0
             may_be_swallowed |= any(map(_has_lines, table.columns))
+            may_be_joined |= _has_header(table)
             yield table.select(names)
         if may_be_ragged and (fault := ragged(file, dialect)):
             raise unreadable(fault)
         if may_be_swallowed and (fault := misquoted(file, dialect)):
             hint = 'write "" for a mark that is part of a text and put the whole field in marks, as writers of csv do'
             raise unreadable(fault, hint=hint)
+        if may_be_joined and (fault := repeated_header(file, dialect)):
+            raise unreadable(fault, hint="remove these lines: files were joined with their headers")
 
 
 def _tables(file: str, dialect: Dialect) -> Iterator[pa.Table]:
     """Yields the rows with every cell as text, and empty cells as missing."""
-    missing = pa.scalar(None, pa.string())
+    missing, marks = pa.scalar(None, pa.string()), pa.array(_MISSING)
     with opened(file) as content:
         chunks = pd.read_csv(
             content, dtype=str, na_filter=False, encoding="utf-8-sig", chunksize=_ROWS,
@@ -118,7 +135,7 @@ def _tables(file: str, dialect: Dialect) -> Iterator[pa.Table]:
         for chunk in chunks:
             cells_by_name = {name: pa.array(chunk[name], pa.string()) for name in chunk.columns}
             yield pa.table(
-                {name: pc.if_else(pc.equal(cells, ""), missing, cells) for name, cells in cells_by_name.items()}
+                {name: pc.if_else(pc.is_in(cells, marks), missing, cells) for name, cells in cells_by_name.items()}
             )
 
 
@@ -148,6 +165,14 @@ def _refuse_other_columns(reader: str, files: list[str]) -> None:
         if set(first or columns) != set(columns):
             raise unreadable(different_columns(file, columns, files[0], first))
         first = first or columns
+
+
+def _has_header(table: pa.Table) -> bool:
+    """Whether all cells of a row are the names of their columns."""
+    if table.num_columns < 2:
+        return False
+    hits = [pc.equal(pc.utf8_trim_whitespace(table.column(name)), name) for name in table.column_names]
+    return bool(pc.any(reduce(pc.and_, hits)).as_py())
 
 
 def _has_lines(cells: pa.ChunkedArray) -> bool:

@@ -1,10 +1,20 @@
-"""Classes of data.labels that training rows lack."""
+"""Classes of data.labels that training rows lack, and classes that are spelled in several ways."""
 
 from __future__ import annotations
 
-from sft_dist.quality.labels import check_classes
+from sft_dist.quality.labels import check_classes, check_spellings
 
 
 def test_a_class_of_data_labels_without_training_rows_is_named():
     findings = check_classes({"train": {"a": 20, "b": 20}}, {}, "rows", ["a", "b", "c"], ["a", "b", "c"])
     assert [(finding.kind, finding.details["label"]) for finding in findings] == [("label-without-rows", ["c"])]
+
+
+def test_classes_that_differ_in_spelling_are_named():
+    names = ["pos", "Pos", "very good", "very  good", "caf\u00e9", "cafe\u0301", "1", "01", "1.1", "1.10", "neg"]
+    (finding,) = check_spellings(names)
+    assert finding.kind == "label-spelling"
+    assert sorted(map(sorted, finding.details["labels"])) == [
+        ["01", "1"], ["Pos", "pos"], ["cafe\u0301", "caf\u00e9"], ["very  good", "very good"]
+    ]  # fmt: skip
+    assert check_spellings(["1.1", "1.10", "1e5000000", "inf", "NaN"]) == []
