@@ -8,9 +8,9 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from sft_dist.export import ABOUT
 from sft_dist.recipe.entry_points import require_plugins
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="*",
         default=["-"],
         help="txt (a text a line), csv, tsv or jsonl; for images and recordings the files themselves, or a table of "
-        "their paths; - is standard input",
+        "their paths; - is standard input: texts, or rows of jsonl",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line, with everything the model says")
     add_options(parser)
@@ -78,7 +78,8 @@ def predict(model_folder: Path, files: list[str], as_json: bool, trust: Trust = 
     task = task_of(recipe)
     task.labels = about["labels"]
     roles = [role for role in task.input_roles if role == task.input_roles[0] or role in recipe.data.columns]
-    inputs = ((file, row) for file in files for row in read_inputs(file, recipe, roles))
+    question_of = task.question_of if set(recipe.task.columns.values()) == {"if present"} else None
+    inputs = ((file, row) for file in files for row in read_inputs(file, recipe, roles, question_of))
     first = next(inputs, None)
     if first is None:
         return
@@ -134,7 +135,15 @@ def _media(path: str, file: str, recipe: Recipe) -> dict[str, Any]:
     return value
 
 
-def read_inputs(file: str, recipe: Recipe, roles: list[str]) -> Iterator[dict[str, str]]:
+QuestionOf = Callable[[dict[str, Any], int], dict[str, str]]
+
+
+def read_inputs(
+    file: str,
+    recipe: Recipe,
+    roles: list[str],
+    question_of: QuestionOf | None = None,  # of tasks whose columns are all optional
+) -> Iterator[dict[str, str]]:
     """Role -> text, or path of a image or recording, of each line or row. Raises UserError with the line number."""
     path = Path(file)
     suffix = path.suffix.lower()
@@ -145,11 +154,18 @@ def read_inputs(file: str, recipe: Recipe, roles: list[str]) -> Iterator[dict[st
             yield {roles[0]: file}
             return
         if file == "-":
-            yield from _lines(sys.stdin, "standard input", roles)
+            lines = iter(sys.stdin)
+            first = next(lines, None)
+            lines = lines if first is None else itertools.chain([first], lines)
+            if first is not None and _is_row(first, recipe, roles, question_of is not None):
+                for number, row in _json_lines(lines):
+                    yield _pick(row, recipe, roles, f"standard input:{number}", number, question_of)
+            else:
+                yield from _lines(lines, "standard input", roles)
             return
         if suffix in TABLE_SUFFIXES:
             for number, row in enumerate(_rows(file, TABLE_SUFFIXES[suffix]), 1):
-                yield _pick(row, recipe, roles, f"{file}: row {number}")
+                yield _pick(row, recipe, roles, f"{file}: row {number}", number, question_of)
             return
         with path.open(encoding="utf-8-sig") as stream:
             yield from _lines(stream, file, roles)
@@ -172,7 +188,30 @@ def _rows(file: str, name: str) -> Iterator[dict[str, Any]]:
     yield from read_table(name, [file], streaming=True)
 
 
-def _lines(stream: IO[str], name: str, roles: list[str]) -> Iterator[dict[str, str]]:
+def _is_row(line: str, recipe: Recipe, roles: list[str], is_conversation: bool) -> bool:
+    """Whether a line is an object with the columns that are read, and not a text."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return False
+    names = {recipe.data.columns.get(role, role) for role in roles}
+    return isinstance(row, dict) and (names <= set(row) or (is_conversation and "messages" in row))
+
+
+def _json_lines(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"standard input:{number}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise UserError(f"standard input:{number}: expected an object with the columns as keys")
+        yield number, row
+
+
+def _lines(stream: Iterable[str], name: str, roles: list[str]) -> Iterator[dict[str, str]]:
     for number, line in enumerate(stream, 1):
         parts = line.rstrip("\n").split("\t") if len(roles) > 1 else [line.rstrip("\n")]
         if len(parts) != len(roles):
@@ -180,7 +219,13 @@ def _lines(stream: IO[str], name: str, roles: list[str]) -> Iterator[dict[str, s
         yield dict(zip(roles, parts, strict=True))
 
 
-def _pick(row: dict[str, Any], recipe: Recipe, roles: list[str], source: str) -> dict[str, str]:
+def _pick(
+    row: dict[str, Any], recipe: Recipe, roles: list[str], source: str, number: int, question_of: QuestionOf | None
+) -> dict[str, str]:
+    mapped = recipe.data.columns
+    by_role = {role: row[mapped.get(role, role)] for role in recipe.task.columns if mapped.get(role, role) in row}
+    if question_of is not None and by_role:
+        return question_of(by_role, number)
     names = {role: recipe.data.columns.get(role, role) for role in roles}
     if missing := [name for name in names.values() if name not in row]:
         raise UserError(Problem(f"{source}: no column {missing[0]!r}", valid=tuple(str(name) for name in row)))

@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from sft_dist.data.clean import clean_text
+from sft_dist.data.clean import clean_text, plain_text
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Clean
 from sft_dist.recipe.tasks.instruction_tuning import ANSWERS, CONTEXTS, CONVERSATIONS, QUESTIONS, SYSTEMS, TOOL_COLUMNS
@@ -122,11 +122,11 @@ def _pair(present: Mapping[str, Any], number: int) -> list[Message]:
             )
     if isinstance(present.get(question), list):
         turns += _turns(present[question], question, number)
-    elif texts := [str(present[role]) for role in (question, *CONTEXTS) if role in present]:
+    elif texts := [plain_text(present[role], role, number) for role in (question, *CONTEXTS) if role in present]:
         turns.append(_message("user", "\n".join(texts)))
     if isinstance(present.get(answer), list):
         return turns + _turns(present[answer], answer, number)
-    return turns + ([_message("assistant", str(present[answer]))] if answer else [])
+    return turns + ([_message("assistant", plain_text(present[answer], answer, number))] if answer else [])
 
 
 def unread(row: Mapping[str, Any]) -> Iterator[str]:

@@ -32,13 +32,14 @@ _NOT_A_LETTER = re.compile(r"[\W_]+")
 
 def clean_text(value: Any, clean: Clean, role: str = "text", row: int | None = None) -> str:
     """Returns the normal form of a text, a number or a truth value. Raises UserError for anything else."""
-    text = _text_of(value, role, row)
+    text = plain_text(value, role, row)
     if clean.unicode != "none":
         text = unicodedata.normalize(clean.unicode, text)
     return text.strip() if clean.strip else text
 
 
-def _text_of(value: Any, role: str, row: int | None) -> str:
+def plain_text(value: Any, role: str, row: int | None) -> str:
+    """Returns a text as it is, a number or a truth value as JSON writes it. Raises UserError for anything else."""
     if isinstance(value, str):
         return value
     if value is None or (isinstance(value, float) and math.isnan(value)):

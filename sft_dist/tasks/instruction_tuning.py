@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_dist.data import chat
+from sft_dist.data.clean import clean_text
 from sft_dist.data.packing import best_fit_decreasing, leak, positions
 from sft_dist.data.rows import ROW, Examples, Rows
 from sft_dist.losses.classification import CrossEntropy
@@ -181,6 +182,18 @@ class InstructionTuning(BaseTask):
             cache_dir=str(cache_root() / "datasets"),
             gen_kwargs={"examples": examples, "bins": [members.tolist() for members in bins]},
         )
+
+    def question_of(self, row: dict[str, Any], number: int) -> dict[str, str]:
+        """Returns what is to be answered: a text, or the JSON text of a conversation without the answers at its end."""
+        clean = self.recipe.data.clean
+        texts = {role: clean_text(row[role], clean, role, number) for role in self.text_roles if role in row}
+        messages = chat.messages_of({**row, **texts}, number)
+        while messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        if [message["role"] for message in messages] in ([], ["user"]):
+            return {"prompt": messages[0]["content"] if messages else ""}
+        tools = json.loads(messages.pop(0)["content"]) if messages[0]["role"] == chat.TOOLS else []
+        return {"prompt": json.dumps({"messages": messages, "tools": tools}, ensure_ascii=False)}
 
     def from_input(self, row: dict[str, Any]) -> dict[str, Any]:
         """Reads a question, or the JSON text of a conversation up to the start of the next answer: its messages, or an object

@@ -22,7 +22,7 @@ from transformers import (
 
 from sft_dist.data.augment.image import augment_image
 from sft_dist.data.images import content
-from sft_dist.data.media import MediaError, load_image, load_mask
+from sft_dist.data.media import MediaError, is_url, load_image, load_mask, name_of, read_size
 from sft_dist.losses.classification import CrossEntropy, build_loss, weights_of_counts
 from sft_dist.losses.segmentation import OVERLAPS, PixelLoss, QueryLoss
 from sft_dist.metrics.vision import confusion, mask_scores
@@ -83,6 +83,7 @@ class SemanticSegmentation(BaseTask):
             mask = load_mask(row["mask"])
         except MediaError as error:
             raise UserError(Problem(f"row {number}: {error}", "data.columns.mask")) from None
+        _refuse_turned(row["image"], mask, number)
         mask = class_numbers(mask, self.recipe.data.labels, self.ignore_index)
         values = mask[mask != self.ignore_index]
         if not len(values):
@@ -249,6 +250,23 @@ class SemanticSegmentation(BaseTask):
                 }
             )
         return descriptions
+
+
+def _refuse_turned(image: dict[str, Any], mask: np.ndarray, number: int) -> None:
+    """Raises UserError where EXIF turns the image and the mask may be for the image as it is stored."""
+    if image.get("bytes") is None and is_url(str(image.get("path"))):  # nothing is downloaded for this
+        return
+    try:
+        stored = read_size(image)
+    except MediaError:  # named when it is decoded
+        return
+    if stored.orientation != 1 and mask.shape == (stored.height, stored.width):
+        message = (
+            f"row {number}: {name_of(image)} is turned by its EXIF orientation ({stored.orientation}), and its mask may be for "
+            "the stored image"
+        )
+        hint = "save such images upright, without the EXIF orientation, and masks to match"
+        raise UserError(Problem(message, "data.columns.mask", hint=hint))
 
 
 def class_numbers(mask: np.ndarray, labels: list[str] | None, ignore_index: int) -> np.ndarray:

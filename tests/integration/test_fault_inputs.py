@@ -260,6 +260,9 @@ FAULTS = [
     Fault("05", "an object as text", TEXTS, lines({"text": {"title": "a"}, "label": "n"}, {"text": {"title": "b"}, "label": "p"}), TEXT_NEEDED.format("an object")),
     Fault("05", "a list as class", TEXTS, labelled(["neg"], ["pos"]), CLASS_NEEDED.format("a list")),
     Fault("05", "an object as class", TEXTS, labelled({"name": "neg"}, {"name": "pos"}), CLASS_NEEDED.format("an object")),
+    Fault("05", "an object as prompt", CHAT, lines({"prompt": {"a": 1}, "completion": "b"}), TEXT_NEEDED.format("an object")),
+    Fault("05", "an object as completion", CHAT, lines({"prompt": "a", "completion": {"b": True}}), TEXT_NEEDED.format("an object")),
+    Fault("05", "truth values as completions", CHAT, lines({"prompt": "a", "completion": True}), {"learned": "true<|im_end|>"}),
     Fault("05", "lists of texts as question and answer", CHAT, lines({"prompt": ["a", "b"], "completion": ["c"]}), "a text, or a list of turns with `role` and `content`, is needed"),
     Fault("05", "a list as group", TEXTS, lines({"text": "a", "label": "n", "g": ["x"]}), "train row 0: a group is a text or a number, not a list", {"split": {"group": "g"}}),
     Fault("05", "a row without a group", TEXTS, lines({"text": "a", "label": "n", "g": "x"}, {"text": "b", "label": "p", "g": None}), "train row 1: no group give each row a group", {"split": {"group": "g"}}),
@@ -311,6 +314,7 @@ FAULTS = [
     Fault("30", "boxes of another image", BOXES, boxes("img/0.jpg", 24, 16), "the annotation is for an image of another size"),
     Fault("30", "objects by other names", BOXES, objects(boxes=[[1, 2, 3, 4]], labels=["a"]), "train row 0: objects have `bbox` and `category` found: boxes, labels"),
     Fault("30", "boxes of texts", BOXES, objects(bbox=[["1", "2", "3", "4"]], category=["a"]), "train row 0: a box needs x, y, width and height in pixels"),
+    Fault("30", "a mask of a turned image", MASKS, files({"images/a.jpg": encoded(plain(8), "JPEG", 6), "masks/a.png": encoded(Image.new("L", (8, 8)), "PNG")}), "is turned by its EXIF orientation (6), and its mask may be for the stored image"),
     Fault("32", "Windows' paths in COCO annotations", BOXES, boxes("img\\0.jpg", 12, 8), {"box": [[1.0, 2.0, 3.0, 4.0]], "size": [(12, 8)]}),
     Fault("32", "Windows' paths in a table", IMAGES, files({"d.csv": b"image,label\nimg\\0.png,a\nimg\\1.png,b\n", "img/0.png": encoded(plain(), "PNG"), "img/1.png": encoded(plain(9), "PNG")}, "d.csv"), {"size": [(12, 8), (9, 8)]}),
     Fault("33", "images of one and three rows or columns", IMAGES, files({"a/0.png": encoded(plain(9, 1), "PNG"), "b/1.png": encoded(plain(3, 9), "PNG")}), {"size": [(9, 1), (3, 9)], "labels": ["a", "b"]}),
@@ -348,6 +352,8 @@ SHOWN_BY = {
     "39": [
         "sft_dist/test_predict.py::test_tables_are_read_as_for_training",
         "sft_dist/test_predict.py::test_a_table_that_training_refuses_is_refused",
+        "sft_dist/test_predict.py::test_conversations_are_read_as_for_training",
+        "sft_dist/test_predict.py::test_rows_of_standard_input_are_read_as_those_of_a_file",
     ],
 }
 # 25 and 26 are about exports.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import pytest
 from sft_dist.predict import _media, read_inputs
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
+from sft_dist.tasks.instruction_tuning import InstructionTuning
+from tests.tiny_text import recipe_of
 
 
 def recipe(**data: bool) -> Recipe:
@@ -75,3 +79,42 @@ def test_a_table_that_training_refuses_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,id\ngood, very,1\nbad,2\n")
     with pytest.raises(UserError, match="line 2: expected 2 fields, found 3"):
         list(read_inputs(str(tmp_path / "a.csv"), recipe(), ["text"]))
+
+
+def test_conversations_are_read_as_for_training(tmp_path: Path) -> None:
+    """Up to the question: the answers at the end are what the model is to write."""
+    turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "hi"}]
+    answer, tool = {"role": "assistant", "content": "bye"}, {"name": "f", "parameters": {}}
+    rows = [
+        {"messages": turns},
+        {"messages": [*turns, answer], "prompt": "not this"},
+        {"instruction": "hi", "input": "you", "output": "bye"},
+        {"prompt": 5},
+        {"prompt": None},
+        {"messages": [*turns, answer], "tools": [tool]},
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "bye"}]},
+    ]
+    task = InstructionTuning(recipe_of("instruction-tuning"))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    inputs = read_inputs(str(tmp_path / "a.jsonl"), task.recipe, ["prompt"], task.question_of)
+    questions = [json.loads(task.from_input(row)["asked"]) for row in inputs]
+    assert questions[0] == questions[1] == turns
+    assert [question[-1]["content"] for question in questions] == ["hi", "hi", "hi\nyou", "5", "", "hi", "hi"]
+    assert [turn["role"] for turn in questions[5]] == ["tools", "system", "user"]
+
+
+def test_rows_of_standard_input_are_read_as_those_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def texts(content: str) -> list[str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(content))
+        return [row["text"] for row in read_inputs("-", recipe(), ["text"])]
+
+    assert texts('{"text": "a"}\n\n{"text": null}\n{"text": 5}\n') == ["a", "", "5"]
+    assert texts('{"body": "a"}\n{"text": "b"}\n') == ['{"body": "a"}', '{"text": "b"}']
+    assert texts("") == []
+    for second, message in (
+        ("b", "standard input:2: not JSON"),
+        ("[]", "input:2: expected an object"),
+        ("{}", "no column"),
+    ):
+        with pytest.raises(UserError, match=message):
+            texts('{"text": "a"}\n' + second)

@@ -15,7 +15,7 @@ from datasets.arrow_writer import ArrowWriter
 from sft_dist.data.cached_folder import cached_folder
 from sft_dist.data.formats.cache import tables_folder
 
-_LAYOUT = 1  # raised when the same file is to be stored in another way
+_LAYOUT = 2  # raised when the same file is to be stored in another way
 
 
 def stored_rows(
