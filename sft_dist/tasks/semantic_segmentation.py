@@ -37,7 +37,6 @@ from sft_dist.tasks.images import (
     load_image_processor,
     pixels_of,
     require_readable_path,
-    warn_of_batch_statistics,
 )
 from sft_dist.tasks.loading import load_pretrained
 
@@ -182,7 +181,6 @@ class SemanticSegmentation(BaseTask):
             if ".swin.layernorm." in f".{name}":  # a last norm that nothing uses: processes would wait for its gradient
                 weight.requires_grad_(False)
         self.model_config = model.config
-        warn_of_batch_statistics(model)
         return model
 
     def build_loss(self, train: Examples) -> PixelLoss | QueryLoss:

@@ -89,15 +89,6 @@ def test_the_new_head_is_logged(folder, caplog):
     with caplog.at_level(logging.INFO, "sft_dist"):
         ready(folder)
     assert "classifier.weight" in caplog.text
-    assert "batch norm" not in caplog.text
-
-
-def test_batch_norm_is_spoken_of(tmp_path, caplog):
-    model_class, config, processor, settings = ARCHITECTURES["resnet"]
-    folder = save(tmp_path / "resnet", model_class, config(), processor, **settings)
-    with caplog.at_level(logging.WARNING, "sft_dist"):
-        ready(folder)
-    assert "depends on the micro-batch" in caplog.text
 
 
 @pytest.mark.parametrize("settings", [SINGLE, MULTI])
