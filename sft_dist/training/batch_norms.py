@@ -51,8 +51,8 @@ class BatchNorms:
         return torch.stack([torch.cat(means).double(), torch.cat(variances).double(), self._per_channel(counts)])
 
     def _per_channel(self, values: Sequence[Tensor | float]) -> Tensor:  # (norms) -> (channels of all norms,)
-        ones = [torch.ones_like(mean, dtype=torch.float64) for mean in self.buffers[0]]
-        return torch.cat([channels * value for channels, value in zip(ones, values, strict=True)])
+        channels = [torch.ones_like(mean, dtype=torch.float64) for mean in self.buffers[0]]
+        return torch.cat([channel * value for channel, value in zip(channels, values, strict=True)])
 
     def _unflatten(self, state: Tensor) -> list[list[Tensor]]:
         sizes = [len(mean) for mean in self.buffers[0]]
