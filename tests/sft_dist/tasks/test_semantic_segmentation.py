@@ -122,6 +122,7 @@ def test_others_learn_too(folders, name):
     ]  # what processes would wait for in vain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize(
     "loss", [None, {"name": "dice"}, {"name": "iou"}, {"name": "focal", "class_weights": "balanced"}], ids=str
@@ -280,6 +281,7 @@ def test_a_batch_without_labelled_pixels_has_a_gradient_of_nothing():
     assert not logits.grad.any()
 
 
+@pytest.mark.slow
 def test_augmented_masks_still_cover_their_shapes(folders):
     data = {"labels": LABELS, "augment": {"image": {"flip": 0.5, "crop": 0.5, "rotate": 30.0}}}
     task, _, examples, processor, _ = ready(folders["segformer"], [scene(i) for i in range(10)], data=data)
