@@ -223,13 +223,15 @@ def _hint_for(name: str, labels: list[str]) -> str:
 
 def _refuse_joined(labels: list[str], separator: str) -> None:
     """Raises UserError where classes are joined by another separator than the recipe's: their parts are classes, too."""
-    for other in _SEPARATORS - {separator}:
-        joined = {label: {name.strip() for name in label.split(other)} for label in labels if other in label}
+    for candidate in _SEPARATORS - {separator}:
+        joined = {label: {name.strip() for name in label.split(candidate)} for label in labels if candidate in label}
         counts = Counter(name for names in joined.values() for name in names)
         counts.update(set(labels) - set(joined))
         if label := next((label for label, names in joined.items() if any(counts[name] > 1 for name in names)), None):
-            hint = f"set task.label_separator: {other!r}"
-            raise UserError(Problem(f"classes are joined by {other!r}", "task.label_separator", value=label, hint=hint))
+            hint = f"set task.label_separator: {candidate!r}"
+            raise UserError(
+                Problem(f"classes are joined by {candidate!r}", "task.label_separator", value=label, hint=hint)
+            )
 
 
 def _items(raw: Any, separator: str, row: int) -> list[Any]:

@@ -129,16 +129,16 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _parsed(text: str, place: str) -> Any:
+def _parsed(text: str, location: str) -> Any:
     """Raises UserError where a key is repeated, ValueError for any other fault."""
     try:
         return json.loads(text, object_pairs_hook=_object)
     except _RepeatedKeyError as error:
-        raise _repeated_key(place, error) from None
+        raise _repeated_key(location, error) from None
 
 
-def _repeated_key(place: str, error: _RepeatedKeyError) -> UserError:
-    return unreadable(f"{place}: an object has two values of the key {str(error)!r}")
+def _repeated_key(location: str, error: _RepeatedKeyError) -> UserError:
+    return unreadable(f"{location}: an object has two values of the key {str(error)!r}")
 
 
 def _are_columns(document: dict[str, Any]) -> bool:
