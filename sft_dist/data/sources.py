@@ -23,6 +23,8 @@ from datasets import (
     DatasetDict,
     Features,
     IterableDataset,
+    Json,
+    Value,
     concatenate_datasets,
     interleave_datasets,
     load_dataset,
@@ -45,6 +47,14 @@ from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import SUFFIXES, Reference, classify, resolve, sources_of, sqlite_file, suffix_of
 from sft_dist.recipe.schema import SPLITS, Data, SplitSources, Streaming
 from sft_dist.recipe.tasks import TASKS
+
+_JSON_TYPES = {
+    "bool",
+    "int64",
+    "int32",
+    "float64",
+    "Json",
+}  # that JSON holds as they are; `datasets` takes texts for JSON
 
 # Roles whose values may be names of files, of every task: rows are read before a task sees them.
 MEDIA_ROLES = tuple(dict.fromkeys(role for settings in TASKS.values() for role in settings.media))
@@ -203,6 +213,7 @@ def _load(
         if other.column_names and rows[0].column_names and set(other.column_names) != set(rows[0].column_names):
             columns = different_columns(text, other.column_names, source[0], rows[0].column_names)
             raise UserError(Problem(f"the sources cannot be joined: {columns}", path=path))
+    rows = _aligned(rows)
     try:
         joined = (
             concatenate_datasets(rows) if weights is None else _mixed(rows, weights, data.split.seed, _buffer(data))
@@ -210,6 +221,25 @@ def _load(
         return {"train": joined}
     except ValueError as error:
         raise UserError(Problem(f"the sources cannot be joined: {error}", path=path)) from error
+
+
+def _aligned(rows: list[_Rows]) -> list[_Rows]:
+    """The rows with columns that are numbers of several types as JSON: each value stays what its source says."""
+    if any(isinstance(source, IterableDataset) for source in rows):
+        return rows
+    for name in rows[0].column_names or ():
+        kinds = [source.features[name] for source in rows]
+        dtypes = {kind.dtype if isinstance(kind, Value) else type(kind).__name__ for kind in kinds} - {"null"}
+        if len(dtypes) > 1 and dtypes <= _JSON_TYPES:
+            rows = [_as_json(source, name) for source in rows]
+    return rows
+
+
+def _as_json(rows: Any, name: str) -> Any:
+    if isinstance(rows.features[name], Json):
+        return rows
+    features = Features({**rows.features, name: Json()})
+    return rows.map(lambda value: {name: value}, input_columns=[name], features=features)
 
 
 def _mixed(rows: list[_Rows], weights: Sequence[float], seed: int, buffer: int) -> _Rows:

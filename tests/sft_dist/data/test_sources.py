@@ -292,3 +292,13 @@ def test_a_stream_reads_no_more_than_it_must(tmp_path):
     assert len(list(islice(stream_rows(Data(source={"train": str(file), "test": str(file)}), "test"), 5))) == 5
     with pytest.raises(UserError, match="line 6001: expected a token and its tag"):
         list(stream_rows(Data(source={"train": str(file), "test": str(file)}), "test"))
+
+
+def test_each_source_says_itself_what_is_a_number(tmp_path):
+    values = {"a": [1, 2], "b": [1.5, 2.5], "c": [1, 2.5]}
+    for name, column in values.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"label": value}) + "\n" for value in column))
+    sources = [str(tmp_path / f"{name}.jsonl") for name in values]
+    labels = load_rows(Data(source=sources))["train"]["label"][:]
+    assert labels == [value for column in values.values() for value in column]
+    assert list(map(type, labels)) == [type(value) for column in values.values() for value in column]
