@@ -131,8 +131,11 @@ def _unfinished(returncode: int) -> UserError:
 
 def _is_current(report: dict[str, Any]) -> bool:
     """Whether a report still describes the data: files that tables refer to may have changed, or may exist by now."""
-    unreadable = any(finding["kind"].startswith("unreadable-") for finding in report["findings"])
-    return not unreadable and file_states(path for path, *_ in report["files"]) == list(map(tuple, report["files"]))
+    try:
+        unreadable = any(finding["kind"].startswith("unreadable-") for finding in report["findings"])
+        return not unreadable and file_states(path for path, *_ in report["files"]) == list(map(tuple, report["files"]))
+    except (KeyError, TypeError, ValueError, AttributeError):  # a damaged report: the data is checked again
+        return False
 
 
 def _check_in_subprocess(recipe: Recipe, options: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:

@@ -42,7 +42,7 @@ def count_rows(recipe: Recipe, python: str = sys.executable) -> RowCounts:
     """Returns the counts, from the cache or by a subprocess. Raises UserError when the data is invalid."""
     file = cache_root() / "rows" / f"{data_fingerprint(recipe, replan=True)}.json"
     counts = read_json(file)
-    if counts is None:
+    if not isinstance(counts, dict) or not isinstance(counts.get("splits"), dict):
         counts = _count(recipe, python)
         if "unknown" in counts:
             return RowCounts(unknown=str(counts["unknown"]))
