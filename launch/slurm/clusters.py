@@ -188,7 +188,8 @@ class Cluster(Section):
         if self.gpu_memory and not self.gpus_per_node:
             raise ValueError("`gpu_memory` needs gpus_per_node")
         for key, value in {**self.environment, **self.nccl}.items():
-            if _SECRET.search(key) or _SECRET_VALUE.search(value) or masked(value) != value:  # it would stand in every job's script
+            # It would stand in every job's script.
+            if _SECRET.search(key) or _SECRET_VALUE.search(value) or masked(value) != value:
                 raise ValueError(f"{key} looks like a secret; export it in the shell that submits, and jobs inherit it")
         for key in self.nccl:
             if not key.startswith(("NCCL_", "TORCH_NCCL_", "FI_", "UCX_")):
