@@ -18,7 +18,7 @@ from typing import Any
 
 from launch.expand import MAX_PROBLEMS, Run, expand
 from launch.planning import PlannedRun, require_references
-from launch.subprocesses import clean_up_on_signals, end_with_parent, environment
+from launch.subprocesses import clean_up_on_signals, end_with_parent
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root, read_json, write_text
 from sft_dist.recipe.findings import KINDS
@@ -26,6 +26,7 @@ from sft_dist.recipe.fingerprint import code_digest, data_fingerprint, file_stat
 from sft_dist.recipe.load import read
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.suggest import similar_to
+from sft_dist.run.subprocesses import environment, module_command
 
 ERRORS = 1  # exit codes of `sft_dist.check`
 USER_ERROR = 2
@@ -130,8 +131,11 @@ def _unfinished(returncode: int) -> UserError:
 
 def _is_current(report: dict[str, Any]) -> bool:
     """Whether a report still describes the data: files that tables refer to may have changed, or may exist by now."""
-    unreadable = any(finding["kind"].startswith("unreadable-") for finding in report["findings"])
-    return not unreadable and file_states(path for path, *_ in report["files"]) == list(map(tuple, report["files"]))
+    try:
+        unreadable = any(finding["kind"].startswith("unreadable-") for finding in report["findings"])
+        return not unreadable and file_states(path for path, *_ in report["files"]) == list(map(tuple, report["files"]))
+    except (KeyError, TypeError, ValueError, AttributeError):  # a damaged report: the data is checked again
+        return False
 
 
 def _check_in_subprocess(recipe: Recipe, options: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
@@ -142,8 +146,8 @@ def _check_in_subprocess(recipe: Recipe, options: Sequence[str | Path]) -> subpr
     with clean_up_on_signals(), tempfile.TemporaryDirectory(prefix="sft-dist-") as folder:
         file, report_file = Path(folder) / "recipe.json", Path(folder) / "report.json"
         file.write_text(recipe.model_dump_json(), encoding="utf-8")
-        command = [sys.executable, "-m", "sft_dist.check", file, "--keep", report_file, *options]
-        done = _run_group(list(map(str, command)), {**environment(), "TMPDIR": folder})
+        command = module_command("sft_dist.check", [file, "--keep", report_file, *options])
+        done = _run_group(command, {**environment(), "TMPDIR": folder})
         if done.returncode in (0, ERRORS):
             if (report := read_json(report_file)) is None:
                 return subprocess.CompletedProcess(done.args, UNFINISHED, "")

@@ -12,18 +12,17 @@ import json
 import re
 import struct
 import subprocess
-import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from launch.subprocesses import environment
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.references import classify, model_source
 from sft_dist.recipe.schema import BitfitTuning, FreezeTuning, FullTuning, LoraTuning, QloraTuning, Recipe, Sgd
 from sft_dist.recipe.strategies import GRADIENTS, OPTIMIZER, PARAMETERS, STRATEGIES
+from sft_dist.run.subprocesses import environment, module_command
 
 ACTIVATION_SHARE = 0.25  # share of a GPU's memory that is left to activations and CUDA
 LARGEST_HEADER = 100_000_000  # safetensors' own limit
@@ -158,7 +157,7 @@ def _shapes(model: str, revision: str | None) -> Shapes:
 @lru_cache(maxsize=64)
 def _hub_shapes(repo: str, revision: str | None) -> Shapes | str:
     """Returns the shapes, or why they are unknown."""
-    command = [sys.executable, "-m", "launch.hub_weights", repo, revision or ""]
+    command = module_command("launch.hub_weights", [repo, revision or ""])
     quiet = {**environment(), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     try:
         done = subprocess.run(command, env=quiet, capture_output=True, text=True, timeout=HUB_TIMEOUT_S, check=True)

@@ -28,6 +28,7 @@ from sft_dist.recipe.strategies import STRATEGIES
 from sft_dist.recipe.suggest import similar_to
 from sft_dist.recipe.trust import NO_TRUST, Trust, require_trust
 from sft_dist.run.folder import RunFolder
+from sft_dist.run.manifest import TRAINING, require_unchanged
 
 if TYPE_CHECKING:
     from launch.slurm.clusters import Cluster
@@ -107,6 +108,7 @@ def plan_run_folder(
     UserError, also where its recipe needs more than `trust`."""
     folder = RunFolder(path)
     recipe = folder.recipe()
+    require_unchanged(path, TRAINING)
     require_trust(recipe, trust, folder.recipe_file)
     old_plan = read_json(folder.plan_file) or {}
     run = Run(path.name, recipe, old_plan.get("point") or {})

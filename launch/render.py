@@ -162,6 +162,11 @@ def describe_run_states(states: Sequence[RunState]) -> str:
     text = format_table(head, [[row[name] for name in head] for row in rows])
     explained = ("failed", "killed", "stopped", "pending", "ending", "sealed", "unreadable")
     causes = [f"{run.name}/{run.id}: {run.cause}" for run in states if run.cause and run.state in explained]
+    causes += [
+        f"warning: {run.name}/{run.id}: changed since the run was made: {', '.join(run.changed)}"
+        for run in states
+        if run.changed
+    ]
     return "\n".join([text, *([""] if causes else []), *causes])
 
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.subprocesses import environment
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import cache_root, read_json, write_json
 from sft_dist.recipe.fingerprint import data_fingerprint
 from sft_dist.recipe.schema import Recipe
+from sft_dist.run.subprocesses import environment, module_command
 
 NOTE_AFTER_S = 2.0
 
@@ -42,7 +42,7 @@ def count_rows(recipe: Recipe, python: str = sys.executable) -> RowCounts:
     """Returns the counts, from the cache or by a subprocess. Raises UserError when the data is invalid."""
     file = cache_root() / "rows" / f"{data_fingerprint(recipe, replan=True)}.json"
     counts = read_json(file)
-    if counts is None:
+    if not isinstance(counts, dict) or not isinstance(counts.get("splits"), dict):
         counts = _count(recipe, python)
         if "unknown" in counts:
             return RowCounts(unknown=str(counts["unknown"]))
@@ -62,7 +62,7 @@ def _count(recipe: Recipe, python: str) -> dict[str, Any]:
         file = Path(folder) / "recipe.json"
         file.write_text(recipe.model_dump_json(), encoding="utf-8")
         with subprocess.Popen(
-            [python, "-m", "sft_dist.count", str(file)],
+            module_command("sft_dist.count", [file], python),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

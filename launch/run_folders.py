@@ -2,7 +2,8 @@
 
     bash runs/<name>/<id>/run.sh
 
-The recipe and the source are written once and never again: a resumed run continues with what it started with.
+The recipe and the source are written once and never again: a resumed run continues with what it started with, and one whose files
+were edited is refused (`sft_dist.run.manifest`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import write_text
 from sft_dist.recipe.text import join_names
 from sft_dist.run.folder import RunFolder
+from sft_dist.run.manifest import TRAINING, require_unchanged, write_manifest
 
 if TYPE_CHECKING:
     from launch.plan import Plan
@@ -121,6 +123,7 @@ def _create(plan: Plan, recipe: Recipe, job: str, shared_source: Path | None, du
     folder = RunFolder(plan.folder)
     _check_names(folder)
     os.umask(0o077)  # this process and the ranks it starts write for their owner alone
+    require_unchanged(folder.path, TRAINING)
     folder.create(recipe, durable)
     if shared_source is None:
         _copy_source(folder.source)
@@ -132,6 +135,7 @@ def _create(plan: Plan, recipe: Recipe, job: str, shared_source: Path | None, du
     else:
         write_text(folder.script, run_script(plan), durable)
         folder.script.chmod(0o700)
+    write_manifest(folder.path, durable)
     return folder
 
 

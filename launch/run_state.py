@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from launch.run_folders import all_run_folders, find_run, recipe_folders, runs_root
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.files import read_json
+from sft_dist.recipe.files import irregular, read_json
 from sft_dist.run.folder import AttemptFolder, RunFolder
 from sft_dist.run.locks import is_locked
+from sft_dist.run.manifest import RECIPE, SCRIPTS, TRAINING, changed_files, source_digest
 
 TAIL_BYTES = 64 * 1024  # of metrics.jsonl; the newest train and validation lines are in it
 
@@ -41,6 +42,7 @@ class RunState:
     job: str = ""  # its Slurm job, if Slurm was asked
     best_score: float | None = None  # on validation while training, by the metric that selects; None before it is saved
     best_step: int | None = None
+    changed: tuple[str, ...] = ()  # files that were edited since the run was made; read by `states_of` alone
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -111,6 +113,8 @@ def is_running(folder: RunFolder) -> bool:
 def _newest_scores(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the last train line and the last validation line."""
     newest: dict[str, dict[str, Any]] = {}
+    if irregular(file):
+        return {}, {}
     try:
         with file.open("rb") as stream:
             stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
@@ -135,6 +139,7 @@ def parse_line(line: bytes | str) -> dict[str, Any]:
 def states_of(targets: Iterable[str], runs: str | None) -> list[RunState]:
     """Returns the states of all runs, or of those that recipes, folders and ids stand for. Raises UserError."""
     root = runs_root(runs)
+    source_digest.cache_clear()
     folders: list[Path] = []
     for target in targets:
         if Path(target).is_dir():
@@ -149,7 +154,10 @@ def states_of(targets: Iterable[str], runs: str | None) -> list[RunState]:
 def _state_or_reason(folder: Path) -> RunState:
     """The state, also of a folder whose files hold what this program never writes: it must not hide the other runs."""
     try:
-        return state_of(folder)
+        state = state_of(folder)
+        # The source of a finished run decides nothing more.
+        names = (*RECIPE, "plan.json") if state.state == "finished" else (*TRAINING, *SCRIPTS)
+        return replace(state, changed=tuple(changed_files(folder, names)))
     except Exception as error:
         cause = f"its files cannot be read ({type(error).__name__}: {error})"
         return RunState(

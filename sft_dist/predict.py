@@ -15,10 +15,12 @@ from typing import Any
 from sft_dist.export import ABOUT
 from sft_dist.recipe.entry_points import require_plugins
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.files import read_json
+from sft_dist.recipe.files import irregular, read_json
+from sft_dist.recipe.model_files import folder_problems
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.trust import NO_TRUST, Trust, add_options, require_trust, trust_in
 from sft_dist.run.folder import RunFolder
+from sft_dist.run.manifest import RECIPE, require_unchanged
 
 TABLE_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "json"}
 BATCHES_AT_ONCE = 16  # texts read ahead, so that a batch holds similar lengths: this many micro-batches
@@ -75,6 +77,8 @@ def predict(model_folder: Path, files: list[str], as_json: bool, trust: Trust = 
     from sft_dist.tuning import load_weights
 
     quiet_libraries()
+    if problems := folder_problems(folder):
+        raise UserError(problems)
     task = task_of(recipe)
     task.labels = about["labels"]
     roles = [role for role in task.input_roles if role == task.input_roles[0] or role in recipe.data.columns]
@@ -167,6 +171,8 @@ def read_inputs(
             for number, row in enumerate(_rows(file, TABLE_SUFFIXES[suffix]), 1):
                 yield _pick(row, recipe, roles, f"{file}: row {number}", number, question_of)
             return
+        if (kind := irregular(path)) and kind != "a named pipe":  # `predict MODEL <(command)` is one
+            raise UserError(f"{file}: is {kind}, not a file")
         with path.open(encoding="utf-8-sig") as stream:
             yield from _lines(stream, file, roles)
     except OSError as error:
@@ -243,6 +249,8 @@ def _find(model: Path) -> tuple[Path, dict[str, Any]]:
     for folder in (model, RunFolder(model).export):
         about = read_json(folder / ABOUT)
         if about:
+            if folder != model:
+                require_unchanged(model, RECIPE)
             return folder, about
     hint = "run `sft-dist eval` on it first" if RunFolder(model).recipe_file.is_file() else "it has no " + ABOUT
     raise UserError(f"{model}: not an exported model; {hint}")

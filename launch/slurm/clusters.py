@@ -37,8 +37,12 @@ _VARIABLE = re.compile(
     r"[A-Za-z_][A-Za-z0-9_]{0,127}"
 )
 _SECRET = re.compile(
-    r"(?i)(token|secret|password|passwd|passphrase|credentials?|(api|access|private|secret)_?key|_(pass|pat|auth))"
+    r"(?i)(token|secret|password|passwd|passphrase|credentials?|(api|access|private|secret)_?key"
+    r"|(?:^|_)(pass|pat|auth|key|creds?|pwd|cookie|jwt|bearer|webhook(_url)?))"
     r"(_?[0-9]+|_id|_value|_key|_access_key)*$"
+)
+_SECRET_VALUE = re.compile(
+    r"(hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[abprs]-)[\w-]{16,}|AKIA[0-9A-Z]{16}|eyJ[\w-]{10,}\.eyJ|-----BEGIN"
 )
 _OPTION_VALUE = re.compile(r"[A-Za-z0-9/@_.+][A-Za-z0-9/@_.,:;=+&|*()\[\]~^!-]{0,511}")
 
@@ -184,7 +188,8 @@ class Cluster(Section):
         if self.gpu_memory and not self.gpus_per_node:
             raise ValueError("`gpu_memory` needs gpus_per_node")
         for key, value in {**self.environment, **self.nccl}.items():
-            if _SECRET.search(key) or masked(value) != value:  # it would stand in every job's script
+            # It would stand in every job's script.
+            if _SECRET.search(key) or _SECRET_VALUE.search(value) or masked(value) != value:
                 raise ValueError(f"{key} looks like a secret; export it in the shell that submits, and jobs inherit it")
         for key in self.nccl:
             if not key.startswith(("NCCL_", "TORCH_NCCL_", "FI_", "UCX_")):

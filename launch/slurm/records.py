@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sft_dist.recipe.files import append_line
+from sft_dist.recipe.files import append_line, irregular
 from sft_dist.run.folder import RunFolder
 
 
@@ -33,6 +33,8 @@ def record_job(folder: RunFolder, record: JobRecord) -> None:
 
 def jobs_of(path: Path) -> list[JobRecord]:
     """Returns every job of a run, oldest first. Incomplete lines are skipped: the file may be growing."""
+    if irregular(RunFolder(path).jobs_file):
+        return []
     try:
         lines = RunFolder(path).jobs_file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

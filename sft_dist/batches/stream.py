@@ -35,6 +35,7 @@ from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import read_json, write_json
 from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
+from sft_dist.run.subprocesses import environment, module_command
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -227,15 +228,9 @@ def _start_reader(folder: RunFolder, position: StreamPosition) -> subprocess.Pop
     shutil.rmtree(folder.stream, ignore_errors=True)
     folder.stream.mkdir(mode=0o700)
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    env = {name: value for name, value in os.environ.items() if name not in ranks}
-    command = [
-        sys.executable,
-        "-m",
-        "sft_dist.batches.stream",
-        str(folder.path),
-        json.dumps(asdict(position)),
-        str(os.getpid()),
-    ]
+    env = {name: value for name, value in environment().items() if name not in ranks}
+    arguments = [str(folder.path), json.dumps(asdict(position)), str(os.getpid())]
+    command = module_command("sft_dist.batches.stream", arguments)
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**env, "CUDA_VISIBLE_DEVICES": ""})
 
 

@@ -16,6 +16,9 @@ def content(image: dict[str, Any]) -> bytes:
         return xxhash.xxh128_digest(path.encode())
     try:
         with open_media(image) as file:
-            return xxhash.xxh128_digest(file.read())
+            hashed = xxhash.xxh128()
+            while block := file.read(2**20):
+                hashed.update(block)
+            return hashed.digest()
     except (MediaError, OSError):  # `check` says so
         return xxhash.xxh128_digest(path.encode())

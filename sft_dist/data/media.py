@@ -4,15 +4,18 @@ A value is what an undecoded `datasets.Image` or `datasets.Audio` column holds: 
 the bytes win. Each function raises MediaError, which names the file and says what is wrong with it.
 
 Paths come from data, which others may have written. `accepted` decides which of them may be opened when a table is read;
-`open_media` is the only place that opens one: files by their absolute paths, and http(s) URLs without any credentials.
+`open_media` is the only place that opens one: files by their absolute paths, and http(s) URLs of the public internet without any credentials.
 """
 
 from __future__ import annotations
 
 import http.client
 import io
+import ipaddress
 import os
 import re
+import socket
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +26,8 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
+
+from sft_dist.recipe.files import irregular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,6 +44,9 @@ IMAGE_FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP",
 )  # fmt: skip
 MAX_URL_BYTES = 512 * 2**20  # of one image or recording behind a URL
+MAX_FILE_BYTES = 2 * 2**30  # of one image or recording in a file
+MAX_SAMPLES = 2**29  # of a recording, over all channels: 2 GiB as decimal numbers
+RATES = range(100, 1_000_001)  # samples a second
 URL_TIMEOUT_S = 30.0  # without any answer
 URL_DEADLINE_S = 300.0  # for the whole file
 REFUSED = "refused:"  # begins the path of a cell that may not be opened
@@ -64,8 +72,11 @@ def accepted(path: str, folders: Sequence[str], allow_urls: bool) -> str:
     path = next((posix for posix in (posix_path(path, folder) for folder in folders) if posix != path), path)
     files = [(folder, os.path.join(folder, path)) for folder in folders]
     for _, file in files:
-        if os.path.isfile(file) and any(is_inside(os.path.realpath(file), os.path.realpath(home)) for home in folders):
-            return file
+        kind = irregular(file)
+        if (kind or os.path.isfile(file)) and any(
+            is_inside(os.path.realpath(file), os.path.realpath(home)) for home in folders
+        ):
+            return REFUSED + file if kind else file
     elsewhere = any(os.path.lexists(file) or not is_inside(file, folder) for folder, file in files)
     return REFUSED + path if elsewhere or os.path.isabs(path) or path.startswith(REFUSED) else path
 
@@ -100,8 +111,14 @@ def open_media(value: Mapping[str, Any]) -> BinaryIO:
     on_web = _is_web_address(path)
     if not on_web and (is_url(path) or not os.path.isabs(path)):
         raise MediaError(_refusal(path))
+    if not on_web and (kind := irregular(path)):
+        raise MediaError(f"{path}: cannot be read (it is {kind}, not a file)")
     try:
+        if not on_web and (size := os.path.getsize(path)) > MAX_FILE_BYTES:
+            raise MediaError(f"{path}: cannot be read ({size:,} bytes; at most {MAX_FILE_BYTES:,} of one file)")
         return io.BytesIO(_downloaded(path)) if on_web else open(path, "rb")
+    except MediaError:
+        raise
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise MediaError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
@@ -111,6 +128,8 @@ def _refusal(path: str) -> str:
     if is_url(path):
         allowed = "an http(s) URL without a password, and that only with data.allow_urls: true"
         return f"{path}: cannot be read (a cell names a file in the folder of its table, or {allowed})"
+    if kind := irregular(path):
+        return f"{path}: cannot be read (it is {kind}, not a file)"
     return f"{path}: cannot be read (no such file in the folder of its table or below, symbolic links followed)"
 
 
@@ -133,16 +152,85 @@ class _WebRedirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         if not _is_web_address(newurl):
             raise urllib.error.URLError(f"redirected to {newurl.partition(':')[0]}, which is not allowed")
+        _require_public(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet, also inside an address of IPv6 that stands for one of IPv4."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        translated = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _TRANSLATED else None
+        embedded = ip.ipv4_mapped or ip.sixtofour or (ip.teredo or (None, None))[1] or translated
+        if embedded is not None:
+            return is_public(str(embedded))
+    return ip.is_global and not ip.is_multicast
+
+
+_TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
+
+
+def _require_public(url: str) -> None:
+    """Raises OSError where the host of a URL is inside a network: rows could read what only this machine reaches. A name that
+    cannot be resolved here is left to the proxy, where there is one."""
+    parts = urlsplit(url)
+    try:
+        _public_addresses(str(parts.hostname), parts.port or parts.scheme)
+    except socket.gaierror:
+        if not urllib.request.getproxies():
+            raise
+
+
+def _public_addresses(host: str, port: int | str) -> list[tuple[Any, ...]]:
+    """Returns (family, kind, protocol, name, address) of each address of a host. Raises OSError unless all are public."""
+    entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    if inside := sorted({str(address[0]) for *_, address in entries if not is_public(str(address[0]))}):
+        raise OSError(f"{host} is {inside[0]}, an address inside a network; download what it serves")
+    return list(entries)
+
+
+def _connect(endpoint: tuple[str, int], timeout: Any = None, source: Any = None) -> socket.socket:
+    """`socket.create_connection` to addresses that were checked: a name may be resolved to another one the next time."""
+    addresses = _public_addresses(*endpoint)
+    for *_, address in addresses[:-1]:
+        try:
+            return socket.create_connection(address[:2], timeout, source)
+        except OSError:
+            continue
+    return socket.create_connection(addresses[-1][-1][:2], timeout, source)
+
+
+def _direct(connection_class: Any) -> Any:
+    """Makes connections that `_connect` opens."""
+
+    def connection(host: str, **options: Any) -> Any:
+        opened = connection_class(host, **options)
+        opened._create_connection = _connect  # an attribute so that it can be replaced, as http.client says
+        return opened
+
+    return connection
+
+
+class _PublicHTTP(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_direct(http.client.HTTPConnection), req)
+
+
+class _PublicHTTPS(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_direct(http.client.HTTPSConnection), req, context=ssl.create_default_context())
+
+
 def _downloaded(url: str) -> bytes:
-    """A GET without credentials: no token, no .netrc, no cookie."""
+    """A GET from the public internet without credentials: no token, no .netrc, no cookie."""
+    _require_public(url)
+    # Behind a proxy, connections are to the proxy, which the user's environment names.
+    proxied = bool(urllib.request.getproxies())
     opener = urllib.request.OpenerDirector()  # not `build_opener`: that opens ftp:// and file:// too
     for handler in (
         urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
+        urllib.request.HTTPHandler if proxied else _PublicHTTP,
+        urllib.request.HTTPSHandler if proxied else _PublicHTTPS,
         urllib.request.HTTPDefaultErrorHandler,
         urllib.request.HTTPErrorProcessor,
         _WebRedirects,
@@ -229,7 +317,7 @@ def read_size(value: Mapping[str, Any]) -> StoredSize:
     with open_media(value) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=IMAGE_FORMATS) as image:
                 orientation = image.getexif().get(_ORIENTATION, 1)
                 return StoredSize(*image.size, orientation if orientation in range(1, 9) else 1)
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
@@ -258,8 +346,9 @@ def load_audio(value: Mapping[str, Any], rate: int) -> np.ndarray:  # (samples,)
     import soundfile
 
     try:
-        with io.BytesIO(_bytes_of(value)) as file:
-            sound, own_rate = soundfile.read(file, dtype="float32", always_2d=True)
+        with io.BytesIO(_bytes_of(value)) as file, soundfile.SoundFile(file) as opened:
+            require_bounded(opened, value)
+            sound, own_rate = opened.read(dtype="float32", always_2d=True), opened.samplerate
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: what has no header is taken for raw samples
         reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
         raise MediaError(f"{name_of(value)}: not a sound that can be read ({reason})") from None
@@ -273,6 +362,8 @@ def load_audio(value: Mapping[str, Any], rate: int) -> np.ndarray:  # (samples,)
             "divide them by the largest integer they were made from (32768 for 16 bits)"
         )
     mono = sound.mean(axis=1)
+    if len(mono) / own_rate * rate > MAX_SAMPLES:
+        raise MediaError(f"{name_of(value)}: too long ({len(mono) / own_rate:,.0f} s at {rate:,} Hz)")
     if own_rate != rate:
         import soxr
 
@@ -280,6 +371,17 @@ def load_audio(value: Mapping[str, Any], rate: int) -> np.ndarray:  # (samples,)
         if not len(mono):
             raise MediaError(f"{name_of(value)}: too short to be resampled ({len(sound)} samples at {own_rate} Hz)")
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def require_bounded(header: Any, value: Mapping[str, Any]) -> None:
+    """Raises MediaError for a rate that no recording has, and for more samples than fit into memory, whatever the file holds of
+    those that its header claims. `header`: what `soundfile` says of it."""
+    if header.samplerate not in RATES:
+        raise MediaError(
+            f"{name_of(value)}: {header.samplerate:,} samples a second; recordings have {RATES.start:,} to {RATES.stop - 1:,}"
+        )
+    if (count := header.frames * header.channels) > MAX_SAMPLES:
+        raise MediaError(f"{name_of(value)}: its header claims {count:,} samples; at most {MAX_SAMPLES:,} are read")
 
 
 def name_of(value: Mapping[str, Any]) -> str:

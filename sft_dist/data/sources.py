@@ -36,6 +36,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from sft_dist.data.formats import FORMATS
 from sft_dist.data.formats.cache import fetched, streams_folder, tables_folder
+from sft_dist.data.formats.confinement import require_confined_card, require_confined_tables
 from sft_dist.data.formats.faults import different_columns, fault_in
 from sft_dist.data.formats.json_rows import table_of_rows
 from sft_dist.data.formats.layout import SPLIT_NAMES, guessed, is_coco, split_files, split_folders
@@ -365,12 +366,14 @@ def _format_of(files: Sequence[str]) -> str:
 def _read_folder(folder: Path, name: str, data: Data, streaming: bool) -> dict[str, Any]:
     kind = guessed(folder) if name == "auto" else name
     if kind == "saved":
+        require_confined_tables(folder)
         saved = load_from_disk(str(folder))
         rows_by_split = dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
         if not folder.is_relative_to(streams_folder()):  # the paths of those were seen to when the stream was read
             rows_by_split = _confined(rows_by_split, data, [str(folder), os.getcwd()])
         return _named_splits({split: _as_asked(rows, streaming) for split, rows in rows_by_split.items()})
     if kind == "repository":
+        require_confined_card(folder)
         rows_by_split = load_dataset(str(folder), cache_dir=tables_folder(), streaming=streaming)
         return _named_splits(_confined(rows_by_split, data, [str(folder), tables_folder(), os.getcwd()]))
     if kind not in FORMATS:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_dist.data.media import MediaError, load_audio, load_image, load_mask, open_media
+from sft_dist.data.media import MediaError, load_audio, load_image, load_mask, open_media, require_bounded
 from sft_dist.quality.duplicates import digest
 from sft_dist.quality.findings import Finding, RowIndex, make_finding, rows_text
 
@@ -95,7 +95,9 @@ def _rate(value: Mapping[str, Any]) -> int:
 
     try:
         with open_media(value) as file:
-            return int(soundfile.info(file).samplerate)
+            header = soundfile.info(file)
+        require_bounded(header, value)
+        return int(header.samplerate)
     except (soundfile.SoundFileError, TypeError, OSError, MediaError):
         return 16_000  # load_audio says what is wrong with it
 

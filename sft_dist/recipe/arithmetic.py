@@ -12,9 +12,10 @@ from typing import Literal
 
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
-from sft_dist.recipe.units import amount_in_steps, points_at
+from sft_dist.recipe.units import amount_in_steps, period_in_steps, points_at
 
 LARGEST_AUTO_MICRO_BATCH = 32
+MAX_POINTS = 100_000  # at which a run saves or validates
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,15 @@ def _misfit(examples: int, unit: int, divisor_text: str, path: str) -> Problem:
     )
 
 
+def _require_few_points(recipe: Recipe, total: int, per_epoch: int | None) -> None:
+    """Raises UserError for a period that ends too often in all the steps: a plan lists each end."""
+    for name in ("save_every", "eval_every", "keep_every"):
+        period = getattr(recipe.train, name)
+        if period and (count := total / max(period_in_steps(period, per_epoch), 1.0)) > MAX_POINTS:
+            message = f"{total:,} steps have {count:,.0f} such periods; at most {MAX_POINTS:,} are planned"
+            raise UserError(Problem(message, f"train.{name}", value=period, hint="set a longer period, or fewer steps"))
+
+
 def steps_of(recipe: Recipe, train_rows: int | None) -> Steps:
     """Returns the steps for a training split of `train_rows` examples; the last batch of an epoch may be smaller and is used.
 
@@ -83,6 +93,7 @@ def steps_of(recipe: Recipe, train_rows: int | None) -> Steps:
     else:
         total = max(1, math.ceil((train.epochs or 3.0) * per_epoch - 1e-9))
     warmup = amount_in_steps(train.warmup, total, per_epoch) if train.warmup else 0
+    _require_few_points(recipe, total, per_epoch)
     eval_points = points_at(train.eval_every or train.save_every, total, per_epoch)
     keep_points = points_at(train.keep_every, total, per_epoch) if train.keep_every else []
     save_points = sorted({*points_at(train.save_every, total, per_epoch), *eval_points, *keep_points})

@@ -10,6 +10,8 @@ from typing import Any
 
 from sft_dist.recipe.errors import Problem, UserError
 
+MAX_JSON_BYTES = 2**30
+
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:
     """Replaces a file at once: a reader sees the old text or the new one. The file is private to its owner.
@@ -34,9 +36,29 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any | None:
-    """Returns the file's value; None if it is missing or incomplete."""
+def irregular(path: str | os.PathLike[str]) -> str:
+    """Returns "a named pipe", "a socket" or "a device" where a path is that, else an empty text. Opens nothing: to read a pipe may
+    take forever, and a device need not end."""
     try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return ""
+    return _IRREGULAR.get(stat.S_IFMT(mode), "")
+
+
+_IRREGULAR = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def read_json(path: Path) -> Any | None:
+    """Returns the file's value; None if it is missing or incomplete, or no file of a size that this program writes."""
+    try:
+        if irregular(path) or os.path.getsize(path) > MAX_JSON_BYTES:
+            return None
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
@@ -44,7 +66,10 @@ def read_json(path: Path) -> Any | None:
 
 def require_safe_owner(folder: Path) -> None:
     """Raises UserError for a folder of another user into which everyone may write: anybody decides what is in it."""
-    status = folder.stat()
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return
     if status.st_uid != os.geteuid() and status.st_mode & stat.S_IWOTH:
         message = f"{folder} belongs to another user, and everyone may write into it"
         raise UserError(Problem(message, hint="make a copy of your own where you trust what is in it"))

@@ -14,7 +14,8 @@ from typing import Literal
 
 from sft_dist.recipe import remote
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.files import cache_root, read_json
+from sft_dist.recipe.files import cache_root, irregular, read_json
+from sft_dist.recipe.model_files import folder_problems
 from sft_dist.recipe.schema import Data, Recipe, SplitSources
 from sft_dist.recipe.suggest import neighbours_of, similar_to
 
@@ -103,6 +104,7 @@ def resolve(reference: Reference) -> Path | list[Path] | str:
     """A file or folder, the files of a glob, or a hub id or URL as it is. Raises UserError."""
     if reference.kind == "url":
         remote.require_known_protocol(reference.text)
+        _require_file(reference.text.removeprefix("file://"), reference.text)
     if reference.kind in ("hub", "url"):
         return reference.text
     try:
@@ -123,6 +125,8 @@ def model_source(text: str) -> str:
     resolved = resolve(reference)
     if reason := _no_model(reference, resolved):
         raise UserError(Problem(reason, value=text))
+    if isinstance(resolved, Path) and (problems := folder_problems(resolved)):
+        raise UserError(problems)
     return str(resolved)
 
 
@@ -170,7 +174,7 @@ def _problems_of(path: str, text: str, is_model: bool, format: str = "auto") -> 
             return [Problem(reason, path, value=text)]
         if path == "model.path" and isinstance(resolved, Path) and not (resolved / "config.json").is_file():
             return [Problem("not a model folder: there is no config.json in it", path, value=text)]
-        return []
+        return folder_problems(resolved, path) if isinstance(resolved, Path) else []
     if reference.kind in ("hub", "sql") or format != "auto":
         return []
     unknown_suffixes = odd_suffixes(
@@ -241,7 +245,16 @@ def _pickled(resolved: Path) -> list[Problem]:
     return []
 
 
+def _require_file(path: str | Path, text: str) -> None:
+    """Raises UserError for pipes, sockets and devices."""
+    if kind := irregular(path):
+        raise UserError(
+            Problem(f"is {kind}, not a file", value=text, hint="write its content to a file, and name that")
+        )
+
+
 def _existing(path: Path, text: str) -> Path | list[Path]:
+    _require_file(path, text)
     if path.exists():
         return path
     if glob.has_magic(text):

@@ -149,7 +149,7 @@ class Data(Section):
     )
     allow_urls: bool = Field(
         False,
-        description="Open http(s) URLs that columns of images, masks and recordings contain, without credentials. false: they "
+        description="Open http(s) URLs that columns of images, masks and recordings contain: of the public internet, without credentials. false: they "
         "name files in the table's folder or below.",
     )
     labels: Annotated[list[str], Field(min_length=1)] | None = Field(

@@ -59,14 +59,20 @@ def amount_in_steps(text: str, total_steps: int, steps_per_epoch: int | None) ->
     return min(steps, total_steps)
 
 
-def points_at(text: str, total_steps: int, steps_per_epoch: int | None) -> list[int]:
-    """Returns the steps at which a period ends, always with `total_steps` as the last: `0.5 epochs` of 7 -> 4, 7, 11, 14 ..."""
+def period_in_steps(text: str, steps_per_epoch: int | None) -> float:
+    """Returns the length of a period: `0.5 epochs` of 7 -> 3.5."""
     match = _AMOUNT.match(text)
     assert match, text
     every = float(match[1])
     if in_epochs(text):
         assert steps_per_epoch, text
         every *= steps_per_epoch
+    return every
+
+
+def points_at(text: str, total_steps: int, steps_per_epoch: int | None) -> list[int]:
+    """Returns the steps at which a period ends, always with `total_steps` as the last: `0.5 epochs` of 7 -> 4, 7, 11, 14 ..."""
+    every = period_in_steps(text, steps_per_epoch)
     points: list[int] = []
     turn = 1
     while (step := _ceil(every * turn)) < total_steps:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_dist.recipe.errors import InUse
-from sft_dist.recipe.files import read_json
+from sft_dist.recipe.files import irregular, read_json
 from sft_dist.run.folder import AttemptFolder, RunFolder
 
 LOG_BYTES = 256 * 1024
@@ -199,6 +199,8 @@ def _died_silently(facts: Facts) -> AttemptEnd | None:
     silent = [entry for entry in facts.heartbeats if _rank(entry) not in reported and entry.get("phase") != "ended"]
     if node := _lost_node(facts, silent):
         return node
+    # A rank that ended well while the others still trained, such as by `sys.exit(0)` in a plugin, is to blame like a silent one.
+    silent = silent or [entry for entry in facts.heartbeats if _rank(entry) not in reported and not facts.outcome]
     earliest = min(silent, key=lambda entry: float(entry.get("time") or 0), default=None)
     if killed is None and earliest is None:
         return None
@@ -311,6 +313,8 @@ def _read_mappings(attempt: AttemptFolder, pattern: str) -> tuple[dict[str, Any]
 
 
 def _tail(path: Path) -> str:
+    if irregular(path):
+        return ""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - LOG_BYTES))

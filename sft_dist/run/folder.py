@@ -3,6 +3,7 @@
 runs/<recipe name>/<run id>/
   recipe.json            the resolved recipe (every default filled in)
   plugins.json           distributions and versions of the task and the metric of other packages (absent without any)
+  manifest.json          digests of recipe, plan, source and scripts, by which edits are noticed (absent in older runs)
   plan.json              what the launcher planned (absent when training was started by hand)
   source/sft_dist/       the code that trains, as it was when the run folder was created
   run.sh                 starts the run without the sft-dist command
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json, require_safe_owner, write_json, write_text
+from sft_dist.run.manifest import RECIPE, require_unchanged, write_manifest
 
 if TYPE_CHECKING:
     from sft_dist.recipe.schema import Recipe
@@ -182,10 +184,12 @@ class RunFolder:
         return self.checkpoints / f"step-{step:08d}"
 
     def recipe(self) -> Recipe:
-        """Reads the resolved recipe. Raises UserError when it cannot be read or needs a plugin that is not installed, or when
-        everyone may write into another user's folder."""
+        """Reads the resolved recipe. Raises UserError when it cannot be read, has changed since the run was made or needs a plugin
+        that is not installed, or when everyone may write into another user's folder."""
         if self.path.is_dir():
-            require_safe_owner(self.path)
+            for folder in (self.path, self.source, self.checkpoints):
+                require_safe_owner(folder)
+            require_unchanged(self.path, RECIPE)
         if plugins := read_json(self.plugins_file):
             from sft_dist.recipe.entry_points import require_plugins  # few runs have plugins
 
@@ -210,6 +214,7 @@ class RunFolder:
             if plugins := plugins_of(recipe):
                 write_json(self.plugins_file, [plugin.to_json() for plugin in plugins])
             write_text(self.recipe_file, recipe.model_dump_json(indent=2) + "\n", durable)
+            write_manifest(self.path, durable)
 
     def all_attempts(self) -> list[AttemptFolder]:
         """Returns every attempt so far, oldest first."""

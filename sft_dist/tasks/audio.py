@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, WhisperFeatureExtractor
 
 from sft_dist.data.augment.audio import LONGEST_TIME_MASK, mask_spectrum, masked
-from sft_dist.data.media import MediaError, load_audio, name_of, open_media
+from sft_dist.data.media import MediaError, load_audio, name_of, open_media, require_bounded
 from sft_dist.recipe.augment import AudioAugment
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import model_source
@@ -50,6 +50,7 @@ def seconds_of(value: dict[str, Any]) -> float:
     try:
         with open_media(value) as file:
             header = soundfile.info(file)
+            require_bounded(header, value)
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise MediaError(f"{name_of(value)}: not a sound that can be read ({error})") from None
     if not header.frames:

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.model_files import folder_problems
 from sft_dist.recipe.references import index_problems
 from sft_dist.recipe.text import join_names
 from sft_dist.tuning.quantize import spare_heads
@@ -23,6 +24,8 @@ _GENERIC = re.compile(r"LABEL_\d+")  # transformers' names for outputs that were
 
 
 def load_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
+    if problems := folder_problems(Path(source), "model.tokenizer"):
+        raise UserError(problems)
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -47,7 +50,7 @@ def load_pretrained(
     model's config does not have."""
     if os.path.isdir(folder):
         allow_pickle = options.get("use_safetensors", True) is not True
-        if problems := index_problems(Path(folder), allow_pickle):
+        if problems := folder_problems(Path(folder)) or index_problems(Path(folder), allow_pickle):
             raise UserError(problems)
     # Only a task whose outputs have names expects other shapes than the checkpoint's.
     safe = {"trust_remote_code": False, "use_safetensors": True, "weights_only": True}

@@ -668,6 +668,7 @@ def test_a_split_that_the_data_lack_is_a_mistake_that_says_what_to_do(copied, ca
     recipe = json.loads(folder.recipe_file.read_text())
     recipe["data"]["split"]["test"] = 0.0
     folder.recipe_file.write_text(json.dumps(recipe))
+    (folder.path / "manifest.json").unlink()  # accepts the edit
     for file in folder.checkpoints.glob("*/manifest.json"):  # as if it had been the recipe from the beginning
         manifest = {key: value for key, value in json.loads(file.read_text()).items() if key != "run"}
         file.write_text(json.dumps(sealed(manifest)))

@@ -86,6 +86,7 @@ def test_a_run_folder_holds_recipe_plan_source_and_script_and_is_private(plan: P
 
 def test_creating_it_again_leaves_recipe_and_source_alone_and_renews_the_plan(plan: Plan) -> None:
     folder = create_run_folder(plan, RECIPE)
+    (folder.path / "manifest.json").unlink()  # as in older run folders
     kept = folder.source / "sft_dist/train.py"
     kept.write_text("# as it was")
     folder.recipe_file.write_text("{}")

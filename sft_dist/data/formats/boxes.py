@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, IterableDataset, List, Value
 
+from sft_dist.data.formats.dialect import opened
 from sft_dist.data.formats.faults import fault_in, no_rows, unreadable
 from sft_dist.data.formats.layout import IMAGES, walked
 from sft_dist.data.formats.media import UNDECODED_IMAGE, media_rows
@@ -69,7 +70,8 @@ def read_coco(files: list[str], streaming: bool) -> Dataset | IterableDataset:
 
 def _coco(file: Path) -> list[Annotation]:
     try:
-        content = json.loads(file.read_bytes())
+        with opened(str(file)) as stream:
+            content = json.load(stream)
     except ValueError as error:
         raise unreadable(fault_in("json", [str(file)]) or f"{file}: {error}") from None
     for key in ("images", "annotations", "categories"):
@@ -147,7 +149,8 @@ def read_voc(folders: list[str], streaming: bool) -> Dataset | IterableDataset:
 
 def _voc(file: Path, images: dict[str, Path]) -> Annotation:
     try:
-        root = ElementTree.parse(file).getroot()
+        with opened(str(file)) as stream:
+            root = ElementTree.parse(stream).getroot()
     except (ElementTree.ParseError, ValueError) as error:
         line = getattr(error, "position", (0, 0))[0]
         raise unreadable(f"{file}, line {line}: not XML ({error})") from None

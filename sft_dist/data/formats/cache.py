@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.files import cache_root
+from sft_dist.recipe.files import cache_root, irregular
 from sft_dist.recipe.remote import marks, require_known_protocol
 
 MAX_FILES = 1_000_000  # behind one URL
@@ -42,6 +42,8 @@ def fetched(url: str) -> Path | list[Path]:
     if not names:
         raise UserError(Problem("there is no such file, or it cannot be reached", path="data.source", value=url))
     if "file" in system.protocol or "local" in system.protocol:
+        if kinds := [f"{name} is {kind}, not a file" for name in names if (kind := irregular(name))]:
+            raise UserError(Problem(kinds[0], path="data.source", value=url))
         return Path(path) if url.endswith("/") else _one_or_all([Path(name) for name in names])
     home = cache_root() / "urls" / hashlib.sha256(f"{url}\n{marks(system, names)}".encode()).hexdigest()[:32]
     root = path.rstrip("/") if url.endswith("/") else os.path.commonpath([os.path.dirname(name) for name in names])

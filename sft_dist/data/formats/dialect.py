@@ -17,6 +17,9 @@ from typing import IO, Any, Literal
 
 import fsspec
 
+from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.files import irregular
+
 DELIMITERS = {"csv": ",", "tsv": "\t"}  # data.format -> the delimiter where the file shows no other
 _OTHER_DELIMITERS = (";", "\t", "|")
 _SAMPLE_BYTES, _SAMPLE_ROWS = 2**18, 200
@@ -172,7 +175,9 @@ def is_plain(file: str, dialect: Dialect) -> bool:
 
 
 def opened(file: str) -> IO[bytes]:
-    """The bytes of a file or URL, unpacked when its name says that they are packed."""
+    """The bytes of a file or URL, unpacked when its name says that they are packed. Raises UserError for pipes and devices."""
+    if kind := irregular(file):
+        raise UserError(Problem(f"could not be read: {file} is {kind}, not a file", "data.source"))
     return fsspec.open(file, "rb", compression="infer").open()
 
 

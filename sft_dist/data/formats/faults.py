@@ -19,6 +19,8 @@ from sft_dist.data.formats.dialect import (
 )
 from sft_dist.recipe.errors import Problem, UserError
 
+MAX_COLUMNS = 10_000
+
 
 def unreadable(fault: str, value: str | None = None, valid: tuple[str, ...] = (), hint: str = "") -> UserError:
     return UserError(Problem(f"could not be read: {fault}", "data.source", value=value, valid=valid, hint=hint))
@@ -26,6 +28,13 @@ def unreadable(fault: str, value: str | None = None, valid: tuple[str, ...] = ()
 
 def different_columns(file: str, columns: list[str], first_file: str, first_columns: list[str]) -> str:
     return f"{file} has the columns {', '.join(columns)}, but {first_file} has {', '.join(first_columns)}"
+
+
+def require_few_columns(file: str, count: int) -> None:
+    """Raises UserError for more columns than a table of examples has: each takes memory and time, whatever is in it."""
+    if count > MAX_COLUMNS:
+        hint = "is it transposed, or separated by another delimiter? Keep the columns that the recipe names"
+        raise unreadable(f"{file} has {count:,} columns; at most {MAX_COLUMNS:,} are read", hint=hint)
 
 
 def no_rows(names: list[str]) -> UserError:

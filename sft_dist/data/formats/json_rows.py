@@ -13,7 +13,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, Json, List, Value
 
 from sft_dist.data.formats.dialect import opened
-from sft_dist.data.formats.faults import different_columns, no_rows, unreadable
+from sft_dist.data.formats.faults import different_columns, no_rows, require_few_columns, unreadable
 from sft_dist.data.formats.stored import stored_rows
 from sft_dist.recipe.errors import UserError
 
@@ -37,6 +37,7 @@ def read_json(files: list[str], streaming: bool) -> Dataset | IterableDataset:
             for _, row in _numbered([file]):
                 shape.add(row)
                 columns.update(dict.fromkeys(row))
+                require_few_columns(file, len(columns))
             if columns and set(columns) != set(first := columns_by_file[files[0]]):
                 raise unreadable(different_columns(file, list(columns), files[0], list(first)))
         if not shape.fields:

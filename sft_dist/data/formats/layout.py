@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sft_dist.data.formats.faults import unreadable
+from sft_dist.recipe.files import irregular
 from sft_dist.recipe.references import SUFFIXES, suffix_of
 
 # Names under which a split is found, the most usual first.
@@ -76,6 +77,8 @@ def split_files(
     """Split -> files of these suffixes, by the names of files and folders; all are `train` where no name says a split.
     Where some files are what is `sought`, the others are passed over."""
     files = [file for file in walked(folder) if suffix_of(file) in suffixes]
+    if kinds := [f"{file} is {kind}, not a file" for file in files if (kind := irregular(file))]:
+        raise unreadable(kinds[0])
     if not files:
         raise unreadable(f"no file in {folder} ends with {' or '.join(suffixes)}")
     if sought is not None:

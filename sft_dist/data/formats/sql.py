@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sqlite3
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 200_000_000
 MAX_WAIT_S = 300.0  # for the next row of SQLite
+MAX_RECURSION_S = 60.0  # of a query WITH RECURSIVE, which need not end
+MAX_VALUE_BYTES = 256 * 2**20  # of one value, which functions such as `zeroblob` and `group_concat` make
 _STEPS = 100_000  # of SQLite's virtual machine, between two looks at the clock
 _READS = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
 _PRAGMAS = ("read_uncommitted", "table_list", "table_info", "table_xinfo")  # that SQLAlchemy reads
@@ -85,6 +88,11 @@ def read_sql(text: str) -> Dataset:
         cause = error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
         if isinstance(cause, UserError):
             raise cause from None
+        if "interrupted" in str(cause):
+            limits = f"{MAX_WAIT_S:g} s without a row, or {MAX_RECURSION_S:g} s WITH RECURSIVE"
+            raise unreadable(
+                f"the query was interrupted after {limits}", redacted, hint="bound it with LIMIT"
+            ) from None
         raise unreadable(_short(cause), redacted) from None
 
 
@@ -134,9 +142,11 @@ def _guard(connection: Any) -> None:
 
 
 def _guard_sqlite(connection: sqlite3.Connection) -> None:
-    num_rows, last_row_s = 0, time.monotonic()
+    num_rows, start_s, last_row_s, is_recursive = 0, time.monotonic(), time.monotonic(), False
 
     def allow(action: int, name: str | None, value: str | None, *place: str | None) -> int:
+        nonlocal is_recursive
+        is_recursive = is_recursive or action == sqlite3.SQLITE_RECURSIVE
         is_read = action in _READS or (action == sqlite3.SQLITE_PRAGMA and name in _PRAGMAS)
         return sqlite3.SQLITE_OK if is_read else sqlite3.SQLITE_DENY
 
@@ -148,9 +158,15 @@ def _guard_sqlite(connection: sqlite3.Connection) -> None:
             raise UserError(Problem(message, "data.source", hint="read fewer with LIMIT"))
         return row
 
+    def is_late() -> int:
+        now_s = time.monotonic()
+        return int(now_s - last_row_s > MAX_WAIT_S or (is_recursive and now_s - start_s > MAX_RECURSION_S))
+
     connection.set_authorizer(allow)
+    if sys.version_info >= (3, 11):
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
     connection.row_factory = count
-    connection.set_progress_handler(lambda: int(time.monotonic() - last_row_s > MAX_WAIT_S), _STEPS)
+    connection.set_progress_handler(is_late, _STEPS)
 
 
 def _whole_table(engine: object, name: str, redacted: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets, load_dataset
 
 from sft_dist.data.formats.cache import tables_folder
@@ -28,7 +29,15 @@ from sft_dist.data.formats.dialect import (
     misquoted,
     opened,
 )
-from sft_dist.data.formats.faults import different_columns, fault_in, no_rows, ragged, repeated_header, unreadable
+from sft_dist.data.formats.faults import (
+    different_columns,
+    fault_in,
+    no_rows,
+    ragged,
+    repeated_header,
+    require_few_columns,
+    unreadable,
+)
 from sft_dist.data.formats.json_rows import read_json
 from sft_dist.data.formats.stored import stored_rows
 from sft_dist.recipe.errors import UserError
@@ -47,6 +56,8 @@ def read_table(name: str, files: list[str], streaming: bool) -> Dataset | Iterab
             return _read_delimited(name, files, streaming)
         if name == "json":
             return read_json(files, streaming)
+        for file in files:
+            require_few_columns(file, _num_columns(name, file))
         return _loaded(_READERS[name], files, streaming)
     except UserError:
         raise
@@ -58,6 +69,19 @@ def read_table(name: str, files: list[str], streaming: bool) -> Dataset | Iterab
         if name in _READERS:
             _refuse_other_columns(_READERS[name], files)
         raise
+
+
+def _num_columns(name: str, file: str) -> int:
+    """Returns the number of columns that the header of a local Parquet or Arrow file names; 0 where it cannot be read."""
+    if "://" in file or name not in ("parquet", "arrow"):
+        return 0
+    try:
+        if name == "parquet":
+            return int(pq.read_metadata(file).num_columns)
+        with pa.memory_map(file) as content:
+            return len(pa.ipc.open_stream(content).schema)
+    except (OSError, pa.ArrowException):  # the reader says what is wrong with it
+        return 0
 
 
 def _loaded(reader: str, files: list[str], streaming: bool, **options: Any) -> Dataset | IterableDataset:
@@ -149,6 +173,7 @@ def _header(file: str, dialect: Dialect) -> list[str]:
         first: list[str] = next(rows, [])
     if not names:
         raise unreadable(f"{file}: the file is empty")
+    require_few_columns(file, len(names))
     if len(first) > len(names) and (fault := ragged(file, dialect)):
         raise unreadable(fault)
     names = [name.strip() or f"column {number}" for number, name in enumerate(names, start=1)]

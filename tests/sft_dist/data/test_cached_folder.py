@@ -28,15 +28,22 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder / "train")
 
 
+def flip_a_bit(folder: Path) -> None:
+    file = folder / "train" / "rows"
+    status = file.stat()
+    file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def spoil_record(folder: Path) -> None:
-    (folder / "sizes.json").write_text("[")
+    (folder / "digests.json").write_text("[")
 
 
 @pytest.mark.parametrize(
     ("damage", "num_builds"),
-    [(damage_nothing, 1), (truncate, 2), (remove, 2), (remove_folder, 2), (spoil_record, 2)],
+    [(damage_nothing, 1), (truncate, 2), (remove, 2), (remove_folder, 2), (flip_a_bit, 2), (spoil_record, 2)],
 )
-def test_a_damaged_folder_is_built_again(tmp_path: Path, damage, num_builds: int) -> None:
+def test_a_damaged_folder_is_built_again(tmp_path: Path, caplog, damage, num_builds: int) -> None:
     builds = []
 
     def build(to: Path) -> None:
@@ -49,6 +56,9 @@ def test_a_damaged_folder_is_built_again(tmp_path: Path, damage, num_builds: int
     with cached_folder(tmp_path / "prepared", build) as folder:
         assert (folder / "train" / "rows").read_text() == "all rows"
     assert len(builds) == num_builds
+    assert [record.getMessage().endswith("; it is made again") for record in caplog.records] == [True] * (
+        num_builds - 1
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prepared", "prepared.lock"]
 
 

@@ -104,6 +104,16 @@ def test_without_an_agents_report_the_silent_rank_with_the_oldest_heartbeat_is_n
     assert classify_facts(facts).rank == 7
 
 
+def test_a_rank_that_exits_early_and_well_is_named_instead_of_its_victims():
+    facts = Facts(
+        errors=tuple(error(rank, PEER) for rank in (0, 2, 3)),
+        heartbeats=(*(heartbeat(rank, phase="ended") for rank in (0, 2, 3)), heartbeat(1, time=9.0, phase="ended")),
+    )
+    end = classify_facts(facts)
+    assert (end.rank, end.at_step) == (1, 7)
+    assert end.line.startswith("rank 1 on node1: exited without an error message at step 7")
+
+
 def test_ranks_ended_by_torchruns_own_sigterm_are_not_named():
     log = AGENT.replace("rank      : 5", "rank      : 2").replace("exitcode  : -9", "exitcode  : -15") + AGENT
     assert [rank["rank"] for rank in parse_killed_ranks(log)] == [5]
