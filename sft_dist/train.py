@@ -20,6 +20,7 @@ from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import read, validate
 from sft_dist.recipe.units import seconds_of
 from sft_dist.run.folder import AttemptFolder, RunFolder, run_id
+from sft_dist.run.rank_environment import read_launcher, remove_torchrun_folder, require_all_ranks
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sft_dist.train",
         description="Train one run.",
-        epilog="example: accelerate launch --num_processes 2 -m sft_dist.train recipes/text-classification/quickstart.yaml",
+        epilog="example: accelerate launch --multi_gpu --num_processes 2 -m sft_dist.train recipes/text-classification/quickstart.yaml",
     )
     parser.add_argument("target", help="a run folder, or a recipe file without a matrix")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
@@ -41,7 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     rank = int(os.environ.get("RANK", "0"))
+    remove_torchrun_folder(os.environ)
     try:
+        require_all_ranks(os.environ, *read_launcher())
         return train(open_run(options.target, options.overrides, Path(options.runs)))
     except UserError as error:
         if rank == 0:

@@ -157,6 +157,7 @@ def review_labels(features: Any, labels: Sequence[str]) -> LabelReview | None:
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from threadpoolctl import threadpool_limits
 
     names, numbers = np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)
     enough = np.bincount(numbers) >= FOLDS
@@ -165,9 +166,11 @@ def review_labels(features: Any, labels: Sequence[str]) -> LabelReview | None:
         return None
     names, numbers = np.unique(names[numbers[usable]], return_inverse=True)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    probabilities = cross_val_predict(
-        LogisticRegression(max_iter=200), features[usable], numbers, cv=folds, method="predict_proba"
-    )
+    # The matrices are small: with more threads, BLAS mostly waits, on a shared machine for forty times as long.
+    with threadpool_limits(1):
+        probabilities = cross_val_predict(
+            LogisticRegression(max_iter=200), features[usable], numbers, cv=folds, method="predict_proba"
+        )
     accuracy = float((probabilities.argmax(1) == numbers).mean())
     if accuracy < NEEDED_ACCURACY:
         return LabelReview(accuracy, len(usable), ())

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
-from sft_dist.quality.labels import check_classes
+import numpy as np
+from threadpoolctl import threadpool_info
+
+from sft_dist.quality.labels import check_classes, review_labels
 
 
 def test_a_class_of_data_labels_without_training_rows_is_named():
     findings = check_classes({"train": {"a": 20, "b": 20}}, {}, "rows", ["a", "b", "c"], ["a", "b", "c"])
     assert [(finding.kind, finding.details["label"]) for finding in findings] == [("label-without-rows", ["c"])]
+
+
+def test_the_simple_classifier_keeps_to_one_thread_of_blas(monkeypatch):
+    from sklearn.linear_model import LogisticRegression
+
+    threads: list[int] = []
+    fit = LogisticRegression.fit
+
+    def observed_fit(model, *arguments):
+        threads.extend(library["num_threads"] for library in threadpool_info())
+        return fit(model, *arguments)
+
+    monkeypatch.setattr(LogisticRegression, "fit", observed_fit)
+    review_labels(np.arange(40.0)[:, None], ["a"] * 20 + ["b"] * 20)
+    assert threads
+    assert set(threads) == {1}
