@@ -26,6 +26,12 @@ COMMITS = click.option(
     "--trust-remote-code", "commits", multiple=True, metavar="COMMIT", help="Let the model's code of COMMIT run."
 )
 PICKLE = click.option("--allow-pickle", "pickle", is_flag=True, help="Read the model's weights from a pickle.")
+# Other programs' names of these verbs.
+OTHER_VERBS = {
+    "train": "run", "fit": "run", "start": "run", "launch": "run", "evaluate": "eval", "test": "eval", "validate": "check",
+    "sbatch": "submit", "scancel": "cancel", "squeue": "status", "list": "status", "ls": "status", "ps": "status",
+    "continue": "resume", "tail": "logs", "generate": "predict", "infer": "predict", "help": "--help",
+}  # fmt: skip
 PROCESSES = click.option("--processes", type=click.IntRange(1), metavar="N", help="Processes on this machine.")
 
 
@@ -67,6 +73,18 @@ class _Ordered(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Suggests the verb that was probably meant."""
+        if self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
+            from difflib import get_close_matches
+
+            close = get_close_matches(args[0].lower(), [*self.commands, *OTHER_VERBS], n=1)
+            hint = f"; did you mean `{OTHER_VERBS.get(close[0], close[0])}`?" if close else ""
+            ctx.fail(f"No such command {args[0]!r}{hint}")
+        return super().resolve_command(ctx, args)
 
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -339,7 +357,7 @@ def cluster_probe(partition: str | None) -> None:
 def resume(
     run: str, processes: int | None, strategy: str | None, commits: tuple[str, ...], pickle: bool, runs: str | None
 ) -> None:
-    """Resume a RUN (folder, id, or beginning of an id) from its newest checkpoint, on this machine.
+    """Resume a RUN (folder, id, beginning of an id, or a recipe with one run) from its newest checkpoint, on this machine.
 
     Results are the same on any number of processes and with any strategy.
 
@@ -510,18 +528,25 @@ def export(
 
 
 @cli.command()
-@click.argument("model", type=click.Path(exists=True, file_okay=False))
-@click.argument("file", default="-")
+@click.argument("model")
+@click.argument("files", nargs=-1, metavar="[FILE]...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with all probabilities.")
 @COMMITS
 @PICKLE
-def predict(model: str, file: str, as_json: bool, commits: tuple[str, ...], pickle: bool) -> None:
-    """Label the texts in FILE (or standard input) with an exported MODEL or a run's winner.
+@RUNS
+def predict(
+    model: str, files: tuple[str, ...], as_json: bool, commits: tuple[str, ...], pickle: bool, runs: str | None
+) -> None:
+    """Predict for FILEs (texts, tables, images or audio; without any, the texts of standard input).
+
+    MODEL is an exported folder, or a run by its folder, its id or its recipe.
 
     Example: echo "a lovely film" | sft-dist predict runs/my/0a1b2c3d4e/export
     """
+    from launch.run_folders import find_run, runs_root
     from launch.subprocesses import run_module
     from sft_dist.recipe.trust import Trust
 
     options = [*(["--json"] if as_json else []), *Trust(frozenset(commits), pickle).arguments()]
-    sys.exit(run_module("sft_dist.predict", [model, file, *options]))
+    folder = model if Path(model).is_dir() else find_run(model, runs_root(runs))
+    sys.exit(run_module("sft_dist.predict", [*options, "--", folder, *files]))

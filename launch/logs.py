@@ -6,10 +6,12 @@ import sys
 import time
 from pathlib import Path
 
+from launch.run_folders import all_run_folders
 from launch.run_state import is_running
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.text import printable
 from sft_dist.run.folder import AttemptFolder, RunFolder
+from sft_dist.run.varying import describe_settings, varying_between
 
 POLL_S = 0.3
 QUERY_S = 30.0  # between queries to Slurm
@@ -37,7 +39,13 @@ def log_file(folder: RunFolder, attempt: int | None, rank: int | None) -> Path:
 
 
 def print_log(folder: RunFolder, attempt: int | None, rank: int | None, follow: bool) -> None:
-    """Prints one attempt's log, or with `follow` and no attempt, the logs of all that come. Raises UserError."""
+    """Prints one attempt's log, or with `follow` and no attempt, the logs of all that come. Raises UserError.
+
+    What tells the run from those beside it goes to standard error, so that the output is the log alone.
+    """
+    settings = describe_settings(varying_between(all_run_folders(folder.path.parent)).get(folder.path, {}))
+    if settings:
+        print(f"{folder.path.parent.name}/{folder.id} ({printable(settings)})", file=sys.stderr, flush=True)
     if follow and attempt is None:
         follow_run(folder, rank)
     else:

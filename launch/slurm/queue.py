@@ -205,7 +205,7 @@ def explain(job: Job) -> str:
 
 
 def query_states(
-    targets: Iterable[str], runs: str | None, run: CommandRunner = run_command
+    targets: Sequence[str], runs: str | None, run: CommandRunner = run_command
 ) -> tuple[list[RunState], Answer, list[str]]:
     """Returns the states of runs with what Slurm knows merged in, Slurm's answer, and lines about evaluation jobs. Raises
     UserError."""
