@@ -8,19 +8,49 @@ import gc
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+
+def _completer(name: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """Returns a function of `completion.py`, which is imported when a shell asks."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from launch import completion
+
+        items: list[CompletionItem] = getattr(completion, name)(ctx, param, incomplete)
+        return items
+
+    return complete
+
+
+RECIPE = click.argument("recipe", shell_complete=_completer("complete_files"))
+OVERRIDES = click.argument(
+    "overrides", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=_completer("complete_overrides")
+)
+RUN = click.argument("run", shell_complete=_completer("complete_runs"))
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 RUNS = click.option("--runs", metavar="DIR", help="Folder of the runs.", show_default="$SFT_DIST_RUNS, else ./runs")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 ALLOW = click.option(
-    "--allow", multiple=True, metavar="FINDING", help="Accept this finding although it is an error (repeatable)."
+    "--allow",
+    multiple=True,
+    metavar="FINDING",
+    shell_complete=_completer("complete_findings"),
+    help="Accept this finding although it is an error (repeatable).",
 )
 CLUSTER = click.option(
-    "--cluster", metavar="NAME", envvar="SFT_DIST_CLUSTER", help="Name or file of the cluster; local: this machine."
+    "--cluster",
+    metavar="NAME",
+    envvar="SFT_DIST_CLUSTER",
+    shell_complete=_completer("complete_clusters"),
+    help="Name or file of the cluster; local: this machine.",
 )
 COMMITS = click.option(
     "--trust-remote-code", "commits", multiple=True, metavar="COMMIT", help="Let the model's code of COMMIT run."
@@ -112,7 +142,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("task")
+@click.argument("task", shell_complete=_completer("complete_tasks"))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write instead of standard output.")
 def init(task: str, output: Path | None) -> None:
     """Print a commented starter recipe for a TASK.
@@ -139,9 +169,21 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
 
+@cli.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def print_completion(shell: str) -> None:
+    """Print the script that completes verbs, files, runs, tasks and override keys in a SHELL.
+
+    Example: sft-dist completion bash >> ~/.bashrc
+    """
+    from launch.completion import script_for
+
+    click.echo(script_for(shell, cli))
+
+
 @cli.command()
-@click.argument("recipe")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@RECIPE
+@OVERRIDES
 @ALLOW
 @click.option(
     "--html",
@@ -187,10 +229,15 @@ def check(
 
 
 @cli.command()
-@click.argument("recipe")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@RECIPE
+@OVERRIDES
 @PROCESSES
-@click.option("--cluster", metavar="NAME", help="Plan for a Slurm cluster and print the job script.")
+@click.option(
+    "--cluster",
+    metavar="NAME",
+    shell_complete=_completer("complete_clusters"),
+    help="Plan for a Slurm cluster and print the job script.",
+)
 @click.option("--script", "script_only", is_flag=True, help="Print only the (first) job script.")
 @click.option("--diff", is_flag=True, help="List which runs are missing, queued, running and finished.")
 @RUNS
@@ -216,8 +263,8 @@ def plan(
 
 
 @cli.command()
-@click.argument("recipe")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@RECIPE
+@OVERRIDES
 @PROCESSES
 @click.option("--debug", is_flag=True, help="Train in this process (with --processes 1), so that breakpoints work.")
 @click.option("--fresh", is_flag=True, help="Start over in a new run folder beside the old one.")
@@ -245,8 +292,8 @@ def run(
 
 
 @cli.command()
-@click.argument("recipe")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@RECIPE
+@OVERRIDES
 @CLUSTER
 @click.option("--max-parallel", type=click.IntRange(1), metavar="N", help="Maximum number of runs at the same time.")
 @click.option(
@@ -316,7 +363,7 @@ def cluster_list(as_json: bool) -> None:
 
 
 @clusters.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=_completer("complete_clusters"))
 @AS_JSON
 def cluster_show(name: str, as_json: bool) -> None:
     """Check a cluster file and print it with every default filled in.
@@ -348,9 +395,15 @@ def cluster_probe(partition: str | None) -> None:
 
 
 @cli.command()
-@click.argument("run")
+@RUN
 @PROCESSES
-@click.option("--strategy", cls=_StrategyOption, metavar="NAME", help="Resume with another strategy: {names}.")
+@click.option(
+    "--strategy",
+    cls=_StrategyOption,
+    metavar="NAME",
+    shell_complete=_completer("complete_strategies"),
+    help="Resume with another strategy: {names}.",
+)
 @COMMITS
 @PICKLE
 @RUNS
@@ -372,7 +425,7 @@ def resume(
 
 
 @cli.command()
-@click.argument("targets", nargs=-1, metavar="[RECIPE_OR_FOLDER]...")
+@click.argument("targets", nargs=-1, metavar="[RECIPE_OR_FOLDER]...", shell_complete=_completer("complete_runs"))
 @click.option("-w", "--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @click.option("--every", type=click.IntRange(5), default=30, metavar="SECONDS", help="Seconds between refreshes.")
 @RUNS
@@ -390,7 +443,7 @@ def status(targets: tuple[str, ...], watch: bool, every: int, runs: str | None, 
 
 
 @cli.command()
-@click.argument("run")
+@RUN
 @click.option("-f", "--follow", is_flag=True, help="Keep printing until the run has ended, later attempts included.")
 @click.option("--rank", type=click.IntRange(0), metavar="N", help="Print the log of one rank.")
 @click.option("--attempt", type=click.IntRange(1), metavar="N", help="Attempt to print.", show_default="the newest")
@@ -409,7 +462,13 @@ def logs(run: str, follow: bool, rank: int | None, attempt: int | None, runs: st
 
 
 @cli.command()
-@click.argument("targets", nargs=-1, required=True, metavar="RECIPE_OR_RUN_OR_PATTERN...")
+@click.argument(
+    "targets",
+    nargs=-1,
+    required=True,
+    metavar="RECIPE_OR_RUN_OR_PATTERN...",
+    shell_complete=_completer("complete_runs"),
+)
 @click.option("--now", "at_once", is_flag=True, help="End running jobs at once, without saving.")
 @click.option("-y", "--yes", is_flag=True, help="Cancel without asking.")
 @RUNS
@@ -437,7 +496,7 @@ def cancel(targets: tuple[str, ...], at_once: bool, yes: bool, runs: str | None)
 
 
 @cli.command()
-@click.argument("run")
+@RUN
 @click.option("--wait", default=300.0, metavar="SECONDS", help="Seconds to wait for the checkpoint.")
 @RUNS
 def stop(run: str, wait: float, runs: str | None) -> None:
@@ -455,7 +514,13 @@ def stop(run: str, wait: float, runs: str | None) -> None:
 
 
 @cli.command("eval")
-@click.argument("targets", nargs=-1, required=True, metavar="RECIPE_OR_FOLDER... [KEY=VALUE]...")
+@click.argument(
+    "targets",
+    nargs=-1,
+    required=True,
+    metavar="RECIPE_OR_FOLDER... [KEY=VALUE]...",
+    shell_complete=_completer("complete_runs"),
+)
 @click.option(
     "--require",
     "required",
@@ -489,7 +554,7 @@ def evaluate(
 
 
 @cli.command()
-@click.argument("run")
+@RUN
 @click.option(
     "--step", type=click.IntRange(1), metavar="N", help="Step of the checkpoint.", show_default="the winner's"
 )
@@ -528,8 +593,8 @@ def export(
 
 
 @cli.command()
-@click.argument("model")
-@click.argument("files", nargs=-1, metavar="[FILE]...")
+@click.argument("model", shell_complete=_completer("complete_runs"))
+@click.argument("files", nargs=-1, metavar="[FILE]...", shell_complete=_completer("complete_files"))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with all probabilities.")
 @COMMITS
 @PICKLE

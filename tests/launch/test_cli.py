@@ -14,6 +14,7 @@ HEAVY = ("torch", "accelerate", "transformers", "datasets", "numpy", "peft", "sk
 VERBS = (
     "init",
     "schema",
+    "completion",
     "check",
     "plan",
     "run",
