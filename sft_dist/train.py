@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -78,6 +79,8 @@ def train(folder: RunFolder) -> int:
     os.umask(0o077)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
 
+    if os.environ.get("RANK", "0") == "0":  # the log is empty until then
+        print(f"{time.strftime('%H:%M:%S')} rank 0 importing the libraries", file=sys.stderr, flush=True)
     # Imported late: signals are caught and invalid arguments refused before seconds of imports.
     import torch
 
