@@ -59,7 +59,8 @@ def check_classes(
     classes = {name: count for name, count in train.items() if name != _OUTSIDE}
     if rare := sorted((name for name, count in classes.items() if count < RARE_ROWS), key=lambda name: classes[name]):
         listed = ", ".join(f"{name} ({classes[name]})" for name in rare[:10])
-        rows = [row for name in rare for row in places_of.get("train", {}).get(name, ())]
+        # A row of several rare classes is named once.
+        rows = list(dict.fromkeys(row for name in rare for row in places_of.get("train", {}).get(name, ())))
         findings.append(
             make_finding(
                 "rare-class",

@@ -27,3 +27,9 @@ def test_the_simple_classifier_keeps_to_one_thread_of_blas(monkeypatch):
     review_labels(np.arange(40.0)[:, None], ["a"] * 20 + ["b"] * 20)
     assert threads
     assert set(threads) == {1}
+
+
+def test_a_row_of_several_rare_classes_is_named_once():
+    places = {"train": {"a": [("train", 1), ("train", 2)], "b": [("train", 2), ("train", 3)]}}
+    (finding,) = check_classes({"train": {"a": 2, "b": 2}}, places, "words")
+    assert finding.rows == (("train", 1), ("train", 2), ("train", 3))
