@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sft_dist.recipe.schema import Recipe
 
 MAX_SOURCE_BYTES = 20 * 2**20
-MAX_OTHERS = 5  # runs of other settings that an error names
+MAX_OLD_RUNS = 5  # runs of other settings that an error names
 
 _JSON = json.JSONEncoder(ensure_ascii=False)  # json.dumps would make one for each value
 _ID = re.compile(r"([0-9a-f]{10})(?:-([1-9][0-9]{0,5}))?")
@@ -118,12 +118,12 @@ def _runs_of(target: str, root: Path, overrides: Sequence[str]) -> tuple[Path, l
 def _refuse_other_settings(target: str, root: Path, overrides: Sequence[str]) -> None:
     """Raises UserError where all runs of a recipe are of other settings, such as those before an edit, and names them."""
     parent, runs = _runs_of(target, root, overrides)
-    others = all_run_folders(parent) if parent.is_dir() else []
-    if not others:
+    old_folders = all_run_folders(parent) if parent.is_dir() else []
+    if not old_folders:
         return
     settings = settings_in(runs[0].recipe.model_dump(mode="json"))
     lines = []
-    for path in others[-MAX_OTHERS:]:
+    for path in old_folders[-MAX_OLD_RUNS:]:
         recipe = read_json(RunFolder(path).recipe_file)
         theirs = settings_in(recipe) if isinstance(recipe, dict) else {}
         pairs = {"run": theirs, "recipe": settings}
@@ -131,7 +131,9 @@ def _refuse_other_settings(target: str, root: Path, overrides: Sequence[str]) ->
         lines.append(
             f"{path.parent.name}/{path.name} has {describe_settings(of_run)}, the recipe {describe_settings(of_recipe)}"
         )
-    message = f"{target}: no run of these settings in {root}, but {len(others)} of other settings: {'; '.join(lines)}"
+    message = (
+        f"{target}: no run of these settings in {root}, but {len(old_folders)} of other settings: {'; '.join(lines)}"
+    )
     raise UserError(Problem(message, hint=f"name the old runs by their folder, {_relative(parent)}, or by their ids"))
 
 
