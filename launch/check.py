@@ -18,6 +18,7 @@ from typing import Any
 
 from launch.expand import MAX_PROBLEMS, Run, expand
 from launch.planning import PlannedRun, require_references
+from launch.run_folders import find_run, is_one_run, is_recipe
 from launch.subprocesses import clean_up_on_signals, end_with_parent
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root, read_json, write_text
@@ -25,7 +26,9 @@ from sft_dist.recipe.findings import KINDS
 from sft_dist.recipe.fingerprint import code_digest, data_fingerprint, file_states, model_state
 from sft_dist.recipe.load import read
 from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.source import Source
 from sft_dist.recipe.suggest import similar_to
+from sft_dist.run.folder import RunFolder
 from sft_dist.run.subprocesses import environment, module_command
 
 ERRORS = 1  # exit codes of `sft_dist.check`
@@ -47,9 +50,7 @@ def run_check(
     """Checks a recipe's data, each distinct data set of its matrix in turn; returns the worst exit code: 0, ERRORS, USER_ERROR
     or UNFINISHED."""
     _check_names(allow)
-    source = read(target, overrides)
-    runs = _distinct_data(expand(source))
-    require_references(runs, source)
+    runs = _runs_to_check(target, overrides, root)
     code = 0
     reports: list[Any] = []
     for number, run in enumerate(runs, 1):
@@ -76,6 +77,21 @@ def run_check(
     if as_json:
         print(json.dumps(reports[0] if len(reports) == 1 else reports, ensure_ascii=False, indent=2))
     return code
+
+
+def _runs_to_check(target: str, overrides: Sequence[str], root: Path) -> list[Run]:
+    """The runs of a recipe, or a run by its folder or id, one for each distinct data set. Raises UserError."""
+    if not is_one_run(target) or is_recipe(target):
+        source = read(target, overrides)
+        runs = _distinct_data(expand(source))
+        require_references(runs, source)
+        return runs
+    if overrides:
+        raise UserError(f"{target} is sealed; KEY=VALUE needs the recipe file, and makes another run")
+    folder = RunFolder(find_run(target, root))
+    run = Run(folder.id, folder.recipe(), {})
+    require_references([run], Source({}, folder.recipe_file, {}, {}, {}))
+    return [run]
 
 
 def check_before_submit(runs: Sequence[PlannedRun], allow: Collection[str] = ()) -> list[str]:

@@ -8,24 +8,60 @@ import gc
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+
+def _completer(name: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """Returns a function of `completion.py`, which is imported when a shell asks."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from launch import completion
+
+        items: list[CompletionItem] = getattr(completion, name)(ctx, param, incomplete)
+        return items
+
+    return complete
+
+
+RECIPE = click.argument("recipe", shell_complete=_completer("complete_files"))
+OVERRIDES = click.argument(
+    "overrides", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=_completer("complete_overrides")
+)
+RUN = click.argument("run", shell_complete=_completer("complete_runs"))
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 RUNS = click.option("--runs", metavar="DIR", help="Folder of the runs.", show_default="$SFT_DIST_RUNS, else ./runs")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 ALLOW = click.option(
-    "--allow", multiple=True, metavar="FINDING", help="Accept this finding although it is an error (repeatable)."
+    "--allow",
+    multiple=True,
+    metavar="FINDING",
+    shell_complete=_completer("complete_findings"),
+    help="Accept this finding although it is an error (repeatable).",
 )
 CLUSTER = click.option(
-    "--cluster", metavar="NAME", envvar="SFT_DIST_CLUSTER", help="Name or file of the cluster; local: this machine."
+    "--cluster",
+    metavar="NAME",
+    envvar="SFT_DIST_CLUSTER",
+    shell_complete=_completer("complete_clusters"),
+    help="Name or file of the cluster; local: this machine.",
 )
 COMMITS = click.option(
     "--trust-remote-code", "commits", multiple=True, metavar="COMMIT", help="Let the model's code of COMMIT run."
 )
 PICKLE = click.option("--allow-pickle", "pickle", is_flag=True, help="Read the model's weights from a pickle.")
+# Other programs' names of these verbs.
+OTHER_VERBS = {
+    "train": "run", "fit": "run", "start": "run", "launch": "run", "evaluate": "eval", "test": "eval", "validate": "check",
+    "sbatch": "submit", "scancel": "cancel", "squeue": "status", "list": "status", "ls": "status", "ps": "status",
+    "continue": "resume", "tail": "logs", "generate": "predict", "infer": "predict", "help": "--help",
+}  # fmt: skip
 PROCESSES = click.option("--processes", type=click.IntRange(1), metavar="N", help="Processes on this machine.")
 
 
@@ -68,6 +104,18 @@ class _Ordered(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Suggests the verb that was probably meant."""
+        if self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
+            from difflib import get_close_matches
+
+            close = get_close_matches(args[0].lower(), [*self.commands, *OTHER_VERBS], n=1)
+            hint = f"; did you mean `{OTHER_VERBS.get(close[0], close[0])}`?" if close else ""
+            ctx.fail(f"No such command {args[0]!r}{hint}")
+        return super().resolve_command(ctx, args)
+
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
@@ -94,7 +142,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("task")
+@click.argument("task", shell_complete=_completer("complete_tasks"))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write instead of standard output.")
 def init(task: str, output: Path | None) -> None:
     """Print a commented starter recipe for a TASK.
@@ -121,9 +169,21 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
 
+@cli.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def print_completion(shell: str) -> None:
+    """Print the script that completes verbs, files, runs, tasks and override keys in a SHELL.
+
+    Example: sft-dist completion bash >> ~/.bashrc
+    """
+    from launch.completion import script_for
+
+    click.echo(script_for(shell, cli))
+
+
 @cli.command()
-@click.argument("recipe")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@RECIPE
+@OVERRIDES
 @ALLOW
 @click.option(
     "--html",
@@ -169,10 +229,15 @@ def check(
 
 
 @cli.command()
-@click.argument("recipe")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@RECIPE
+@OVERRIDES
 @PROCESSES
-@click.option("--cluster", metavar="NAME", help="Plan for a Slurm cluster and print the job script.")
+@click.option(
+    "--cluster",
+    metavar="NAME",
+    shell_complete=_completer("complete_clusters"),
+    help="Plan for a Slurm cluster and print the job script.",
+)
 @click.option("--script", "script_only", is_flag=True, help="Print only the (first) job script.")
 @click.option("--diff", is_flag=True, help="List which runs are missing, queued, running and finished.")
 @RUNS
@@ -198,8 +263,8 @@ def plan(
 
 
 @cli.command()
-@click.argument("recipe")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@RECIPE
+@OVERRIDES
 @PROCESSES
 @click.option("--debug", is_flag=True, help="Train in this process (with --processes 1), so that breakpoints work.")
 @click.option("--fresh", is_flag=True, help="Start over in a new run folder beside the old one.")
@@ -227,8 +292,8 @@ def run(
 
 
 @cli.command()
-@click.argument("recipe")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@RECIPE
+@OVERRIDES
 @CLUSTER
 @click.option("--max-parallel", type=click.IntRange(1), metavar="N", help="Maximum number of runs at the same time.")
 @click.option(
@@ -298,7 +363,7 @@ def cluster_list(as_json: bool) -> None:
 
 
 @clusters.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=_completer("complete_clusters"))
 @AS_JSON
 def cluster_show(name: str, as_json: bool) -> None:
     """Check a cluster file and print it with every default filled in.
@@ -330,16 +395,22 @@ def cluster_probe(partition: str | None) -> None:
 
 
 @cli.command()
-@click.argument("run")
+@RUN
 @PROCESSES
-@click.option("--strategy", cls=_StrategyOption, metavar="NAME", help="Resume with another strategy: {names}.")
+@click.option(
+    "--strategy",
+    cls=_StrategyOption,
+    metavar="NAME",
+    shell_complete=_completer("complete_strategies"),
+    help="Resume with another strategy: {names}.",
+)
 @COMMITS
 @PICKLE
 @RUNS
 def resume(
     run: str, processes: int | None, strategy: str | None, commits: tuple[str, ...], pickle: bool, runs: str | None
 ) -> None:
-    """Resume a RUN (folder, id, or beginning of an id) from its newest checkpoint, on this machine.
+    """Resume a RUN (folder, id, beginning of an id, or a recipe with one run) from its newest checkpoint, on this machine.
 
     Results are the same on any number of processes and with any strategy.
 
@@ -354,7 +425,7 @@ def resume(
 
 
 @cli.command()
-@click.argument("targets", nargs=-1, metavar="[RECIPE_OR_FOLDER]...")
+@click.argument("targets", nargs=-1, metavar="[RECIPE_OR_FOLDER]...", shell_complete=_completer("complete_runs"))
 @click.option("-w", "--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @click.option("--every", type=click.IntRange(5), default=30, metavar="SECONDS", help="Seconds between refreshes.")
 @RUNS
@@ -372,7 +443,7 @@ def status(targets: tuple[str, ...], watch: bool, every: int, runs: str | None, 
 
 
 @cli.command()
-@click.argument("run")
+@RUN
 @click.option("-f", "--follow", is_flag=True, help="Keep printing until the run has ended, later attempts included.")
 @click.option("--rank", type=click.IntRange(0), metavar="N", help="Print the log of one rank.")
 @click.option("--attempt", type=click.IntRange(1), metavar="N", help="Attempt to print.", show_default="the newest")
@@ -391,7 +462,13 @@ def logs(run: str, follow: bool, rank: int | None, attempt: int | None, runs: st
 
 
 @cli.command()
-@click.argument("targets", nargs=-1, required=True, metavar="RECIPE_OR_RUN_OR_PATTERN...")
+@click.argument(
+    "targets",
+    nargs=-1,
+    required=True,
+    metavar="RECIPE_OR_RUN_OR_PATTERN...",
+    shell_complete=_completer("complete_runs"),
+)
 @click.option("--now", "at_once", is_flag=True, help="End running jobs at once, without saving.")
 @click.option("-y", "--yes", is_flag=True, help="Cancel without asking.")
 @RUNS
@@ -419,7 +496,7 @@ def cancel(targets: tuple[str, ...], at_once: bool, yes: bool, runs: str | None)
 
 
 @cli.command()
-@click.argument("run")
+@RUN
 @click.option("--wait", default=300.0, metavar="SECONDS", help="Seconds to wait for the checkpoint.")
 @RUNS
 def stop(run: str, wait: float, runs: str | None) -> None:
@@ -437,7 +514,13 @@ def stop(run: str, wait: float, runs: str | None) -> None:
 
 
 @cli.command("eval")
-@click.argument("targets", nargs=-1, required=True, metavar="RECIPE_OR_FOLDER... [KEY=VALUE]...")
+@click.argument(
+    "targets",
+    nargs=-1,
+    required=True,
+    metavar="RECIPE_OR_FOLDER... [KEY=VALUE]...",
+    shell_complete=_completer("complete_runs"),
+)
 @click.option(
     "--require",
     "required",
@@ -471,7 +554,7 @@ def evaluate(
 
 
 @cli.command()
-@click.argument("run")
+@RUN
 @click.option(
     "--step", type=click.IntRange(1), metavar="N", help="Step of the checkpoint.", show_default="the winner's"
 )
@@ -510,18 +593,25 @@ def export(
 
 
 @cli.command()
-@click.argument("model", type=click.Path(exists=True, file_okay=False))
-@click.argument("file", default="-")
+@click.argument("model", shell_complete=_completer("complete_runs"))
+@click.argument("files", nargs=-1, metavar="[FILE]...", shell_complete=_completer("complete_files"))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with all probabilities.")
 @COMMITS
 @PICKLE
-def predict(model: str, file: str, as_json: bool, commits: tuple[str, ...], pickle: bool) -> None:
-    """Label the texts in FILE (or standard input) with an exported MODEL or a run's winner.
+@RUNS
+def predict(
+    model: str, files: tuple[str, ...], as_json: bool, commits: tuple[str, ...], pickle: bool, runs: str | None
+) -> None:
+    """Predict for FILEs (texts, tables, images or audio; without any, the texts of standard input).
+
+    MODEL is an exported folder, or a run by its folder, its id or its recipe.
 
     Example: echo "a lovely film" | sft-dist predict runs/my/0a1b2c3d4e/export
     """
+    from launch.run_folders import find_run, runs_root
     from launch.subprocesses import run_module
     from sft_dist.recipe.trust import Trust
 
     options = [*(["--json"] if as_json else []), *Trust(frozenset(commits), pickle).arguments()]
-    sys.exit(run_module("sft_dist.predict", [model, file, *options]))
+    folder = model if Path(model).is_dir() else find_run(model, runs_root(runs))
+    sys.exit(run_module("sft_dist.predict", [*options, "--", folder, *files]))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.run_folders import find_run, recipe_folders
+from launch.run_folders import find_runs, is_one_run
 from launch.subprocesses import run_module
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json
@@ -47,15 +47,11 @@ def find_folders(targets: Sequence[str], root: Path) -> tuple[list[Path], Path]:
     Targets with a `=` are overrides of the recipes. Raises UserError when nothing was trained yet.
     """
     names, overrides = _split_targets(targets)
-    folders: list[Path] = []
-    for text in names:
-        is_path = Path(text).exists() or text.endswith((".yaml", ".yml")) or "/" in text
-        folders += recipe_folders(text, root, overrides) if is_path else [find_run(text, root)]
+    folders = [folder for text in names for folder in find_runs(text, root, overrides)]
     trained = [path for path in dict.fromkeys(folders) if any(RunFolder(path).checkpoints.glob("step-*"))]
     if not trained:
         raise UserError(f"{', '.join(names) or 'no target'}: no run with a checkpoint in {root}; first: sft-dist run")
-    is_single = len(names) == 1 and trained[0] == Path(names[0]).resolve()
-    return trained, trained[0] if is_single else trained[0].parent
+    return trained, trained[0] if len(trained) == 1 and is_one_run(names[0]) else trained[0].parent
 
 
 def _split_targets(targets: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -6,10 +6,13 @@ import sys
 import time
 from pathlib import Path
 
+from launch.run_folders import all_run_folders
 from launch.run_state import is_running
+from launch.slurm.records import jobs_of, newest, output_of
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.text import printable
 from sft_dist.run.folder import AttemptFolder, RunFolder
+from sft_dist.run.varying import describe_settings, varying_between
 
 POLL_S = 0.3
 QUERY_S = 30.0  # between queries to Slurm
@@ -20,6 +23,8 @@ def log_file(folder: RunFolder, attempt: int | None, rank: int | None) -> Path:
     """Returns the launcher's log (all output), or one rank's. Raises UserError when there is none."""
     attempts = folder.all_attempts()
     if not attempts:
+        if attempt is None and rank is None and (file := job_output(folder)):
+            return file
         raise UserError(f"{folder.path.parent.name}/{folder.id} was never started")
     attempt_folder = attempts[-1] if attempt is None else AttemptFolder(folder.attempts / f"{attempt:03d}")
     if attempt_folder.path not in [existing.path for existing in attempts]:
@@ -36,8 +41,20 @@ def log_file(folder: RunFolder, attempt: int | None, rank: int | None) -> Path:
     return file
 
 
+def job_output(folder: RunFolder) -> Path | None:
+    """Returns the output of the newest job, which says why its start failed where there was no attempt."""
+    record = newest(jobs_of(folder.path))
+    return output_of(folder.path, record) if record else None
+
+
 def print_log(folder: RunFolder, attempt: int | None, rank: int | None, follow: bool) -> None:
-    """Prints one attempt's log, or with `follow` and no attempt, the logs of all that come. Raises UserError."""
+    """Prints one attempt's log, or with `follow` and no attempt, the logs of all that come. Raises UserError.
+
+    What tells the run from those beside it goes to standard error, so that the output is the log alone.
+    """
+    settings = describe_settings(varying_between(all_run_folders(folder.path.parent)).get(folder.path, {}))
+    if settings:
+        print(f"{folder.path.parent.name}/{folder.id} ({printable(settings)})", file=sys.stderr, flush=True)
     if follow and attempt is None:
         follow_run(folder, rank)
     else:
@@ -59,8 +76,11 @@ def show(folder: RunFolder, file: Path, follow: bool) -> None:
 def follow_run(folder: RunFolder, rank: int | None) -> None:
     """Copies the log of the newest attempt, and of later ones, until the run has ended."""
     live = _Liveness(folder)
-    if not folder.all_attempts() and not live.is_live():
-        log_file(folder, None, rank)  # raises: it was never started
+    if not folder.all_attempts():
+        if not live.is_live():
+            return show(folder, log_file(folder, None, rank), follow=False)  # raises when it was never started
+        if (file := job_output(folder)) and rank is None:
+            show(folder, file, follow=False)
     printed = 0  # number of the last attempt
     while True:
         is_live = live.is_live()  # checked before reading, so that the last lines are not missed
@@ -75,7 +95,7 @@ def follow_run(folder: RunFolder, rank: int | None) -> None:
             printed = attempt.number
             _copy(folder, attempt, file, live)
         if not is_live and (not folder.all_attempts() or printed == folder.all_attempts()[-1].number):
-            return
+            return None
         time.sleep(POLL_S)
 
 

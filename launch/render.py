@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft_dist.recipe.text import format_table
 from sft_dist.recipe.units import format_duration
+from sft_dist.run.varying import describe_settings, format_setting
 
 if TYPE_CHECKING:
     from launch.plan import Plan
@@ -25,7 +26,13 @@ def describe_plans(plans: Sequence[tuple[Plan, str]]) -> str:
         return describe_plan(*plans[0])
     keys = list(dict.fromkeys(key for plan, _ in plans for key in plan.point))
     rows = [
-        [plan.folder.name, *(shorten(plan.point.get(key, "")) for key in keys), _short_batch(plan), _total(plan), state]
+        [
+            plan.folder.name,
+            *(format_setting(plan.point.get(key, "")) for key in keys),
+            _short_batch(plan),
+            _total(plan),
+            state,
+        ]
         for plan, state in plans[:MAX_ROWS]
     ]
     text = format_table(["run", *keys, "batch", "steps", "state"], rows)
@@ -41,7 +48,7 @@ def describe_plans(plans: Sequence[tuple[Plan, str]]) -> str:
 def describe_plan(plan: Plan, state: str, warnings: bool = True) -> str:
     lines = [f"{plan.name}/{plan.folder.name}  ({state})"]
     if plan.point:
-        lines.append(_field("point", ", ".join(f"{key}={shorten(value)}" for key, value in plan.point.items())))
+        lines.append(_field("point", ", ".join(f"{key}={format_setting(value)}" for key, value in plan.point.items())))
     lines.append(_field("batch", batch_equation(plan)))
     lines.append(_field("examples", _examples(plan)))
     lines += _steps(plan)
@@ -64,7 +71,7 @@ def _strategy(plan: Plan) -> str:
 def describe_strategy(strategy: Mapping[str, Any]) -> str:
     """`zero3 (offload_optimizer: cpu)`: options at their defaults are omitted."""
     options = {key: value for key, value in strategy.items() if key != "name" and value not in ("none", None, True)}
-    text = ", ".join(f"{key}: {'no' if value is False else shorten(value)}" for key, value in options.items())
+    text = ", ".join(f"{key}: {'no' if value is False else format_setting(value)}" for key, value in options.items())
     return f"{strategy['name']} ({text})" if text else str(strategy["name"])
 
 
@@ -146,6 +153,7 @@ def describe_run_states(states: Sequence[RunState]) -> str:
     rows = [
         {
             "run": f"{run.name}/{run.id}",
+            "settings": describe_settings(run.point),
             "state": run.state,
             "step": f"{run.step}/{run.total_steps or '?'}",
             "loss": "" if run.loss is None else f"{run.loss:.4f}",
@@ -157,17 +165,22 @@ def describe_run_states(states: Sequence[RunState]) -> str:
         for run in states
     ]
     # A column that is empty for all runs would only push the others off the screen.
-    unused = {name for name in ("best score", "job") if not any(row[name] for row in rows)}
+    unused = {name for name in ("settings", "best score", "job") if not any(row[name] for row in rows)}
     head = [name for name in rows[0] if name not in unused]
     text = format_table(head, [[row[name] for name in head] for row in rows])
     explained = ("failed", "killed", "stopped", "pending", "ending", "sealed", "unreadable")
-    causes = [f"{run.name}/{run.id}: {run.cause}" for run in states if run.cause and run.state in explained]
+    causes = [f"{_run_name(run)}: {run.cause}" for run in states if run.cause and run.state in explained]
     causes += [
-        f"warning: {run.name}/{run.id}: changed since the run was made: {', '.join(run.changed)}"
+        f"warning: {_run_name(run)}: changed since the run was made: {', '.join(run.changed)}"
         for run in states
         if run.changed
     ]
     return "\n".join([text, *([""] if causes else []), *causes])
+
+
+def _run_name(run: RunState) -> str:
+    settings = describe_settings(run.point)
+    return f"{run.name}/{run.id}{f' ({settings})' if settings else ''}"
 
 
 def describe_end(run: RunState, resume: str) -> str:
@@ -196,11 +209,6 @@ def validation_line(entry: dict[str, Any]) -> str:
     values = {key: value for key, value in entry.items() if isinstance(value, float) and key not in ("time", "epoch")}
     scores = ", ".join(f"{key} {value:.4f}" for key, value in list(values.items())[:3])
     return f"step {entry.get('step')}: validation {scores}"
-
-
-def shorten(value: Any, max_chars: int = 40) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
 
 
 def tail(file: Path, lines: int) -> str:

@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -19,6 +20,7 @@ from launch.run_state import RunState, state_of
 from sft_dist.recipe.text import printable
 from sft_dist.recipe.trust import NO_TRUST, Trust
 from sft_dist.run.folder import RunFolder
+from sft_dist.run.varying import describe_settings
 
 INTERRUPTED = 130
 MANY_RUNS = 20  # more are started only after a question
@@ -48,7 +50,8 @@ def run_all(runs: Sequence[PlannedRun], runner: LocalRunner) -> int:
     """Returns the exit code: 0 all finished, 130 interrupted, 2 only the user can fix it, else 1."""
     ends: list[RunState] = []
     for number, run in enumerate(runs, 1):
-        ends.append(_run(run, runner, f"[{number}/{len(runs)}] " if len(runs) > 1 else ""))
+        end = _run(run, runner, f"[{number}/{len(runs)}] " if len(runs) > 1 else "")
+        ends.append(replace(end, point=run.plan.point))
         if runner.interrupted:
             break
     if len(runs) > 1:
@@ -77,7 +80,7 @@ def _run(run: PlannedRun, runner: LocalRunner, prefix: str) -> RunState:
         if before.attempts:
             _print(f"{name} was {before.state} at step {before.step}; resuming")
     folder = create_run_folder(plan, run.run.recipe)
-    point = ", ".join(f"{key}={render.shorten(value)}" for key, value in plan.point.items())
+    point = describe_settings(plan.point)
     total = f"{plan.steps.total:,} steps" if plan.steps else "steps not known yet"
     _print(f"{name}{f' ({point})' if point else ''}: {total}, {render.batch_equation(plan)}")
     end = runner.run(folder, plan)

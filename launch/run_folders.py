@@ -14,22 +14,25 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sft_dist
-from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.files import write_text
+from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.files import read_json, write_text
 from sft_dist.recipe.text import join_names
 from sft_dist.run.folder import RunFolder
 from sft_dist.run.manifest import TRAINING, require_unchanged, write_manifest
+from sft_dist.run.varying import describe_settings, settings_in, varying_between, varying_settings
 
 if TYPE_CHECKING:
+    from launch.expand import Run
     from launch.plan import Plan
     from sft_dist.recipe.schema import Recipe
 
 MAX_SOURCE_BYTES = 20 * 2**20
+MAX_OLD_RUNS = 5  # runs of other settings that an error names
 
 _JSON = json.JSONEncoder(ensure_ascii=False)  # json.dumps would make one for each value
 _ID = re.compile(r"([0-9a-f]{10})(?:-([1-9][0-9]{0,5}))?")
@@ -50,33 +53,95 @@ def all_run_folders(root: Path) -> list[Path]:
 
 
 def find_run(text: str, root: Path) -> Path:
-    """Returns a run by its folder, its id, or the beginning of its id if only one run has it. Raises UserError."""
-    if (Path(text) / "recipe.json").is_file():
-        return Path(text).resolve()
+    """Returns the one run that `find_runs` finds. Raises UserError when there are several."""
+    folders = find_runs(text, root)
+    if len(folders) == 1:
+        return folders[0]
+    if not folders:
+        raise UserError(f"{text}: no run of it in {root}")
+    raise UserError(f"{text!r} fits several runs: {join_names(_describe_runs(folders))}")
+
+
+def find_runs(text: str, root: Path, overrides: Sequence[str] = ()) -> list[Path]:
+    """Returns the run folders that a text stands for: a recipe, a folder of runs, a run folder, a recipe's name, a run's id or the
+    beginning of its id. Raises UserError when no run is meant, and when a recipe's runs are all of other settings."""
+    if text and Path(text).is_dir():
+        return [path.resolve() for path in all_run_folders(Path(text))]
+    if is_recipe(text):
+        folders = recipe_folders(text, root, overrides)
+        if not folders:
+            _refuse_other_settings(text, root, overrides)
+        return folders
     folders = all_run_folders(root)
     exact = [path for path in folders if text in (path.name, f"{path.parent.name}/{path.name}")]
-    matches = exact or [path for path in folders if path.name.startswith(text) and text]
-    if len(matches) == 1:
-        return matches[0].resolve()
+    beginning = [path for path in folders if path.name.startswith(text) and text]
+    named = [path for path in folders if path.parent.name == text]
+    matches = exact or named or beginning
     if not matches:
-        names = join_names(path.name for path in folders)
-        runs = f"the runs are {names}" if folders else f"there are no runs in {root}"
-        raise UserError(f"no run {text!r}: neither a run folder nor the beginning of a run's id; {runs}")
-    raise UserError(f"{text!r} fits several runs: {join_names(f'{path.parent.name}/{path.name}' for path in matches)}")
+        runs = f"the runs are {join_names(_describe_runs(folders))}" if folders else f"there are no runs in {root}"
+        raise UserError(f"no run {text!r}: neither a recipe, nor a run folder, nor the beginning of a run's id; {runs}")
+    return [path.resolve() for path in matches]
+
+
+def is_recipe(text: str) -> bool:
+    return text.endswith((".yaml", ".yml")) or Path(text).is_file()
+
+
+def is_one_run(text: str) -> bool:
+    """Whether a text names a single run by its folder or its id, not all runs of a recipe."""
+    if Path(text).is_dir():
+        return (Path(text) / "recipe.json").is_file()
+    return re.fullmatch(r"(.+/)?[0-9a-f]{1,10}(-[0-9]+)?", text) is not None
+
+
+def _describe_runs(folders: Sequence[Path]) -> Iterator[str]:
+    """`my/0a1b2c3d4e (lr=1e-4 seed=2)`"""
+    for path, settings in varying_between(folders).items():
+        text = describe_settings(settings)
+        yield f"{path.parent.name}/{path.name}{f' ({text})' if text else ''}"
 
 
 def recipe_folders(target: str, root: Path, overrides: Sequence[str] = ()) -> list[Path]:
-    """Returns the existing run folders that a recipe or a folder stands for, of each run the newest. Raises UserError."""
-    if Path(target).is_dir():
-        return [path.resolve() for path in all_run_folders(Path(target))]
+    """Returns the existing run folders of a recipe as it is now, of each run the newest. Raises UserError."""
+    parent, runs = _runs_of(target, root, overrides)
+    numbers = folder_numbers(parent)
+    folders = [parent / folder_name(run.id, numbers) for run in runs]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def _runs_of(target: str, root: Path, overrides: Sequence[str]) -> tuple[Path, list[Run]]:
     from launch.expand import expand  # reads YAML; finding a run by its id does not
     from sft_dist.recipe.load import read
 
     runs = expand(read(target, overrides))
-    parent = root / runs[0].recipe.name
-    numbers = folder_numbers(parent)
-    folders = [parent / folder_name(run.id, numbers) for run in runs]
-    return [folder for folder in folders if folder.is_dir()]
+    return root / runs[0].recipe.name, runs
+
+
+def _refuse_other_settings(target: str, root: Path, overrides: Sequence[str]) -> None:
+    """Raises UserError where all runs of a recipe are of other settings, such as those before an edit, and names them."""
+    parent, runs = _runs_of(target, root, overrides)
+    old_folders = all_run_folders(parent) if parent.is_dir() else []
+    if not old_folders:
+        return
+    settings = settings_in(runs[0].recipe.model_dump(mode="json"))
+    lines = []
+    for path in old_folders[-MAX_OLD_RUNS:]:
+        recipe = read_json(RunFolder(path).recipe_file)
+        theirs = settings_in(recipe) if isinstance(recipe, dict) else {}
+        pairs = {"run": theirs, "recipe": settings}
+        of_run, of_recipe = (varying_settings(pairs)[key] for key in pairs)
+        lines.append(
+            f"{path.parent.name}/{path.name} has {describe_settings(of_run)}, the recipe {describe_settings(of_recipe)}"
+        )
+    message = (
+        f"{target}: no run of these settings in {root}, but {len(old_folders)} of other settings: {'; '.join(lines)}"
+    )
+    raise UserError(Problem(message, hint=f"name the old runs by their folder, {_relative(parent)}, or by their ids"))
+
+
+def _relative(path: Path) -> Path:
+    """Relative to the current folder, if it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def folder_numbers(parent: Path) -> dict[str, int]:

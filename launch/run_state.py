@@ -7,17 +7,18 @@ So the ranks' own files decide, and the kernel's locks say what is alive.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launch.run_folders import all_run_folders, find_run, recipe_folders, runs_root
+from launch.run_folders import all_run_folders, find_runs, runs_root
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import irregular, read_json
 from sft_dist.run.folder import AttemptFolder, RunFolder
 from sft_dist.run.locks import is_locked
 from sft_dist.run.manifest import RECIPE, SCRIPTS, TRAINING, changed_files, source_digest
+from sft_dist.run.varying import varying_between
 
 TAIL_BYTES = 64 * 1024  # of metrics.jsonl; the newest train and validation lines are in it
 
@@ -43,6 +44,7 @@ class RunState:
     best_score: float | None = None  # on validation while training, by the metric that selects; None before it is saved
     best_step: int | None = None
     changed: tuple[str, ...] = ()  # files that were edited since the run was made; read by `states_of` alone
+    point: dict[str, Any] = field(default_factory=dict)  # settings in which it differs from the runs beside it
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,7 +66,7 @@ def state_of(path: Path) -> RunState:
         folder=str(path),
         state=state,
         step=int(outcome.get("last_step") or train.get("step") or start.get("first_step") or 0),
-        total_steps=_number(train.get("total_steps")) or _number(start.get("total_steps")),
+        total_steps=_number(train.get("total_steps")) or _number(start.get("total_steps")) or _planned_steps(folder),
         loss=_number(train.get("loss")),
         eta_s=_number(train.get("eta_s")) if state == "running" else None,
         validation=validation or None,
@@ -73,6 +75,12 @@ def state_of(path: Path) -> RunState:
         user_error=user_error,
         **_best(folder),
     )
+
+
+def _planned_steps(folder: RunFolder) -> int | None:
+    """What the plan says before the ranks have loaded."""
+    steps = (read_json(folder.plan_file) or {}).get("steps")
+    return _number(steps.get("total")) if isinstance(steps, dict) else None
 
 
 def _best(folder: RunFolder) -> dict[str, Any]:
@@ -136,19 +144,19 @@ def parse_line(line: bytes | str) -> dict[str, Any]:
     return entry if isinstance(entry, dict) else {}
 
 
-def states_of(targets: Iterable[str], runs: str | None) -> list[RunState]:
+def states_of(targets: Sequence[str], runs: str | None) -> list[RunState]:
     """Returns the states of all runs, or of those that recipes, folders and ids stand for. Raises UserError."""
     root = runs_root(runs)
     source_digest.cache_clear()
-    folders: list[Path] = []
-    for target in targets:
-        if Path(target).is_dir():
-            folders += all_run_folders(Path(target))
-        elif Path(target).is_file():
-            folders += recipe_folders(target, root)
-        else:
-            folders.append(find_run(target, root))
-    return [_state_or_reason(folder) for folder in (folders if targets else all_run_folders(root))]
+    folders = [folder for target in targets for folder in find_runs(target, root)] if targets else all_run_folders(root)
+    return with_points([_state_or_reason(folder) for folder in folders])
+
+
+def with_points(states: Sequence[RunState]) -> list[RunState]:
+    """Returns the states with what tells each run from the runs beside it."""
+    parents = dict.fromkeys(Path(state.folder).parent for state in states)
+    points = {path: point for parent in parents for path, point in varying_between(all_run_folders(parent)).items()}
+    return [replace(state, point=points.get(Path(state.folder), {})) for state in states]
 
 
 def _state_or_reason(folder: Path) -> RunState:

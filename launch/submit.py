@@ -53,8 +53,11 @@ def _submit(
     from launch.slurm.divide import divide, plan_jobs
     from launch.slurm.queue import read_queue
     from launch.slurm.render import describe_dry_run, describe_submission
+    from launch.slurm.software import missing_software
     from launch.slurm.submit import submit
 
+    for line in missing_software(cluster):
+        print(f"warning: {line}; a job that lacks it on its node, too, fails", file=sys.stderr)
     if not dry_run:
         return describe_submission(submit(runs, cluster, max_parallel, evaluate), cluster)
     queue = read_queue()

@@ -113,6 +113,8 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
     target = leaderboard or (folders[0].path if len(folders) == 1 else folders[0].path.parent)
     board = compose(ranking, recipes, labels, final, damaged, exported)
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if note := board["no_better_than_guessing"]:
+        log.warning("the winner is no better than guessing: %s", note)
     write_json(target / "leaderboard.json", board)
     write_text(target / "leaderboard.md", render(board))
     return board

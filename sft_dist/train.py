@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,7 @@ from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import read, validate
 from sft_dist.recipe.units import seconds_of
 from sft_dist.run.folder import AttemptFolder, RunFolder, run_id
+from sft_dist.run.rank_environment import read_launcher, remove_torchrun_folder, require_all_ranks
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sft_dist.train",
         description="Train one run.",
-        epilog="example: accelerate launch --num_processes 2 -m sft_dist.train recipes/text-classification/quickstart.yaml",
+        epilog="example: accelerate launch --multi_gpu --num_processes 2 -m sft_dist.train recipes/text-classification/quickstart.yaml",
     )
     parser.add_argument("target", help="a run folder, or a recipe file without a matrix")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
@@ -41,7 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     rank = int(os.environ.get("RANK", "0"))
+    remove_torchrun_folder(os.environ)
     try:
+        require_all_ranks(os.environ, *read_launcher())
         return train(open_run(options.target, options.overrides, Path(options.runs)))
     except UserError as error:
         if rank == 0:
@@ -75,6 +79,8 @@ def train(folder: RunFolder) -> int:
     os.umask(0o077)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
 
+    if os.environ.get("RANK", "0") == "0":  # the log is empty until then
+        print(f"{time.strftime('%H:%M:%S')} rank 0 importing the libraries", file=sys.stderr, flush=True)
     # Imported late: signals are caught and invalid arguments refused before seconds of imports.
     import torch
 

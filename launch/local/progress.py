@@ -39,8 +39,10 @@ class Progress:
                 self._print(validation_line(entry))
             elif kind == "checkpoint":
                 self._print(f"step {entry.get('step')}: checkpoint saved in {entry.get('seconds', 0):.1f} s")
+        waiting = f"starting ... {format_duration(time.monotonic() - self._started)}"
+        if not self._live and not self._text and time.monotonic() - self._printed >= PLAIN_EVERY_S:
+            self._print(waiting)
         if self._live:
-            waiting = f"starting ... {format_duration(time.monotonic() - self._started)}"
             self._stream.write(f"\r\x1b[K{(self._text or waiting)[: _width(self._stream)]}")
             self._stream.flush()
 

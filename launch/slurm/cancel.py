@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.run_folders import all_run_folders
-from launch.run_state import states_of
+from launch.run_folders import all_run_folders, find_runs
 from launch.slurm.client import CommandRunner, run_command
 from launch.slurm.queue import read_queue
 from launch.slurm.records import jobs_of
@@ -95,7 +94,7 @@ def _find_folders(targets: Sequence[str], root: Path) -> list[Path]:
                 raise UserError(f"no run matches {target!r}; {len(runs)} runs are in {root}")
             folders |= dict.fromkeys(path.resolve() for path in matches)
         else:
-            folders |= dict.fromkeys(Path(state.folder).resolve() for state in states_of([target], str(root)))
+            folders |= dict.fromkeys(find_runs(target, root))
     return list(folders)
 
 

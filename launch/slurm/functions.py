@@ -82,6 +82,7 @@ def parameters(
     """Returns SlurmExecutor's parameters. Pure. The options are those of training jobs, so that all of a cluster's settings
     hold."""
     header: dict[str, Any] = sbatch_options(request, cluster, work.name)
+    del header["open-mode"]  # submitit writes it
     header |= {"comment": comment} if comment else {}
     header |= {"dependency": f"afterany:{':'.join(after)}"} if after else {}
     for option, value in header.items():

@@ -29,9 +29,15 @@ _SAFE = re.compile(r"[^\s\"'`$\\#;<>\x00-\x1f\x7f]+")
 CLEAN = "unset ${!SLURM_CPU_BIND@} ${!SRUN_@} ${!MASTER_@} SLURM_EXPORT_ENV RANK WORLD_SIZE LOCAL_RANK"
 
 
-def job_script(plan: Plan, cluster: Cluster, hang_timeout_s: int, tools_python: str | None = None) -> str:
+def job_script(
+    plan: Plan,
+    cluster: Cluster,
+    hang_timeout_s: int,
+    tools_python: str | None = None,
+    lacks_software: bool = False,
+) -> str:
     """`tools_python` runs what does not train (port, hang watcher, requeue policy) on the batch host, outside of any
-    container."""
+    container. `lacks_software`: the machine that submits lacks software of the cluster file, so no node is to blame for it."""
     assert plan.request is not None
     python = plan.argv[0]
     fields = {
@@ -47,7 +53,7 @@ def job_script(plan: Plan, cluster: Cluster, hang_timeout_s: int, tools_python: 
         "tools_python": shlex.quote(tools_python or (sys.executable if cluster.container else python)),
         "launch_command": _launch_command(plan),
         "clean_environment": CLEAN,
-        "software": "\n".join(software(cluster, 'fail_on_this_node "software"')),
+        "software": "\n".join(software(cluster, _on_missing_software(lacks_software))),
         "nodes": plan.nodes,
         "srun_options": srun_options(cluster),
         "node_command": contained(cluster, 'bash "$RUN/job.sbatch" node'),
@@ -56,6 +62,11 @@ def job_script(plan: Plan, cluster: Cluster, hang_timeout_s: int, tools_python: 
         **_node_programs(plan.folder / "source"),
     }
     return fill("job.sbatch.tmpl", fields)
+
+
+def _on_missing_software(lacks_software: bool) -> str:
+    where = ' "on the machine that submitted"' if lacks_software else ""
+    return f'fail_on_this_node "software"{where}'
 
 
 def _node_programs(source: Path) -> dict[str, str]:

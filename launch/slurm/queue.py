@@ -18,7 +18,7 @@ from pathlib import Path
 
 from launch.run_state import RunState, state_of, states_of
 from launch.slurm.client import CommandRunner, run_command
-from launch.slurm.records import JobRecord, jobs_of, newest
+from launch.slurm.records import JobRecord, jobs_of, newest, output_of, reason_of
 from sft_dist.recipe.errors import UserError
 from sft_dist.run.causes import CAUSE_BY_SLURM_STATE
 
@@ -153,45 +153,54 @@ def _timestamp(text: str) -> float | None:
 
 
 # ── merging ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-def merge(state: RunState, record: JobRecord, answer: Answer, now_s: float) -> RunState:
-    """Returns a run's state with what Slurm knows of its newest training job."""
+def merge(state: RunState, record: JobRecord, answer: Answer, now_s: float, reason: str = "") -> RunState:
+    """Returns a run's state with what Slurm knows of its newest training job. `reason`: a line of the job's own output, where there
+    was no attempt yet."""
     state = replace(state, job=record.id)
     if state.state == "finished":
         return state
     if job := answer.queued.get(record.id):
-        return _merge_queued(state, job)
+        return _merge_queued(state, job, reason)
     if job := answer.ended.get(record.id):
-        return _merge_ended(state, record, job, now_s)
+        return _merge_ended(state, record, job, now_s, reason)
     if state.state == "sealed" and answer.is_complete:
         return replace(state, cause=f"job {record.id} left the queue before it began (scancel?); submit it again")
     return state
 
 
-def _merge_queued(state: RunState, job: Job) -> RunState:
+def _merge_queued(state: RunState, job: Job, reason: str) -> RunState:
     if job.is_pending:
         previous = f"attempt {state.attempts} ended ({state.cause}); " if state.attempts and state.cause else ""
+        previous = f"its start failed ({reason}); " if reason else previous
         return replace(state, state="pending", cause=previous + explain(job))
     if job.state == "COMPLETING":
         return state if state.state in ("failed", "stopped") else replace(state, state="ending", cause="")
     return replace(state, state="running", cause=f"on {job.nodes}, {job.time_left} left" if job.nodes else "")
 
 
-def _merge_ended(state: RunState, record: JobRecord, job: Job, now_s: float) -> RunState:
+def _merge_ended(state: RunState, record: JobRecord, job: Job, now_s: float, reason: str) -> RunState:
     if state.state in ("running", "stopped") or (state.state == "failed" and job.state != "CANCELLED"):
         return state
     if job.state not in FINAL:
         return replace(state, state="ending", cause=f"its job has left the queue; accounting still says {job.state}")
-    if job.end is not None and now_s - job.end < LAG_S and state.state in ("sealed", "killed"):
+    if job.end is not None and now_s - job.end < LAG_S and state.state in ("sealed", "killed") and not reason:
         return replace(state, state="ending", cause=f"job ended ({job.state}); its last files may not be visible yet")
     cause = CAUSE_BY_SLURM_STATE.get(job.state, f"exit code {job.exit_code}")
-    log = f"attempts/{state.attempts:03d}/launcher.log" if state.attempts else output_of(record)
+    cause = f"{reason}; {cause}" if reason else cause
+    log = f"attempts/{state.attempts:03d}/launcher.log" if state.attempts else _output_name(state, record)
     ended = "killed" if job.state in CAUSE_BY_SLURM_STATE else "failed"
     return replace(state, state=ended, cause=f"{cause} (Slurm: {job.state}); see {log}")
 
 
-def output_of(record: JobRecord) -> str:
-    """Where a job prints before its first attempt: beside the run, or for an array beside its submission."""
-    return f"slurm-{record.id}.out" if record.task is None else f"../.submissions/*/slurm-{record.id}.out"
+def _output_name(state: RunState, record: JobRecord) -> str:
+    """Where the job printed before its first attempt, from the run folder."""
+    file = output_of(Path(state.folder), record)
+    return os.path.relpath(file, state.folder) if file else f"slurm-{record.id}.out"
+
+
+def _reason(state: RunState, record: JobRecord | None) -> str:
+    """Why the job's start failed, where it never came to an attempt."""
+    return "" if record is None or state.attempts else reason_of(Path(state.folder), record)
 
 
 def explain(job: Job) -> str:
@@ -205,7 +214,7 @@ def explain(job: Job) -> str:
 
 
 def query_states(
-    targets: Iterable[str], runs: str | None, run: CommandRunner = run_command
+    targets: Sequence[str], runs: str | None, run: CommandRunner = run_command
 ) -> tuple[list[RunState], Answer, list[str]]:
     """Returns the states of runs with what Slurm knows merged in, Slurm's answer, and lines about evaluation jobs. Raises
     UserError."""
@@ -216,7 +225,10 @@ def query_states(
     unfinished = [job.id for state, job in zip(states, trainings, strict=True) if job and state.state != "finished"]
     answer = query([*unfinished, *evaluations], _has_accounting(trainings), run)
     now_s = time.time()
-    merged = [merge(state, job, answer, now_s) if job else state for state, job in zip(states, trainings, strict=True)]
+    merged = [
+        merge(state, job, answer, now_s, _reason(state, job)) if job else state
+        for state, job in zip(states, trainings, strict=True)
+    ]
     return merged, answer, _evaluation_lines(evaluations.values(), answer)
 
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sft_dist.recipe.files import append_line, irregular
+from sft_dist.run.causes import reason_in
 from sft_dist.run.folder import RunFolder
+
+OUTPUT_BYTES = 64 * 1024  # of a job's output, from its end
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,23 @@ def jobs_of(path: Path) -> list[JobRecord]:
 
 def newest(records: Iterable[JobRecord], kind: str = "train") -> JobRecord | None:
     return next((record for record in reversed(list(records)) if record.kind == kind), None)
+
+
+def output_of(folder: Path, record: JobRecord) -> Path | None:
+    """Returns where a job printed before its first attempt: beside the run, or for an array beside its submission."""
+    name = f"slurm-{record.id}.out"
+    files = [folder / name, *folder.parent.glob(f".submissions/*/{name}")]
+    return next((file for file in files if file.is_file()), None)
+
+
+def reason_of(folder: Path, record: JobRecord) -> str:
+    """Returns the line of the job's output that names a reason, else ""."""
+    file = output_of(folder, record)
+    if file is None:
+        return ""
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - OUTPUT_BYTES))
+        return reason_in(stream.read().decode(errors="replace"))
 
 
 def _parse(lines: Iterable[str]) -> Iterator[JobRecord]:

@@ -27,9 +27,9 @@ from launch.slurm.job import job_script
 from launch.slurm.queue import Queue, read_queue
 from launch.slurm.records import JobRecord, jobs_of, record_job
 from launch.slurm.resources import Request, request_resources
+from launch.slurm.software import missing_software
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import read_json, write_json, write_text
-from sft_dist.recipe.schema import Resources
 from sft_dist.recipe.units import seconds_of
 from sft_dist.run.folder import RunFolder
 from sft_dist.run.locks import locked
@@ -60,7 +60,11 @@ def submit(
         if not jobs:
             return Submission(by_state)
         if by_state.missing:
-            create_run_folders([(run.plan, run.run.recipe, script_of(run, cluster)) for run in by_state.missing])
+            lacks_software = bool(missing_software(cluster))
+            scripts = [script_of(run, cluster, lacks_software) for run in by_state.missing]
+            create_run_folders(
+                [(run.plan, run.run.recipe, script) for run, script in zip(by_state.missing, scripts, strict=True)]
+            )
         submitter = _Submitter(runs, cluster, jobs, parallel)
         try:
             for job in jobs:
@@ -79,8 +83,9 @@ def _already_sent(jobs: Sequence[tuple[str, JobPlan]]) -> str:
     return f"sent before that, and in the queue: {names}; `sft-dist submit` again sends the rest"
 
 
-def script_of(run: PlannedRun, cluster: Cluster) -> str:
-    return job_script(run.plan, cluster, seconds_of(run.run.recipe.resources.hang_timeout))
+def script_of(run: PlannedRun, cluster: Cluster, lacks_software: bool = False) -> str:
+    timeout_s = seconds_of(run.run.recipe.resources.hang_timeout)
+    return job_script(run.plan, cluster, timeout_s, lacks_software=lacks_software)
 
 
 def check_folders(runs: Sequence[PlannedRun], cluster: Cluster) -> None:
@@ -159,17 +164,19 @@ class _Submitter:
 
     def _send_scoring(self, job: JobPlan, comment: str, after: Sequence[str]) -> str:
         """An array that scores checkpoints, one task per run."""
-        return self._call("score_run", [run.plan.folder for run in job.runs], job.runs[0], comment, after)
+        return self._call("score_run", [run.plan.folder for run in job.runs], job.runs, comment, after)
 
     def _send_evaluation(self, job: JobPlan, comment: str, after: Sequence[str]) -> str:
         """One job that chooses, tests and exports, and scores what has no scores yet."""
         order = self._folder / "eval.json"
         plans = [run.plan for run in job.runs]
         write_json(order, {"runs": [str(plan.folder) for plan in plans], "leaderboard": str(leaderboard_folder(plans))})
-        return self._call("evaluate_runs", [order], job.runs[0], comment, after)
+        return self._call("evaluate_runs", [order], job.runs, comment, after)
 
-    def _call(self, function: str, paths: Sequence[Path], first: PlannedRun, comment: str, after: Sequence[str]) -> str:
-        plan, request = first.plan, evaluation_request(self._cluster)
+    def _call(
+        self, function: str, paths: Sequence[Path], runs: Sequence[PlannedRun], comment: str, after: Sequence[str]
+    ) -> str:
+        plan, request = runs[0].plan, evaluation_request(runs, self._cluster)
         env = {**plan.env, "OMP_NUM_THREADS": str(request.cpus)}
         name, source = f"{plan.name}-eval", plan.folder / "source"
         if is_sealed_before_packages(source):  # it lacks what the call names, and this version reads its run folder
@@ -189,9 +196,15 @@ def _queued_trainings(runs: Sequence[PlannedRun], queue: Queue) -> list[str]:
     ]
 
 
-def evaluation_request(cluster: Cluster) -> Request:
-    """One process; on a GPU cluster one GPU and its share of the node."""
-    return replace(request_resources(Resources(), cluster, 1), nodes=1)
+def evaluation_request(runs: Sequence[PlannedRun], cluster: Cluster) -> Request:
+    """One process with the threads and the memory of a training; on a GPU cluster one GPU and its share of the node.
+
+    The time is that of the longest training: scoring takes less, and where it does not, the job is requeued and continues.
+    """
+    resources = runs[0].run.recipe.resources.model_copy(update={"nodes": 1, "time": None})
+    request = request_resources(resources, cluster, 1)
+    times = [run.plan.request.time_s for run in runs if run.plan.request]
+    return replace(request, time_s=max((time for time in times if time), default=request.time_s))
 
 
 # ── records ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.metrics import directions, selection_metric
 from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
+from sft_dist.run.varying import describe_settings, format_setting, settings_in, varying_settings
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,23 @@ def common_metric(recipes: list[Recipe]) -> tuple[str, str]:
 
 
 def rank_key(candidate: Scored, metric: str, direction: str) -> tuple[float, float, int]:
-    """Best score first, then the lower loss, then the earlier step; an undefined score comes last."""
+    """The order of checkpoints, as while training: `rank_scores`, then the earlier step."""
+    return (*rank_scores(candidate.scores, metric, direction), candidate.step)
+
+
+def rank_scores(scores: Mapping[str, Any], metric: str, direction: str) -> tuple[float, float]:
+    """Sorts the better score first, then the lower loss; NaN and undefined scores come last."""
     sign = -1.0 if direction == "max" else 1.0
-    return (_sort_value(candidate.scores.get(metric), sign), _sort_value(candidate.scores.get("loss")), candidate.step)
+    return _sort_value(scores.get(metric), sign), _sort_value(scores.get("loss"))
 
 
 def _sort_value(score: float | None, sign: float = 1.0) -> float:
-    """NaN, which an older record may hold, sorts last like an undefined score."""
     return sign * score if score is not None and math.isfinite(score) else math.inf
 
 
 def undefined_everywhere(winner: dict[str, Any], metric: str) -> str:
     """Returns what to say when no checkpoint has the metric, else ""; `winner`: the scores of the first of a ranking."""
-    if _sort_value(winner.get(metric)) < math.inf:
+    if winner.get(metric) is not None and math.isfinite(winner[metric]):
         return ""
     return f"{metric} is undefined for every checkpoint, so the lower loss decides; choose another evaluate.metric"
 
@@ -78,26 +83,30 @@ def compose(
             {"run": entry.folder.id, "folder": str(entry.folder.path), "step": entry.step, "validation": entry.scores}
             for entry in ranking
         ],
-        "differences": _differences(recipes),
+        "differences": varying_settings(
+            {folder.id: settings_in(recipe.model_dump()) for folder, recipe in recipes.items()}
+        ),
+        "no_better_than_guessing": no_better_than_guessing(winner.scores, labels),
         "damaged": damaged,
         "export": str(exported) if exported else None,
     }
 
 
-def _differences(recipes: dict[RunFolder, Recipe]) -> dict[str, dict[str, Any]]:
-    """Run id -> the settings in which the runs differ."""
-    flat = {folder.id: dict(_leaves(recipe.model_dump())) for folder, recipe in recipes.items()}
-    keys = sorted({key for settings in flat.values() for key in settings})
-    differing = [key for key in keys if len({repr(settings.get(key)) for settings in flat.values()}) > 1]
-    return {run: {key: settings.get(key) for key in differing} for run, settings in flat.items()}
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}" if path else key)
-    else:
-        yield path, value
+def no_better_than_guessing(scores: dict[str, Any], labels: list[str]) -> str:
+    """Returns what to say when the validation scores are not above those of a constant answer, else ""."""
+    if (r2 := scores.get("r2")) is not None and r2 <= 0:
+        return f"r2 is {r2:.4f}: always answering the mean is as good"
+    matrix = scores.get("confusion_matrix")
+    accuracy = scores.get("accuracy")
+    if not matrix or accuracy is None or isinstance(matrix[0][0], list):
+        return ""
+    rows = [sum(row) for row in matrix]
+    share = max(rows) / max(sum(rows), 1)
+    if accuracy > share:
+        return ""
+    number = rows.index(max(rows))
+    name = labels[number] if number < len(labels) else str(number)
+    return f"accuracy is {accuracy:.4f}: always answering `{name}` scores {share:.4f}"
 
 
 def render(board: dict[str, Any]) -> str:
@@ -113,10 +122,12 @@ def render(board: dict[str, Any]) -> str:
     rows = [["", "run", "step", *varied, *names]]
     for position, row in enumerate(board["rows"], 1):
         settings = board["differences"].get(row["run"], {})
-        cells = [str(settings.get(key)) for key in varied] + [
+        cells = [format_setting(settings.get(key)) for key in varied] + [
             format_score(row["validation"].get(name)) for name in names
         ]
         rows.append([str(position), row["run"], str(row["step"]), *cells])
+    notes = (undefined_everywhere(winner["validation"], metric), board.get("no_better_than_guessing"))
+    point = describe_settings(board["differences"].get(winner["run"], {}))
     better = "higher" if board["direction"] == "max" else "lower"
     lines = [
         "# Leaderboard",
@@ -125,8 +136,8 @@ def render(board: dict[str, Any]) -> str:
         "",
         *_table(rows),
         "",
-        *([f"Note: {note}.", ""] if (note := undefined_everywhere(winner["validation"], metric)) else []),
-        f"Winner: run {winner['run']}, step {winner['step']} (`{winner['checkpoint']}`).",
+        *(line for note in notes if note for line in (f"Note: {note}.", "")),
+        f"Winner: run {winner['run']}{f' ({point})' if point else ''}, step {winner['step']} (`{winner['checkpoint']}`).",
     ]
     for split in ("train", "test"):
         if split in winner:

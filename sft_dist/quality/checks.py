@@ -221,7 +221,7 @@ def check_examples(subject: Subject, say: Say) -> list[Finding]:
     row_index = RowIndex.from_ids({split: encoded.ids for split, encoded in examples.items()})
     if all("truncated" in encoded.table.column_names for encoded in examples.values()):
         cut = np.concatenate([encoded.numbers("truncated") for encoded in examples.values()]).astype(bool)
-        findings += lengths.check_truncation(row_index, cut, max_tokens(subject))
+        findings += lengths.check_truncation(row_index, cut, max_tokens(subject), subject.recipe.data.max_length)
     try:
         loss = subject.task.build_loss(examples["train"])
         weights = [np.asarray(subject.task.weights(loss, encoded)) for encoded in examples.values()]

@@ -22,6 +22,7 @@ class Finding:
     rows: tuple[RowId, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)  # more to know, for `--json`
     count: int = 0  # rows, or whatever the message counts
+    advice: str = ""  # where it is not that of the kind
 
     @property
     def severity(self) -> Severity:
@@ -29,7 +30,7 @@ class Finding:
 
     @property
     def hint(self) -> str:
-        return KINDS[self.kind].hint
+        return self.advice or KINDS[self.kind].hint
 
     def to_json(self) -> dict[str, Any]:
         return {

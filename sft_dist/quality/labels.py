@@ -61,7 +61,8 @@ def check_classes(
     classes = {name: count for name, count in train.items() if name != _OUTSIDE}
     if rare := sorted((name for name, count in classes.items() if count < RARE_ROWS), key=lambda name: classes[name]):
         listed = ", ".join(f"{name} ({classes[name]})" for name in rare[:10])
-        rows = [row for name in rare for row in places_of.get("train", {}).get(name, ())]
+        # A row of several rare classes is named once.
+        rows = list(dict.fromkeys(row for name in rare for row in places_of.get("train", {}).get(name, ())))
         findings.append(
             make_finding(
                 "rare-class",
@@ -179,6 +180,7 @@ def review_labels(features: Any, labels: Sequence[str]) -> LabelReview | None:
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from threadpoolctl import threadpool_limits
 
     names, numbers = np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)
     enough = np.bincount(numbers) >= FOLDS
@@ -187,9 +189,11 @@ def review_labels(features: Any, labels: Sequence[str]) -> LabelReview | None:
         return None
     names, numbers = np.unique(names[numbers[usable]], return_inverse=True)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    probabilities = cross_val_predict(
-        LogisticRegression(max_iter=200), features[usable], numbers, cv=folds, method="predict_proba"
-    )
+    # The matrices are small: with more threads, BLAS mostly waits, on a shared machine for forty times as long.
+    with threadpool_limits(1):
+        probabilities = cross_val_predict(
+            LogisticRegression(max_iter=200), features[usable], numbers, cv=folds, method="predict_proba"
+        )
     accuracy = float((probabilities.argmax(1) == numbers).mean())
     if accuracy < NEEDED_ACCURACY:
         return LabelReview(accuracy, len(usable), ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,15 +30,20 @@ def statistics(lengths: np.ndarray) -> dict[str, float]:
     }
 
 
-def check_truncation(row_index: RowIndex, truncated: np.ndarray, longest: int) -> list[Finding]:
-    """truncated: (examples,) bool. One finding for each split of which more than MUCH_CUT is cut."""
+def check_truncation(row_index: RowIndex, truncated: np.ndarray, longest: int, max_length: int) -> list[Finding]:
+    """truncated: (examples,) bool. One finding for each split of which more than MAX_TRUNCATED_SHARE is cut, at `longest` tokens:
+    `max_length` of the recipe, or fewer where the model has a limit of its own."""
+    advice = ""
+    if longest < max_length:
+        advice = f"{longest} tokens are the model's limit, so data.max_length has no effect: shorten the texts, or take another model"
     findings = []
     for split in row_index.splits:
         of_split = row_index.indices_of(split)
         cut = of_split[truncated[of_split]]
         if len(cut) > MAX_TRUNCATED_SHARE * len(of_split):
             message = f"{share_text(len(cut), len(of_split))} of {split} are cut at {longest} tokens"
-            findings.append(make_finding("truncation", message, row_index.row_ids(cut), share=len(cut) / len(of_split)))
+            finding = make_finding("truncation", message, row_index.row_ids(cut), share=len(cut) / len(of_split))
+            findings.append(replace(finding, advice=advice))
     return findings
 
 

@@ -17,6 +17,7 @@ from sft_dist.recipe.files import irregular, read_json
 from sft_dist.run.folder import AttemptFolder, RunFolder
 
 LOG_BYTES = 256 * 1024
+MAX_REASON_CHARS = 300
 
 CAUSE_BY_SLURM_STATE = {
     "NODE_FAIL": "node lost",
@@ -44,10 +45,21 @@ PATTERNS = (
 )
 # What the kernel's limit of a job's memory leaves in the output of srun.
 OOM_KILL = re.compile(r"oom[_-]kill event|Out Of Memory")
+# A Python environment is the same on every node.
+_LACKS_MODULE = re.compile(r"No module named")
 # Frames of a traceback that belong to reading examples.
 DATA_FRAMES = re.compile(r"/sft_dist/data/|/datasets/|/sft_dist/tasks/[^\n]*in (collate|encode)")
 
 SLURM_KEYS = ("job_id", "slurm_state", "batch_signal", "limit_near", "cancelled")  # known only while the job exists
+
+# Lines of a log that name a reason, and those that only follow from one: of this program's scripts, Slurm and torchrun.
+_REASON = re.compile(
+    r"(?i)error|fatal|no such|not found|no module|denied|cannot|could not|unable|invalid|failed|exception"
+)
+_CONSEQUENCE = re.compile(
+    r"^\d{4}-\d\d-\d\dT|^\d\d:\d\d:\d\d |CANCELLED AT|[Ee]xited with exit code|Terminated|no node is at fault"
+    r"|CalledProcessError|ChildFailedError|^\s*(exitcode|error_file|traceback) *:"
+)
 
 _KILLED_RANK = re.compile(
     r"time +: (?P<time>\S+)\s+host +: (?P<host>\S+)\s+rank +: (?P<rank>\d+) .*?exitcode +: (?P<code>-?\d+)", re.DOTALL
@@ -66,6 +78,7 @@ class Facts:
     heartbeats: tuple[dict[str, Any], ...] = ()  # the last one of each rank
     hang: dict[str, Any] = field(default_factory=dict)
     killed_ranks: tuple[dict[str, Any], ...] = ()  # as torchrun's agents report them
+    reason: str = ""  # the line of the log that names one, where no rank reported an error
     oom_kill: bool = False  # Slurm reports that the kernel killed a process for using too much memory
     job_id: str = ""  # the Slurm job it belonged to
     slurm_state: str = ""
@@ -107,6 +120,7 @@ def read_facts(attempt: AttemptFolder, **slurm: Any) -> Facts:
         heartbeats=_read_mappings(attempt, "rank-*.beat.json"),
         hang=_read_mapping(attempt.hang_file),
         killed_ranks=parse_killed_ranks(log),
+        reason="" if errors else reason_in(log),
         oom_kill=bool(OOM_KILL.search(log)),
         **slurm,
     )
@@ -120,6 +134,12 @@ def parse_killed_ranks(log: str) -> tuple[dict[str, Any], ...]:
         if code < 0 and code != -15:
             ranks.append({"time": match["time"], "host": match["host"], "rank": int(match["rank"]), "code": code})
     return tuple(sorted(ranks, key=lambda rank: str(rank["time"])))
+
+
+def reason_in(log: str) -> str:
+    """Returns the last line of a log that names a reason, else "". Pure."""
+    lines = [line.strip() for line in log.splitlines() if _REASON.search(line) and not _CONSEQUENCE.search(line)]
+    return lines[-1][:MAX_REASON_CHARS] if lines else ""
 
 
 def classify_attempt(folder: RunFolder, attempt: AttemptFolder) -> AttemptEnd:
@@ -263,9 +283,9 @@ def _silence(facts: Facts) -> AttemptEnd:
     if facts.exit.get("killed"):
         return AttemptEnd("killed", "cancelled", f"interrupted before it could save; see {log}")
     if isinstance(code, int) and code > 0:
-        return AttemptEnd(
-            "failed", "error", f"the launcher ended with exit code {code} and no rank reported an error; see {log}"
-        )
+        reason = f": {facts.reason}" if facts.reason else ""
+        line = f"the launcher ended with exit code {code} and no rank reported an error{reason}; see {log}"
+        return AttemptEnd("failed", "software" if _LACKS_MODULE.search(facts.reason) else "error", line)
     if isinstance(code, int) and code < 0:
         return AttemptEnd("killed", "killed", f"signal {-code}; see {log}")
     return AttemptEnd(

@@ -32,7 +32,7 @@ TWICE = 2
 # Not the run's own fault, so a requeue makes sense even without progress.
 INFRASTRUCTURE = frozenset({"network", "gpu", "node lost", "time limit", "preempted", "requeued", "hang", "in use"})
 # A requeue ends in the same way: the data, the settings and the random numbers do not change.
-FINAL = frozenset({"user error", "not a number", "disk full", "cancelled", "asked to stop", "finished"})
+FINAL = frozenset({"user error", "software", "not a number", "disk full", "cancelled", "asked to stop", "finished"})
 # Causes that count against the machine.
 BLAMES_NODE = frozenset({"network", "gpu", "node lost", "hang", "killed"})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +12,10 @@ from accelerate.utils import gather_object
 
 from sft_dist.engines.base import broadcast_buffers
 from sft_dist.evaluation.inference import assemble, better, forward, length_sorted_batches, scores_of
+from sft_dist.evaluation.leaderboard import rank_scores
 from sft_dist.training.metrics_logger import record
 from sft_dist.training.nonfinite import check_predictions
-from sft_dist.training.state import Training
+from sft_dist.training.state import Progress, Training
 from sft_dist.training.stopping import reduce_loss_and_stop
 from sft_dist.tuning.optimizers import before_evaluation
 
@@ -87,9 +89,8 @@ def _validate(t: Training) -> None:
     stopping = t.recipe.train.early_stopping
     gained = better(score, progress.best_score, t.direction, stopping.min_delta if stopping else 0.0)
     progress.validations_without_gain = 0 if gained else progress.validations_without_gain + 1
-    if better(
-        score, progress.best_score, t.direction
-    ):  # the best is kept, even when it is too small a gain for early stopping
+    # The best is kept, even when it is too small a gain for early stopping.
+    if score is not None and _is_best(scores, progress, t.metric, t.direction):
         progress.best_step, progress.best_score = progress.step, score
     record(t, "validation", scores)
     defined = {f"validation/{name}": value for name, value in scores.items() if value is not None}
@@ -104,6 +105,14 @@ def _validate(t: Training) -> None:
             _format_score(score),
             best,
         )
+
+
+def _is_best(scores: dict[str, Any], progress: Progress, metric: str, direction: str) -> bool:
+    """Ties are broken by the loss, as on the leaderboard, so that its winner is the checkpoint that is never deleted."""
+    if progress.best_step is None:
+        return True
+    best = {metric: progress.best_score, **progress.validated.get(progress.best_step, {})}
+    return rank_scores(scores, metric, direction) < rank_scores(best, metric, direction)
 
 
 def patience_is_over(t: Training) -> bool:

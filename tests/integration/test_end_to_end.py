@@ -133,33 +133,6 @@ def test_a_run_folder_runs_without_the_command_and_from_anywhere(place, trained,
     assert losses(copy) == losses(folder)
 
 
-def test_accelerate_launch_takes_a_recipe_directly(place, trained):
-    folder, _ = trained
-    words = [
-        "--cpu",
-        "--num_processes",
-        "1",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-    ]
-    command(place, "accelerate.commands.launch", *words, "-m", "sft_dist.train", "tiny.yaml", "--runs", "direct")
-    direct = place / "direct" / "tiny" / folder.name  # the same resolved recipe, so the same id
-    for step, loss in losses(folder).items():
-        assert losses(direct)[step] == pytest.approx(loss, abs=1e-5)
-
-
-def test_debug_trains_in_this_very_process(place, trained):
-    folder, _ = trained
-    done = command(place, "launch", "run", "tiny.yaml", "--processes", "1", "--debug", "--runs", "debugged")
-    assert "finished at step 18/18" in done.stderr
-    start = json.loads((place / "debugged" / "tiny" / folder.name / "attempts/001/start.json").read_text())
-    assert start["world_size"] == 1
-
-
 def test_a_mistake_found_while_training_is_the_users_and_keeps_its_words(place, trained):
     done = command(
         place, "launch", "run", "tiny.yaml", "model.config.hiden_dropout_prob=0.1", "--runs", "wrong", expect=2

@@ -14,6 +14,7 @@ HEAVY = ("torch", "accelerate", "transformers", "datasets", "numpy", "peft", "sk
 VERBS = (
     "init",
     "schema",
+    "completion",
     "check",
     "plan",
     "run",
@@ -74,6 +75,20 @@ def test_help_needs_nothing_but_click_and_the_standard_library() -> None:
     program = "import sys, launch.cli; print(sorted(n for n in sys.modules if n.split('.')[0] in ('pydantic', 'yaml', 'sft_dist')))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("word", "verb"),
+    [("train", "run"), ("logz", "logs"), ("Logs", "logs"), ("help", "--help"), ("evaluate", "eval"), ("xyzzy", "")],
+)
+def test_a_verb_that_does_not_exist_is_met_with_the_one_that_was_meant(word: str, verb: str) -> None:
+    from click.testing import CliRunner
+
+    from launch.cli import cli
+
+    done = CliRunner().invoke(cli, [word])
+    assert done.exit_code == 2
+    assert f"No such command {word!r}" + (f"; did you mean `{verb}`?" if verb else "") in done.output
 
 
 @pytest.mark.parametrize("verb", VERBS)

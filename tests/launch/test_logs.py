@@ -100,3 +100,16 @@ def test_a_log_does_not_control_the_terminal(folder, capfdbinary):
     folder.new_attempt().launcher_log.write_bytes(content)
     logs.print_log(folder, None, None, follow=False)
     assert capfdbinary.readouterr().out == "10%\r20%\tclé\n\\x1b]0;title\\x07 \\x9b2J".encode() + b"\xff\n"
+
+
+def test_where_a_job_never_came_to_an_attempt_its_own_output_is_the_log(folder, monkeypatch, capfdbinary):
+    record_job(folder, JobRecord("7", None, "devcluster", "train", ""))
+    with pytest.raises(UserError, match="was never started"):
+        logs.log_file(folder, None, None)
+    (folder.path / "slurm-7.out").write_text("module: command not found\n")
+    monkeypatch.setattr(queue, "is_queued", lambda path: False)
+    for follow in (False, True):
+        logs.print_log(folder, None, None, follow)
+        assert capfdbinary.readouterr().out == b"module: command not found\n"
+    with pytest.raises(UserError, match="was never started"):
+        logs.log_file(folder, None, 0)

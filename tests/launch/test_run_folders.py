@@ -16,8 +16,10 @@ from launch.run_folders import (
     all_run_folders,
     create_run_folder,
     find_run,
+    find_runs,
     folder_name,
     folder_numbers,
+    is_one_run,
     run_script,
 )
 from sft_dist.recipe.errors import UserError
@@ -62,6 +64,55 @@ def test_runs_are_found_by_folder_id_and_unique_beginning(tmp_path: Path, folder
         find_run("ff", root)
     with pytest.raises(UserError, match="no run ''"):
         find_run("", root)
+
+
+def write_recipe(folder: Path, epochs: float) -> Path:
+    file = folder / "demo.yaml"
+    data = RECIPE.model_dump(mode="json", include={"task", "model", "data", "tuning", "resources"})
+    file.write_text(json.dumps({**data, "train": {"lr": 1e-3, "epochs": epochs}}))
+    return file
+
+
+def test_a_recipe_its_name_a_folder_and_an_id_stand_for_its_runs(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    recipe = write_recipe(tmp_path, 2.0)
+    assert find_runs(str(recipe), root) == []
+    folder = make_run(root / "demo" / run_id(RECIPE)).path
+    other = make_run(root / "demo-2" / "0199999999").path
+    for text in (
+        str(recipe),
+        "demo",
+        str(root / "demo"),
+        str(folder),
+        folder.name,
+        f"demo/{folder.name}",
+        folder.name[:4],
+    ):
+        assert find_runs(text, root) == [folder], text
+        assert find_run(text, root) == folder
+    assert find_runs(str(root), root) == [folder, other]
+    assert [is_one_run(text) for text in (str(folder), "0a1b", "demo/0a1b", "demo", str(root), "demo.yaml")] == [
+        True, True, True, False, False, False,
+    ]  # fmt: skip
+
+
+def test_after_an_edit_of_the_recipe_its_old_runs_are_named_with_the_difference(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    old = make_run(root / "demo" / run_id(RECIPE)).path
+    edited = write_recipe(tmp_path, 200.0)
+    with pytest.raises(UserError) as error:
+        find_runs(str(edited), root)
+    assert f"1 of other settings: demo/{old.name} has epochs=2, the recipe epochs=200" in str(error.value)
+    assert find_runs(str(edited), root, ["train.epochs=2.0"]) == [old]
+
+
+def test_runs_that_a_text_does_not_tell_apart_are_named_by_their_settings(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    for lr in (1e-4, 1e-3):
+        recipe = make_recipe(train={"lr": lr})
+        RunFolder(root / "demo" / run_id(recipe)).create(recipe)
+    with pytest.raises(UserError, match=r"(?s)fits several runs: demo/.* \(lr=1e-[34]\), demo/.* \(lr=1e-[34]\)"):
+        find_run("demo", root)
 
 
 def test_the_whole_id_is_not_mistaken_for_the_beginning_of_a_fresh_one(tmp_path: Path, folder: RunFolder) -> None:

@@ -58,6 +58,28 @@ def test_the_best_score_is_the_newest_checkpoints_word_and_shown_where_there_is_
     assert state_of(folder.path).best_score is None
 
 
+def test_the_plan_knows_the_total_before_the_ranks_have_loaded(folder: RunFolder) -> None:
+    write_json(folder.plan_file, {"steps": {"total": 60}})
+    assert state_of(folder.path).total_steps == 60
+    write_json(folder.plan_file, {"steps": None})
+    assert state_of(folder.path).total_steps is None
+    attempt(folder)
+    assert state_of(folder.path).total_steps == 100
+
+
+def test_runs_are_called_by_the_settings_in_which_they_differ(tmp_path: Path) -> None:
+    for name, lr in (("0" * 10, 1e-4), ("1" * 10, 2e-4)):
+        path = tmp_path / "runs/demo" / name
+        path.mkdir(parents=True)
+        RunFolder(path).create(make_recipe(train={"lr": lr}))
+    states = states_of([], str(tmp_path / "runs"))
+    assert [state.to_json()["point"] for state in states] == [{"train.lr": 1e-4}, {"train.lr": 2e-4}]
+    table = describe_run_states(states)
+    assert "demo/0000000000  lr=1e-4" in table
+    (alone,) = states_of(["111"], str(tmp_path / "runs"))
+    assert alone.point == {"train.lr": 2e-4}
+
+
 def test_a_held_lock_means_running_and_a_lock_file_alone_does_not(folder: RunFolder) -> None:
     attempt(folder)
     with folder.lock_file.open("w") as lock:

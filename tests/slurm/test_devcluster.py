@@ -46,7 +46,7 @@ def test_help_names_every_command_and_knob() -> None:
     assert done.returncode == 0
     for word in (
         "up",
-        "down [--keep]",
+        "down [--keep|--purge]",
         "status",
         "env",
         "node-cut",
@@ -129,6 +129,43 @@ def test_without_packages_or_apt_it_says_what_to_install(tmp_path: Path) -> None
     assert "no apt-get: install slurmctld slurmd slurmdbd" in done.stderr
     assert devcluster(folder, "down").returncode == 0
     assert not folder.exists()
+
+
+def test_purge_removes_what_up_installed_and_nothing_else(tmp_path: Path) -> None:
+    """With stand-ins for the programs that change the system."""
+    if os.getuid() != 0:
+        pytest.skip("needs root")
+    (tmp_path / "bin").mkdir()
+    for program in ("apt-get", "userdel", "groupdel", "pgrep"):
+        stub = tmp_path / "bin" / program
+        stub.write_text(
+            f'#!/bin/sh\necho "{program} $*" >>{tmp_path}/calls\n' + ("exit 1\n" if program == "pgrep" else "")
+        )
+        stub.chmod(0o755)
+    env = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("DEVCLUSTER_")},
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "TMPDIR": str(tmp_path),
+        "DEVCLUSTER_DIR": f"/tmp/sft-dist-slurm-{os.getpid()}-purge", "DEVCLUSTER_INSTALLED": str(tmp_path / "installed"),
+    }  # fmt: skip
+
+    def purge() -> str:
+        done = subprocess.run([DEVCLUSTER, "down", "--purge"], env=env, capture_output=True, text=True, check=True)
+        return done.stderr
+
+    assert "has installed nothing" in purge()
+    (tmp_path / "etc-munge").mkdir()
+    (tmp_path / "other").touch()
+    before = "package bash\nuser root"
+    after = f"{before}\npackage munge\npackage rsync\nuser munge\ngroup munge\nfile {tmp_path}/etc-munge"
+    functions = subprocess.check_output(["sed", "-n", "/^record_installed/,/^}/p", DEVCLUSTER], text=True)
+    script = f'INSTALLED={tmp_path}/installed\n{functions}\nrecord_installed "$1" "$2"'
+    subprocess.run(["bash", "-c", script, "bash", before, after], check=True)
+    assert "removed what `up` had installed" in purge()
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [call for call in calls if not call.startswith("pgrep")] == [
+        "apt-get purge -y -o DPkg::Lock::Timeout=300 munge rsync", "userdel munge", "groupdel munge",
+    ]  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"bin", "calls", "other"}
 
 
 # ---------------------------------------------------------------- a cluster

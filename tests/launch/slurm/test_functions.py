@@ -53,7 +53,7 @@ def test_all_of_a_cluster_files_settings_hold() -> None:
     header = {
         "job_name": "demo-eval", "partition": "gpu", "account": "lab", "qos": "high", "constraint": "a&b", "nodes": 1,
         "ntasks_per_node": 1, "gpus_per_node": "h100:1", "cpus_per_task": 2, "mem": "95367M", "time": "01:00:00",
-        "no_requeue": True, "open_mode": "append", "reservation": "course", "mail_type": "END", "contiguous": True,
+        "no_requeue": True, "reservation": "course", "mail_type": "END", "contiguous": True,
         "comment": "sft-dist:x:1", "dependency": "afterany:7:8",
     }  # fmt: skip
     assert found["additional_parameters"] == header

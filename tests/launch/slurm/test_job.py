@@ -15,7 +15,7 @@ import pytest
 from launch.slurm.clusters import load_cluster
 from launch.slurm.job import directive, job_script
 from sft_dist.recipe.files import read_json
-from tests.launch.conftest import wait_for
+from tests.launch.conftest import STUBS, wait_for
 from tests.launch.slurm.conftest import Bench, Golden, make_cluster, planned, run_script
 
 FULL = {
@@ -235,6 +235,30 @@ def test_a_node_without_the_software_is_left_out_and_the_job_tried_elsewhere(
     assert "node1: software: failed" in process.communicate()[0]
     assert bench.calls("scontrol") == [["requeue", "77"], ["update", "JobId=77", f"ExcNodeList={told}"]]
     assert not bench.calls("srun")
+
+
+def test_what_fails_on_a_second_node_as_well_is_no_nodes_fault(bench: Bench) -> None:
+    script = bench.render(nodes=1, venv="/not/there")
+    output = bench.path / "slurm-77.out"
+    output.write_text("2026-11-21T05:30:32 node1: software: failed\n")
+    with output.open("a") as file:
+        env = {**bench.env, "SLURMD_NODENAME": "node2"}
+        done = subprocess.run(["bash", str(script)], env=env, stdout=file, stderr=file, timeout=30, check=False)
+    assert done.returncode == 1
+    assert not bench.calls("scontrol")
+    assert "software: failed on another node, too: no node is at fault" in output.read_text()
+
+
+def test_what_fails_on_the_machine_that_submitted_costs_no_requeue(bench: Bench) -> None:
+    bench.run_folder.mkdir(parents=True)
+    cluster = make_cluster(venv="/not/there")
+    script = bench.path / "slurm_script"
+    plan = planned(cluster, bench.run_folder, 1, str(STUBS / "slurm/python"))
+    script.write_text(job_script(plan, cluster, 1800, lacks_software=True))
+    process = bench.start(script, SLURMD_NODENAME="node1")
+    assert "software: failed on the machine that submitted, too" in process.communicate(timeout=30)[0]
+    assert process.returncode == 1
+    assert not bench.calls("scontrol")
 
 
 def test_what_no_node_has_is_not_looked_for_on_all_of_them(bench: Bench) -> None:

@@ -248,3 +248,31 @@ def test_scoring_tasks_are_counted_by_what_they_do(tmp_path):
         "evaluation, job 20: running; 2 pending, waits for another job (afterany:14_*)",
         "evaluation, job 21: pending, waits for another job (afterany:20_*)",
     ]
+
+
+@pytest.mark.parametrize("task", [None, 3])
+def test_a_start_that_fails_is_explained_while_it_happens_and_afterwards(tmp_path: Path, task: int | None) -> None:
+    folder = RunFolder(tmp_path / "runs/demo/0123456789")
+    folder.path.parent.mkdir(parents=True)
+    folder.create(make_recipe())
+    record = JobRecord("19", task, "nowhere", "train", "")
+    record_job(folder, record)
+    output = folder.path if task is None else tmp_path / "runs/demo/.submissions/now"
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"slurm-{record.id}.out").write_text(
+        "slurm_script: line 91: /venvs/no/bin/activate: No such file or directory\n"
+        "2026-11-21T05:30:32 node1: software: failed\n"
+        "slurmstepd: error: *** JOB 19 ON node1 CANCELLED AT 2026-11-21T05:30:33 DUE TO JOB REQUEUE ***\n"
+    )
+    line = "/venvs/no/bin/activate: No such file or directory"
+    queued = f"{record.id}|PENDING|BeginTime||30:00|(null)|(null)\n"
+    (state,), *_ = query_states([], str(tmp_path / "runs"), Slurm(queued))
+    assert (
+        state.cause == f"its start failed (slurm_script: line 91: {line}); waits a moment after a requeue (BeginTime)"
+    )
+    ended = f"{record.id}|FAILED|1:0|2999-11-21T05:30:36\n"
+    (state,), *_ = query_states([], str(tmp_path / "runs"), Slurm("", ended))
+    assert state.state == "failed"
+    assert line in state.cause
+    assert "*" not in state.cause
+    assert (folder.path / state.cause.rpartition("see ")[2]).is_file()

@@ -18,7 +18,7 @@ from launch.planning import PlannedRun
 from launch.slurm.divide import divide
 from launch.slurm.queue import read_queue
 from launch.slurm.records import jobs_of
-from launch.slurm.submit import Submission, _record, submit
+from launch.slurm.submit import Submission, _record, evaluation_request, submit
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json, write_json
 from sft_dist.run.folder import RunFolder
@@ -96,6 +96,8 @@ def test_an_array_scores_each_run_and_one_job_chooses_whatever_became_of_trainin
     done = submit(runs, small)
     train, train_2, score, score_2, evaluation = slurm.calls("sbatch")
     assert not [word for word in (*train, *train_2) if "dependency" in word]
+    for words in (train, score, evaluation):
+        assert script_of_call(words).count("#SBATCH --open-mode=append") == 1
     for words in (score, score_2):
         assert "#SBATCH --dependency=afterany:101:102\n" in script_of_call(words)
     assert "#SBATCH --array=0-2%3\n" in script_of_call(score)
@@ -105,6 +107,15 @@ def test_an_array_scores_each_run_and_one_job_chooses_whatever_became_of_trainin
         ["101_0", "103_0", "105"],
         ["102", "104", "105"],
     ]
+
+
+def test_an_evaluation_requests_what_the_trainings_do_on_one_node(tmp_path: Path) -> None:
+    runs = prepared(tmp_path / "runs", 2, nodes=2, time="10min", threads_per_process=1, processes_per_node=2)
+    request = evaluation_request(runs, CLUSTER)
+    assert (request.nodes, request.cpus, request.time_s) == (1, 1, 600)
+    (unlimited,) = prepared(tmp_path / "runs")
+    assert evaluation_request([unlimited], CLUSTER).time_s == CLUSTER.max_time_s
+    assert evaluation_request([runs[0], unlimited], CLUSTER).time_s == CLUSTER.max_time_s
 
 
 def test_one_run_is_evaluated_by_one_job_and_one_of_a_sweep_leaves_the_sweeps_leaderboard(

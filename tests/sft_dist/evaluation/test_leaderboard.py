@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from sft_dist.evaluation.leaderboard import Scored, rank_key, render
+from sft_dist.evaluation.leaderboard import Scored, no_better_than_guessing, rank_key, render
 
 
 def ranked(direction, *scores):
@@ -50,3 +50,29 @@ def test_a_metric_that_no_checkpoint_has_is_named_and_the_lower_loss_decides():
         "damaged": [], "export": None,
     }  # fmt: skip
     assert "mcc is undefined for every checkpoint, so the lower loss decides" in render(board)
+
+
+@pytest.mark.parametrize(
+    ("scores", "note"),
+    [
+        ({"accuracy": 0.6, "confusion_matrix": [[0, 4], [0, 6]]}, "always answering `pos` scores 0.6000"),
+        ({"accuracy": 0.5, "confusion_matrix": [[3, 1], [4, 2]]}, "always answering `pos` scores 0.6000"),
+        ({"accuracy": 0.7, "confusion_matrix": [[2, 2], [1, 5]]}, ""),
+        ({"r2": -0.1}, "always answering the mean"),
+        ({"r2": 0.1}, ""),
+        ({"r2": None, "loss": 1.0}, ""),
+        ({"accuracy": 0.1, "confusion_matrix": [[[3, 1], [4, 2]]]}, ""),  # multi-label
+    ],
+)
+def test_a_winner_that_is_no_better_than_a_constant_answer_is_said_so(scores, note):
+    text = no_better_than_guessing(scores, ["neg", "pos"])
+    assert note in text
+    assert bool(note) == bool(text)
+    row = {"run": "r", "step": 1, "validation": {"examples": 10, **scores}, "checkpoint": "/c"}
+    board = {
+        "metric": "loss", "direction": "min", "winner": row, "rows": [row], "labels": [], "damaged": [], "export": None,
+        "differences": {"r": {"train.lr": 1e-4, "train.seed": 2}}, "no_better_than_guessing": note,
+    }  # fmt: skip
+    text = render(board)
+    assert (f"Note: {note}." in text) == bool(note)
+    assert "Winner: run r (lr=1e-4 seed=2), step 1" in text

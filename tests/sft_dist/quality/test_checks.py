@@ -225,3 +225,11 @@ def test_boxes_that_look_like_corners_are_called_so():
     assert "look like corners" in check_boxes(index, corners, images, None)[0].message
     outside = [{"bbox": [[10, 5, 5, 29]]}, {"bbox": [[2, 3, 9, 9]]}]
     assert "look like corners" not in check_boxes(index, outside, images, None)[0].message
+
+
+def test_the_advice_about_truncation_knows_the_models_limit():
+    truncated = np.array([True, True, False, False, False, False])
+    assert "raise data.max_length" in lengths.check_truncation(ROW_INDEX, truncated, 512, 512)[0].hint
+    (finding,) = lengths.check_truncation(ROW_INDEX, truncated, 512, 1024)
+    assert "512 tokens are the model's limit" in finding.hint
+    assert "raise data.max_length" not in finding.hint

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from sft_dist.quality.labels import check_classes, check_spellings
+import numpy as np
+from threadpoolctl import threadpool_info
+
+from sft_dist.quality.labels import check_classes, check_spellings, review_labels
 
 
 def test_a_class_of_data_labels_without_training_rows_is_named():
@@ -18,3 +21,25 @@ def test_classes_that_differ_in_spelling_are_named():
         ["01", "1"], ["Pos", "pos"], ["cafe\u0301", "caf\u00e9"], ["very  good", "very good"]
     ]  # fmt: skip
     assert check_spellings(["1.1", "1.10", "1e5000000", "inf", "NaN"]) == []
+
+
+def test_the_simple_classifier_keeps_to_one_thread_of_blas(monkeypatch):
+    from sklearn.linear_model import LogisticRegression
+
+    threads: list[int] = []
+    fit = LogisticRegression.fit
+
+    def observed_fit(model, *arguments):
+        threads.extend(library["num_threads"] for library in threadpool_info())
+        return fit(model, *arguments)
+
+    monkeypatch.setattr(LogisticRegression, "fit", observed_fit)
+    review_labels(np.arange(40.0)[:, None], ["a"] * 20 + ["b"] * 20)
+    assert threads
+    assert set(threads) == {1}
+
+
+def test_a_row_of_several_rare_classes_is_named_once():
+    places = {"train": {"a": [("train", 1), ("train", 2)], "b": [("train", 2), ("train", 3)]}}
+    (finding,) = check_classes({"train": {"a": 2, "b": 2}}, places, "words")
+    assert finding.rows == (("train", 1), ("train", 2), ("train", 3))

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from sft_dist.recipe.files import write_json
-from sft_dist.run.causes import Facts, cause_of, classify_attempt, classify_facts, parse_killed_ranks, read_facts
+from sft_dist.run.causes import (
+    Facts,
+    cause_of,
+    classify_attempt,
+    classify_facts,
+    parse_killed_ranks,
+    read_facts,
+    reason_in,
+)
 from sft_dist.run.folder import RunFolder
 from sft_dist.run.requeue_policy import MAX_ATTEMPTS_IN_USE, EndedAttempt, decide, failing_nodes
 
@@ -225,3 +233,26 @@ def test_facts_of_a_half_written_attempt_do_not_raise(tmp_path: Path):
     attempt.hang_file.write_text("[]")
     attempt.error_file(1).write_text("")
     assert classify_attempt(run, attempt).state == "killed"
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("14:00:01 1 node(s), meeting at node1:10077\n/venv/bin/python: No module named accelerate\n"
+         "srun: error: node1: task 0: Exited with exit code 1\n", "/venv/bin/python: No module named accelerate"),
+        ("FATAL:   could not open image /x.sif: no such file or directory\n", "FATAL:   could not open image /x.sif: no such file or directory"),
+        ("Traceback (most recent call last):\n  File x\nRuntimeError: bad\n"
+         "subprocess.CalledProcessError: Command 'x' returned non-zero exit status 1.\n", "RuntimeError: bad"),
+        ("all is well\n", ""),
+    ],
+)  # fmt: skip
+def test_the_line_of_a_log_that_names_a_reason_is_the_last_that_is_no_consequence(log, reason):
+    assert reason_in(log) == reason
+
+
+def test_an_environment_without_a_module_is_the_same_on_every_node_and_not_tried_again():
+    end = classify_facts(Facts(exit={"returncode": 1}, reason="/venv/bin/python: No module named accelerate"))
+    assert end.cause == "software"
+    assert "no rank reported an error: /venv/bin/python: No module named accelerate; see" in end.line
+    assert classify_facts(Facts(exit={"returncode": 1}, reason="Error: x")).cause == "error"
+    assert decide([EndedAttempt(end, False)]).action == "stop"
