@@ -86,7 +86,10 @@ def prepare(recipe: Recipe, task: Task, processor: Any = None) -> Prepared:
 # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def _build_rows(recipe: Recipe, task: Task, to: Path) -> None:
     data, dropped = recipe.data, Counter[str]()
-    tables = {split: _clean(source, split, recipe, task, dropped, to) for split, source in load_rows(data).items()}
+    tables = {
+        split: _clean(source, split, recipe, task, dropped, to)
+        for split, source in load_rows(data, [*recipe.task.media]).items()
+    }
     if data.streaming is None:
         tables = _divided(tables, data, task, dropped)
     for split, table in tables.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +22,8 @@ from sft_dist.metrics.vision import MOST_BOXES, box_scores
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks.object_detection import ObjectDetectionTask
-from sft_dist.tasks.base import BaseTask, Rngs
-from sft_dist.tasks.classes import NO_LABEL, class_name, sorted_labels, unknown_classes
+from sft_dist.tasks.base import BaseTask, Rngs, StoredClasses
+from sft_dist.tasks.classes import NO_LABEL
 from sft_dist.tasks.images import (
     IMAGE_FEATURE,
     config_of,
@@ -31,6 +32,7 @@ from sft_dist.tasks.images import (
     require_readable_path,
     warn_of_batch_statistics,
 )
+from sft_dist.tasks.label_types import class_name, sorted_labels, unknown_classes
 from sft_dist.tasks.loading import load_pretrained
 
 if TYPE_CHECKING:
@@ -71,6 +73,14 @@ class ObjectDetection(BaseTask):
         self.model_config: PreTrainedConfig | None = None  # of the model that was built
 
     # ── rows and examples ───────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def stored_classes(self) -> StoredClasses:
+        return StoredClasses("objects", lambda value, _: Counter(value["category"]).items(), "boxes")
+
+    @property
+    def unique_targets(self) -> tuple[str, ...]:
+        return ()
+
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
         """Reads a row. An image without objects is valid, but a missing list of objects is not."""
         if not row["image"]:

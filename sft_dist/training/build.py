@@ -70,7 +70,7 @@ def build(
     if recipe.data.streaming:
         chunks: Chunks = open_stream(folder, recipe, accelerator, progress.stream)
     else:
-        chunks = single_chunk(examples["train"], recipe)
+        chunks = single_chunk(examples["train"], recipe, task)
     cleanup.callback(chunks.close)
     first = chunks.at(progress.step + 1).examples
     if task.counts_tokens:

@@ -1,10 +1,11 @@
 """Facts of speech recognition."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from sft_dist.recipe.tasks.base import Columns, Kind, Seconds, Starters, TaskSettings
+from sft_dist.recipe.tasks.base import Columns, Kind, Media, Seconds, Starters, TaskSettings
 
 
 class SpeechRecognitionTask(TaskSettings):
@@ -16,7 +17,7 @@ class SpeechRecognitionTask(TaskSettings):
     work = "sft_dist.tasks.speech_recognition:SpeechRecognition"
     columns: ClassVar[Columns] = {"audio": "required", "text": "required"}
     kinds = (Kind({"wer": "min", "cer": "min", "loss": "min"}, ("model",)),)
-    media = ("audio",)
+    media: ClassVar[Media] = {"audio": "audio"}
     augmentation = "audio"
     packages = (("soundfile", "sft-dist[audio]"), ("soxr", "sft-dist[audio]"), ("jiwer", "sft-dist[audio]"))
     starters: ClassVar[Starters] = {
@@ -26,6 +27,7 @@ class SpeechRecognitionTask(TaskSettings):
             "evaluate.metric": "wer",
         }
     }
+    samples: ClassVar[Mapping[str, str]] = {"language": "en"}
 
     @property
     def max_audio_s(self) -> float:

@@ -1,6 +1,6 @@
 """Facts of translation and summarization, which share their options."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -49,6 +49,7 @@ class TextToTextTask(TaskSettings):
             "evaluate.metric": "rougeL",
         },
     }
+    samples: ClassVar[Mapping[str, str]] = {"source_language": "en", "target_language": "de"}
 
     @property
     def kind(self) -> Kind:
