@@ -29,9 +29,10 @@ from sft_dist.recipe.tunings import virtual_tokens
 from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
 from sft_dist.tasks.models import build_model, load_processor
+from sft_dist.training.progress import Progress
 from sft_dist.training.rank_consistency import require_agreement
 from sft_dist.training.snapshot import restore
-from sft_dist.training.state import Progress, Training
+from sft_dist.training.state import Training
 from sft_dist.tuning import load_weights
 from sft_dist.tuning.model_options import for_training
 from sft_dist.tuning.optimizers import build_optimizer, build_schedule
