@@ -23,9 +23,9 @@ CLUSTER = click.option(
     "--cluster", metavar="NAME", envvar="SFT_DIST_CLUSTER", help="Name or file of the cluster; local: this machine."
 )
 COMMITS = click.option(
-    "--trust-remote-code", "commits", multiple=True, metavar="COMMIT", help="Let the model's code of COMMIT run."
+    "--trust-remote-code", "commits", multiple=True, metavar="COMMIT", help="Run the model's own code, at this commit."
 )
-PICKLE = click.option("--allow-pickle", "pickle", is_flag=True, help="Read the model's weights from a pickle.")
+PICKLE = click.option("--allow-pickle", "pickle", is_flag=True, help="Allow weights in a pickle file.")
 PROCESSES = click.option("--processes", type=click.IntRange(1), metavar="N", help="Processes on this machine.")
 
 
@@ -516,7 +516,7 @@ def export(
 @COMMITS
 @PICKLE
 def predict(model: str, file: str, as_json: bool, commits: tuple[str, ...], pickle: bool) -> None:
-    """Label the texts in FILE (or standard input) with an exported MODEL or a run's winner.
+    """Print the predictions of an exported MODEL, or of a run's winner, for FILE or standard input.
 
     Example: echo "a lovely film" | sft-dist predict runs/my/0a1b2c3d4e/export
     """

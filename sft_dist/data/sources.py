@@ -336,7 +336,7 @@ def _format_of(files: Sequence[str]) -> str:
     if len(formats) > 1 or None in formats:
         raise UserError(
             Problem(
-                "files of one known format are needed",
+                "expected files of one supported format",
                 path="data.source",
                 value=", ".join(sorted(suffix or "no suffix" for suffix in suffixes)),
                 valid=tuple(SUFFIXES),

@@ -147,7 +147,7 @@ class InstructionTuning(BaseTask):
                 )
                 + 1
             )
-            message = f"the answers begin behind the cut, so there is nothing to learn, in {_rows(lost)}"
+            message = f"the answers begin after the truncation, so nothing is learned, in {_rows(lost)}"
             hint = f"raise data.max_length to {needed} at least, or drop these rows"
             raise UserError(Problem(message, "data.max_length", value=str(longest), hint=hint))
 

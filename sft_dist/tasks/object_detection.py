@@ -104,7 +104,7 @@ class ObjectDetection(BaseTask):
             return
         self.labels = sorted_labels(name for objects in train.column("objects") for name in objects["category"])
         if not self.labels:
-            raise UserError(Problem("there is no object in the training rows", "data.columns.objects"))
+            raise UserError(Problem("the training rows have no objects", "data.columns.objects"))
 
     def load_processor(self, source: str, **options: Any) -> Any:
         return load_image_processor(source, **options)

@@ -249,7 +249,7 @@ def test_a_sound_that_cannot_be_used_is_named_with_the_reason(tmp_path):
     assert refused(load_audio, at(tmp_path / "empty.wav"), RATE) == f"{tmp_path}/empty.wav: the file is empty"
     assert "words.wav: not a sound that can be read (" in refused(load_audio, at(tmp_path / "words.wav"), RATE)
     assert "header.wav: " in refused(load_audio, at(tmp_path / "header.wav"), RATE)
-    assert "silent.wav: there is no sound in it (0 samples)" in refused(load_audio, at(tmp_path / "silent.wav"), RATE)
+    assert "silent.wav: the recording is empty (0 samples)" in refused(load_audio, at(tmp_path / "silent.wav"), RATE)
     assert "nan.wav: some of its samples are not finite" in refused(load_audio, at(tmp_path / "nan.wav"), RATE)
     assert "none.wav: cannot be read" in refused(load_audio, at(tmp_path / "none.wav"), RATE)
 

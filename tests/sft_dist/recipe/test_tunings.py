@@ -64,7 +64,7 @@ def test_layer_decay_without_trained_layers_has_no_effect(tmp_path: Path, tuning
 
 def test_a_prefix_and_gradient_checkpointing_exclude_each_other(tmp_path: Path) -> None:
     text = said(tmp_path, "tuning=prefix", "train.gradient_checkpointing=true")
-    assert "train.gradient_checkpointing: not with tuning: prefix" in text
+    assert "train.gradient_checkpointing: cannot be combined with tuning: prefix" in text
     recipe(tmp_path, "tuning=prompt", "train.gradient_checkpointing=true")
 
 
