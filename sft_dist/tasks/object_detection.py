@@ -30,7 +30,6 @@ from sft_dist.tasks.images import (
     load_image_processor,
     pixels_of,
     require_readable_path,
-    warn_of_batch_statistics,
 )
 from sft_dist.tasks.label_types import class_name, sorted_labels, unknown_classes
 from sft_dist.tasks.loading import load_pretrained
@@ -155,7 +154,6 @@ class ObjectDetection(BaseTask):
         model = load_pretrained(auto, folder, revision, config, self.labels, **options)
         capture(model)
         self.model_config = model.config
-        warn_of_batch_statistics(model)
         return model
 
     def build_loss(self, train: Examples) -> DetectionLoss:
