@@ -140,7 +140,7 @@ def _unfinished(returncode: int) -> UserError:
     cause, hint = "it crashed; its traceback is above", "report it with that traceback"
     if returncode < 0:
         cause = f"it was killed by {signal.Signals(-returncode).name}"
-        hint = "check it where there is more memory" if returncode == -signal.SIGKILL else "check it again"
+        hint = "run the check where there is more memory" if returncode == -signal.SIGKILL else "check it again"
     message = f"the data check did not finish: {cause}"
     return UserError(Problem(message, "data", hint=f"{hint}; `submit --no-check` submits unchecked data"))
 

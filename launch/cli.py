@@ -53,9 +53,9 @@ CLUSTER = click.option(
     help="Name or file of the cluster; local: this machine.",
 )
 COMMITS = click.option(
-    "--trust-remote-code", "commits", multiple=True, metavar="COMMIT", help="Let the model's code of COMMIT run."
+    "--trust-remote-code", "commits", multiple=True, metavar="COMMIT", help="Run the model's own code, at this commit."
 )
-PICKLE = click.option("--allow-pickle", "pickle", is_flag=True, help="Read the model's weights from a pickle.")
+PICKLE = click.option("--allow-pickle", "pickle", is_flag=True, help="Allow weights in a pickle file.")
 # Other programs' names of these verbs.
 OTHER_VERBS = {
     "train": "run", "fit": "run", "start": "run", "launch": "run", "evaluate": "eval", "test": "eval", "validate": "check",
@@ -602,7 +602,7 @@ def export(
 def predict(
     model: str, files: tuple[str, ...], as_json: bool, commits: tuple[str, ...], pickle: bool, runs: str | None
 ) -> None:
-    """Predict for FILEs (texts, tables, images or audio; without any, the texts of standard input).
+    """Print predictions for FILEs: texts, tables, images or audio; without any, for the texts of standard input.
 
     MODEL is an exported folder, or a run by its folder, its id or its recipe.
 

@@ -44,13 +44,6 @@ def _starter_values(task: str, settings: type[TaskSettings]) -> dict[KeyPath, st
 SAMPLES: dict[KeyPath, str] = {
     ("name",): "my-first-run",
     ("description",): "what this recipe is for",
-    ("task", "threshold"): "0.5",
-    ("task", "label_separator"): "'|'",
-    ("task", "source_language"): "en",
-    ("task", "target_language"): "de",
-    ("task", "language"): "en",
-    ("task", "system"): "You answer briefly.",
-    ("task", "chat_template"): "./template.jinja",
     ("model", "revision"): "main",
     ("model", "tokenizer"): "./my-tokenizer",
     ("model", "config"): "{hidden_dropout_prob: 0.0}",
@@ -143,9 +136,10 @@ def _samples(task: str) -> dict[KeyPath, str]:
     settings = _task_of(task)
     paths = (*(() if settings.has_one_class else _ONE_CLASS), *(() if settings.has_classes else _CLASSES))
     inapplicable = dict.fromkeys(paths, "")
-    samples = SAMPLES if task in TASKS else {path: value for path, value in SAMPLES.items() if path[0] != "task"}
+    of_task: dict[KeyPath, str] = {("task", option): value for option, value in settings.samples.items()}
     return {
-        **samples,
+        **SAMPLES,
+        **of_task,
         ("train", "loss"): next(iter(settings.kind.losses), ""),
         ("data", "augment"): _AUGMENT[settings.augmentation],
         **inapplicable,

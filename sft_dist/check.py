@@ -83,7 +83,13 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, help="also write the JSON there")
     parser.add_argument("--html", type=Path, help="also write the page there")
     parser.add_argument("--preview", type=int, default=0, help="examples on the page, before and after augmentation")
-    parser.add_argument("--allow", action="append", default=[], choices=KINDS, help="kinds of errors that do not count")
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        choices=KINDS,
+        help="finding to accept although it is an error (repeatable)",
+    )
     parser.add_argument("--runs", type=Path, help="where earlier runs are, whose speed is known")
     parser.add_argument("--time", action="store_true", help="measure a few steps here")
     return parser.parse_args(arguments)

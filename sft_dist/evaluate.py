@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--leaderboard", type=Path, help="folder for leaderboard.md and .json (the run's, or their parent)"
     )
-    parser.add_argument("--force", action="store_true", help="score again what has been scored")
+    parser.add_argument("--force", action="store_true", help="re-evaluate checkpoints that have scores")
     add_options(parser)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

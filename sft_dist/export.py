@@ -32,10 +32,14 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="example: python -m sft_dist.export runs/quickstart/0a1b2c3d4e --to my-model",
     )
     parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--step", type=int, help="which checkpoint (the sweep's winner, else the best in training)")
+    parser.add_argument(
+        "--step", type=int, help="step of the checkpoint (the sweep's winner, else the best in training)"
+    )
     parser.add_argument("--to", type=Path, help="folder to write (RUN/export)")
     parser.add_argument(
-        "--form", choices=["merged", "adapter"], help="adapters merged into the base's weights, or apart (the recipe's)"
+        "--form",
+        choices=["merged", "adapter"],
+        help="merged: adapters merged into the base model; adapter: separate (the recipe's)",
     )
     add_options(parser)
     options = parser.parse_args(arguments)

@@ -29,7 +29,7 @@ BATCHES_AT_ONCE = 16  # texts read ahead, so that a batch holds similar lengths:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sft_dist.predict",
-        description="What an exported model says about texts, images or recordings.",
+        description="Print an exported model's predictions for texts, images or recordings.",
         epilog="example: echo 'a wonderful film' | python -m sft_dist.predict runs/quickstart/0a1b2c3d4e",
     )
     parser.add_argument("model", type=Path, help="an exported folder, or a run folder whose winner was exported")
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="txt (a text a line), csv, tsv or jsonl; for images and recordings the files themselves, or a table of "
         "their paths; - is standard input: texts, or rows of jsonl",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, with everything the model says")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, with the complete prediction")
     add_options(parser)
     options = parser.parse_args(arguments)
     try:

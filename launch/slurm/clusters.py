@@ -118,7 +118,8 @@ class Container(Section):
     runtime: Literal["apptainer", "pyxis"] = Field(description="Apptainer's own command, or srun's Pyxis plug-in.")
     image: Annotated[str, AfterValidator(_image)] = Field(description="Image file, or `docker://...`.")
     mounts: list[Annotated[str, AfterValidator(_mount)]] = Field(
-        default_factory=listing, description="Folders to see inside: `/data` or `/data:/inside[:ro]`. The run's own is."
+        default_factory=listing,
+        description="Folders to mount: `/data` or `/data:/inside[:ro]`. The run's own is always mounted.",
     )
 
 
@@ -126,7 +127,7 @@ class Preemption(Section):
     signal_lead: Time = Field(
         "2min", description="How long before the end Slurm warns the job, which has to save in that time."
     )
-    requeue: bool = Field(True, description="May a job requeue itself after it was stopped?")
+    requeue: bool = Field(True, description="Whether a job may requeue itself after it was stopped.")
 
 
 class Cluster(Section):
@@ -150,12 +151,12 @@ class Cluster(Section):
     memory_per_node: Memory | None = Field(
         None, description="Memory of a node: `500GB`. Without it, no memory is requested."
     )
-    max_time: Time | None = Field(None, description="Longest time of a job; the default of recipes without a time.")
-    max_nodes: Positive | None = Field(None, description="Most nodes of one job.")
+    max_time: Time | None = Field(None, description="Maximum time of a job, and the default of recipes without one.")
+    max_nodes: Positive | None = Field(None, description="Maximum number of nodes of a job.")
     max_array_size: Positive = Field(
-        1001, description="Most tasks of a job array: MaxArraySize of `scontrol show config`."
+        1001, description="Maximum number of tasks of a job array: MaxArraySize of `scontrol show config`."
     )
-    modules: list[Module] = Field(default_factory=listing, description="What `module load` gets: `[cuda/12.4]`.")
+    modules: list[Module] = Field(default_factory=listing, description="Modules to load: `[cuda/12.4]`.")
     venv: AbsolutePath | None = Field(None, description="Virtual environment on the nodes.")
     conda: Annotated[str, _matching(_CONDA, "an environment's name or path")] | None = Field(
         None, description="Conda environment, by name or path."
@@ -170,9 +171,9 @@ class Cluster(Section):
     )
     scratch: AbsolutePath | None = Field(None, description="Folder on each node's own disk, for temporary files.")
     preemption: Preemption = Field(
-        default_factory=lambda: Preemption(), description="What happens at a time limit or when others go first."
+        default_factory=lambda: Preemption(), description="What Slurm does before a time limit or a preemption."
     )
-    accounting: bool = Field(True, description="Does `sacct` answer here?")
+    accounting: bool = Field(True, description="Whether `sacct` works on this cluster.")
     sbatch: dict[str, str | int | bool] = Field(
         default_factory=mapping, description="Further sbatch options by long name: `{reservation: course}`."
     )

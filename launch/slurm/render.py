@@ -87,4 +87,4 @@ def _counts(by_state: RunsByState) -> str:
     unchanged = {"finished": by_state.done, "running": by_state.running, "waiting": by_state.waiting}
     counts = [f"{len(runs):,} {state}" for state, runs in unchanged.items() if runs]
     missing = f"{len(by_state.missing):,} to send"
-    return f"{missing}; left alone: {', '.join(counts)}" if counts else missing
+    return f"{missing}; skipped: {', '.join(counts)}" if counts else missing

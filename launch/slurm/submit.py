@@ -80,7 +80,7 @@ def submit(
 
 def _already_sent(jobs: Sequence[tuple[str, JobPlan]]) -> str:
     names = ", ".join(f"job {job_id} ({job.kind} of {len(job.runs):,} runs)" for job_id, job in jobs)
-    return f"sent before that, and in the queue: {names}; `sft-dist submit` again sends the rest"
+    return f"already in the queue: {names}; run `sft-dist submit` again to send the rest"
 
 
 def script_of(run: PlannedRun, cluster: Cluster, lacks_software: bool = False) -> str:

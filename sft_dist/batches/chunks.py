@@ -8,6 +8,7 @@ from typing import Protocol
 from sft_dist.batches.plan import BatchPlan, balanced_shares
 from sft_dist.data.rows import Examples
 from sft_dist.recipe.schema import Recipe
+from sft_dist.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class SingleChunk:
         return None
 
 
-def single_chunk(examples: Examples, recipe: Recipe) -> SingleChunk:
-    shares = balanced_shares(examples.numbers("label")) if recipe.data.sampling == "balanced" else None
+def single_chunk(examples: Examples, recipe: Recipe, task: Task) -> SingleChunk:
+    shares = balanced_shares(task.class_numbers(examples)) if recipe.data.sampling == "balanced" else None
     train = recipe.train
     return SingleChunk(
         Chunk(examples, BatchPlan(examples.lengths, train.seed, train.global_batch, train.batching, shares))

@@ -90,7 +90,7 @@ def build_chunks(recipe: Recipe, task: Task, processor: Any, position: StreamPos
         empty_error: UserError | None = (
             None if position.row else UserError(Problem("the stream has no rows", "data.source"))
         )
-        for source in stream_tables(recipe.data, position.epoch, skip=position.row):
+        for source in stream_tables(recipe.data, position.epoch, position.row, [*recipe.task.media]):
             staging = folder / f".{position.number:06d}"
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()

@@ -135,7 +135,7 @@ class Saver:
         """What another rank has to say, once it has."""
         while (note := read_json(_note(staging_dir, rank))) is None:
             if _bare_note(staging_dir, rank).exists():
-                return {"error": "could not write its part, and not why; most likely: No space left on device"}
+                return {"error": "could not write its part, nor report why; most likely: No space left on device"}
             if time.monotonic() > self._give_up_at:
                 return {"error": "has not finished its part"}
             time.sleep(POLL_INTERVAL_S)
@@ -161,4 +161,4 @@ def _tell(staging_dir: Path, rank: int, error: Exception) -> None:
 
 
 def _failure(step: int, error: Exception) -> SaveError:
-    return SaveError(f"the checkpoint of step {step} could not be saved, those before it are untouched: {error}")
+    return SaveError(f"the checkpoint of step {step} could not be saved; earlier checkpoints are intact: {error}")

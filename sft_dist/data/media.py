@@ -353,7 +353,7 @@ def load_audio(value: Mapping[str, Any], rate: int) -> np.ndarray:  # (samples,)
         reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
         raise MediaError(f"{name_of(value)}: not a sound that can be read ({reason})") from None
     if not len(sound):
-        raise MediaError(f"{name_of(value)}: there is no sound in it (0 samples)")
+        raise MediaError(f"{name_of(value)}: the recording is empty (0 samples)")
     if not np.isfinite(sound).all():
         raise MediaError(f"{name_of(value)}: some of its samples are not finite numbers")
     if (peak := float(np.abs(sound).max())) > MAX_PEAK:

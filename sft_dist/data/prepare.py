@@ -86,7 +86,10 @@ def prepare(recipe: Recipe, task: Task, processor: Any = None) -> Prepared:
 # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def _build_rows(recipe: Recipe, task: Task, to: Path) -> None:
     data, dropped = recipe.data, Counter[str]()
-    tables = {split: _clean(source, split, recipe, task, dropped, to) for split, source in load_rows(data).items()}
+    tables = {
+        split: _clean(source, split, recipe, task, dropped, to)
+        for split, source in load_rows(data, [*recipe.task.media]).items()
+    }
     if data.streaming is None:
         tables = _divided(tables, data, task, dropped)
     for split, table in tables.items():
@@ -143,7 +146,7 @@ def _refuse_shared_groups(groups: dict[str, set[str]]) -> None:
     for first, second in combinations([split for split in SPLITS if split in groups], 2):
         if shared := sorted(groups[first] & groups[second]):
             remainder = f" and {len(shared) - 10:,} more" if len(shared) > 10 else ""
-            message = f"groups that are in {first} and in {second}: {', '.join(shared[:10])}{remainder}"
+            message = f"groups in both {first} and {second}: {', '.join(shared[:10])}{remainder}"
             hint = "move each group into one of the splits, or remove data.split.group"
             raise UserError(Problem(message, "data.split.group", hint=hint))
 
@@ -235,7 +238,7 @@ def _without_near_duplicates(
     row_indices = np.flatnonzero(keep)
     texts = task.input_texts(Rows(read.select(row_indices)))
     if not texts:
-        raise UserError(Problem("is for texts, and this task has none", path="data.clean.near_duplicates"))
+        raise UserError(Problem("works on texts, and this task has none", path="data.clean.near_duplicates"))
     later = [member for group in near_duplicates(texts, threshold) for member in sorted(group)[1:]]
     dropped["near duplicate"] += len(later)
     keep = keep.copy()

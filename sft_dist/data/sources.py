@@ -3,6 +3,8 @@
     load_rows    every split, memory-mapped
     stream_rows  one split, row by row, in an order that is the same every time; stream_tables: many at a time
 
+`media` are the roles whose values name files in the task that reads the rows: what lies outside the data's folders is refused.
+
 Several sources of one split are put one after the other, or mixed by `data.weights`: each row is drawn from a source with
 that probability, no row twice, until the first source is used up. What is left of the others then is not used.
 """
@@ -57,7 +59,7 @@ _JSON_TYPES = {
     "Json",
 }  # that JSON holds as they are; `datasets` takes texts for JSON
 
-# Roles whose values may be names of files, of every task: rows are read before a task sees them.
+# Roles whose values name files in any built-in task. They are confined whatever the task, and those of the task itself too.
 MEDIA_ROLES = tuple(dict.fromkeys(role for settings in TASKS.values() for role in settings.media))
 HUB_FILES = (str(datasets.config.HF_DATASETS_CACHE), str(datasets.config.DOWNLOADED_DATASETS_PATH))
 STREAMED_URLS = (*TABLES, "conll")  # formats that are read from a URL as they come; the others are fetched first
@@ -65,26 +67,30 @@ STREAMED_URLS = (*TABLES, "conll")  # formats that are read from a URL as they c
 _Rows = TypeVar("_Rows", Dataset, IterableDataset)
 
 
-def load_rows(data: Data) -> dict[str, Dataset]:
+def load_rows(data: Data, media: Sequence[str] = ()) -> dict[str, Dataset]:
     """Split name -> rows as they are in the source, with the columns inside objects that `data.columns` names; always has
     `train`, unless that is streamed. Raises UserError."""
     disable_progress_bar()
-    return {split: with_nested(rows, data.columns.values()) for split, rows in _rows_by_split(data).items()}
+    return {split: with_nested(rows, data.columns.values()) for split, rows in _rows_by_split(data, media).items()}
 
 
-def _rows_by_split(data: Data) -> dict[str, Dataset]:
+def _rows_by_split(data: Data, media: Sequence[str]) -> dict[str, Dataset]:
     if data.streaming is not None:
-        return _beside_a_stream(data)
+        return _beside_a_stream(data, media)
     if isinstance(data.source, SplitSources):
         named = {split: getattr(data.source, split) for split in SPLITS}
-        return {split: _split_of(source, split, data, False) for split, source in named.items() if source is not None}
-    rows_by_split = _load(data.source, "data.source", data, data.weights, False)
+        return {
+            split: _split_of(source, split, data, media, False) for split, source in named.items() if source is not None
+        }
+    rows_by_split = _load(data.source, "data.source", data, media, data.weights, False)
     if "train" not in rows_by_split:
         raise _lacks("train", rows_by_split, "data.source")
     return {split: rows_by_split[split] for split in SPLITS if split in rows_by_split}
 
 
-def stream_rows(data: Data, split: str = "train", epoch: int = 0, skip: int = 0) -> IterableDataset:
+def stream_rows(
+    data: Data, split: str = "train", epoch: int = 0, skip: int = 0, media: Sequence[str] = ()
+) -> IterableDataset:
     """The rows of a split one by one, the training rows shuffled among `data.streaming.buffer`. Raises UserError.
 
     The order is a function of the source, `data.split.seed` and `epoch`. `skip` skips the first rows of that order:
@@ -99,9 +105,9 @@ def stream_rows(data: Data, split: str = "train", epoch: int = 0, skip: int = 0)
             raise UserError(
                 Problem(f"streams have only the splits that are named: there is no {split}", f"data.source.{split}")
             )
-        rows = _split_of(source, split, data, True)
+        rows = _split_of(source, split, data, media, True)
     else:
-        rows_by_split = _load(data.source, "data.source", data, data.weights, True)
+        rows_by_split = _load(data.source, "data.source", data, media, data.weights, True)
         if split not in rows_by_split:
             raise _lacks(split, rows_by_split, "data.source")
         rows = rows_by_split[split]
@@ -111,10 +117,10 @@ def stream_rows(data: Data, split: str = "train", epoch: int = 0, skip: int = 0)
     return rows.skip(skip) if skip else rows
 
 
-def stream_tables(data: Data, epoch: int = 0, skip: int = 0) -> Iterator[Dataset]:
+def stream_tables(data: Data, epoch: int = 0, skip: int = 0, media: Sequence[str] = ()) -> Iterator[Dataset]:
     """The training rows as they come, `data.streaming.buffer` at a time. Raises UserError with the place of a fault in a
     file; what else a reader raises, such as of the network, as it is."""
-    rows = stream_rows(data, "train", epoch, skip)
+    rows = stream_rows(data, "train", epoch, skip, media)
     iterator = iter(rows)
     while True:
         try:
@@ -159,18 +165,18 @@ def _table_of(rows: Sequence[dict[str, Any]], features: Features | None) -> Data
     return Dataset.from_dict({name: [row.get(name) for row in rows] for name in features}, features=features)
 
 
-def _beside_a_stream(data: Data) -> dict[str, Dataset]:
+def _beside_a_stream(data: Data, media: Sequence[str]) -> dict[str, Dataset]:
     """The other splits: whole, and read as streams too, since `datasets` would fetch all of a hub data set for one split."""
     if isinstance(data.source, SplitSources):
         splits = {split for split in SPLITS if getattr(data.source, split) is not None}
     else:
-        splits = set(_load(data.source, "data.source", data, None, True))
+        splits = set(_load(data.source, "data.source", data, media, None, True))
     if "validation" not in splits:
         raise _lacks("validation", dict.fromkeys(splits), "data.source")
     rows_by_split = {}
     for split in SPLITS[1:]:
         if split in splits:
-            rows = stream_rows(data, split)
+            rows = stream_rows(data, split, media=media)
             rows_by_split[split] = _table_of(list(rows), rows.features)
     return rows_by_split
 
@@ -183,10 +189,10 @@ def _of_epoch(data: Data, epoch: int) -> Data:
 
 
 # ── several sources ─────────────────────────────────────────────────────────────────────────────────────────────────
-def _split_of(source: str | list[str], split: str, data: Data, streaming: bool) -> Any:
+def _split_of(source: str | list[str], split: str, data: Data, media: Sequence[str], streaming: bool) -> Any:
     """The rows of a split that the recipe names a source for."""
     path = f"data.source.{split}"
-    rows_by_split = _load(source, path, data, data.weights if split == "train" else None, streaming)
+    rows_by_split = _load(source, path, data, media, data.weights if split == "train" else None, streaming)
     if split not in rows_by_split and set(rows_by_split) != {
         "train"
     }:  # a data set with splits of its own, this one not
@@ -200,11 +206,16 @@ def _lacks(split: str, rows_by_split: dict[str, Any], path: str) -> UserError:
 
 
 def _load(
-    source: str | list[str], path: str, data: Data, weights: Sequence[float] | None, streaming: bool
+    source: str | list[str],
+    path: str,
+    data: Data,
+    media: Sequence[str],
+    weights: Sequence[float] | None,
+    streaming: bool,
 ) -> dict[str, Any]:
     if isinstance(source, str):
-        return _load_one(source, path, data, streaming)
-    all_loaded = [_load_one(text, f"{path}.{index}", data, streaming) for index, text in enumerate(source)]
+        return _load_one(source, path, data, media, streaming)
+    all_loaded = [_load_one(text, f"{path}.{index}", data, media, streaming) for index, text in enumerate(source)]
     if len(all_loaded) == 1:
         return all_loaded[0]
     if any(set(loaded) != {"train"} for loaded in all_loaded):
@@ -262,10 +273,10 @@ def _mixed(rows: list[_Rows], weights: Sequence[float], seed: int, buffer: int) 
 
 
 # ── one source ──────────────────────────────────────────────────────────────────────────────────────────────────────
-def _load_one(text: str, path: str, data: Data, streaming: bool) -> dict[str, Any]:
+def _load_one(text: str, path: str, data: Data, media: Sequence[str], streaming: bool) -> dict[str, Any]:
     """Raises UserError that names the source by its key path."""
     try:
-        rows_by_split = _read(classify(text, Path.cwd()), data, streaming)
+        rows_by_split = _read(classify(text, Path.cwd()), data, media, streaming)
         return {split: undecoded(rows) for split, rows in rows_by_split.items()}
     except UserError as error:
         raise UserError([_placed(problem, path, text) for problem in error.problems]) from error
@@ -287,34 +298,34 @@ def _describe_error(error: Exception) -> str:
     return f"{type(cause).__name__}: {' '.join(words.split())}"
 
 
-def _read(reference: Reference, data: Data, streaming: bool) -> dict[str, Any]:
+def _read(reference: Reference, data: Data, media: Sequence[str], streaming: bool) -> dict[str, Any]:
     text = reference.text
     name: str = data.format
     if reference.kind == "hub":
         rows_by_split = load_dataset(text, data.subset, revision=data.revision, streaming=streaming)
-        return _named_splits(_confined(dict(rows_by_split), data, [*HUB_FILES]))
+        return _named_splits(_confined(dict(rows_by_split), data, media, [*HUB_FILES]))
     resolved = resolve(reference)
     if reference.kind == "sql":
         beside = [os.path.dirname(file)] if (file := sqlite_file(text)) else []
-        rows = _confined({"train": read_sql(text)}, data, [*beside, os.getcwd()])["train"]
+        rows = _confined({"train": read_sql(text)}, data, media, [*beside, os.getcwd()])["train"]
         return {"train": _as_asked(rows, streaming)}
     if reference.kind == "url":
         if name == "auto" and not text.endswith("/"):
             name = _format_of([text])
         if streaming and name in STREAMED_URLS and not text.endswith("/"):
             rows = FORMATS[name].read([text], True)
-            return _confined({"train": rows}, data, [])  # there is no folder that what it names could lie in
+            return _confined({"train": rows}, data, media, [])  # there is no folder that what it names could lie in
         resolved = fetched(text)
     if isinstance(resolved, Path) and resolved.is_dir():
-        return _read_folder(resolved, name, data, streaming)
+        return _read_folder(resolved, name, data, media, streaming)
     files = [str(file) for file in (resolved if isinstance(resolved, list) else [resolved])]
     name = _format_of(files) if name == "auto" else name
     if name == "sql" or not FORMATS[name].suffixes:
         raise UserError(Problem(f"{name} is not a file format", "data.format", value=name))
-    return {"train": _rows_in(name, files, data, streaming)}
+    return {"train": _rows_in(name, files, data, media, streaming)}
 
 
-def _rows_in(name: str, files: list[str], data: Data, streaming: bool) -> Any:
+def _rows_in(name: str, files: list[str], data: Data, media: Sequence[str], streaming: bool) -> Any:
     """Rows of files or of a folder. Images and sounds that a table names lie beside it."""
     if name not in TABLES:
         return FORMATS[name].read(files, streaming)
@@ -322,12 +333,12 @@ def _rows_in(name: str, files: list[str], data: Data, streaming: bool) -> Any:
     for file in files:
         folders.setdefault(os.path.dirname(os.path.abspath(file)), []).append(file)
     rows = read_table(name, files, streaming)
-    if len(folders) > 1 and _names_media(rows, data):
-        return concatenate_datasets([_rows_in(name, group, data, streaming) for group in folders.values()])
-    return _confined({"": rows}, data, [*folders, os.getcwd()])[""]
+    if len(folders) > 1 and _names_media(rows, data, media):
+        return concatenate_datasets([_rows_in(name, group, data, media, streaming) for group in folders.values()])
+    return _confined({"": rows}, data, media, [*folders, os.getcwd()])[""]
 
 
-def _names_media(rows: Any, data: Data) -> bool:
+def _names_media(rows: Any, data: Data, media: Sequence[str]) -> bool:
     """Whether these rows have a column of images or sounds. A stream need not know its columns: its first row tells."""
     names: Any = rows.features
     if names is None:
@@ -335,13 +346,17 @@ def _names_media(rows: Any, data: Data) -> bool:
             names = next(iter(rows), {})
         except Exception:  # every reader has its own; said with its place when the stream comes to it
             names = {}
-    return any(data.columns.get(role, role) in names for role in MEDIA_ROLES)
+    return any(column in names for column in _media_columns(data, media))
 
 
-def _confined(splits: dict[str, Any], data: Data, folders: Sequence[str]) -> dict[str, Any]:
+def _media_columns(data: Data, media: Sequence[str]) -> list[str]:
+    return [data.columns.get(role, role) for role in dict.fromkeys((*MEDIA_ROLES, *media))]
+
+
+def _confined(splits: dict[str, Any], data: Data, media: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
     """The splits with what names an image or sound outside these folders marked as refused. Into the hub's cache lead
     the links of a data set that was downloaded from there."""
-    columns = [data.columns.get(role, role) for role in MEDIA_ROLES]
+    columns = _media_columns(data, media)
     return {split: confined(rows, columns, [*folders, HF_HUB_CACHE], data.allow_urls) for split, rows in splits.items()}
 
 
@@ -352,7 +367,7 @@ def _format_of(files: Sequence[str]) -> str:
     if len(formats) > 1 or None in formats:
         raise UserError(
             Problem(
-                "files of one known format are needed",
+                "expected files of one supported format",
                 path="data.source",
                 value=", ".join(sorted(suffix or "no suffix" for suffix in suffixes)),
                 valid=tuple(SUFFIXES),
@@ -363,26 +378,26 @@ def _format_of(files: Sequence[str]) -> str:
     return "coco" if name == "json" and all(is_coco(Path(file)) for file in files) else str(name)
 
 
-def _read_folder(folder: Path, name: str, data: Data, streaming: bool) -> dict[str, Any]:
+def _read_folder(folder: Path, name: str, data: Data, media: Sequence[str], streaming: bool) -> dict[str, Any]:
     kind = guessed(folder) if name == "auto" else name
     if kind == "saved":
         require_confined_tables(folder)
         saved = load_from_disk(str(folder))
         rows_by_split = dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
         if not folder.is_relative_to(streams_folder()):  # the paths of those were seen to when the stream was read
-            rows_by_split = _confined(rows_by_split, data, [str(folder), os.getcwd()])
+            rows_by_split = _confined(rows_by_split, data, media, [str(folder), os.getcwd()])
         return _named_splits({split: _as_asked(rows, streaming) for split, rows in rows_by_split.items()})
     if kind == "repository":
         require_confined_card(folder)
         rows_by_split = load_dataset(str(folder), cache_dir=tables_folder(), streaming=streaming)
-        return _named_splits(_confined(rows_by_split, data, [str(folder), tables_folder(), os.getcwd()]))
+        return _named_splits(_confined(rows_by_split, data, media, [str(folder), tables_folder(), os.getcwd()]))
     if kind not in FORMATS:
         raise UserError(Problem(f"{kind} is not a folder format", "data.format", value=kind))
     if suffixes_of := FORMATS[kind].suffixes:
         files_by_split = split_files(folder, suffixes_of, is_coco if kind == "coco" else None)
     else:
         files_by_split = {split: [str(inner)] for split, inner in split_folders(folder).items()}
-    return {split: _rows_in(kind, files, data, streaming) for split, files in files_by_split.items()}
+    return {split: _rows_in(kind, files, data, media, streaming) for split, files in files_by_split.items()}
 
 
 def _as_asked(rows: Dataset, streaming: bool) -> Dataset | IterableDataset:

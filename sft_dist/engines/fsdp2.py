@@ -53,7 +53,7 @@ class Fsdp2:
             raise RuntimeError(f"the model should run as FSDPModule and is {type(self.model).__name__}")
         parameters = list(self.model.parameters())
         if len(parameters) != weights:
-            raise RuntimeError(f"{weights} weights became {len(parameters)}: weights that are tied were cut apart")
+            raise RuntimeError(f"{weights} weights became {len(parameters)}: tied weights were sharded separately")
         if unsharded := [name for name, value in self.model.named_parameters() if not isinstance(value, DTensor)]:
             raise RuntimeError(f"{len(unsharded)} weights are not sharded, such as {unsharded[0]}")
         if self.mesh.size() != self.accelerator.num_processes:

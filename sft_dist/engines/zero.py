@@ -114,7 +114,7 @@ class Zero:
         if self.loss_scale is not None:
             self.zero.override_loss_scale(self.loss_scale.update(overflow=self.zero.overflow))
         elif self.zero.overflow:
-            raise NonFiniteGradient("the gradient norm is not a number, or infinite")
+            raise NonFiniteGradient("the gradient norm is NaN or infinite")
         return norm
 
     def discard_gradients(self) -> None:

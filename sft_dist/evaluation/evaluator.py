@@ -83,6 +83,6 @@ class Evaluator:
 
 def _examples(data: Prepared, split: str) -> Examples:
     if split not in data.examples:
-        way = "" if split == "validation" else f", or leave {split} out of evaluate.report_on"
+        way = "" if split == "validation" else f", or remove {split} from evaluate.report_on"
         raise UserError(f"the data has no {split} split: set data.split.{split} above 0{way}")
     return data.examples[split]

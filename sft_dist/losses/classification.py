@@ -121,27 +121,39 @@ class Huber:
 ClassLoss = CrossEntropy | BinaryCrossEntropy | Focal | BinaryFocal | MeanSquaredError | Huber
 
 
+@dataclass(frozen=True)
+class LabelLosses:
+    """The losses of a type of label."""
+
+    default: type[CrossEntropy | BinaryCrossEntropy | MeanSquaredError]
+    focal: type[Focal | BinaryFocal] | None = None
+
+
+SINGLE_LABEL = LabelLosses(CrossEntropy, Focal)
+MULTI_LABEL = LabelLosses(BinaryCrossEntropy, BinaryFocal)
+REGRESSION = LabelLosses(MeanSquaredError)
+
+
 def build_loss(
-    loss: schema.Loss | None, problem: str, labels: list[str], targets: Callable[[], np.ndarray]
+    loss: schema.Loss | None, losses: LabelLosses, labels: list[str], targets: Callable[[], np.ndarray]
 ) -> ClassLoss:
     """Builds the loss that a recipe names, or the default. `targets` returns those of the training split, which `balanced` weights
     are computed from. Raises UserError."""
     weights = getattr(loss, "class_weights", None)
     match loss:
         case None:
-            return {"multi-label": BinaryCrossEntropy, "regression": MeanSquaredError}.get(problem, CrossEntropy)()
+            return losses.default()
         case schema.CrossEntropyLoss():
             return CrossEntropy(_class_weights(weights, labels, targets), loss.label_smoothing)
         case schema.BinaryCrossEntropyLoss():
             return BinaryCrossEntropy(_class_weights(weights, labels, targets))
-        case schema.FocalLoss():
-            kind = BinaryFocal if problem == "multi-label" else Focal
-            return kind(loss.gamma, _class_weights(weights, labels, targets))
+        case schema.FocalLoss() if losses.focal:
+            return losses.focal(loss.gamma, _class_weights(weights, labels, targets))
         case schema.MseLoss():
             return MeanSquaredError()
         case schema.HuberLoss():
             return Huber(loss.delta)
-    raise UserError(f"{loss.name} is not a loss for {problem}")
+    raise UserError(f"train.loss: {loss.name} does not fit these labels; the default is {losses.default.__name__}")
 
 
 def balanced_weights(targets: np.ndarray, num_classes: int) -> np.ndarray:

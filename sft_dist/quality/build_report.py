@@ -14,7 +14,8 @@ from sft_dist.quality.estimate import earlier_rate, estimate
 from sft_dist.quality.findings import Finding, RowId
 from sft_dist.quality.probe import measured_rate
 from sft_dist.quality.report import SHOWN_ROWS, Lengths, Report
-from sft_dist.quality.subject import BATCH, EXCERPT, TEXTS, Say, Subject, count_classes, max_tokens
+from sft_dist.quality.subject import BATCH, EXCERPT, Say, Subject, count_classes, max_tokens
+from sft_dist.tasks.base import Task
 
 
 def build_report(subject: Subject, findings: Sequence[Finding], runs: Path | None, timed: bool, say: Say) -> Report:
@@ -86,18 +87,18 @@ def _excerpts(subject: Subject, findings: Sequence[Finding]) -> dict[RowId, str]
         ids = np.asarray(table.with_format("numpy")[ROW][:])
         rows = [row for of, row in row_ids if of == split and (of, row) not in excerpts]
         for index in np.flatnonzero(np.isin(ids, rows)):
-            excerpts[(split, int(ids[index]))] = _excerpt(table[int(index)])
+            excerpts[(split, int(ids[index]))] = _excerpt(subject.task, table[int(index)])
     return excerpts
 
 
-def _excerpt(row: Mapping[str, Any]) -> str:
-    texts = []
+def _excerpt(task: Task, row: Mapping[str, Any]) -> str:
+    texts, stored_texts, targets = [], task.stored_texts, task.unique_targets
     for role, value in row.items():
-        if role in TEXTS:
-            texts.append(TEXTS[role](value))
+        if role in stored_texts:
+            texts.append(stored_texts[role](value))
         elif isinstance(value, dict) and "path" in value:
             texts.append(str(value["path"] or ""))
-        elif role in ("label", "tags") and value is not None:
+        elif role in targets and value is not None:
             texts.append(f"[{', '.join(value) if isinstance(value, list) else value}]")
     excerpt = " | ".join(filter(None, texts))
     return excerpt if len(excerpt) <= EXCERPT else f"{excerpt[:EXCERPT]}…"

@@ -1,8 +1,10 @@
-"""Which checks are made of which data: decided by the roles a task stores, so that a new task needs no line here.
+"""Which checks are made of which data: decided by what a task says of the columns that it stores, so that a new task needs no
+line here.
 
-text, text_pair, source, target, tokens, chat   texts: empty, copies, outliers
-label, tags, objects                            classes; single labels are also reviewed by a simple classifier
-image, mask, audio                              decoded once each
+stored_texts                 empty texts, copies, outliers
+stored_classes               balance, names, order; single labels are also reviewed by a simple classifier
+unique_targets               conflicts between equal inputs
+media                        images, masks and recordings are decoded once each
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from sft_dist.quality import duplicates, labels, lengths, media
 from sft_dist.quality.findings import Finding, RowIndex, make_finding, rows_text
 from sft_dist.quality.source import raw_boxes
 from sft_dist.quality.subject import (
-    TEXTS,
     Say,
     Subject,
     count_classes,
@@ -28,8 +29,13 @@ from sft_dist.quality.subject import (
     model_config,
     model_labels,
 )
+from sft_dist.recipe.tasks.base import MediaKind
 
-ONE_INPUT_ONE_LABEL = ("label", "tags")  # roles where the same input with another value is a conflict
+READERS: dict[MediaKind, Callable[[Any], Any]] = {
+    "image": media.read_image_facts,
+    "audio": media.read_audio_facts,
+    "mask": media.read_mask_size,
+}
 QUERIES = ("num_queries", "num_detection_tokens")  # settings of detectors: the most boxes they can find
 
 
@@ -58,20 +64,17 @@ def run_checks(subject: Subject, say: Say) -> list[Finding]:
 def check_media(subject: Subject, say: Say) -> list[Finding]:
     findings: list[Finding] = []
     row_index = subject.row_index
-    for role, read in (
-        ("image", media.read_image_facts),
-        ("audio", media.read_audio_facts),
-        ("mask", media.read_mask_size),
-    ):
+    for role, kind in subject.recipe.task.media.items():
         if not subject.has(role):
             continue
         say(f"decoding {role} of {len(row_index):,} rows")
         values = _handles(subject, role)
-        subject.media[role] = media.read_all(values, read, _progress_reporter(say, f"{role}s decoded", len(values)))
-    if "image" in subject.media:
-        findings += media.check_images(row_index, subject.media["image"])
-    if "audio" in subject.media:
-        findings += media.check_audio(row_index, subject.media["audio"], subject.recipe.task.max_audio_s)
+        facts = media.read_all(values, READERS[kind], _progress_reporter(say, f"{role}s decoded", len(values)))
+        subject.media[role] = facts
+        if kind == "image":
+            findings += media.check_images(row_index, facts)
+        elif kind == "audio":
+            findings += media.check_audio(row_index, facts, subject.recipe.task.max_audio_s)
     return findings
 
 
@@ -92,18 +95,20 @@ def _handles(subject: Subject, role: str) -> list[Callable[[], Any]]:
 def check_texts(subject: Subject, say: Say) -> list[Finding]:
     findings: list[Finding] = []
     row_index = subject.row_index
-    roles = [role for role in TEXTS if subject.has(role)]
+    task = subject.task
+    roles = [role for role in task.stored_texts if subject.has(role)]
     for role in roles:
         facts = lengths.text_facts(subject.texts(role))
-        is_target = role not in (*subject.task.input_roles, "chat")
-        findings += lengths.check_texts(row_index, role, facts, is_target) if role != "text_pair" else []
+        if subject.recipe.task.columns.get(role) != "if mapped":  # such a text may be missing
+            findings += lengths.check_texts(row_index, role, facts, role in subject.target_texts)
         findings += lengths.check_outliers(row_index, role, facts.lengths)
         findings += lengths.check_constants({role: (facts.first, facts.num_equal)}, len(row_index))
-    if {"source", "target"} <= set(roles):
-        findings += lengths.check_target_copies(row_index, subject.texts("source"), subject.texts("target"))
-    if subject.has("label") and not subject.task.labels:  # numbers
-        numbers = list(subject.values("label"))
-        findings += lengths.check_constants({"label": (numbers[0], numbers.count(numbers[0]))}, len(numbers))
+    sources = [role for role in roles if role in task.input_roles]
+    for target in subject.target_texts if len(sources) == 1 else ():
+        findings += lengths.check_target_copies(row_index, subject.texts(sources[0]), subject.texts(target))
+    for role in subject.label_roles if not task.labels else ():  # numbers
+        numbers = list(subject.values(role))
+        findings += lengths.check_constants({role: (numbers[0], numbers.count(numbers[0]))}, len(numbers))
     return findings
 
 
@@ -111,8 +116,7 @@ def check_copies(subject: Subject, say: Say) -> list[Finding]:
     """Checks duplicates and conflicts as the source has them, leaks as training would see them."""
     source = subject.source
     inputs, targets = (np.concatenate([*digests.values()]) for digests in (source.inputs, source.targets))
-    one_each = any(role in subject.task.row_features for role in ONE_INPUT_ONE_LABEL)
-    findings = duplicates.check_repeats(source.row_index(), inputs, targets, one_each)
+    findings = duplicates.check_repeats(source.row_index(), inputs, targets, bool(subject.task.unique_targets))
     trained = subject.row_index
     input_digests = np.concatenate([_digests_of(subject, split, rows.ids) for split, rows in subject.rows.items()])
     findings += duplicates.check_leaks(trained, input_digests)
@@ -150,9 +154,10 @@ def check_label_quality(subject: Subject, say: Say) -> list[Finding]:
     )
     findings += labels.check_spellings({name for classes in counts.values() for name in classes})
     findings += labels.check_label_order(subject.task.labels, model_labels(subject.recipe)) if counts else []
-    if not subject.has("label") or not subject.recipe.task.has_classes:
+    role = subject.classes_of("rows")
+    if role is None:
         return findings
-    values = list(subject.values("label"))
+    values = list(subject.values(role))
     if any(isinstance(value, list) for value in values) or _lacks(
         subject, "cleanlab", "suspicious labels were not checked"
     ):
@@ -175,8 +180,8 @@ def check_label_quality(subject: Subject, say: Say) -> list[Finding]:
 
 def _features(subject: Subject, sample: np.ndarray) -> tuple[np.ndarray, Any]:
     """Returns those rows of the sample that have cheap features, and the features, (rows, features)."""
-    for role in ("image", "audio"):
-        if role in subject.media:
+    for role, kind in subject.recipe.task.media.items():
+        if kind != "mask" and role in subject.media:
             facts = subject.media[role]
             usable = np.array([i for i in sample if not isinstance(facts[i], Exception)], dtype=np.int64)
             return usable, media.standardize(facts[i].features for i in usable) if len(usable) else None
@@ -185,16 +190,20 @@ def _features(subject: Subject, sample: np.ndarray) -> tuple[np.ndarray, Any]:
 
 
 def check_tags(subject: Subject, say: Say) -> list[Finding]:
-    return labels.check_tags(subject.row_index, list(subject.values("tags"))) if subject.has("tags") else []
+    role = subject.classes_of("words")
+    return labels.check_tags(subject.row_index, list(subject.values(role))) if role else []
 
 
 def check_boxes(subject: Subject, say: Say) -> list[Finding]:
-    if not subject.has("objects"):
+    role, image = subject.classes_of("boxes"), subject.media_role("image")
+    if role is None or image is None:
         return []
     config = model_config(subject.recipe)
     max_boxes = next((config[name] for name in QUERIES if isinstance(config.get(name), int)), None)
-    flat = [(split, row) for split, row, boxes in raw_boxes(subject.source, subject.recipe) if _has_flat_box(boxes)]
-    findings = media.check_boxes(subject.row_index, list(subject.values("objects")), subject.media["image"], max_boxes)
+    flat = [
+        (split, row) for split, row, boxes in raw_boxes(subject.source, subject.recipe, role) if _has_flat_box(boxes)
+    ]
+    findings = media.check_boxes(subject.row_index, list(subject.values(role)), subject.media[image], max_boxes)
     if flat:
         findings.append(
             make_finding("box-without-area", f"a box without width or height: {rows_text(len(flat))}", flat)
@@ -207,9 +216,10 @@ def _has_flat_box(boxes: Sequence[Sequence[float]]) -> bool:
 
 
 def check_masks(subject: Subject, say: Say) -> list[Finding]:
-    if not subject.has("mask"):
+    mask, image = subject.media_role("mask"), subject.media_role("image")
+    if mask is None or image is None:
         return []
-    return media.check_masks(subject.row_index, subject.media["mask"], subject.media["image"])
+    return media.check_masks(subject.row_index, subject.media[mask], subject.media[image])
 
 
 def check_examples(subject: Subject, say: Say) -> list[Finding]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from sft_dist.batches.plan import example_rng
 from sft_dist.data.media import MediaError, load_audio, load_image, load_mask
-from sft_dist.quality.subject import TEXTS, Subject
+from sft_dist.quality.subject import Subject
 from sft_dist.recipe.augment import AudioAugment, ImageAugment, TextAugment
 
 if TYPE_CHECKING:
@@ -63,35 +63,43 @@ def examples(subject: Subject, count: int) -> list[Example]:
 
 def _example(subject: Subject, index: int, rng: np.random.Generator) -> Example:
     row = subject.rows["train"].table[index]
-    about = row.get("label")
-    description = ", ".join(map(str, about)) if isinstance(about, list) else "" if about is None else str(about)
-    if "audio" in row and row.get("text"):
-        description = row["text"]
     try:
         panels = tuple(_panels(subject, row, index, rng))
     except MediaError as error:
         panels = ((Panel("", fault=str(error)),),)
-    return Example(int(row["row"]), description, panels)
+    return Example(int(row["row"]), _about(subject, row), panels)
+
+
+def _about(subject: Subject, row: Mapping[str, Any]) -> str:
+    """Returns what is learned of a row: its labels, or the transcript of a recording."""
+    if subject.media_role("audio") and (
+        transcript := next((row[role] for role in subject.target_texts if row[role]), "")
+    ):
+        return str(transcript)
+    values = [row[role] for role in subject.label_roles if row[role] is not None]
+    return ", ".join(str(name) for value in values for name in (value if isinstance(value, list) else [value]))
 
 
 def _panels(
     subject: Subject, row: Mapping[str, Any], index: int, rng: np.random.Generator
 ) -> Iterator[tuple[Panel, ...]]:
     augment = getattr(subject.task, "augment", None)
-    if "image" in row:
-        yield _of_image(subject, row, augment if isinstance(augment, ImageAugment) else None, rng)
-    elif "audio" in row:
-        yield _of_audio(subject, row, augment if isinstance(augment, AudioAugment) else None, rng)
-    elif "tags" in row:
+    texts = subject.task.stored_texts
+    if image := subject.media_role("image"):
+        yield _of_image(subject, row, image, augment if isinstance(augment, ImageAugment) else None, rng)
+    elif audio := subject.media_role("audio"):
+        yield _of_audio(subject, row[audio], augment if isinstance(augment, AudioAugment) else None, rng)
+    elif tags := subject.classes_of("words"):
+        tokens = next(iter(texts))
         yield (
-            Panel("words and tags", tuple(_tagged(row["tokens"], row["tags"])), spaced=True),
+            Panel("words and tags", tuple(_tagged(row[tokens], row[tags])), spaced=True),
             *_encoded(subject, index),
         )
     else:
-        for role in TEXTS:
+        for number, (role, text_in) in enumerate(texts.items()):
             if row.get(role) is None:
                 continue
-            text = TEXTS[role](row[role])[:MAX_CHARS]
+            text = text_in(row[role])[:MAX_CHARS]
             if isinstance(augment, TextAugment) and role in subject.task.text_roles:
                 # Imported late: needs the packages of an extra.
                 from sft_dist.data.augment.text import augment_text
@@ -99,9 +107,10 @@ def _panels(
                 before, after = _difference(text, augment_text(text, augment, rng))
                 caption = "after augmentation" + (", by chance as before" if before == after else "")
                 yield Panel(f"{role} before", before, spaced=True), Panel(caption, after, spaced=True)
-            elif role == "chat" and (encoded := _encoded(subject, index)):
+            # A text that the task composed of several columns reads better as the model sees it.
+            elif role not in subject.recipe.task.columns and (encoded := _encoded(subject, index)):
                 yield tuple(encoded)
-            elif role in ("target", "text_pair"):
+            elif number:
                 yield (Panel(role, (("same", text),)),)
             else:
                 yield (Panel(role, (("same", text),)), *_encoded(subject, index))
@@ -149,14 +158,15 @@ def _encoded(subject: Subject, index: int) -> list[Panel]:
 
 # ── images ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def _of_image(
-    subject: Subject, row: Mapping[str, Any], settings: ImageAugment | None, rng: np.random.Generator
+    subject: Subject, row: Mapping[str, Any], role: str, settings: ImageAugment | None, rng: np.random.Generator
 ) -> tuple[Panel, ...]:
-    image = load_image(row["image"])
-    mask = load_mask(row["mask"]) if row.get("mask") else None
+    image = load_image(row[role])
+    mask_role, objects_role = subject.media_role("mask"), subject.classes_of("boxes")
+    mask = load_mask(row[mask_role]) if mask_role and row[mask_role] else None
     boxes, names = None, []
-    if row.get("objects"):
-        boxes = np.asarray(row["objects"]["bbox"], dtype=np.float64).reshape(-1, 4)
-        names = list(row["objects"]["category"])
+    if objects_role and (objects := row[objects_role]):
+        boxes = np.asarray(objects["bbox"], dtype=np.float64).reshape(-1, 4)
+        names = list(objects["category"])
     classes = subject.task.labels
     size = f"{image.width} x {image.height}"
     present = {*names, *(classes[i] for i in np.unique(mask) if i < len(classes))} if mask is not None else set(names)
@@ -224,11 +234,11 @@ def _image_panel(caption: str, image: Image, legend: tuple[tuple[str, str], ...]
 
 # ── sound ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 def _of_audio(
-    subject: Subject, row: Mapping[str, Any], settings: AudioAugment | None, rng: np.random.Generator
+    subject: Subject, value: Any, settings: AudioAugment | None, rng: np.random.Generator
 ) -> tuple[Panel, ...]:
     extractor = getattr(subject.processor, "feature_extractor", subject.processor)
     rate = int(getattr(extractor, "sampling_rate", 16_000))
-    sound = load_audio(row["audio"], rate)
+    sound = load_audio(value, rate)
     panels = [_sound("before", sound, rate, spectrum(sound, rate))]
     if settings is not None:
         # Imported late: needs the packages of an extra.

@@ -20,33 +20,30 @@ from sft_dist.data.formats.dialect import DELIMITERS, dialect_of, fields_of_any_
 from sft_dist.data.formats.media import as_stored
 from sft_dist.data.prepare import IDENTITY, REASON, TARGET, columns_of, read_rows
 from sft_dist.data.rows import ROW, Rows
-from sft_dist.data.sources import MEDIA_ROLES, load_rows, stream_tables
+from sft_dist.data.sources import load_rows, stream_tables
 from sft_dist.quality.findings import Finding, RowId, RowIndex, make_finding, rows_text, share_text
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.fingerprint import data_fingerprint
 from sft_dist.recipe.references import classify, resolve, sources_of, suffix_of
 from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.tasks.base import MediaKind
 from sft_dist.tasks.base import Task
 
-# What a row's problem is called: by the key path of the error it raised, and by the reason it is dropped for.
-FAULTS = {
-    "data.labels": "unknown-label",
-    "data.columns.audio": "unreadable-audio",
-    "data.columns.image": "unreadable-image",
-    "data.columns.mask": "unreadable-image",
-    "data.columns.objects": "unreadable-boxes",
+# What a medium is called that cannot be read, or is missing.
+UNREADABLE: dict[MediaKind, str] = {
+    "image": "unreadable-image",
+    "mask": "unreadable-image",
+    "audio": "unreadable-audio",
 }
+# What a row is called by the reason it is dropped for.
 REASONS = (
     (r"no label$", "empty-label"),
     (r"empty (source|text|conversation)", "empty-text"),
     (r"empty target|no answer|empty answer", "empty-target"),
     (r"begins with an answer", "unreadable-row"),
-    (r"no (image|mask)", "unreadable-image"),
     (r"no labelled pixel", "zero-label"),
-    (r"no audio", "unreadable-audio"),
     (r"longer than .* seconds", "too-long-audio"),
 )
-_CLASSES = {"label", "tags", "objects", "mask"}  # roles that hold classes
 _FAULT = "fault "
 _NOT_UTF8 = "not UTF-8"
 
@@ -75,10 +72,10 @@ def recipe_of_first_chunk(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
     say(f"reading the first {data.streaming.buffer:,} rows of the stream")
 
     def build(to: Path) -> None:
-        train = next(stream_tables(data), None)
+        train = next(stream_tables(data, media=[*recipe.task.media]), None)
         if train is None:
             raise UserError(Problem("the stream has no rows", "data.source"))
-        splits = {"train": train, **load_rows(data)}
+        splits = {"train": train, **load_rows(data, [*recipe.task.media])}
         # As texts: `datasets` opens the files of its own columns when it saves them.
         DatasetDict({split: as_stored(rows) for split, rows in splits.items()}).save_to_disk(str(to))
 
@@ -93,7 +90,7 @@ def read_source(recipe: Recipe, task: Task, scratch: Path, say: Callable[[str], 
     """Raises UserError for what is wrong with the recipe and not with its data."""
     say("reading the source")
     try:
-        raw = load_rows(recipe.data)
+        raw = load_rows(recipe.data, [*recipe.task.media])
     except UserError as error:
         if _NOT_UTF8 in str(error):
             return Source(findings=tuple(_bad_utf8(recipe, error)))
@@ -137,12 +134,27 @@ def _kind_of(reason: str, task: Task) -> tuple[str, str] | None:
     if reason.startswith(_FAULT):
         kind, message = json.loads(reason[len(_FAULT) :])
         return kind, message
-    written = not _CLASSES & set(task.row_features)  # what is learned is a text
+    match = re.match(r"(no|empty) (\w+)", reason)
+    state, role = match.groups() if match else ("", "")
+    media = task.recipe.task.media
+    if state == "no" and role in media:
+        return UNREADABLE[media[role]], ""
+    learned = [role for role in task.stored_texts if role not in task.input_roles]
     for pattern, kind in REASONS:
         if re.match(pattern, reason):
-            missing = kind == "empty-label" or (kind == "empty-text" and "audio" in task.row_features)
-            return "empty-target" if written and missing else kind, ""
+            return "empty-target" if role in learned or (learned and kind == "empty-label") else kind, ""
     return None
+
+
+def _kind_at(path: str, task: Task) -> str:
+    """Returns the kind of a fault by the key path of the error that a row raised."""
+    media, classes = task.recipe.task.media, task.stored_classes
+    if path == "data.labels":
+        return "mask-value" if "mask" in media.values() else "unknown-label"
+    role = path.removeprefix("data.columns.")
+    if role in media:
+        return UNREADABLE[media[role]]
+    return "unreadable-boxes" if classes and classes.unit == "boxes" and role == classes.role else "unreadable-row"
 
 
 @dataclass
@@ -161,10 +173,7 @@ class _Forgiving:
         except UserError as error:
             problem = error.problems[0]
             message = problem.message + (f" (found: {problem.value})" if problem.value is not None else "")
-            kind = FAULTS.get(problem.path, "unreadable-row")
-            if kind == "unknown-label" and "mask" in self.row_features:
-                kind = "mask-value"
-            return _FAULT + json.dumps([kind, message])
+            return _FAULT + json.dumps([_kind_at(problem.path, self.task), message])
         except (TypeError, ValueError, KeyError, AttributeError) as error:  # a value of a type the task did not expect
             return _FAULT + json.dumps(["unreadable-row", f"row {number}: {type(error).__name__}: {error}"])
 
@@ -253,22 +262,22 @@ def bad_rows(file: Path) -> tuple[list[int], int]:
 
 def named_files(source: Source, recipe: Recipe) -> list[str]:
     """The files of images and sounds, as the source names them, each once."""
-    make_finding = set[str]()
+    files = set[str]()
     for table in source.raw.values():
         columns = columns_of(table, recipe)
-        for name in (columns[role] for role in MEDIA_ROLES if role in columns):
+        for name in (columns[role] for role in recipe.task.media if role in columns):
             for batch in table.select_columns([name]).with_format("arrow").iter(1000):
                 values = batch.column(name).combine_chunks()
                 if pa.types.is_struct(values.type):
                     values = pc.if_else(pc.is_valid(values.field("bytes")), None, values.field("path"))
-                make_finding.update(path for path in values.to_pylist() if isinstance(path, str))
-    return sorted(make_finding)
+                files.update(path for path in values.to_pylist() if isinstance(path, str))
+    return sorted(files)
 
 
-def raw_boxes(source: Source, recipe: Recipe) -> Iterator[tuple[str, int, list[list[float]]]]:
+def raw_boxes(source: Source, recipe: Recipe, role: str) -> Iterator[tuple[str, int, list[list[float]]]]:
     """(split, row, boxes) before the task skips any."""
     for split, table in source.raw.items():
-        name = columns_of(table, recipe).get("objects")
+        name = columns_of(table, recipe).get(role)
         if name is None:
             continue
         for row, objects in enumerate(table.select_columns([name])[name]):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +15,7 @@ from sft_dist.quality.source import Source
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.references import model_source
 from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.tasks.base import MediaKind
 from sft_dist.run.failures import DataError
 from sft_dist.tasks.base import Task
 from sft_dist.tasks.models import load_processor
@@ -24,23 +23,6 @@ from sft_dist.tasks.models import load_processor
 Say = Callable[[str], None]
 EXCERPT = 300  # characters of a row shown
 BATCH = 1000
-
-# Roles that hold text -> the text in a stored value.
-TEXTS: dict[str, Callable[[Any], str]] = {
-    "text": lambda value: value or "",
-    "text_pair": lambda value: value or "",
-    "source": lambda value: value or "",
-    "target": lambda value: value or "",
-    "tokens": lambda value: " ".join(value or ()),
-    "chat": lambda value: "\n".join(str(turn.get("content") or "") for turn in json.loads(value)),
-}
-# Roles that hold classes -> (class, how many) in a stored value, given the classes' names; and what is counted.
-CLASSES: dict[str, tuple[Callable[[Any, Sequence[str]], Iterable[tuple[str, int]]], str]] = {
-    "label": (lambda value, _: ((name, 1) for name in (value if isinstance(value, list) else [value])), "rows"),
-    "tags": (lambda value, _: Counter(value).items(), "words"),
-    "objects": (lambda value, _: Counter(value["category"]).items(), "boxes"),
-    "pixels": (lambda value, names: ((_name(names, i), n) for i, n in enumerate(value) if n), "pixels"),
-}
 
 
 @dataclass
@@ -75,7 +57,31 @@ class Subject:
                 yield from batch[role]
 
     def texts(self, role: str) -> Iterator[str]:
-        return (TEXTS[role](value) for value in self.values(role))
+        return map(self.task.stored_texts[role], self.values(role))
+
+    def media_role(self, kind: MediaKind) -> str | None:
+        """Returns the first role whose files hold this."""
+        return next((role for role, held in self.recipe.task.media.items() if held == kind and self.has(role)), None)
+
+    def classes_of(self, unit: str) -> str | None:
+        """Returns the role that holds a class for each row, word, box or pixel."""
+        classes = self.task.stored_classes
+        return classes.role if classes and classes.unit == unit and self.has(classes.role) else None
+
+    @property
+    def target_texts(self) -> list[str]:
+        """Returns the roles whose texts are learned, and only learned."""
+        return [
+            role
+            for role in self.task.stored_texts
+            if role not in self.task.input_roles and role in self.recipe.task.columns
+        ]
+
+    @property
+    def label_roles(self) -> list[str]:
+        """Returns the roles that hold one label or number of a row."""
+        classes = self.task.stored_classes
+        return [*self.task.unique_targets] if classes is None or classes.unit == "rows" else []
 
     def input_texts(self, indices: np.ndarray) -> list[str]:
         """Returns the texts of these rows, sorted indices into the row index; [] where the inputs are not text."""
@@ -162,25 +168,22 @@ def count_classes(subject: Subject) -> tuple[dict[str, dict[str, int]], dict[str
     """Counts classes: split -> class -> number; split -> class -> its first rows; the unit. Empty where there are no classes."""
     counts: dict[str, dict[str, int]] = {}
     first: dict[str, dict[str, list[RowId]]] = {}
-    role = next((role for role in CLASSES if subject.has(role)), None)
-    if role is None or (role == "label" and not subject.recipe.task.has_classes):
+    classes = subject.task.stored_classes
+    if classes is None or not subject.has(classes.role):
         return {}, {}, ""
-    classes_of, unit = CLASSES[role]
     for split, rows in subject.rows.items():
         count, first_rows = counts.setdefault(split, {}), first.setdefault(split, {})
         for number, value in zip(
-            rows.ids, (v for b in rows.table.select_columns([role]).iter(BATCH) for v in b[role]), strict=True
+            rows.ids,
+            (v for b in rows.table.select_columns([classes.role]).iter(BATCH) for v in b[classes.role]),
+            strict=True,
         ):
-            for name, number_of in classes_of(value, subject.task.labels):
+            for name, number_of in classes.count(value, subject.task.labels):
                 count[name] = count.get(name, 0) + number_of
                 rows_of_class = first_rows.setdefault(name, [])
                 if len(rows_of_class) < BATCH and (not rows_of_class or rows_of_class[-1][1] != number):
                     rows_of_class.append((split, int(number)))
-    return counts, first, unit
-
-
-def _name(names: Sequence[str], number: int) -> str:
-    return names[number] if number < len(names) else str(number)
+    return counts, first, classes.unit
 
 
 def model_config(recipe: Recipe) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def _streaming(recipe: Recipe) -> Iterator[Problem]:
     idle = {
         "data.limit": (data.limit, "use train.steps"),
         "data.split.validation": (data.split.validation, "name data.source.validation"),
-        "data.split.test": (data.split.test, "name data.source.test, or leave it out of evaluate.report_on"),
+        "data.split.test": (data.split.test, "name data.source.test, or remove it from evaluate.report_on"),
         "data.split.group": (data.split.group, "remove it"),
         "data.sampling": (data.sampling if data.sampling == "balanced" else None, "use train.loss.class_weights"),
     }
@@ -255,7 +255,7 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
 def _saving(recipe: Recipe) -> Iterator[Problem]:
     train = recipe.train
     if train.keep_every is not None and train.keep_last is None:
-        hint = "set train.keep_last, or leave it out: every checkpoint is kept"
+        hint = "set train.keep_last, or remove it: every checkpoint is kept"
         yield Problem(
             "has no effect without train.keep_last", "train.keep_every", value=str(train.keep_every), hint=hint
         )
@@ -266,7 +266,7 @@ def _optimizer(recipe: Recipe) -> Iterator[Problem]:
     if isinstance(train.optimizer, NamedOptimizer):
         yield from _named_optimizer(train.optimizer, train.schedule.name)
     if isinstance(train.optimizer, Sgd) and train.optimizer.nesterov and train.optimizer.momentum == 0:
-        hint = "give momentum, or leave nesterov out"
+        hint = "set momentum, or remove nesterov"
         yield Problem("needs momentum above 0", "train.optimizer.nesterov", value="true", hint=hint)
     if isinstance(train.schedule, Polynomial) and train.schedule.lr_end >= train.lr:
         lr_end = f"{train.schedule.lr_end:g}"
@@ -297,9 +297,11 @@ def _tuning(recipe: Recipe) -> Iterator[Problem]:
             message, "train.layer_decay", value=f"{train.layer_decay:g}", hint="it works with full, freeze and bitfit"
         )
     if train.gradient_checkpointing and isinstance(tuning, PrefixTuning):
-        message = "not with tuning: prefix, whose keys and values would be lost when layers are computed again"
+        message = (
+            "cannot be combined with tuning: prefix, whose keys and values would be lost when layers are recomputed"
+        )
         yield Problem(
-            message, "train.gradient_checkpointing", value="true", hint="use tuning: prompt or lora, or leave it out"
+            message, "train.gradient_checkpointing", value="true", hint="use tuning: prompt or lora, or remove it"
         )
 
 

@@ -6,6 +6,7 @@ imports outside packages, so a broken package cannot break it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -13,6 +14,8 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from sft_dist.recipe.errors import Problem, UserError
+
+log = logging.getLogger("sft_dist")
 
 TASKS_GROUP = "sft_dist.tasks"
 METRICS_GROUP = "sft_dist.metrics"
@@ -31,6 +34,11 @@ class Plugin:
 
     def __str__(self) -> str:
         return f"{NOUNS[self.group]} {self.name} of {self.distribution} {self.version}"
+
+    @property
+    def requirement(self) -> str:
+        """What pip installs it by."""
+        return f"{self.distribution}=={self.version}"
 
     def to_json(self) -> dict[str, str]:
         return asdict(self)
@@ -76,12 +84,23 @@ def invalid(group: str, name: str, reason: str) -> UserError:
 
 
 def require_plugins(source: str, plugins: Iterable[Mapping[str, str]]) -> None:
-    """Raises UserError for plugins, as `Plugin.to_json` writes them, that are not installed. `source` is what needs them."""
+    """Raises UserError for plugins, as `Plugin.to_json` writes them, that are not installed, and warns of those whose version
+    differs. `source` is what needs them."""
     problems = []
     for values in plugins:
         plugin = Plugin(**values)
         if plugin.name not in _entry_points(plugin.group):
-            hint = f"pip install '{plugin.distribution}=={plugin.version}'"
+            hint = f"pip install '{plugin.requirement}'"
             problems.append(Problem(f"{source}: needs the {plugin}, which is not installed", hint=hint))
+        elif (installed := plugin_of(plugin.group, plugin.name)).requirement != plugin.requirement:
+            _warn_of_version(source, plugin, installed)
     if problems:
         raise UserError(problems)
+
+
+@cache  # a run folder is read several times by one process
+def _warn_of_version(source: str, recorded: Plugin, installed: Plugin) -> None:
+    log.warning(
+        "%s was made with %s, and %s is installed: scores and training can differ; to restore it: pip install '%s'",
+        source, recorded, installed.requirement, recorded.requirement,
+    )  # fmt: skip

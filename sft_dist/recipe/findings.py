@@ -36,7 +36,7 @@ KINDS: dict[str, Kind] = {
     "label-spelling": Kind("warning", "are they one class? data.clean.map_labels: {OTHER: NAME} merges them"),
     "class-imbalance": Kind("warning", "train.loss: {name: cross-entropy, class_weights: balanced}, or data.sampling: balanced"),
     "rare-class": Kind("warning", "collect more rows of the class, or merge it with another"),
-    "suspicious-label": Kind("warning", "read them: a simple classifier is nearly sure that they have another label"),
+    "suspicious-label": Kind("warning", "review them: a simple classifier is nearly sure that they have another label"),
     "conflicting-labels": Kind("warning", "decide on one label: every one of these rows is trained on"),
     "broken-tags": Kind("warning", "I-X continues B-X or I-X; entities are scored by that rule"),
     # texts
@@ -53,7 +53,7 @@ KINDS: dict[str, Kind] = {
     "near-leak": Kind("warning", "take the rows out of the other splits, or divide with data.split.group"),
     # images
     "unreadable-image": Kind("error", "fix or remove the files"),
-    "tiny-image": Kind("warning", "it is enlarged to the model's size and shows little"),
+    "tiny-image": Kind("warning", "it is upscaled to the model's input size and has little detail"),
     "blank-image": Kind("warning", "every pixel has the same colour"),
     "unreadable-boxes": Kind("error", "each box is [x, y, width, height] in pixels, with one category"),
     "box-outside-image": Kind("error", "boxes are [x, y, width, height] in pixels from the top left corner"),

@@ -86,7 +86,7 @@ def _with_parents(file: Path, children: list[Path], named_at: Mark | None) -> So
         circle = " -> ".join(path.name for path in [*children[children.index(resolved) :], resolved])
         raise UserError(Problem(f"circular base: {circle}", "base", mark=named_at))
     if len(children) > MOST_PARENTS:
-        raise UserError(Problem(f"more than {MOST_PARENTS} base files, one above the other", "base", mark=named_at))
+        raise UserError(Problem(f"more than {MOST_PARENTS} base files in a chain", "base", mark=named_at))
     document = read_yaml(file, display_name(file))
     own = _source_of(document, file)
     if "base" not in own.data:
@@ -265,7 +265,7 @@ def _lay(layer: Source, path: KeyPath, document: Document, problems: list[Proble
         inner = section.setdefault(key, {})
         if not isinstance(inner, dict):
             problems.append(
-                Problem(f"`{'.'.join(path[:depth])}` is given too, and holds no keys", ".".join(path), mark=mark)
+                Problem(f"`{'.'.join(path[:depth])}` is also set, and is not a mapping", ".".join(path), mark=mark)
             )
             return
         section = inner

@@ -41,7 +41,7 @@ _PROJECTIONS = Needs(
     refused="its state has projections that are objects and not tensors, which a checkpoint does not hold"
 )
 _TORCHAO = Needs(
-    refused="its state is in torchao's own kinds of tensors, which a checkpoint does not hold; adamw_8bit is like it"
+    refused="its state is in torchao's own kinds of tensors, which a checkpoint does not hold; use adamw_8bit instead"
 )
 
 NAMED_OPTIMIZERS: dict[NamedOptimizerName, Needs] = {
@@ -71,10 +71,10 @@ NAMED_OPTIMIZERS: dict[NamedOptimizerName, Needs] = {
     "adamw_torch_4bit": _TORCHAO,
     "adamw_torch_8bit": _TORCHAO,
     "adamw_torch_xla": Needs(
-        refused="it is for TPUs, and training here is for GPUs and CPUs; adamw_torch_fused is like it"
+        refused="it is for TPUs, and training here is for GPUs and CPUs; use adamw_torch_fused instead"
     ),
     "adamw_torch_npu_fused": Needs(
-        refused="it is for Ascend NPUs, and training here is for GPUs and CPUs; adamw_torch_fused is like it"
+        refused="it is for Ascend NPUs, and training here is for GPUs and CPUs; use adamw_torch_fused instead"
     ),
     "adamw_anyprecision": Needs(refused="it is in torchdistx, which cannot be installed with this torch"),
     "grokadamw": Needs(

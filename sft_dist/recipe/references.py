@@ -203,7 +203,7 @@ def _no_model(reference: Reference, resolved: Path | list[Path] | str) -> str:
         return "a model is a folder or a hub id, not a URL"
     if isinstance(resolved, list):
         return "a model is one folder, not a glob"
-    return "a model is a folder, this is a file" if isinstance(resolved, Path) and not resolved.is_dir() else ""
+    return "a model is a folder, and this is a file" if isinstance(resolved, Path) and not resolved.is_dir() else ""
 
 
 def weight_problems(resolved: Path | list[Path] | str, allow_pickle: bool) -> list[Problem]:
@@ -285,7 +285,9 @@ def _in_samples(reference: Reference) -> Path | list[Path]:
             sorted(sample.name for sample in home.iterdir() if sample.name[0] != ".") if home.is_dir() else []
         )
         raise UserError(
-            Problem("this sample is not here", "", value=reference.text, valid=tuple(sample_names), hint=_FETCH)
+            Problem(
+                "this sample has not been fetched", "", value=reference.text, valid=tuple(sample_names), hint=_FETCH
+            )
         )
     path = home.joinpath(*parts)
     if not path.exists() and not glob.has_magic(reference.text):

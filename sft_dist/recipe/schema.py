@@ -278,7 +278,7 @@ class Ia3Tuning(Section):
 
 class PrefixTuning(Section):
     method: Literal["prefix"] = Field(
-        description="Train keys and values before every layer's own (Li & Liang 2021, arXiv 2101.00190), and the head."
+        description="Train keys and values that are prepended in every layer (Li & Liang 2021, arXiv 2101.00190), and the head."
     )
     virtual_tokens: Positive = Field(20, description="Length of the prefix; it takes up positions of the model.")
     modules_to_save: list[str] = Field(default_factory=listing, description=_WHOLE_LAYERS)
@@ -286,7 +286,7 @@ class PrefixTuning(Section):
 
 class PromptTuning(Section):
     method: Literal["prompt"] = Field(
-        description="Train embeddings before the text's own (Lester et al. 2021, arXiv 2104.08691), and the head."
+        description="Train embeddings that are prepended to the text (Lester et al. 2021, arXiv 2104.08691), and the head."
     )
     virtual_tokens: Positive = Field(20, description="Length of the prompt; it takes up positions of the model.")
     modules_to_save: list[str] = Field(default_factory=listing, description=_WHOLE_LAYERS)
@@ -330,7 +330,7 @@ class BinaryCrossEntropyLoss(Section):
 
 class FocalLoss(Section):
     name: Literal["focal"] = Field(description="Cross-entropy that weights easy examples less (arXiv 1708.02002).")
-    gamma: Annotated[float, Field(ge=0)] = Field(2.0, description="How much less; 0: cross-entropy.")
+    gamma: Annotated[float, Field(ge=0)] = Field(2.0, description="Focusing parameter; 0: cross-entropy.")
     class_weights: ClassWeights | None = Field(None, description="As for cross-entropy.")
 
 
@@ -340,7 +340,9 @@ class MseLoss(Section):
 
 class HuberLoss(Section):
     name: Literal["huber"] = Field(description="Squared error near the target, absolute error far from it.")
-    delta: Annotated[float, Field(gt=0)] = Field(1.0, description="Where one becomes the other.")
+    delta: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="Error from which the loss is absolute instead of squared."
+    )
 
 
 class OverlapLoss(Section):
@@ -571,7 +573,7 @@ class Train(Section):
     early_stopping: EarlyStopping | None = Field(None, description="Stop when validation no longer improves.")
     log_every: Positive = Field(10, description="Optimizer steps between two log lines.")
     tracking: list[Literal["tensorboard"]] = Field(
-        default_factory=listing, description="Further places to log to: `[tensorboard]`."
+        default_factory=listing, description="Trackers to log to as well: `[tensorboard]`."
     )
     deterministic: bool = Field(True, description="Use deterministic kernels, so that a resumed run is bit-identical.")
 
@@ -590,7 +592,7 @@ class Evaluate(Section):
         None, description="Metric by which a checkpoint is chosen [default: the problem's first in the README's table]."
     )
     direction: Literal["max", "min"] | None = Field(
-        None, description="Which way is better [default: known from the metric]."
+        None, description="Whether larger or smaller is better [default: as the metric says]."
     )
     choose_on: Literal["validation"] = Field("validation", description="Split the checkpoint is chosen on.")
     report_on: list[Literal["train", "test"]] = Field(
@@ -605,7 +607,7 @@ class Evaluate(Section):
 
 
 class Resources(Section):
-    nodes: Positive = Field(1, description="Machines.")
+    nodes: Positive = Field(1, description="Number of machines.")
     processes_per_node: Positive | Literal["auto"] = Field(
         "auto",
         description="Processes on each machine. auto: one per GPU; without a GPU two (one on a single core), so that a local run is distributed, too.",

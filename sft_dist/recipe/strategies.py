@@ -52,7 +52,7 @@ class Strategy:
 
 
 _REPLICATED = "sft_dist.engines.replicated:Replicated"
-_NO_4_BIT_SHARDS = {"qlora": "weights in 4 bits cannot be cut into shards that are trained in fp32"}
+_NO_4_BIT_SHARDS = {"qlora": "4-bit weights cannot be sharded and trained in fp32"}
 _ZERO = Strategy(
     name="",
     settings=ZeroStrategy,
@@ -93,7 +93,7 @@ _ROWS = (
         refused_tunings=_NO_4_BIT_SHARDS,
         refused_precisions={
             "fp16": "the loss scale has to be the same on all ranks, and each rank sees only its own part of the gradients",
-            "fp8": "its layers keep scales beside their weights, which cannot be cut into shards",
+            "fp8": "its layers keep scales beside their weights, which cannot be sharded",
         },
     ),
 )

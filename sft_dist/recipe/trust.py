@@ -54,7 +54,7 @@ def require_trust(recipe: Recipe, trust: Trust, file: Path) -> None:
     commit = recipe.model.trust_remote_code
     problems = []
     if commit is not None and commit not in trust.commits:
-        hint = f"read that code; to let it run: --trust-remote-code {commit} (or give the recipe instead of the folder)"
+        hint = f"read that code; to run it: --trust-remote-code {commit} (or give the recipe instead of the folder)"
         message = f"{file} allows itself to run code of {recipe.model.path}"
         problems.append(Problem(message, "model.trust_remote_code", value=commit, hint=hint))
     if recipe.model.allow_pickle and not trust.pickle:

@@ -140,7 +140,7 @@ def blame_ranks(
     if not (diverging := _diverging_rank(late, stack_of)):
         hosts = sorted({rank.host for rank in late})
         network = f", or the network between {' and '.join(hosts)} is broken" if len(hosts) > 1 else ""
-        line = f"all {len(late)} ranks: {since}; no rank differs from the others: a collective never ends{network}"
+        line = f"all {len(late)} ranks: {since}; no rank differs from the others: a collective never finishes{network}"
         numbers = tuple(rank.rank for rank in late)
         return Hang("all", None, "", late[0].step, line, numbers, (), f"rank-{late[0].rank}.stack")
     rank, reason = diverging
@@ -173,7 +173,7 @@ def _diverging_rank(late: Sequence[Rank], stack_of: Callable[[int], str]) -> tup
     """Returns the rank that is behind, in another phase, not waiting, or at another line than the others; and the reason."""
     first_step = min(rank.step for rank in late)
     if any(rank.step > first_step for rank in late):
-        return next(rank for rank in late if rank.step == first_step), "the others are further"
+        return next(rank for rank in late if rank.step == first_step), "the others are ahead"
     phases = Counter(rank.phase for rank in late)
     rare, count = min(phases.items(), key=lambda item: item[1])
     if len(phases) > 1 and count < max(phases.values()):

@@ -54,7 +54,7 @@ def seconds_of(value: dict[str, Any]) -> float:
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise MediaError(f"{name_of(value)}: not a sound that can be read ({error})") from None
     if not header.frames:
-        raise MediaError(f"{name_of(value)}: there is no sound in it (0 samples)")
+        raise MediaError(f"{name_of(value)}: the recording is empty (0 samples)")
     return header.frames / header.samplerate
 
 

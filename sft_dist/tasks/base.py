@@ -6,8 +6,9 @@ common from `BaseTask`.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -30,6 +31,16 @@ class Loss(Protocol):
 
     def total(self, outputs: Any, targets: Any) -> Tensor:
         """() or, for a loss whose parts have divisors of their own, (parts,)."""
+
+
+@dataclass(frozen=True)
+class StoredClasses:
+    """The classes in a stored column."""
+
+    role: str
+    # (stored value, class names in the order of the outputs) -> (class, how many)
+    count: Callable[[Any, Sequence[str]], Iterable[tuple[str, int]]]
+    unit: Literal["rows", "words", "boxes", "pixels"] = "rows"  # what has a class
 
 
 class Task(Protocol):
@@ -57,6 +68,18 @@ class Task(Protocol):
 
     def num_chars(self, row: dict[str, Any]) -> int:
         """Of all texts in a stored row; `data.clean.max_chars` is the most."""
+
+    @property
+    def stored_texts(self) -> Mapping[str, Callable[[Any], str]]:
+        """Stored column of texts -> the text in a value; the first is the main one. The data check reads and shows them."""
+
+    @property
+    def stored_classes(self) -> StoredClasses | None:
+        """None where rows have no classes."""
+
+    @property
+    def unique_targets(self) -> tuple[str, ...]:
+        """Stored columns of which an input has one right value, such as a class: equal inputs with different ones conflict."""
 
     def input_texts(self, rows: Rows) -> list[str]:
         """Text of each stored row by which near-duplicates are detected; [] where the inputs are not texts."""
@@ -87,6 +110,9 @@ class Task(Protocol):
 
     def arrange(self, examples: Dataset, split: str) -> Dataset:
         """All encoded examples of a split -> those to use."""
+
+    def class_numbers(self, examples: Examples) -> np.ndarray:
+        """(examples,) class of each, for `data.sampling: balanced`; asked only of tasks with one class for an example."""
 
     def collate(self, rows: list[dict[str, Any]], processor: Any, rngs: Rngs | None) -> tuple[dict[str, Any], Any]:
         """Encoded examples -> padded model inputs, and targets (None when there are none).
@@ -146,6 +172,24 @@ class BaseTask:
         roles = [role for role in self.text_roles if role in self.input_roles and role in self.row_features]
         return ["\n".join(parts) for parts in zip(*(rows.column(role) for role in roles), strict=True)]
 
+    @property
+    def stored_texts(self) -> Mapping[str, Callable[[Any], str]]:
+        return {role: as_text for role in self.text_roles if role in self.row_features}
+
+    @property
+    def stored_classes(self) -> StoredClasses | None:
+        has_label = self.recipe.task.has_classes and "label" in self.row_features
+        return StoredClasses("label", count_labels) if has_label else None
+
+    @property
+    def unique_targets(self) -> tuple[str, ...]:
+        task = self.recipe.task
+        other = {*self.input_roles, *self.stored_texts, *task.media}
+        return tuple(role for role in self.row_features if role in task.columns and role not in other)
+
+    def class_numbers(self, examples: Examples) -> np.ndarray:
+        return examples.numbers("label")
+
     def from_input(self, row: dict[str, Any]) -> dict[str, Any]:
         return row
 
@@ -175,3 +219,12 @@ class BaseTask:
 
     def predict(self, model: nn.Module, inputs: dict[str, Any], outputs: Tensor, processor: Any) -> list[Any]:
         return list(outputs.detach().to("cpu", torch.float32).numpy())
+
+
+def as_text(value: Any) -> str:
+    return value or ""
+
+
+def count_labels(value: Any, labels: Sequence[str]) -> Iterable[tuple[str, int]]:
+    """Counts each class of a row once: a class name, or a list of them."""
+    return ((name, 1) for name in (value if isinstance(value, list) else [value]))

@@ -93,7 +93,7 @@ class ImageClassification(ClassTask):
 
     def score(self, predictions: list[Any], examples: Any, processor: Any) -> dict[str, Any]:
         scores = super().score(predictions, examples, processor)
-        if self.problem == "single-label":
+        if "top5_accuracy" in self.recipe.task.kind.metrics:
             scores["top5_accuracy"] = top_accuracy(np.stack(predictions), examples.numbers("label"), 5)
         return scores
 

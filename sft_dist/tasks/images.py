@@ -29,7 +29,7 @@ def load_image_processor(source: str, **options: Any) -> Any:
         return AutoImageProcessor.from_pretrained(source, **options)
     except ImportError as error:
         message = " ".join(str(error).split())
-        hint = "install timm and torchvision, or take a model of transformers' own"
+        hint = "install timm and torchvision, or choose a model that transformers implements itself"
         raise UserError(
             Problem(f"its images cannot be prepared here: {message}", "model.path", value=source, hint=hint)
         ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,10 @@ class InstructionTuning(BaseTask):
             raise UserError(Problem("tokens are not classes", "train.loss.class_weights"))
 
     # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def stored_texts(self) -> Mapping[str, Callable[[Any], str]]:
+        return {"chat": lambda value: "\n".join(str(turn.get("content") or "") for turn in json.loads(value))}
+
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
         messages = chat.cleaned(chat.messages_of(row, number), self.recipe.data.clean)
         if reason := chat.why_unusable(messages):
@@ -144,7 +148,7 @@ class InstructionTuning(BaseTask):
                 )
                 + 1
             )
-            message = f"the answers begin behind the cut, so there is nothing to learn, in {_rows(lost)}"
+            message = f"the answers begin after the truncation, so nothing is learned, in {_rows(lost)}"
             hint = f"raise data.max_length to {needed} at least, or drop these rows"
             raise UserError(Problem(message, "data.max_length", value=str(longest), hint=hint))
 

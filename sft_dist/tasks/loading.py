@@ -94,7 +94,7 @@ def _warn_of_other_names(theirs: list[str], labels: list[str], folder: str) -> N
     if len(theirs) != len(labels) or len(labels) < 2 or any(map(_GENERIC.fullmatch, (*theirs, *labels))):
         return
     if [name.casefold() for name in theirs] != [name.casefold() for name in labels]:
-        log.warning("the head of %s is kept, and its outputs get other names: %s become %s", folder, join_names(theirs), join_names(labels))  # fmt: skip
+        log.warning("the head of %s is kept, and its labels change: %s become %s", folder, join_names(theirs), join_names(labels))  # fmt: skip
 
 
 def were_cut(encoded: BatchEncoding, longest: int) -> list[bool]:

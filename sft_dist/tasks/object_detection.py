@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,8 @@ from sft_dist.metrics.vision import MOST_BOXES, box_scores
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks.object_detection import ObjectDetectionTask
-from sft_dist.tasks.base import BaseTask, Rngs
-from sft_dist.tasks.classes import NO_LABEL, class_name, sorted_labels, unknown_classes
+from sft_dist.tasks.base import BaseTask, Rngs, StoredClasses
+from sft_dist.tasks.classes import NO_LABEL
 from sft_dist.tasks.images import (
     IMAGE_FEATURE,
     config_of,
@@ -31,6 +32,7 @@ from sft_dist.tasks.images import (
     pixels_of,
     require_readable_path,
 )
+from sft_dist.tasks.label_types import class_name, sorted_labels, unknown_classes
 from sft_dist.tasks.loading import load_pretrained
 
 if TYPE_CHECKING:
@@ -71,6 +73,14 @@ class ObjectDetection(BaseTask):
         self.model_config: PreTrainedConfig | None = None  # of the model that was built
 
     # ── rows and examples ───────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def stored_classes(self) -> StoredClasses:
+        return StoredClasses("objects", lambda value, _: Counter(value["category"]).items(), "boxes")
+
+    @property
+    def unique_targets(self) -> tuple[str, ...]:
+        return ()
+
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
         """Reads a row. An image without objects is valid, but a missing list of objects is not."""
         if not row["image"]:
@@ -94,7 +104,7 @@ class ObjectDetection(BaseTask):
             return
         self.labels = sorted_labels(name for objects in train.column("objects") for name in objects["category"])
         if not self.labels:
-            raise UserError(Problem("there is no object in the training rows", "data.columns.objects"))
+            raise UserError(Problem("the training rows have no objects", "data.columns.objects"))
 
     def load_processor(self, source: str, **options: Any) -> Any:
         return load_image_processor(source, **options)

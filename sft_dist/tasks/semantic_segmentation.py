@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +24,13 @@ from transformers import (
 from sft_dist.data.augment.image import augment_image
 from sft_dist.data.images import content
 from sft_dist.data.media import MediaError, is_url, load_image, load_mask, name_of, read_size
-from sft_dist.losses.classification import CrossEntropy, build_loss, weights_of_counts
+from sft_dist.losses.classification import SINGLE_LABEL, CrossEntropy, build_loss, weights_of_counts
 from sft_dist.losses.segmentation import OVERLAPS, PixelLoss, PixelTargets, QueryLoss
 from sft_dist.metrics.vision import confusion, mask_scores
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import OverlapLoss, Recipe
 from sft_dist.recipe.tasks.semantic_segmentation import SemanticSegmentationTask
-from sft_dist.tasks.base import BaseTask, Rngs
-from sft_dist.tasks.classes import unknown_classes
+from sft_dist.tasks.base import BaseTask, Rngs, StoredClasses
 from sft_dist.tasks.images import (
     IMAGE_FEATURE,
     config_of,
@@ -39,6 +38,7 @@ from sft_dist.tasks.images import (
     pixels_of,
     require_readable_path,
 )
+from sft_dist.tasks.label_types import unknown_classes
 from sft_dist.tasks.loading import load_pretrained
 
 if TYPE_CHECKING:
@@ -74,6 +74,10 @@ class SemanticSegmentation(BaseTask):
         self.model_config: PreTrainedConfig | None = None  # of the model that was built
 
     # ── rows and examples ───────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def stored_classes(self) -> StoredClasses:
+        return StoredClasses("pixels", _count_pixels, "pixels")
+
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
         """Opens the mask and counts the pixels of each class. Raises UserError."""
         if not row["image"] or not row["mask"]:
@@ -215,7 +219,7 @@ class SemanticSegmentation(BaseTask):
             return PixelLoss(CrossEntropy(), self.ignore_index, 1 - loss.cross_entropy, OVERLAPS[loss.name])
         if getattr(loss, "class_weights", None) == "balanced":
             loss = loss.model_copy(update={"class_weights": self._balanced(train)})  # type: ignore[union-attr]
-        return PixelLoss(build_loss(loss, "single-label", self.labels, _no_balanced_targets), self.ignore_index)  # type: ignore[arg-type]
+        return PixelLoss(build_loss(loss, SINGLE_LABEL, self.labels, _no_balanced_targets), self.ignore_index)  # type: ignore[arg-type]
 
     def _balanced(self, train: Examples) -> list[float]:
         """Balanced class weights, counted in pixels."""
@@ -379,3 +383,8 @@ def resize_without_cropping(processor: Any) -> None:
 
 def _no_balanced_targets() -> np.ndarray:
     raise AssertionError("balanced weights are counted in pixels")
+
+
+def _count_pixels(value: Any, labels: Sequence[str]) -> Iterable[tuple[str, int]]:
+    """Pixels of each class that occurs; classes without a name have their number."""
+    return ((labels[i] if i < len(labels) else str(i), count) for i, count in enumerate(value) if count)

@@ -32,7 +32,7 @@ from sft_dist.tasks import audio
 from sft_dist.tasks.loading import load_pretrained
 
 _SPECIAL = ("[PAD]", "[UNK]", "|")  # the blank, unknown characters, the end of a word
-_TOO_SHORT = "more is written than can be said in the recording's time (CTC)"
+_TOO_SHORT = "the transcript is longer than the audio has CTC frames"
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Seq2Seq:
         processor = AutoProcessor.from_pretrained(source, **options)
         window = audio.window_of(processor.feature_extractor)
         if self.settings.max_seconds > window:
-            message = f"the model hears {window:g} seconds at most"
+            message = f"the model takes at most {window:g} seconds"
             raise UserError(Problem(message, "task.max_seconds", value=f"{self.settings.max_seconds:g}"))
         if self.config.model_type == "whisper":
             prefix = self._prefix(_is_multilingual(source, self.config, **options))
@@ -58,12 +58,14 @@ class Seq2Seq:
         language = self.settings.language
         if not multilingual:
             if language not in (None, "en", "english"):
-                raise UserError(Problem("this model knows English only", "task.language", value=language))
+                raise UserError(Problem("this model is for English only", "task.language", value=language))
             return {"language": None, "task": None}
         code = TO_LANGUAGE_CODE.get((language or "").lower(), language)
         if code not in LANGUAGES:
             message = (
-                "say which language is spoken: the model knows many" if code is None else "no language of the model"
+                "name the language that is spoken: the model is multilingual"
+                if code is None
+                else "no language of the model"
             )
             raise UserError(Problem(message, "task.language", value=language, valid=tuple(sorted(LANGUAGES))))
         return {"language": code, "task": "transcribe"}

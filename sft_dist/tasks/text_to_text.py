@@ -53,7 +53,7 @@ class TextToText(BaseTask):
                 _language_token(tokenizer, code, key)
                 setattr(tokenizer, attribute, code)
             elif code is not None and key == "source_language":  # the target's also chooses how BLEU divides words
-                message = f"{type(tokenizer).__name__} knows no languages, so this has no effect"
+                message = f"{type(tokenizer).__name__} has no language codes, so this has no effect"
                 raise UserError(
                     Problem(message, "task.source_language", value=code, hint="T5 receives the language in task.prefix")
                 )
@@ -159,5 +159,5 @@ def _language_token(tokenizer: Any, code: str, key: str) -> int:
         token = None if token == tokenizer.unk_token_id else token
     if token is None:
         valid = tuple(sorted(languages)[:40])
-        raise UserError(Problem("the tokenizer does not know this language", f"task.{key}", value=code, valid=valid))
+        raise UserError(Problem("the tokenizer does not support this language", f"task.{key}", value=code, valid=valid))
     return token

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -15,15 +16,16 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTr
 from sft_dist.data.clean import clean_text
 from sft_dist.data.rows import Examples, Rows
 from sft_dist.data.text_lists import is_broken_list, parse_list
-from sft_dist.losses.classification import CrossEntropy, Focal, build_loss
+from sft_dist.losses.classification import SINGLE_LABEL, CrossEntropy, Focal, build_loss
 from sft_dist.losses.targets import IGNORED
 from sft_dist.losses.tokens import TokenLoss, padded
 from sft_dist.metrics.text import entities_of, entity_scores
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks.token_classification import TokenClassificationTask
-from sft_dist.tasks.base import BaseTask, Rngs
-from sft_dist.tasks.classes import NO_LABEL, class_name, sorted_labels, unknown_classes
+from sft_dist.tasks.base import BaseTask, Rngs, StoredClasses
+from sft_dist.tasks.classes import NO_LABEL
+from sft_dist.tasks.label_types import class_name, sorted_labels, unknown_classes
 from sft_dist.tasks.loading import load_pretrained, load_tokenizer
 from sft_dist.tasks.tag_schemes import OUTSIDE, MixedTags, TagScheme, tag_scheme
 
@@ -48,6 +50,14 @@ class TokenClassification(BaseTask):
         self.renamed = dict(recipe.data.clean.map_labels)
 
     # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def stored_texts(self) -> Mapping[str, Callable[[Any], str]]:
+        return {"tokens": lambda value: " ".join(value or ())}
+
+    @property
+    def stored_classes(self) -> StoredClasses:
+        return StoredClasses("tags", lambda value, _: Counter(value).items(), "words")
+
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
         tokens = [
             clean_text(token, self.recipe.data.clean, "tokens", number)
@@ -189,7 +199,7 @@ class TokenClassification(BaseTask):
 
     def build_loss(self, train: Examples) -> TokenLoss:
         loss = self.recipe.train.loss
-        inner = build_loss(loss, "token-classification", self.labels, lambda: np.concatenate(_targets_of(train)))
+        inner = build_loss(loss, SINGLE_LABEL, self.labels, lambda: np.concatenate(_targets_of(train)))
         assert isinstance(inner, CrossEntropy | Focal)
         return TokenLoss(inner)
 

@@ -29,9 +29,10 @@ from sft_dist.recipe.tunings import virtual_tokens
 from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
 from sft_dist.tasks.models import build_model, load_processor
+from sft_dist.training.progress import Progress
 from sft_dist.training.rank_consistency import require_agreement
 from sft_dist.training.snapshot import restore
-from sft_dist.training.state import Progress, Training
+from sft_dist.training.state import Training
 from sft_dist.tuning import load_weights
 from sft_dist.tuning.model_options import for_training
 from sft_dist.tuning.optimizers import build_optimizer, build_schedule
@@ -70,7 +71,7 @@ def build(
     if recipe.data.streaming:
         chunks: Chunks = open_stream(folder, recipe, accelerator, progress.stream)
     else:
-        chunks = single_chunk(examples["train"], recipe)
+        chunks = single_chunk(examples["train"], recipe, task)
     cleanup.callback(chunks.close)
     first = chunks.at(progress.step + 1).examples
     if task.counts_tokens:

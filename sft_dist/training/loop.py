@@ -45,7 +45,8 @@ def run(t: Training) -> tuple[str, str]:
         if reason := validate(t):
             return "stopped", reason
     micro_batches = load_micro_batches(t.source, t.progress.step + 1, t.steps.total, t.recipe.data.workers)
-    metrics, batch_norms = MetricsLogger(t), BatchNorms(t.engine.raw_model)
+    metrics = MetricsLogger(t.records, t.accelerator, t.recipe.train.log_every)
+    batch_norms = BatchNorms(t.engine.raw_model)
     outcome = ("finished", "all steps done")
     while t.progress.step < t.steps.total:
         if patience_is_over(t):

@@ -6,32 +6,76 @@ import json
 import logging
 import math
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
+from sft_dist.recipe.arithmetic import Steps
 from sft_dist.recipe.files import append_line
 from sft_dist.recipe.units import format_duration
-from sft_dist.training.state import Training
+from sft_dist.training.progress import Progress
 
 log = logging.getLogger("sft_dist")
+
+
+@dataclass(frozen=True)
+class Records:
+    """The lines of `metrics.jsonl`."""
+
+    file: Path | None  # None on ranks that do not write
+    attempt: int
+    steps: Steps
+    progress: Progress
+
+    def write(self, kind: str, values: dict[str, Any], step: int | None = None) -> None:
+        """Writes a line, of the current step unless another is named. NaN and infinity are no JSON: null."""
+        if self.file is None:
+            return
+        step = self.progress.step if step is None else step
+        line = {
+            "kind": kind,
+            "attempt": self.attempt,
+            "step": step,
+            "total_steps": self.steps.total,
+            "epoch": self._epoch(step),
+            "time": round(time.time(), 3),
+            **{
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in values.items()
+            },
+        }
+        append_line(self.file, json.dumps(line))
+
+    def _epoch(self, step: int) -> float | None:
+        """Returns the number of epochs trained; of a stream, whose length is not known, only the complete ones."""
+        if self.steps.steps_per_epoch is not None:
+            return round(step / self.steps.steps_per_epoch, 4)
+        return float(self.progress.stream["place"]["epoch"]) if self.progress.stream else None
 
 
 class MetricsLogger:
     """Speed, and a line of the log every `log_every` steps."""
 
-    def __init__(self, t: Training) -> None:
-        self.t = t
+    def __init__(self, records: Records, accelerator: Accelerator, log_every: int) -> None:
+        self.records, self.accelerator, self.log_every = records, accelerator, log_every
         self.started = self.since = time.monotonic()
-        self.first_step = t.progress.step
+        self.first_step = self.step
         self.examples = 0
 
+    @property
+    def step(self) -> int:
+        return self.records.progress.step
+
     def log_step(self, loss: float, lr: float, grad_norm: float, examples: int) -> None:
-        t, step = self.t, self.t.progress.step
+        step, total = self.step, self.records.steps.total
         self.examples += examples
-        if step % t.recipe.train.log_every and step != t.steps.total and step != self.first_step + 1:
+        if step % self.log_every and step != total and step != self.first_step + 1:
             return
         timestamp = time.monotonic()
         rate = self.examples / max(timestamp - self.since, 1e-9)
-        eta_s = (timestamp - self.started) / (step - self.first_step) * (t.steps.total - step)
+        eta_s = (timestamp - self.started) / (step - self.first_step) * (total - step)
         self.since, self.examples = timestamp, 0
         values = {
             "loss": loss,
@@ -40,36 +84,10 @@ class MetricsLogger:
             "examples_per_s": round(rate, 2),
             "eta_s": round(eta_s, 1),
         }
-        record(t, "train", values)
-        t.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
-        if t.accelerator.is_main_process:
+        self.records.write("train", values)
+        self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
+        if self.accelerator.is_main_process:
             log.info(
                 "step %d/%d  loss %.4f  lr %.2e  %.1f examples/s  %s left",
-                step, t.steps.total, loss, lr, rate, format_duration(eta_s),
+                step, total, loss, lr, rate, format_duration(eta_s),
             )  # fmt: skip
-
-
-def record(t: Training, kind: str, values: dict[str, Any], step: int | None = None) -> None:
-    """A line of `metrics.jsonl`, by rank 0; of the current step unless another is named. NaN and infinity are no JSON: null."""
-    if t.accelerator.is_main_process:
-        step = t.progress.step if step is None else step
-        line = {
-            "kind": kind,
-            "attempt": t.attempt,
-            "step": step,
-            "total_steps": t.steps.total,
-            "epoch": _epoch(t, step),
-            "time": round(time.time(), 3),
-            **{
-                name: None if isinstance(value, float) and not math.isfinite(value) else value
-                for name, value in values.items()
-            },
-        }
-        append_line(t.folder.metrics_file, json.dumps(line))
-
-
-def _epoch(t: Training, step: int) -> float | None:
-    """How many are behind it; of a stream, whose length is not known, the whole ones."""
-    if t.steps.steps_per_epoch is not None:
-        return round(step / t.steps.steps_per_epoch, 4)
-    return float(t.progress.stream["place"]["epoch"]) if t.progress.stream else None

@@ -18,7 +18,6 @@ from sft_dist.batches.loader import MicroBatch
 from sft_dist.engines.base import NonFiniteGradient
 from sft_dist.evaluation.inference import is_not_finite
 from sft_dist.run.failures import TrainingError
-from sft_dist.training.metrics_logger import record
 from sft_dist.training.state import Training
 
 log = logging.getLogger("sft_dist")
@@ -63,7 +62,7 @@ def handle_bad_step(t: Training, step: int, loss: float, grad_norm: float, probl
         raise TrainingError(f"the last {MAX_BAD_STEPS_IN_A_ROW} steps up to step {step} were all skipped; {last}")
     if problem:
         t.engine.discard_gradients()
-        record(t, "skipped", {"loss": loss, "why": problem}, step)
+        t.records.write("skipped", {"loss": loss, "why": problem}, step)
         log.warning("%s; the step is skipped", problem)
 
 

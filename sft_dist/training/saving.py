@@ -11,7 +11,6 @@ from sft_dist.checkpoints.saver import Saved
 from sft_dist.evaluation.inference import better
 from sft_dist.recipe.files import read_json
 from sft_dist.run.folder import RunFolder
-from sft_dist.training.metrics_logger import record
 from sft_dist.training.nonfinite import check_weights
 from sft_dist.training.snapshot import Snapshot
 from sft_dist.training.state import Training
@@ -27,7 +26,7 @@ def save(t: Training) -> None:
     snapshot = Snapshot.take(t)
     check_weights(t, snapshot.weights)
     t.saver.save(t.progress.step, snapshot.write)
-    record(t, "snapshot", {"seconds": round(time.monotonic() - started, 3)})
+    t.records.write("snapshot", {"seconds": round(time.monotonic() - started, 3)})
     if not t.recipe.train.async_save:
         log_saved(t, t.saver.finish())
 
@@ -35,7 +34,7 @@ def save(t: Training) -> None:
 def log_saved(t: Training, saved: Saved | None) -> None:
     if saved is None:
         return
-    record(t, "checkpoint", {"seconds": round(saved.seconds, 3)}, saved.step)
+    t.records.write("checkpoint", {"seconds": round(saved.seconds, 3)}, saved.step)
     log.info("step %d: checkpoint saved in %.1f s", saved.step, saved.seconds)
     if t.recipe.train.keep_last is not None:
         _prune(t, t.recipe.train.keep_last)

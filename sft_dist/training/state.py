@@ -1,9 +1,9 @@
-"""The state of a training run: what it works on, and how far it has come."""
+"""What the training loop works on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -20,24 +20,9 @@ from sft_dist.recipe.arithmetic import Batch, Steps
 from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
 from sft_dist.tasks.base import Loss, Task
+from sft_dist.training.metrics_logger import Records
+from sft_dist.training.progress import Progress
 from sft_dist.tuning import unfreeze_steps
-
-
-@dataclass
-class Progress:
-    """What a resumed run must know besides weights and optimizer state. It is written to `trainer.json`."""
-
-    step: int = 0
-    best_step: int | None = None
-    best_score: float | None = None
-    validations_without_gain: int = 0
-    bad_steps_in_a_row: int = 0
-    validated: dict[int, dict[str, Any]] = field(default_factory=dict)  # step -> scores
-    stream: dict[str, Any] | None = None  # position and digest of the chunk that training is in
-
-    @classmethod
-    def read(cls, state: dict[str, Any]) -> Progress:
-        return cls(**{**state, "validated": {int(step): scores for step, scores in state["validated"].items()}})
 
 
 @dataclass
@@ -71,6 +56,12 @@ class Training:
     def model(self) -> nn.Module:
         """As wrapped for distribution."""
         return self.engine.model
+
+    @cached_property
+    def records(self) -> Records:
+        """Lines of `metrics.jsonl`; rank 0 alone writes them."""
+        file = self.folder.metrics_file if self.accelerator.is_main_process else None
+        return Records(file, self.attempt, self.steps, self.progress)
 
     @cached_property
     def unfreeze_steps(self) -> dict[str, int]:

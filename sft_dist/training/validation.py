@@ -13,7 +13,6 @@ from accelerate.utils import gather_object
 from sft_dist.engines.base import broadcast_buffers
 from sft_dist.evaluation.inference import assemble, better, forward, length_sorted_batches, scores_of
 from sft_dist.evaluation.leaderboard import rank_scores
-from sft_dist.training.metrics_logger import record
 from sft_dist.training.nonfinite import check_predictions
 from sft_dist.training.state import Progress, Training
 from sft_dist.training.stopping import reduce_loss_and_stop
@@ -92,7 +91,7 @@ def _validate(t: Training) -> None:
     # The best is kept, even when it is too small a gain for early stopping.
     if score is not None and _is_best(scores, progress, t.metric, t.direction):
         progress.best_step, progress.best_score = progress.step, score
-    record(t, "validation", scores)
+    t.records.write("validation", scores)
     defined = {f"validation/{name}": value for name, value in scores.items() if value is not None}
     t.accelerator.log(defined, step=progress.step)
     if t.accelerator.is_main_process:

@@ -112,7 +112,7 @@ def signal_at(step: int, whom: int, number: int, rank: int) -> None:
 
     def then_signal(metrics: MetricsLogger, *values: Any) -> None:
         undisturbed(metrics, *values)
-        if metrics.t.progress.step == step:
+        if metrics.step == step:
             os.kill(os.getpid(), number)
 
     MetricsLogger.log_step = then_signal  # type: ignore[assignment,method-assign]

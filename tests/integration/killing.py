@@ -35,8 +35,8 @@ from sft_dist.engines.base import Setup
 from sft_dist.engines.replicated import Replicated
 from sft_dist.logging_setup import quiet_libraries
 from sft_dist.run.folder import RunFolder
+from sft_dist.training.progress import Progress
 from sft_dist.training.snapshot import Snapshot, restore
-from sft_dist.training.state import Progress
 from sft_dist.tuning import load_weights, save_weights
 from tests.ports import free_port
 

@@ -42,7 +42,7 @@ def test_a_full_disk_ends_the_run_with_its_cause_and_loses_nothing(disk, tiny_mo
     folder = RunFolder(harness.run(recipe, runs, expect=1))
     verdict = classify_attempt(folder, folder.all_attempts()[0])
     assert verdict.cause == "disk full"
-    assert "the checkpoint of step 10 could not be saved, those before it are untouched" in verdict.line
+    assert "the checkpoint of step 10 could not be saved; earlier checkpoints are intact" in verdict.line
     assert os.listdir(folder.checkpoints) == ["step-00000005"]
     disk("200m")
     harness.run(recipe, runs)

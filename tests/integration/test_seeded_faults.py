@@ -477,7 +477,7 @@ def test_groups_in_two_given_splits_are_named(workspace: Workspace) -> None:
     report, _ = check(made.recipe(workspace.folder, split={"group": "film"}))
     (finding,) = report.errors
     assert finding.kind == "not-prepared"
-    assert "groups that are in train and in test: train 3" in finding.message
+    assert "groups in both train and test: train 3" in finding.message
 
 
 def test_without_the_extra_packages_the_other_checks_are_made(

@@ -119,7 +119,7 @@ def test_a_sweep_is_trained_scored_and_evaluated_though_one_run_was_killed(
     told = sft_dist("status")
     assert f"evaluation, job {score.job}: 3 {waits}" in told
     assert f"evaluation, job {evaluation.job}: pending" in told
-    assert "0 to send; left alone" in sft_dist("submit", "tiny.yaml", "--no-check", "--cluster", "devcluster")
+    assert "0 to send; skipped" in sft_dist("submit", "tiny.yaml", "--no-check", "--cluster", "devcluster")
     assert len(jobs_of(runs[2].path)) == 3
 
     idle_cluster.wait_until(lambda: any(runs[2].checkpoints.glob("step-*")), 300, "the long run's first checkpoint")

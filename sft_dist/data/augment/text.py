@@ -95,7 +95,7 @@ def synonyms(word: str) -> list[str]:
 @cache
 def wordnet() -> Any:
     """WordNet as nltk reads it. Raises UserError when it is not on this machine: nothing is downloaded in a job."""
-    missing = "WordNet is not on this machine"
+    missing = "WordNet is not installed"
     hint = "where the internet can be reached: pip install nltk && python -m nltk.downloader wordnet"
     try:
         from nltk.corpus import wordnet as corpus
@@ -113,9 +113,9 @@ def paraphrase_of(name: str) -> Callable[[str], str]:
     path = "data.augment.text.back_translation"
     offered = {point.value: point for point in entry_points(group=PARAPHRASES)}
     if name not in offered:
-        hint = f'an installed package offers a function by an entry point: [project.entry-points."{PARAPHRASES}"]'
+        hint = f'a package provides a function through an entry point: [project.entry-points."{PARAPHRASES}"]'
         raise UserError(
-            Problem("no installed package offers this function", path, value=name, valid=tuple(offered), hint=hint)
+            Problem("no installed package provides this function", path, value=name, valid=tuple(offered), hint=hint)
         )
     try:
         function = offered[name].load()

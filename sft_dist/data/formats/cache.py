@@ -88,7 +88,7 @@ def _copied(system: Any, name: str, to: Path, room: int, url: str) -> int:
 
 
 def _refused(url: str, message: str) -> UserError:
-    hint = "look at what it holds, then download it and name the file or folder"
+    hint = "inspect and download it yourself, and name the file or folder"
     return UserError(Problem(message, path="data.source", value=url, hint=hint))
 
 

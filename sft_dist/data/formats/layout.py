@@ -51,7 +51,7 @@ def guessed(folder: Path) -> str:
     formats = {SUFFIXES[suffix] for suffix in suffixes if suffix in SUFFIXES}
     if not formats:
         suffix_list = ", ".join(sorted(filter(None, suffixes))) or "no file"
-        raise unreadable(f"nothing in {folder} is of a known format", suffix_list)
+        raise unreadable(f"no file in {folder} has a supported format", suffix_list)
     if len(formats) > 1:
         formats.discard("text")  # a licence, a note
     card = folder / "README.md"

@@ -5,7 +5,7 @@ A task is one class of facts here, a subclass of `TaskSettings`, and one class o
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -18,6 +18,9 @@ Seconds = Annotated[float, Field(gt=0, le=3600)]
 Need = Literal["required", "if mapped", "if present"]
 Metrics = Mapping[str, Literal["max", "min"]]
 Columns = Mapping[str, Need]  # role -> whether the data must have a column for it
+MediaKind = Literal["image", "mask", "audio"]
+MEDIA_KINDS: tuple[MediaKind, ...] = get_args(MediaKind)
+Media = Mapping[str, MediaKind]  # role whose values are files -> what they hold
 Starters = Mapping[str, Mapping[str, str]]  # `type` -> key path -> value in the recipe that `init` writes
 
 
@@ -42,10 +45,11 @@ class TaskSettings(Section):
     # there, since a column of that name may mean something else.
     columns: ClassVar[Columns]
     kinds: ClassVar[tuple[Kind, ...]]
-    media: ClassVar[tuple[str, ...]] = ()  # roles whose values are files
+    media: ClassVar[Media] = {}  # nothing else of a row names files: these alone are confined to the data's folders
     augmentation: ClassVar[Literal["text", "image", "audio"] | None] = None  # key of `data.augment` that it supports
     packages: ClassVar[tuple[tuple[str, str], ...]] = ()  # (module, what to install) that it cannot do without
     starters: ClassVar[Starters]
+    samples: ClassVar[Mapping[str, str]] = {}  # option without a default -> the value that a starter shows in a comment
 
     @property
     def kind(self) -> Kind:

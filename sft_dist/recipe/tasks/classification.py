@@ -1,6 +1,7 @@
 """Settings and metrics that text, image and audio classification share."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -51,6 +52,8 @@ class ClassificationSettings(TaskSettings):
     label_separator: Annotated[str, Field(min_length=1, max_length=8)] | None = Field(
         None, description="multi-label only: separates class names in a text column, such as '|'. Default: ','."
     )
+
+    samples: ClassVar[Mapping[str, str]] = {"threshold": "0.5", "label_separator": "'|'"}
 
     @property
     def kind(self) -> Kind:

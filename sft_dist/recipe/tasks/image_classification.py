@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from sft_dist.recipe.tasks.base import Columns, Starters
+from sft_dist.recipe.tasks.base import Columns, Media, Starters
 from sft_dist.recipe.tasks.classification import MULTI_LABEL, ONE_CLASS_METRICS, SINGLE_LABEL, ClassificationSettings
 
 Share = Annotated[float, Field(ge=0, le=10)]
@@ -29,7 +29,7 @@ class ImageClassificationTask(ClassificationSettings):
         replace(SINGLE_LABEL, metrics={"accuracy": "max", "top5_accuracy": "max", **ONE_CLASS_METRICS}),
         MULTI_LABEL,
     )
-    media = ("image",)
+    media: ClassVar[Media] = {"image": "image"}
     augmentation = "image"
     packages = (("PIL", "sft-dist[vision]"),)
     starters: ClassVar[Starters] = {

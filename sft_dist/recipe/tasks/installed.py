@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -14,7 +14,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from sft_dist.recipe.entry_points import TASKS_GROUP, installed_names, invalid, load_object
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.tasks.base import TaskSettings
+from sft_dist.recipe.tasks.base import MEDIA_KINDS, TaskSettings
 
 log = logging.getLogger("sft_dist")
 
@@ -91,8 +91,19 @@ def _fault(name: str, settings: Any, builtin: tuple[str, ...]) -> str:
         return f"{settings.__name__}.work must be 'module:Class', and is {settings.work!r}"
     if not settings.kinds or not all(kind.metrics for kind in settings.kinds):
         return f"{settings.__name__}.kinds needs at least one Kind, each with its metrics"
+    if reason := _media_fault(settings):
+        return reason
     if name not in settings.starters:
         return f"{settings.__name__}.starters lacks {name!r}"
+    return ""
+
+
+def _media_fault(settings: type[TaskSettings]) -> str:
+    """Files that a row names are confined by this fact, so it must be right."""
+    if not isinstance(settings.media, Mapping) or not set(settings.media.values()) <= set(MEDIA_KINDS):
+        return f"{settings.__name__}.media must map roles to {', '.join(MEDIA_KINDS)}, and is {settings.media!r}"
+    if unknown := sorted(set(settings.media) - set(settings.columns)):
+        return f"{settings.__name__}.media names {unknown[0]!r}, which is not among its columns"
     return ""
 
 

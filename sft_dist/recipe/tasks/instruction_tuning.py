@@ -1,6 +1,6 @@
 """Facts of instruction tuning."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -50,6 +50,7 @@ class InstructionTuningTask(TaskSettings):
             "evaluate.metric": "loss",
         }
     }
+    samples: ClassVar[Mapping[str, str]] = {"system": "You answer briefly.", "chat_template": "./template.jinja"}
 
     def missing_columns(self, roles: Collection[str], columns: Collection[str]) -> Problem | None:
         if any(role in roles for role in CONVERSATIONS):

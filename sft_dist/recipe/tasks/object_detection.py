@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from sft_dist.recipe.tasks.base import Columns, Kind, Probability, Starters, TaskSettings
+from sft_dist.recipe.tasks.base import Columns, Kind, Media, Probability, Starters, TaskSettings
 
 
 class ObjectDetectionTask(TaskSettings):
@@ -19,7 +19,7 @@ class ObjectDetectionTask(TaskSettings):
         "height": "if present",
     }
     kinds = (Kind({"map": "max", "map50": "max", "map75": "max", "loss": "min"}, ("detection",), "many"),)
-    media = ("image",)
+    media: ClassVar[Media] = {"image": "image"}
     augmentation = "image"
     packages = (("PIL", "sft-dist[vision]"), ("pycocotools", "sft-dist[vision]"))
     starters: ClassVar[Starters] = {

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from sft_dist.recipe.tasks.base import Columns, Kind, Starters, TaskSettings
+from sft_dist.recipe.tasks.base import Columns, Kind, Media, Starters, TaskSettings
 
 
 class SemanticSegmentationTask(TaskSettings):
@@ -22,7 +22,7 @@ class SemanticSegmentationTask(TaskSettings):
             classes="many",
         ),
     )
-    media = ("image", "mask")
+    media: ClassVar[Media] = {"image": "image", "mask": "mask"}
     augmentation = "image"
     packages = (("PIL", "sft-dist[vision]"),)
     starters: ClassVar[Starters] = {

@@ -1,14 +1,15 @@
 """Facts of speech recognition."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from sft_dist.recipe.tasks.base import Columns, Kind, Seconds, Starters, TaskSettings
+from sft_dist.recipe.tasks.base import Columns, Kind, Media, Seconds, Starters, TaskSettings
 
 
 class SpeechRecognitionTask(TaskSettings):
-    type: Literal["speech-recognition"] = Field(description="The text of a recording (CTC and Whisper models).")
+    type: Literal["speech-recognition"] = Field(description="The transcript of a recording (CTC and Whisper models).")
     language: str | None = Field(None, description="Language token, for multilingual Whisper models: `en`.")
     max_seconds: Seconds = Field(30.0, description="Drop longer recordings.")
     num_beams: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Beams of the search (Whisper).")
@@ -16,7 +17,7 @@ class SpeechRecognitionTask(TaskSettings):
     work = "sft_dist.tasks.speech_recognition:SpeechRecognition"
     columns: ClassVar[Columns] = {"audio": "required", "text": "required"}
     kinds = (Kind({"wer": "min", "cer": "min", "loss": "min"}, ("model",)),)
-    media = ("audio",)
+    media: ClassVar[Media] = {"audio": "audio"}
     augmentation = "audio"
     packages = (("soundfile", "sft-dist[audio]"), ("soxr", "sft-dist[audio]"), ("jiwer", "sft-dist[audio]"))
     starters: ClassVar[Starters] = {
@@ -26,6 +27,7 @@ class SpeechRecognitionTask(TaskSettings):
             "evaluate.metric": "wer",
         }
     }
+    samples: ClassVar[Mapping[str, str]] = {"language": "en"}
 
     @property
     def max_audio_s(self) -> float:

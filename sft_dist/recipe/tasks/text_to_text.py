@@ -1,6 +1,6 @@
 """Facts of translation and summarization, which share their options."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -21,11 +21,11 @@ SUMMARIZATION = Kind(
 
 
 class TextToTextTask(TaskSettings):
-    type: Literal["translation", "summarization"] = Field(description="A text from a text (encoder-decoder models).")
+    type: Literal["translation", "summarization"] = Field(description="A text for a text (encoder-decoder models).")
     prefix: str = Field("", description="Text before every source, as T5 expects: `translate English to German: `.")
     source_language: str | None = Field(None, description="Code of the source's language, for multilingual models.")
     target_language: str | None = Field(None, description="Code of the target's language, for multilingual models.")
-    max_target_length: Positive = Field(128, description="Longest target in tokens; longer ones are cut.")
+    max_target_length: Positive = Field(128, description="Longest target in tokens; longer ones are truncated.")
     num_beams: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Beams of the search that writes the text.")
 
     work = "sft_dist.tasks.text_to_text:TextToText"
@@ -49,6 +49,7 @@ class TextToTextTask(TaskSettings):
             "evaluate.metric": "rougeL",
         },
     }
+    samples: ClassVar[Mapping[str, str]] = {"source_language": "en", "target_language": "de"}
 
     @property
     def kind(self) -> Kind:

@@ -264,7 +264,7 @@ def test_what_was_sent_before_a_refusal_is_told_and_not_sent_again(
     small = CLUSTER.model_copy(update={"max_array_size": 8})
     runs = prepared(tmp_path / "runs", 12)
     monkeypatch.setenv("STUB_SBATCH", "once")
-    with pytest.raises(UserError, match=r"(?s)QOSMaxSubmit.*sent before that.*job 101 \(train of 8 runs\)"):
+    with pytest.raises(UserError, match=r"(?s)QOSMaxSubmit.*already in the queue.*job 101 \(train of 8 runs\)"):
         submit(runs, small, evaluate=False)
     slurm.show(*(f"101_{task}|PENDING|x" for task in range(8)))
     assert divide(runs, read_queue()).missing == runs[8:]

@@ -193,7 +193,7 @@ def test_a_full_disk_on_any_rank_loses_nothing_and_says_so(small_disk, tmp_path,
     (tmp_path / "attempt").mkdir()
     for rank in told:
         said = str(results[rank])
-        assert said.startswith("the checkpoint of step 20 could not be saved, those before it are untouched: ")
+        assert said.startswith("the checkpoint of step 20 could not be saved; earlier checkpoints are intact: ")
         record_error(AttemptFolder(tmp_path / "attempt"), rank, 20, results[rank])
         error = {"rank": rank, "time": 1.0, "type": "SaveError", "message": said, "host": "here"}
         verdict = classify_facts(Facts(errors=(error,)))

@@ -269,8 +269,8 @@ def test_rows_with_sound_go_through_map_select_and_disk(tmp_path):
             {"x.wav": b"", "metadata.csv": b"file_name,text\n../x.wav,hi\n"},
             "is not in the folder of the table or below",
         ),
-        ({"notes.xyz": b""}, "is of a known format"),
-        ({}, "is of a known format"),
+        ({"notes.xyz": b""}, "has a supported format"),
+        ({}, "has a supported format"),
     ],
 )
 def test_a_folder_that_cannot_be_read_says_why(tmp_path, files, said):

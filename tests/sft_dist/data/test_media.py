@@ -249,7 +249,7 @@ def test_a_sound_that_cannot_be_used_is_named_with_the_reason(tmp_path):
     assert refused(load_audio, at(tmp_path / "empty.wav"), RATE) == f"{tmp_path}/empty.wav: the file is empty"
     assert "words.wav: not a sound that can be read (" in refused(load_audio, at(tmp_path / "words.wav"), RATE)
     assert "header.wav: " in refused(load_audio, at(tmp_path / "header.wav"), RATE)
-    assert "silent.wav: there is no sound in it (0 samples)" in refused(load_audio, at(tmp_path / "silent.wav"), RATE)
+    assert "silent.wav: the recording is empty (0 samples)" in refused(load_audio, at(tmp_path / "silent.wav"), RATE)
     assert "nan.wav: some of its samples are not finite" in refused(load_audio, at(tmp_path / "nan.wav"), RATE)
     assert "none.wav: cannot be read" in refused(load_audio, at(tmp_path / "none.wav"), RATE)
 
@@ -491,3 +491,15 @@ def test_postscript_under_the_name_of_a_picture_starts_no_program(tmp_path, monk
     text = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
     with pytest.raises(MediaError, match="not an image of a known format"):
         load_image({"bytes": text.encode(), "path": "a.png"})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_of_a_role_that_only_another_package_has_are_confined_too(evil, streaming):
+    """The task of a plugin may name its roles as it likes."""
+    picture(evil / "data" / "good.png")
+    (evil / "data" / "rows.csv").write_text("scan,label\ngood.png,x\n/etc/passwd,y\n")
+    data = Data(source={"train": str(evil / "data" / "rows.csv")}, split={"validation": 0, "test": 0})
+    rows = stream_rows(data, media=["scan"]) if streaming else load_rows(data, ["scan"])["train"]
+    cells = {row["label"]: row["scan"] for row in rows}
+    assert cells["x"] == str(evil / "data" / "good.png")
+    assert cells["y"].startswith(REFUSED)

@@ -357,7 +357,7 @@ def test_of_rows_nearly_alike_the_first_stays(task, tmp_path):
 def test_pictures_are_not_nearly_alike(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     rows = [{"image": str(tmp_path / "a.png"), "label": "x"}]
-    with pytest.raises(UserError, match="is for texts, and this task has none"):
+    with pytest.raises(UserError, match="works on texts, and this task has none"):
         prepared_for("image-classification", rows, tmp_path / "rows.jsonl", near_duplicates=0.8)
 
 
@@ -519,7 +519,7 @@ def test_groups_that_given_splits_share_are_named(tmp_path):
     given = write_jsonl(tmp_path / "validation.jsonl", [*other, *({**row, "text": "more"} for row in rows[21:23])])
     assert len(prepared({"train": str(train), "validation": str(apart)}, split=split).splits["validation"]) == 4
     said = mistake({"train": str(train), "validation": str(given)}, split=split)
-    assert "data.split.group: groups that are in train and in validation: s1, s2" in said
+    assert "data.split.group: groups in both train and validation: s1, s2" in said
     assert "move each group into one of the splits" in said
 
 

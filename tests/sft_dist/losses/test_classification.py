@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from sft_dist.losses.classification import BinaryFocal, Focal, Huber, build_loss
+from sft_dist.losses.classification import (
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    BinaryFocal,
+    Focal,
+    Huber,
+    build_loss,
+)
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import BinaryCrossEntropyLoss, CrossEntropyLoss, FocalLoss
 
@@ -92,7 +100,7 @@ def test_cross_entropy_equals_torch(smoothing, weights):
         "balanced": torch.tensor([12 / (3 * 2), 12 / (3 * 3), 12 / (3 * 7)]),
     }[str(weights)]
     reference = nn.CrossEntropyLoss(weight=expected_weights, label_smoothing=smoothing)
-    found = cut_and_summed(build_loss(setting, "single-label", LABELS, lambda: CLASSES), LOGITS, CLASSES)
+    found = cut_and_summed(build_loss(setting, SINGLE_LABEL, LABELS, lambda: CLASSES), LOGITS, CLASSES)
     torch.testing.assert_close(found, reference(LOGITS, torch.from_numpy(CLASSES)))
 
 
@@ -100,14 +108,14 @@ def test_cross_entropy_equals_torch(smoothing, weights):
 def test_a_class_without_rows_weighs_nothing_when_balanced(name):
     """It weighed as much as all others together, and label smoothing pulled every example towards it."""
     setting = {"cross-entropy": CrossEntropyLoss, "focal": FocalLoss}[name](name=name, class_weights="balanced")
-    loss = build_loss(setting, "single-label", ["absent", *LABELS], lambda: CLASSES + 1)
+    loss = build_loss(setting, SINGLE_LABEL, ["absent", *LABELS], lambda: CLASSES + 1)
     assert loss.class_weights.tolist() == pytest.approx([0, 12 / (3 * 2), 12 / (3 * 3), 12 / (3 * 7)])
     assert loss.weights(CLASSES + 1).sum() == pytest.approx(12)
 
 
 def test_label_smoothing_does_not_pull_towards_a_class_without_rows():
     setting = CrossEntropyLoss(name="cross-entropy", label_smoothing=0.1, class_weights="balanced")
-    loss = build_loss(setting, "single-label", ["absent", *LABELS], lambda: CLASSES + 1)
+    loss = build_loss(setting, SINGLE_LABEL, ["absent", *LABELS], lambda: CLASSES + 1)
     logits = torch.zeros(12, 4, requires_grad=True)
     targets = torch.from_numpy(CLASSES + 1)
     for _ in range(200):
@@ -119,7 +127,7 @@ def test_label_smoothing_does_not_pull_towards_a_class_without_rows():
 
 def test_a_class_without_positives_keeps_its_weight_when_balanced():
     hot = np.array([[1, 0], [0, 0], [0, 0], [1, 0]], dtype=np.float32)
-    loss = build_loss(BinaryCrossEntropyLoss(name="binary-cross-entropy", class_weights="balanced"), "multi-label", ["a", "b"], lambda: hot)  # fmt: skip
+    loss = build_loss(BinaryCrossEntropyLoss(name="binary-cross-entropy", class_weights="balanced"), MULTI_LABEL, ["a", "b"], lambda: hot)  # fmt: skip
     assert loss.class_weights.tolist() == [1.0, 1.0]
 
 
@@ -131,13 +139,13 @@ def test_binary_cross_entropy_equals_torch(weights):
         str(weights), torch.tensor([1.0, 2.0, 0.5])
     )
     reference = nn.BCEWithLogitsLoss(pos_weight=expected)
-    found = cut_and_summed(build_loss(setting, "multi-label", LABELS, lambda: HOT), LOGITS, HOT)
+    found = cut_and_summed(build_loss(setting, MULTI_LABEL, LABELS, lambda: HOT), LOGITS, HOT)
     torch.testing.assert_close(found, reference(LOGITS, torch.from_numpy(HOT)))
 
 
 def test_mse_equals_torch():
     values = np.random.default_rng(1).random(12).astype(np.float32)
-    found = cut_and_summed(build_loss(None, "regression", [], lambda: values), LOGITS[:, :1], values)
+    found = cut_and_summed(build_loss(None, REGRESSION, [], lambda: values), LOGITS[:, :1], values)
     torch.testing.assert_close(found, nn.MSELoss()(LOGITS[:, 0], torch.from_numpy(values)))
 
 
@@ -145,4 +153,9 @@ def test_mse_equals_torch():
 def test_weights_that_do_not_fit_the_labels_are_named(weights):
     setting = CrossEntropyLoss(name="cross-entropy", class_weights=weights)
     with pytest.raises(UserError, match="class_weights"):
-        build_loss(setting, "single-label", LABELS, lambda: CLASSES)
+        build_loss(setting, SINGLE_LABEL, LABELS, lambda: CLASSES)
+
+
+def test_a_loss_that_does_not_fit_the_labels_is_named():
+    with pytest.raises(UserError, match="focal does not fit these labels; the default is MeanSquaredError"):
+        build_loss(FocalLoss(name="focal"), REGRESSION, [], lambda: CLASSES)

@@ -182,7 +182,7 @@ def test_overrides_take_yaml_values(tmp_path: Path) -> None:
         (["train.lr=fast"], "command line: train.lr=fast: train.lr: expected a number, found text"),
         (["trainn.lr=3"], "command line: trainn.lr=3: trainn: unknown key `trainn`"),
         (["train.lr=1", "train.lr=2"], "given twice"),
-        (["train.lr=1", "train.lr.x=2"], "holds no keys"),
+        (["train.lr=1", "train.lr.x=2"], "is not a mapping"),
         (["base=x.yaml"], "`base` can only be written in a file"),
         (["train.lr=\x1b[0m"], "control character"),
         (["train.lr=\udcff"], "control character"),

@@ -149,7 +149,7 @@ def test_a_sample_is_a_path_in_the_cache(samples: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("sample:tree/train.json", "this sample is not here"),
+        ("sample:tree/train.json", "this sample has not been fetched"),
         ("sample:tree/train.json", "valid: bert, trees\n"),
         ("sample:tree/train.json", "run `make fetch-samples`"),
         ("sample:trees/tran.json", "did you mean `train.json`?"),
@@ -252,7 +252,7 @@ def test_every_reference_of_a_recipe_is_checked(tmp_path: Path) -> None:
     found = {one.path: one.message for one in check_references(load(write(tmp_path, text)))}
     assert found == {
         "model.path": "not a model folder: there is no config.json in it",
-        "model.tokenizer": "a model is a folder, this is a file",
+        "model.tokenizer": "a model is a folder, and this is a file",
         "data.source.train.0": "no such file or folder",
         "data.source.train.1": "no reader for this kind of file (.xlsx)",
     }

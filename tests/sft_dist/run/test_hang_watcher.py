@@ -103,7 +103,7 @@ def test_a_host_without_any_heartbeat_is_a_lost_machine(four):
 def test_the_rank_that_is_behind_holds_the_others_up(four):
     hang = four.live(12, {**all_ranks(8), 1: (7, "training")})
     assert (hang.kind, hang.rank) == ("stuck", 1)
-    assert "the others are further" in hang.line
+    assert "the others are ahead" in hang.line
 
 
 def test_among_ranks_at_the_same_step_the_one_that_does_not_wait_is_named(four):

@@ -42,7 +42,7 @@ def test_a_multilingual_model_is_told_its_language(rows, tmp_path):
 
 @pytest.mark.parametrize(
     ("multilingual", "language", "message"),
-    [(True, None, "say which language"), (True, "xx", "no language"), (False, "de", "English only")],
+    [(True, None, "name the language"), (True, "xx", "no language"), (False, "de", "English only")],
 )
 def test_a_language_that_does_not_fit_is_refused(tmp_path, multilingual, language, message):
     settings = {"max_seconds": 1.0, **({"language": language} if language else {})}
@@ -53,7 +53,7 @@ def test_a_language_that_does_not_fit_is_refused(tmp_path, multilingual, languag
 
 def test_more_seconds_than_the_model_hears_are_refused(tmp_path):
     task = SpeechRecognition(recipe("speech-recognition", whisper(tmp_path), task={"max_seconds": 2.0}))
-    with pytest.raises(UserError, match="hears 1 seconds at most"):
+    with pytest.raises(UserError, match="takes at most 1 seconds"):
         task.load_processor(str(tmp_path))
 
 

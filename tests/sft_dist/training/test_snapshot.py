@@ -15,9 +15,9 @@ from sft_dist.engines.base import Setup
 from sft_dist.engines.replicated import Replicated
 from sft_dist.recipe.files import write_json
 from sft_dist.run.folder import RunFolder
+from sft_dist.training.progress import Progress
 from sft_dist.training.saving import _prune
 from sft_dist.training.snapshot import Snapshot, restore
-from sft_dist.training.state import Progress
 from sft_dist.tuning import load_weights
 from tests.integration.killing import build_optimizer, build_schedule, build_tokenizer, loss_of
 

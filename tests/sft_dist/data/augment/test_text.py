@@ -110,7 +110,7 @@ def test_absent_wordnet_is_said_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
     monkeypatch.setattr(nltk.corpus, "wordnet", LazyCorpusLoader("wordnet", WordNetCorpusReader, None))
     augment.wordnet.cache_clear()
-    with pytest.raises(UserError, match=r"data\.augment\.text\.synonyms.*not on this machine"):
+    with pytest.raises(UserError, match=r"data\.augment\.text\.synonyms.*is not installed"):
         augment.check_text_augment(TextAugment(synonyms=0.1))
     augment.check_text_augment(TextAugment(delete=0.1))
 
@@ -138,7 +138,7 @@ def test_a_package_can_offer_paraphrases(installed_package):
 
 @pytest.mark.parametrize("name", ["subprocess:getoutput", "os:system", "loud_package:__name__"])
 def test_a_function_that_nobody_offers_is_never_called(installed_package, name):
-    with pytest.raises(UserError, match="no installed package offers") as found:
+    with pytest.raises(UserError, match="no installed package provides") as found:
         changed(0, "touch /tmp/never", back_translation=name)
     assert "loud_package:louder" in found.value.problems[0].valid
 

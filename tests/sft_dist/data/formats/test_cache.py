@@ -100,7 +100,7 @@ def test_too_many_bytes_stop_the_copy_whatever_the_server_said(home, listing, mo
     monkeypatch.setattr(Listing, "names", ("bucket/a/1.csv", "bucket/a/2.csv"))
     said = refused("s3://bucket/a/")
     assert "it holds more than the 1,000 bytes that are fetched" in said
-    assert "download it and name the file or folder" in said
+    assert "download it yourself, and name the file or folder" in said
     assert files_in(tmp_path) == there
     assert not list((home / "urls").glob(".fetching-*"))
 
