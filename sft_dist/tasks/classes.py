@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from datasets import Features, List, Value
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from sft_dist.data.clean import type_name
 from sft_dist.data.text_lists import is_broken_list, parse_list
@@ -162,6 +163,12 @@ class ClassTask(BaseTask):
     @property
     def model_settings(self) -> dict[str, Any]:
         return {"problem_type": PROBLEM_TYPES[self.problem]}
+
+    def with_threshold(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Stores in the config, which is saved with the model, from which probability on a class counts as predicted."""
+        if self.problem == "multi-label":
+            model.config.threshold = self.threshold
+        return model
 
     # ── loss and scores ─────────────────────────────────────────────────────────────────────────────────────────────
     def build_loss(self, train: Examples) -> ClassLoss:

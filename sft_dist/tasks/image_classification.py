@@ -92,7 +92,7 @@ class ImageClassification(ClassTask):
         auto = AutoModelForImageClassification
         model = load_pretrained(auto, folder, revision, config, self.model_labels, self.model_settings, **options)
         warn_of_batch_statistics(model)
-        return model
+        return self.with_threshold(model)
 
     def score(self, predictions: list[Any], examples: Any, processor: Any) -> dict[str, Any]:
         scores = super().score(predictions, examples, processor)

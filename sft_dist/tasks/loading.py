@@ -21,6 +21,10 @@ log = logging.getLogger("sft_dist")
 
 _GENERIC = re.compile(r"LABEL_\d+")  # transformers' names for outputs that were given none
 
+# Settings that have no meaning without sampling, or without beams; transformers refuses to save them beside it.
+_SAMPLING_SETTINGS = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_BEAM_SETTINGS = ("early_stopping", "length_penalty")
+
 
 def load_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -92,6 +96,22 @@ def _warn_of_other_names(theirs: list[str], labels: list[str], folder: str) -> N
         return
     if [name.casefold() for name in theirs] != [name.casefold() for name in labels]:
         log.warning("the head of %s is kept, and its outputs get other names: %s become %s", folder, join_names(theirs), join_names(labels))  # fmt: skip
+
+
+def greedy_or_beams(num_beams: int) -> dict[str, Any]:
+    """Settings of generation that write the likeliest text, whatever a model's generation config says of sampling."""
+    return {**dict.fromkeys(_SAMPLING_SETTINGS), "do_sample": False, "num_beams": num_beams}
+
+
+def set_generation(model: PreTrainedModel, settings: dict[str, Any]) -> None:
+    """Puts the settings into the model's generation config, which is saved with it: other tools then write what `predict`
+    does."""
+    generation = model.generation_config
+    assert generation is not None
+    generation._from_model_config = False  # or transformers would make it again from the model's config
+    lengths = {"max_length": None, "max_new_tokens": None, "num_return_sequences": None}
+    beams = dict.fromkeys(_BEAM_SETTINGS) if settings["num_beams"] == 1 else {}
+    generation.update(**{**lengths, **beams, **settings})
 
 
 def were_cut(encoded: BatchEncoding, longest: int) -> list[bool]:

@@ -25,14 +25,14 @@ from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.machine import missing_packages, needs_gpu
 from sft_dist.recipe.metrics import selection_metric
 from sft_dist.recipe.schema import Recipe
-from sft_dist.recipe.tunings import virtual_tokens
+from sft_dist.recipe.tunings import export_form, virtual_tokens
 from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
 from sft_dist.tasks.models import build_model, load_processor
 from sft_dist.training.rank_consistency import require_agreement
 from sft_dist.training.snapshot import restore
 from sft_dist.training.state import Progress, Training
-from sft_dist.tuning import load_weights
+from sft_dist.tuning import load_weights, require_mergeable
 from sft_dist.tuning.model_options import for_training
 from sft_dist.tuning.optimizers import build_optimizer, build_schedule
 
@@ -62,6 +62,8 @@ def build(
     steps = steps_of(recipe, None if recipe.data.streaming else len(examples["train"]))
 
     model = build_model(recipe, task, data.processor)
+    if export_form(recipe) == "merged":
+        require_mergeable(model)
     checkpoint = _resume_point(folder, accelerator)
     progress = Progress()
     if checkpoint:

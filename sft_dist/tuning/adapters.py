@@ -11,6 +11,7 @@ from torch import nn
 
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import AdapterTuning, Ia3Tuning, LoraTuning, PrefixTuning, PromptTuning, QloraTuning
+from sft_dist.recipe.tied_embeddings import tied_problem
 from sft_dist.tuning.model_options import without_flash
 
 if TYPE_CHECKING:
@@ -30,6 +31,21 @@ def add_adapter(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) 
     if isinstance(tuning, (PrefixTuning, PromptTuning)):
         _check_virtual_tokens(wrapped, tuning)
     return wrapped
+
+
+def require_mergeable(model: nn.Module) -> None:
+    """Raises UserError where an adapter is on a layer whose weights are also another's."""
+    from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+
+    if not isinstance(base := getattr(model, "base_model", None), BaseTuner):
+        return
+    tied = base.model.all_tied_weights_keys
+    names = {name.rpartition(".")[0] for pair in tied.items() for name in pair}
+    adapted = [
+        name for name, layer in base.model.named_modules() if isinstance(layer, BaseTunerLayer) and name in names
+    ]
+    if adapted:
+        raise UserError(tied_problem("tuning.target_modules", ", ".join(adapted)))
 
 
 def _config(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) -> PeftConfig:

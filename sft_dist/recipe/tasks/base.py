@@ -43,6 +43,7 @@ class TaskSettings(Section):
     columns: ClassVar[Columns]
     kinds: ClassVar[tuple[Kind, ...]]
     media: ClassVar[tuple[str, ...]] = ()  # roles whose values are files
+    writes_text: ClassVar[bool] = False  # token by token, by a language model's head
     augmentation: ClassVar[Literal["text", "image", "audio"] | None] = None  # key of `data.augment` that it supports
     packages: ClassVar[tuple[tuple[str, str], ...]] = ()  # (module, what to install) that it cannot do without
     starters: ClassVar[Starters]
