@@ -13,7 +13,7 @@ from sft_dist.recipe.references import classify, resolve
 from sft_dist.recipe.schema import Ia3Tuning, LoraTuning, Recipe
 from sft_dist.recipe.tunings import export_form
 
-# Names of embeddings and language model heads: LLaMA and its kin, GPT-2, T5 and BART, GPT-NeoX, BLOOM, Whisper.
+# Names of embeddings and language model heads: LLaMA and similar models, GPT-2, T5 and BART, GPT-NeoX, BLOOM, Whisper.
 TIED_LAYERS = ("embed_tokens", "lm_head", "wte", "shared", "embed_in", "embed_out", "word_embeddings", "proj_out")
 _PREFIXES = ("", "model.", "transformer.", "encoder.", "decoder.", "model.encoder.", "model.decoder.")
 HINT = (
@@ -62,5 +62,5 @@ def _is_tied(path: str) -> bool:
     except UserError:
         return False  # named by `check_references`
     config = read_json(folder / "config.json") if isinstance(folder, Path) else None
-    # Where it is missing, transformers 4 wrote the file, which left out what was the default: true.
+    # Where it is missing, transformers 4 wrote the file, which omitted the default: true.
     return isinstance(config, dict) and bool(config.get("tie_word_embeddings", True))
