@@ -47,7 +47,8 @@ def answers(folder: str, inputs: list[str]) -> list[Any]:
 
 def boxes(folder: str, inputs: list[str]) -> list[Any]:
     detect: Any = pipeline("object-detection", folder)
-    return [detect(path, threshold=detect.model.config.threshold) for path in inputs]
+    answers = [detect(path, threshold=detect.model.config.threshold) for path in inputs]
+    return [sorted(answer, key=lambda entry: -entry["score"]) for answer in answers]
 
 
 def shares(folder: str, inputs: list[str]) -> list[Any]:

@@ -32,6 +32,8 @@ from tests.tiny_text import (
 TEXTS = ["the cat sat on the mat", "how many legs has a spider"]
 FIXED = tiny_vision.FIXED
 ABC = ["a", "b", "c"]
+pytestmark = pytest.mark.slow
+
 QUESTIONS = {"say yes": "yes", "say no": "no no"}
 
 
@@ -146,7 +148,7 @@ TASKS: dict[str, tuple[dict[str, Any], Callable[[Path], Any], list[str], Callabl
     "image classes": (
         {"type": "image-classification", "problem": "multi-label", "threshold": 0.55}, vit, ABC, noise, multi_label,
     ),
-    "boxes": ({"type": "object-detection", "threshold": 0.35}, yolos, ABC, noise, corners),
+    "boxes": ({"type": "object-detection", "threshold": 0.287}, yolos, ABC, noise, corners),
     "segments": ({"type": "semantic-segmentation"}, segformer, ABC, noise, lambda row: row["shares"]),
     "sound class": ({"type": "audio-classification"}, tiny_audio.wav2vec2, ABC, noise, lambda row: row["probabilities"]),
     "ctc": ({"type": "speech-recognition", "max_seconds": 1.0}, ctc, list("abcdefgh"), noise, text_of),
