@@ -49,7 +49,7 @@ def activations(model: nn.Module, task: Task, inputs: dict[str, Any]) -> Activat
     hooks = [
         module.register_forward_hook(_recorder(recorded, name), with_kwargs=True)
         for name, module in unwrapped.named_modules()
-        if name
+        if _has_weights(module)
     ]
     torch.manual_seed(0)
     try:
@@ -87,11 +87,17 @@ def _amount(a: Tensor, b: Tensor) -> str:
     return f"by up to {float((a - b).abs().max()):.2g}, where the largest value is {float(b.abs().max()):.2g}"
 
 
+def _has_weights(module: nn.Module) -> bool:
+    """Whether a module computes with weights of its own, be it through an adapter or a copy that is trained whole."""
+    is_wrapper = hasattr(module, "base_layer") or hasattr(module, "modules_to_save")
+    return is_wrapper or next(module.parameters(recurse=False), None) is not None
+
+
 def _recorder(recorded: Activations, name: str) -> Callable[..., None]:
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         given = [value for value in (*args, *kwargs.values()) if torch.is_tensor(value)]
         if given and torch.is_tensor(output):
-            entry = (type(module).__name__, _sample(given[0]), _sample(output))
+            entry = (type(module).__name__, torch.cat(list(map(_sample, given))), _sample(output))
             recorded.layers.setdefault(name, []).append(entry)
 
     return record
@@ -132,7 +138,7 @@ def _invented(task: Task, processor: Any) -> Examples:
 
 
 def _text() -> str:
-    return "The quick brown fox jumps over the lazy dog."
+    return "A quick brown fox."
 
 
 def _chat() -> str:

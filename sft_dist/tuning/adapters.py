@@ -17,6 +17,9 @@ from sft_dist.tuning.model_options import without_flash
 if TYPE_CHECKING:
     from peft import PeftConfig  # takes seconds to import
 
+# Heads that PEFT trains whole for tags, after `all-linear` has given them an adapter, which fails.
+_TAG_HEADS = ("classifier", "score")
+
 
 def add_adapter(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) -> nn.Module:
     """The model in PEFT's wrapper. Raises UserError when the model cannot have such adapters."""
@@ -61,7 +64,7 @@ def _config(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) -> P
                 lora_alpha=tuning.alpha,
                 lora_dropout=tuning.dropout,
                 target_modules=tuning.target_modules,
-                exclude_modules=[*_half_heads(model), *new] or None,
+                exclude_modules=[*_half_heads(model), *new, *(_TAG_HEADS if peft_task == "TOKEN_CLS" else ())] or None,
                 use_rslora=tuning.rslora,
                 use_dora=tuning.dora,
                 modules_to_save=saved_modules,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import RTDetrForObjectDetection, RTDetrImageProcessor
 
 from sft_dist.evaluation.merging import activations, comparison_inputs, difference
 from sft_dist.recipe.errors import UserError
@@ -14,6 +15,7 @@ from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks import task_of
 from sft_dist.tasks.models import build_model, load_processor
 from sft_dist.tuning import require_mergeable
+from tests.sft_dist.tasks import tiny_vision
 from tests.tiny_text import byte_tokenizer, causal_model
 
 BOTH = ["embed_tokens", "lm_head"]
@@ -91,3 +93,14 @@ def test_adapters_on_tied_embeddings_are_named_and_refused(llama: Path, tmp_path
     else:
         assert found == ""
         require_mergeable(model)
+
+
+def test_a_detector_that_chooses_queries_merges(tmp_path: Path) -> None:
+    """Its outputs may come in another order, so its layers alone are compared."""
+    size = {"size": {"height": 64, "width": 64}}
+    folder = tiny_vision.save(
+        tmp_path / "detector", RTDetrForObjectDetection, tiny_vision.rt_detr(), RTDetrImageProcessor, **size
+    )
+    recipe = tiny_vision.recipe_of({"type": "object-detection"}, folder, data={"source": str(tmp_path / "none"), "labels": ["a"]},
+                                   tuning={"method": "lora", "r": 2})  # fmt: skip
+    assert merged_difference(recipe, tmp_path / "merged") == ""
