@@ -26,6 +26,7 @@ from sft_dist.recipe.schema import Recipe, Train
 from sft_dist.recipe.source import Source
 from sft_dist.recipe.strategies import STRATEGIES
 from sft_dist.recipe.suggest import similar_to
+from sft_dist.recipe.tied_embeddings import unmergeable_targets
 from sft_dist.recipe.trust import NO_TRUST, Trust, require_trust
 from sft_dist.run.folder import RunFolder
 from sft_dist.run.manifest import TRAINING, require_unchanged
@@ -148,11 +149,13 @@ def _folder_state(folder: Path) -> str:
 
 
 def require_references(runs: Sequence[Run], source: Source) -> None:
-    """Checks, once for each distinct model and data section, that what it refers to exists. Raises UserError."""
+    """Checks, once for each distinct model and data section, that what it refers to exists, and that the export can hold what is
+    trained. Raises UserError."""
     distinct: dict[tuple[int, int], Run] = {}
     for run in runs:
         distinct.setdefault((id(run.recipe.model), id(run.recipe.data)), run)
     _raise_located(list(distinct.values()), source, check_references)
+    _raise_located(runs, source, unmergeable_targets)
 
 
 def _count_once(run: Run, counts: dict[tuple[int, int], RowCounts]) -> RowCounts:

@@ -103,18 +103,23 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
     final: dict[str, dict[str, Any]] = {
         split: score_winner(evaluator, winner, recipe, split, force) for split in recipe.evaluate.report_on
     }
-    exported = None
-    if (form := export_form(recipe)) != "none":
-        # Imported late: invalid arguments are refused before torch is loaded.
-        from sft_dist.export import export
-
-        exported = export(winner.folder, winner.step, winner.folder.export, form, winner.scores, final)
     labels = Checkpoint(winner.folder.checkpoint(winner.step), winner.step).trainer_state()["labels"]
     target = leaderboard or (folders[0].path if len(folders) == 1 else folders[0].path.parent)
-    board = compose(ranking, recipes, labels, final, damaged, exported)
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Before the export, which may be refused: the scores stand all the same.
+    board = _written(target, compose(ranking, recipes, labels, final, damaged, None))
     if note := board["no_better_than_guessing"]:
         log.warning("the winner is no better than guessing: %s", note)
+    if (form := export_form(recipe)) == "none":
+        return board
+    # Imported late: invalid arguments are refused before torch is loaded.
+    from sft_dist.export import export
+
+    exported = export(winner.folder, winner.step, winner.folder.export, form, winner.scores, final)
+    return _written(target, compose(ranking, recipes, labels, final, damaged, exported))
+
+
+def _written(target: Path, board: dict[str, Any]) -> dict[str, Any]:
     write_json(target / "leaderboard.json", board)
     write_text(target / "leaderboard.md", render(board))
     return board

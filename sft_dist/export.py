@@ -9,10 +9,10 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft_dist.recipe.entry_points import TASKS_GROUP, plugin_of
-from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import read_json, write_json, write_text
 from sft_dist.recipe.masking import masked_values
 from sft_dist.recipe.schema import Recipe
@@ -20,6 +20,10 @@ from sft_dist.recipe.tasks import TASKS
 from sft_dist.recipe.trust import add_options, require_trust, trust_in
 from sft_dist.recipe.tunings import best_form, export_form, has_adapter, merge_refusal
 from sft_dist.run.folder import RunFolder
+
+if TYPE_CHECKING:
+    from sft_dist.checkpoints.store import Checkpoint
+    from sft_dist.tasks.base import Task
 
 log = logging.getLogger("sft_dist")
 ABOUT = "sft_dist.json"  # what `predict` needs besides weights: the recipe and the class names
@@ -72,14 +76,12 @@ def export(
     validation: dict[str, Any],
     final: dict[str, dict[str, Any]],
 ) -> Path:
-    """Write checkpoint `step` to `to`, aside first. Raises UserError when the checkpoint is missing or damaged."""
+    """Writes checkpoint `step` to `to`, aside first. Raises UserError when the checkpoint is missing or damaged, and where the
+    merged model is not the trained one."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints import store as ckpt
-    from sft_dist.evaluation.model_card import model_card
     from sft_dist.logging_setup import quiet_libraries
     from sft_dist.tasks import task_of
-    from sft_dist.tasks.models import build_model, load_processor
-    from sft_dist.tuning import load_weights
 
     quiet_libraries()
     recipe = folder.recipe()
@@ -97,31 +99,70 @@ def export(
     if to.exists() and not (to / ABOUT).exists() and not (to.is_dir() and not any(to.iterdir())):
         raise UserError(f"{to} exists and is no exported model; choose another folder with --to")
 
-    labels = checkpoint.trainer_state()["labels"]
     task = task_of(recipe)
-    task.labels = labels
+    task.labels = checkpoint.trainer_state()["labels"]
     staging_dir = to.with_name(f".{to.name}.{os.getpid()}")
     shutil.rmtree(staging_dir, ignore_errors=True)
-    if form == "adapter" or not has_adapter(recipe.tuning):
-        shutil.copytree(checkpoint.model, staging_dir)
-    else:
-        processor = load_processor(recipe, task)
-        model = build_model(recipe, task, processor)
-        load_weights(model, checkpoint.model)
-        model.merge_and_unload().save_pretrained(staging_dir)  # type: ignore[operator]
-        processor.save_pretrained(staging_dir)
+    try:
+        if form == "adapter" or not has_adapter(recipe.tuning):
+            shutil.copytree(checkpoint.model, staging_dir)
+        else:
+            _write_merged(checkpoint, task, staging_dir)
+        task.complete_export(staging_dir)
+        _describe(staging_dir, folder, step, form, task, validation, final)
+        if to.exists():
+            shutil.rmtree(to)
+        os.replace(staging_dir, to)
+    finally:
+        shutil.rmtree(staging_dir, ignore_errors=True)
+    log.info("exported step %d to %s", step, to)
+    return to
+
+
+def _write_merged(checkpoint: Checkpoint, task: Task, to: Path) -> None:
+    """Writes the base model with the adapters in its weights. Raises UserError where it then answers otherwise."""
+    # Imported late: invalid arguments are refused before torch is loaded.
+    from sft_dist.evaluation.merging import TOLERANCE, activations, comparison_inputs, difference
+    from sft_dist.tasks.models import build_model, load_processor
+    from sft_dist.tuning import load_weights, require_mergeable
+
+    processor = load_processor(task.recipe, task)
+    model = build_model(task.recipe, task, processor)
+    require_mergeable(model)
+    load_weights(model, checkpoint.model)
+    inputs = comparison_inputs(task, processor)
+    apart = activations(model, task, inputs)
+    model.merge_and_unload().save_pretrained(to)  # type: ignore[operator]
+    processor.save_pretrained(to)
+    del model
+    merged = task.build_model(str(to), None, {}, processor)
+    if difference_text := difference(apart, activations(merged, task, inputs)):
+        message = f"the merged model is not the trained one, and was not published: {difference_text}; the tolerance is {TOLERANCE:g} of the output"
+        hint = "export the adapter: evaluate.export: adapter, or sft-dist export RUN --form adapter; or train that layer whole, with tuning.modules_to_save"
+        raise UserError(Problem(message, "evaluate.export", value="merged", hint=hint))
+
+
+def _describe(
+    staging_dir: Path,
+    folder: RunFolder,
+    step: int,
+    form: str,
+    task: Task,
+    validation: dict[str, Any],
+    final: dict[str, dict[str, Any]],
+) -> None:
+    """Writes what `predict` needs besides weights, and the model card."""
+    # Imported late: invalid arguments are refused before torch is loaded.
+    from sft_dist.evaluation.model_card import model_card
+
+    recipe = task.recipe
     settings = masked_values(json.loads(recipe.model_dump_json()))  # an export is published
-    about = {"recipe": settings, "labels": labels, "step": step, "form": form}
+    about = {"recipe": settings, "labels": task.labels, "step": step, "form": form}
     if recipe.task.type not in TASKS:
         about["plugins"] = [plugin_of(TASKS_GROUP, recipe.task.type).to_json()]
     write_json(staging_dir / ABOUT, about)
     public_recipe = Recipe.model_validate(settings)
     write_text(staging_dir / "README.md", model_card(public_recipe, folder, step, form, task, validation, final))
-    if to.exists():
-        shutil.rmtree(to)
-    os.replace(staging_dir, to)
-    log.info("exported step %d to %s", step, to)
-    return to
 
 
 def _best_step(folder: RunFolder) -> int:

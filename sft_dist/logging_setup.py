@@ -12,6 +12,8 @@ def quiet_libraries() -> None:
     if not _has_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found no GPU
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\.")
+    # PEFT's pages of advice on tied embeddings: what cannot be merged is refused, and every merge is compared.
+    warnings.filterwarnings("ignore", message=r".*tie_word_embeddings")
     for name in ("httpx", "httpcore", "urllib3", "filelock", "fsspec", "huggingface_hub", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Imported here, after the settings above.

@@ -83,6 +83,12 @@ def prepare(recipe: Recipe, task: Task, processor: Any = None) -> Prepared:
     return Prepared(task, processor, folder, about["dropped"], splits, about["contents"])
 
 
+def prepared_examples(recipe: Recipe, task: Task, processor: Any) -> dict[str, Examples]:
+    """The encoded splits where this machine has the rows prepared, else none. Raises UserError where a file of the data is gone."""
+    rows = cache_root() / "prepared" / _key(data_fingerprint(recipe)) / "rows"
+    return prepare(recipe, task, processor).examples if rows.is_dir() else {}
+
+
 # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def _build_rows(recipe: Recipe, task: Task, to: Path) -> None:
     data, dropped = recipe.data, Counter[str]()

@@ -18,6 +18,12 @@ def _scheme_line(scores: dict[str, Any]) -> str:
     return f"\nEntities are counted by the tag scheme: {scheme['name']}.\n" if scheme else ""
 
 
+def _prefix_line(recipe: Recipe) -> str:
+    """Says what stands before every text, which transformers does not add."""
+    prefix = getattr(recipe.task, "prefix", "")
+    return f"\nOutside of sft-dist, write `{prefix}` before every text.\n" if prefix else ""
+
+
 def model_card(
     recipe: Recipe,
     folder: RunFolder,
@@ -72,6 +78,8 @@ The checkpoint was chosen by its validation score; test was scored once, for thi
 ```
 sft-dist predict {folder.export.name} texts.txt
 ```
+{_prefix_line(recipe)}
+Plain transformers gives the same answers: names of classes, thresholds, and what ends an answer are in the folder.
 
 ## Recipe
 

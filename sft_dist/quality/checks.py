@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from transformers import CONFIG_MAPPING
 
 from sft_dist.data.rows import ROW
 from sft_dist.quality import duplicates, labels, lengths, media
@@ -30,6 +31,8 @@ from sft_dist.quality.subject import (
     model_labels,
 )
 from sft_dist.recipe.tasks.base import MediaKind
+from sft_dist.recipe.tunings import virtual_tokens
+from sft_dist.tasks.loading import largest_tokens, usable_positions
 
 READERS: dict[MediaKind, Callable[[Any], Any]] = {
     "image": media.read_image_facts,
@@ -232,12 +235,31 @@ def check_examples(subject: Subject, say: Say) -> list[Finding]:
     if all("truncated" in encoded.table.column_names for encoded in examples.values()):
         cut = np.concatenate([encoded.numbers("truncated") for encoded in examples.values()]).astype(bool)
         findings += lengths.check_truncation(row_index, cut, max_tokens(subject), subject.recipe.data.max_length)
+    findings += _check_model_limits(subject, row_index)
     try:
         loss = subject.task.build_loss(examples["train"])
         weights = [np.asarray(subject.task.weights(loss, encoded)) for encoded in examples.values()]
     except RuntimeError:  # the model computes its own loss: such tasks have no labels that could be masked
         return findings
     return findings + lengths.check_masked_labels(row_index, np.concatenate(weights))
+
+
+def _check_model_limits(subject: Subject, row_index: RowIndex) -> list[Finding]:
+    """Checks texts against the model's tables of positions and embeddings: beyond their ends training would stop."""
+    settings = {**model_config(subject.recipe), **subject.recipe.model.config}
+    if not subject.task.counts_tokens or settings.get("model_type") not in CONFIG_MAPPING:
+        return []
+    config = CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
+    findings: list[Finding] = []
+    splits = subject.examples.values()
+    if (positions := usable_positions(config)) is not None:
+        token_counts = np.concatenate([encoded.lengths for encoded in splits])
+        findings += lengths.check_positions(row_index, token_counts, positions, virtual_tokens(subject.recipe.tuning))
+    num_embeddings = getattr(config.get_text_config(), "vocab_size", None)
+    if num_embeddings is not None and len(subject.processor) > num_embeddings:
+        largest = np.concatenate([largest_tokens(encoded) for encoded in splits])
+        findings += lengths.check_token_ids(row_index, largest, num_embeddings)
+    return findings
 
 
 def _progress_reporter(say: Say, noun: str, total: int) -> Callable[[int], None]:

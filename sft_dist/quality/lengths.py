@@ -47,6 +47,25 @@ def check_truncation(row_index: RowIndex, truncated: np.ndarray, longest: int, m
     return findings
 
 
+def check_positions(row_index: RowIndex, lengths: np.ndarray, positions: int, virtual: int) -> list[Finding]:
+    """lengths: (examples,) tokens; `virtual`: positions that the tuning takes up."""
+    overlong = np.flatnonzero(lengths > positions - virtual)
+    if not len(overlong):
+        return []
+    taken = f", {virtual} of them taken by tuning.virtual_tokens" if virtual else ""
+    message = f"the model has {positions} positions{taken}: {rows_text(len(overlong))} of up to {lengths.max()} tokens do not fit; data.max_length: {positions - virtual}"
+    return [make_finding("too-long-for-model", message, row_index.row_ids(overlong))]
+
+
+def check_token_ids(row_index: RowIndex, largest: np.ndarray, num_embeddings: int) -> list[Finding]:
+    """largest: (examples,) the largest token id of each."""
+    outside = np.flatnonzero(largest >= num_embeddings)
+    if not len(outside):
+        return []
+    message = f"the model has embeddings of tokens 0 to {num_embeddings - 1}, and {rows_text(len(outside))} have tokens up to {largest.max()}"
+    return [make_finding("token-without-embedding", message, row_index.row_ids(outside))]
+
+
 def check_masked_labels(row_index: RowIndex, weights: np.ndarray) -> list[Finding]:
     """weights: (examples,) or (examples, parts), what each adds to the loss; all zero: every label is masked."""
     empty = np.flatnonzero((weights.reshape(len(weights), -1) <= 0).all(axis=1))

@@ -46,6 +46,10 @@ KINDS: dict[str, Kind] = {
     "outlier-length": Kind("warning", "often two joined rows, or a file in a cell"),
     "truncation": Kind("warning", "raise data.max_length, or shorten the texts where it does the least harm"),
     "zero-label": Kind("error", "nothing is learned from these examples: raise data.max_length, or check the chat template"),
+    "too-long-for-model": Kind("error", "lower data.max_length to that number, or use a model for longer texts"),
+    "token-without-embedding": Kind(
+        "error", "use the model's own tokenizer, or save the model after model.resize_token_embeddings(len(tokenizer))"
+    ),
     # copies
     "duplicate": Kind("warning", "data.clean.drop_duplicates keeps the first"),
     "near-duplicate": Kind("warning", "data.clean.near_duplicates: 0.8 drops them"),

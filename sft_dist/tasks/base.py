@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -57,6 +58,9 @@ class Task(Protocol):
     labels: list[str]  # class names in the order of the outputs; empty where there are none
     row_features: Features  # of stored rows, without their number
     encoded_features: Features | None  # of those encoded columns whose type cannot be seen from any few examples
+
+    def complete_export(self, folder: Path) -> None:
+        """Adds to an exported folder what other tools need to answer as `predict` does, and weights do not say."""
 
     # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
@@ -161,6 +165,9 @@ class BaseTask:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.labels: list[str] = list(recipe.data.labels or [])
+
+    def complete_export(self, folder: Path) -> None:
+        return None
 
     def identity(self, row: dict[str, Any]) -> str | bytes:
         return "\0".join(str(row.get(role) or "") for role in self.input_roles)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Features
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from sft_dist.losses.classification import ClassLoss, build_loss
 from sft_dist.recipe.errors import Problem, UserError
@@ -70,6 +71,12 @@ class ClassTask(BaseTask):
     @property
     def model_settings(self) -> dict[str, Any]:
         return {"problem_type": self.label_type.problem_type}
+
+    def with_threshold(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Stores in the config, which is saved with the model, from which probability on a class counts as predicted."""
+        if self.problem == "multi-label":
+            model.config.threshold = self.threshold
+        return model
 
     # ── loss and scores ─────────────────────────────────────────────────────────────────────────────────────────────
     def build_loss(self, train: Examples) -> ClassLoss:

@@ -89,7 +89,8 @@ class ImageClassification(ClassTask):
         self, folder: str, revision: str | None, config: dict[str, Any], processor: Any, **options: Any
     ) -> PreTrainedModel:
         auto = AutoModelForImageClassification
-        return load_pretrained(auto, folder, revision, config, self.model_labels, self.model_settings, **options)
+        model = load_pretrained(auto, folder, revision, config, self.model_labels, self.model_settings, **options)
+        return self.with_threshold(model)
 
     def score(self, predictions: list[Any], examples: Any, processor: Any) -> dict[str, Any]:
         scores = super().score(predictions, examples, processor)

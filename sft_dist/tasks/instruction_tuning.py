@@ -23,11 +23,11 @@ from sft_dist.losses.classification import CrossEntropy
 from sft_dist.losses.targets import IGNORED
 from sft_dist.losses.tokens import CHUNK, TokenLoss, padded
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.files import cache_root
+from sft_dist.recipe.files import cache_root, write_text
 from sft_dist.recipe.schema import CrossEntropyLoss, Recipe
 from sft_dist.recipe.tasks.instruction_tuning import CONTEXTS, SYSTEMS, InstructionTuningTask
 from sft_dist.tasks.base import BaseTask, Rngs
-from sft_dist.tasks.loading import load_pretrained, load_tokenizer
+from sft_dist.tasks.loading import greedy_or_beams, load_pretrained, load_tokenizer, set_generation
 
 LEAK = 1e-4  # more than this, and packed examples see each other
 MOST_NAMED = 16
@@ -108,6 +108,7 @@ class InstructionTuning(BaseTask):
                 message = "the tokenizer has neither a chat template nor an end-of-text token to end answers with"
                 raise UserError(Problem(message, "task.chat_template", hint="give a template"))
             tokenizer.chat_template = chat.PLAIN_TEMPLATE
+        tokenizer.padding_side = "left"  # of prompts of different lengths, wherever the saved tokenizer is used
         return tokenizer
 
     def encode(self, rows: dict[str, list[Any]], processor: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
@@ -254,7 +255,17 @@ class InstructionTuning(BaseTask):
         if self.settings.packing and (leaked := leak(model, model.get_input_embeddings().num_embeddings)) > LEAK:
             message = f"{type(model).__name__} does not keep packed examples apart: one changes another's logits by {leaked:.1g}"
             raise UserError(Problem(message, "task.packing", value="true", hint="set task.packing: false"))
+        set_generation(model, self._generation(model, processor))
         return model
+
+    def _generation(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """How answers are written, and what ends them."""
+        return {
+            **greedy_or_beams(1),
+            "eos_token_id": _stops(model, tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+            "max_new_tokens": self.settings.max_new_tokens,
+        }
 
     def build_loss(self, train: Examples) -> TokenLoss:
         loss = self.recipe.train.loss
@@ -269,6 +280,12 @@ class InstructionTuning(BaseTask):
         arguments = {name: value for name, value in inputs.items() if name != "sizes"}
         # Without a cache: nothing is generated here, and with one the positions would not keep packed examples apart.
         return model(**arguments, use_cache=False).logits
+
+    def complete_export(self, folder: Path) -> None:
+        """Puts the recipe's system message into the chat template, for conversations that have none."""
+        file = folder / "chat_template.jinja"
+        if self.settings.system and file.is_file():
+            write_text(file, with_default_system(file.read_text(encoding="utf-8"), self.settings.system))
 
     # ── predictions ─────────────────────────────────────────────────────────────────────────────────────────────────
     def predict(self, model: nn.Module, inputs: dict[str, Any], outputs: Any, processor: Any) -> list[Any]:
@@ -292,11 +309,8 @@ class InstructionTuning(BaseTask):
         written = model.generate(
             input_ids=prompts,
             attention_mask=inputs["prompt_mask"],
-            max_new_tokens=self.settings.max_new_tokens,
-            eos_token_id=_stops(model, tokenizer),
-            pad_token_id=tokenizer.pad_token_id,
             synced_gpus=torch.distributed.is_initialized(),
-            **GREEDY,
+            **self._generation(model, tokenizer),
         )
         return tokenizer.batch_decode(written[:, prompts.shape[1] :], skip_special_tokens=True)
 
@@ -329,18 +343,37 @@ class InstructionTuning(BaseTask):
         return [{"text": text} for text in predictions]
 
 
-# Whatever a model's generation config says about sampling: `predict` gives the same answer every time.
-GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+# Conversations in which templates end turns by different tokens: the last and earlier answers, and a call of a tool.
+_QUESTION, _ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+_CALL = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}  # fmt: skip
+_TURNS: tuple[list[dict[str, Any]], ...] = (
+    [_QUESTION, _ANSWER, _QUESTION, _ANSWER],
+    [_QUESTION, _CALL, {"role": "tool", "content": "c"}, _ANSWER],
+)
 
 
 def _stops(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end an answer: those of the model and tokenizer, and the token that ends a turn in the chat template."""
+    """Tokens that end an answer: those of the model and tokenizer, and those that end turns in the chat template."""
     eos = model.generation_config.eos_token_id
     stops = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
-    sample = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    (tokens,) = chat.tokenize_chats([sample], tokenizer, [0])
-    last = [id_ for id_, answer in zip(tokens.ids, tokens.answer, strict=True) if answer][-1:]
-    return sorted(stops | ({*last} & set(tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder))))
+    special = set(tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder))
+    return sorted(stops | {end for conversation in _TURNS for end in _ends(conversation, tokenizer) if end in special})
+
+
+def _ends(conversation: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The last token of each answer; none where the template refuses the conversation."""
+    try:
+        (tokens,) = chat.tokenize_chats([conversation], tokenizer, [0])
+    except UserError:
+        return []
+    following = [*tokens.answer[1:], False]
+    return [id_ for id_, now, next_ in zip(tokens.ids, tokens.answer, following, strict=True) if now and not next_]
+
+
+def with_default_system(template: str, system: str) -> str:
+    """The chat template with a system message before conversations that begin with none."""
+    message = f"{{'role': 'system', 'content': {json.dumps(system, ensure_ascii=False)}}}"
+    return f"{{% set messages = messages if messages[0].role == 'system' else [{message}] + messages %}}{template}"
 
 
 def _conversation(prompt: str) -> dict[str, Any] | None:

@@ -7,8 +7,9 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,9 +19,22 @@ from sft_dist.recipe.references import index_problems
 from sft_dist.recipe.text import join_names
 from sft_dist.tuning.quantize import spare_heads
 
+if TYPE_CHECKING:
+    from sft_dist.data.rows import Examples
+
 log = logging.getLogger("sft_dist")
 
 _GENERIC = re.compile(r"LABEL_\d+")  # transformers' names for outputs that were given none
+
+# Settings that have no meaning without sampling, or without beams; transformers refuses to save them beside it.
+_SAMPLING_SETTINGS = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_BEAM_SETTINGS = ("early_stopping", "length_penalty")
+
+# RoBERTa and similar models number positions from the one after that of the padding token.
+_POSITIONS_AFTER_PADDING = (
+    "roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "mpnet", "longformer", "data2vec-text",
+    "ibert", "luke", "xmod", "layoutlmv3",
+)  # fmt: skip
 
 
 def load_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
@@ -95,6 +109,39 @@ def _warn_of_other_names(theirs: list[str], labels: list[str], folder: str) -> N
         return
     if [name.casefold() for name in theirs] != [name.casefold() for name in labels]:
         log.warning("the head of %s is kept, and its labels change: %s become %s", folder, join_names(theirs), join_names(labels))  # fmt: skip
+
+
+def usable_positions(config: Any) -> int | None:
+    """Tokens of the longest text that the model has positions for; None where its config names no limit."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    if config.model_type not in _POSITIONS_AFTER_PADDING:
+        return positions
+    pad = getattr(config, "pad_token_id", None)
+    return positions - (1 if pad is None else pad) - 1
+
+
+def largest_tokens(examples: Examples) -> np.ndarray:  # (examples,)
+    """The largest id among the tokens that each example reads or learns to write."""
+    columns = [examples.column(name) for name in ("input_ids", "labels") if name in examples.table.column_names]
+    return np.array([max((max(ids, default=0) for ids in row), default=0) for row in zip(*columns, strict=True)])
+
+
+def greedy_or_beams(num_beams: int) -> dict[str, Any]:
+    """Settings of generation that write the likeliest text, whatever a model's generation config says of sampling."""
+    return {**dict.fromkeys(_SAMPLING_SETTINGS), "do_sample": False, "num_beams": num_beams}
+
+
+def set_generation(model: PreTrainedModel, settings: dict[str, Any]) -> None:
+    """Puts the settings into the model's generation config, which is saved with it: other tools then write what `predict`
+    does."""
+    generation = model.generation_config
+    assert generation is not None
+    generation._from_model_config = None  # or transformers would make it again from the model's config
+    lengths = {"max_length": None, "max_new_tokens": None, "num_return_sequences": None}
+    beams = dict.fromkeys(_BEAM_SETTINGS) if settings["num_beams"] == 1 else {}
+    generation.update(**{**lengths, **beams, **settings})
 
 
 def were_cut(encoded: BatchEncoding, longest: int) -> list[bool]:

@@ -154,6 +154,7 @@ class ObjectDetection(BaseTask):
         auto = AutoModelForObjectDetection
         model = load_pretrained(auto, folder, revision, config, self.labels, **options)
         capture(model)
+        model.config.threshold = self.threshold  # saved with the model: from which score on a box counts as found
         self.model_config = model.config
         return model
 

@@ -26,7 +26,7 @@ from sft_dist.losses.tokens import padded
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks import audio
-from sft_dist.tasks.loading import load_pretrained
+from sft_dist.tasks.loading import greedy_or_beams, load_pretrained, set_generation
 
 _ENGLISH_VOCABULARY = 51864  # of Whisper's .en models; the others have more
 
@@ -104,10 +104,15 @@ class Seq2Seq:
         settings = audio.model_settings(self.config, self.recipe)
         model = load_pretrained(AutoModelForSpeechSeq2Seq, folder, revision, config, None, settings, **options)
         generation = model.generation_config
+        set_generation(model, self._generation())
         generation.forced_decoder_ids = None  # of old checkpoints: would fight the language
         if getattr(generation, "is_multilingual", False) and self.settings.language:
             generation.language, generation.task = self.settings.language, "transcribe"
         return model
+
+    def _generation(self) -> dict[str, Any]:
+        """How transcripts are written; they are as long as Whisper's own program allows."""
+        return {**greedy_or_beams(self.settings.num_beams), "max_length": self.config.max_target_positions // 2}
 
     def build_loss(self) -> TranscriptLoss:
         return TranscriptLoss()
@@ -122,10 +127,8 @@ class Seq2Seq:
         generated = model.generate(  # type: ignore[operator]
             features,
             attention_mask=torch.ones(features.shape[0], features.shape[-1], dtype=torch.long, device=features.device),
-            num_beams=self.settings.num_beams,
-            do_sample=False,
-            max_length=self.config.max_target_positions // 2,  # what Whisper's own program allows
             synced_gpus=torch.distributed.is_available() and torch.distributed.is_initialized(),
+            **self._generation(),
         )
         return [text.strip() for text in processor.tokenizer.batch_decode(generated, skip_special_tokens=True)]
 

@@ -75,4 +75,5 @@ class TextClassification(ClassTask):
         self, folder: str, revision: str | None, config: dict[str, Any], processor: Any, **options: Any
     ) -> PreTrainedModel:
         auto = AutoModelForSequenceClassification
-        return load_pretrained(auto, folder, revision, config, self.model_labels, self.model_settings, **options)
+        model = load_pretrained(auto, folder, revision, config, self.model_labels, self.model_settings, **options)
+        return self.with_threshold(model)

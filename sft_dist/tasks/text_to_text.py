@@ -19,7 +19,7 @@ from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import CrossEntropyLoss, Recipe
 from sft_dist.recipe.tasks.text_to_text import TextToTextTask
 from sft_dist.tasks.base import BaseTask, Rngs
-from sft_dist.tasks.loading import load_pretrained, load_tokenizer, were_cut
+from sft_dist.tasks.loading import greedy_or_beams, load_pretrained, load_tokenizer, set_generation, were_cut
 
 
 class TextToText(BaseTask):
@@ -95,11 +95,16 @@ class TextToText(BaseTask):
         self, folder: str, revision: str | None, config: dict[str, Any], processor: Any, **options: Any
     ) -> PreTrainedModel:
         model = load_pretrained(AutoModelForSeq2SeqLM, folder, revision, config, **options)
+        set_generation(model, self._generation())
         code = self.settings.target_language
         if code is not None and hasattr(processor, "tgt_lang"):
             # Saved with the model, so that it writes that language elsewhere, too.
             model.generation_config.forced_bos_token_id = _language_token(processor, code, "target_language")
         return model
+
+    def _generation(self) -> dict[str, Any]:
+        """How texts are written."""
+        return {**greedy_or_beams(self.settings.num_beams), "max_new_tokens": self.settings.max_target_length}
 
     def build_loss(self, train: Examples) -> TokenLoss:
         loss = self.recipe.train.loss
@@ -125,10 +130,8 @@ class TextToText(BaseTask):
         written = writer.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
-            max_new_tokens=self.settings.max_target_length,
-            num_beams=self.settings.num_beams,
-            do_sample=False,
             synced_gpus=torch.distributed.is_initialized(),
+            **self._generation(),
         )
         if (language := writer.generation_config.forced_bos_token_id) is not None:
             written = written.masked_fill(written == language, processor.pad_token_id)  # not always a special token

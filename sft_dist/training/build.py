@@ -25,15 +25,16 @@ from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.machine import missing_packages, needs_gpu
 from sft_dist.recipe.metrics import selection_metric
 from sft_dist.recipe.schema import Recipe
-from sft_dist.recipe.tunings import virtual_tokens
+from sft_dist.recipe.tunings import export_form, virtual_tokens
 from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
+from sft_dist.tasks.loading import largest_tokens, usable_positions
 from sft_dist.tasks.models import build_model, load_processor
 from sft_dist.training.progress import Progress
 from sft_dist.training.rank_consistency import require_agreement
 from sft_dist.training.snapshot import restore
 from sft_dist.training.state import Training
-from sft_dist.tuning import load_weights
+from sft_dist.tuning import load_weights, require_mergeable
 from sft_dist.tuning.model_options import for_training
 from sft_dist.tuning.optimizers import build_optimizer, build_schedule
 
@@ -63,6 +64,8 @@ def build(
     steps = steps_of(recipe, None if recipe.data.streaming else len(examples["train"]))
 
     model = build_model(recipe, task, data.processor)
+    if export_form(recipe) == "merged":
+        require_mergeable(model)
     checkpoint = _resume_point(folder, accelerator)
     progress = Progress()
     if checkpoint:
@@ -151,8 +154,8 @@ def _check_positions(model: nn.Module, longest: int, virtual: int) -> None:
 
     `virtual`: tokens that the tuning puts before each text.
     """
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and 0 < positions < longest + virtual:
+    positions = usable_positions(model.config)
+    if positions is not None and positions < longest + virtual:
         virtual_text = f" and {virtual} virtual ones before it" if virtual else ""
         problem = f"the model has {positions} positions, and texts have up to {longest} tokens{virtual_text}"
         hint = (
@@ -169,7 +172,7 @@ def _check_token_ids(
     if len(tokenizer) <= num_rows:
         return
     for split, encoded in examples.items():
-        largest = max(max(ids, default=0) for ids in encoded.column("input_ids"))
+        largest = int(largest_tokens(encoded).max())
         if largest >= num_rows:
             message = f"the tokenizer makes tokens of the {split} rows that the model has no embedding for"
             value = f"token {tokenizer.convert_ids_to_tokens(largest)!r}, id {largest}; the model has ids 0 to {num_rows - 1}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from sft_dist.recipe.schema import BitfitTuning, FreezeTuning, FullTuning, Tuning
-from sft_dist.tuning.adapters import add_adapter
+from sft_dist.tuning.adapters import add_adapter, require_mergeable
 from sft_dist.tuning.freeze import freeze, train_biases, unfreeze_steps, zero_frozen_gradients
 from sft_dist.tuning.layers import layer_depths
 from sft_dist.tuning.weights import load_weights, save_weights, saved_names
@@ -14,6 +14,7 @@ __all__ = [
     "apply_tuning",
     "layer_depths",
     "load_weights",
+    "require_mergeable",
     "save_weights",
     "saved_names",
     "unfreeze_steps",

@@ -11,10 +11,14 @@ from torch import nn
 
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import AdapterTuning, Ia3Tuning, LoraTuning, PrefixTuning, PromptTuning, QloraTuning
+from sft_dist.recipe.tied_embeddings import tied_problem
 from sft_dist.tuning.model_options import without_flash
 
 if TYPE_CHECKING:
     from peft import PeftConfig  # takes seconds to import
+
+# Heads that PEFT trains whole for tags, after `all-linear` has given them an adapter, which fails.
+_TAG_HEADS = ("classifier", "score")
 
 
 def add_adapter(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) -> nn.Module:
@@ -32,6 +36,21 @@ def add_adapter(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) 
     return wrapped
 
 
+def require_mergeable(model: nn.Module) -> None:
+    """Raises UserError where an adapter is on a layer whose weights are also another's."""
+    from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+
+    if not isinstance(base := getattr(model, "base_model", None), BaseTuner):
+        return
+    tied = base.model.all_tied_weights_keys
+    names = {name.rpartition(".")[0] for pair in tied.items() for name in pair}
+    adapted = [
+        name for name, layer in base.model.named_modules() if isinstance(layer, BaseTunerLayer) and name in names
+    ]
+    if adapted:
+        raise UserError(tied_problem("tuning.target_modules", ", ".join(adapted)))
+
+
 def _config(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) -> PeftConfig:
     import peft
 
@@ -45,7 +64,7 @@ def _config(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) -> P
                 lora_alpha=tuning.alpha,
                 lora_dropout=tuning.dropout,
                 target_modules=tuning.target_modules,
-                exclude_modules=[*_half_heads(model), *new] or None,
+                exclude_modules=[*_half_heads(model), *new, *(_TAG_HEADS if peft_task == "TOKEN_CLS" else ())] or None,
                 use_rslora=tuning.rslora,
                 use_dora=tuning.dora,
                 modules_to_save=saved_modules,

@@ -35,8 +35,11 @@ def freeze(model: nn.Module, tuning: FreezeTuning) -> None:
 
 
 def train_biases(model: nn.Module) -> None:
-    """Train the biases of the body and the whole head. Raises UserError when there are no biases."""
-    in_body = {id(parameter) for parameter in body_of(model).parameters()}
+    """Train the biases of the body and the whole head, new weights included: some models (UPerNet) have no body apart from the
+    head. Raises UserError when there are no biases."""
+    new = set(getattr(model, "new_weights", ()))
+    heads = {id(parameter) for name, parameter in model.named_parameters() if name in new}
+    in_body = {id(parameter) for parameter in body_of(model).parameters()} - heads
     has_biases = False
     for name, parameter in model.named_parameters():
         is_bias = name.rsplit(".", 1)[-1] == "bias"

@@ -38,6 +38,8 @@ def save_weights(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) 
     config.inference_mode = True  # as PEFT has it in its files; on the model's own config it would change training
     config.base_model_name_or_path = config.base_model_name_or_path or live.get_base_model().name_or_path or None
     config.save_pretrained(folder)
+    if (generation := getattr(live.get_base_model(), "generation_config", None)) is not None:
+        generation.save_pretrained(folder)  # what ends an answer, which the base's own says otherwise
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

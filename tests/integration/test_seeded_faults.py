@@ -224,8 +224,41 @@ def truncation(made: CleanSet, workspace: Workspace) -> Named:
     return {"truncation": rows}
 
 
+def added_tokens(made: CleanSet, workspace: Workspace) -> Named:
+    """A tokenizer with a token more than the model has embeddings."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    made.model = workspace.folder / "more-tokens"
+    tokenizer = AutoTokenizer.from_pretrained(workspace.models["text"])
+    config = AutoConfig.from_pretrained(workspace.models["text"])
+    tokenizer.add_tokens([f"<city {number}>" for number in range(config.vocab_size - len(tokenizer) + 1)])
+    for part in (config, tokenizer):
+        part.save_pretrained(made.model)
+    made.rows["train"][4]["text"] += f" {tokenizer.convert_ids_to_tokens(len(tokenizer) - 1)}"
+    return {"token-without-embedding": {("train", 4)}}
+
+
+def few_positions(made: CleanSet, workspace: Workspace) -> Named:
+    """A RoBERTa, which needs two positions more than a text has tokens."""
+    from transformers import AutoTokenizer, RobertaConfig
+
+    made.model = workspace.folder / "few-positions"
+    tokenizer = AutoTokenizer.from_pretrained(workspace.models["text"])
+    tokenizer.save_pretrained(made.model)
+    token_counts = {
+        (split, n): len(tokenizer(row["text"])["input_ids"])
+        for split, rows in made.rows.items()
+        for n, row in enumerate(rows)
+    }
+    longest = max(token_counts.values())
+    RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=longest + 1, pad_token_id=1).save_pretrained(
+        made.model
+    )
+    return {"too-long-for-model": {row for row, count in token_counts.items() if count == longest}}
+
+
 def outlier(made: CleanSet, workspace: Workspace) -> Named:
-    workspace.data["max_length"] = 512
+    workspace.data["max_length"] = 128
     others = [row["text"] for row in reviews(workspace.models["text"]).rows["train"]]
     made.rows["train"] = made.rows["train"][:100]
     made.rows["train"][42]["text"] = " ".join(others[150:200])
@@ -417,7 +450,7 @@ FAULTS: list[tuple[str, Fault]] = [
     *(("reviews", fault) for fault in (
         missing_column, bad_utf8, replacement_characters, empty_label, empty_text, unknown_label, label_only_in_test,
         label_missing_in_validation, label_order, class_without_rows, class_in_two_spellings, imbalance, rare_class, duplicates, near_duplicates, leak, near_leak,
-        conflict, truncation, outlier, constant)),
+        conflict, truncation, added_tokens, few_positions, outlier, constant)),
     ("topics", flipped_labels),
     *(("tagged", fault) for fault in (broken_tags, tags_short_of_tokens, no_tags)),
     *(("translated", fault) for fault in (empty_target, echo)),

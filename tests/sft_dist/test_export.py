@@ -8,15 +8,12 @@ import pytest
 import torch
 
 from sft_dist import export, predict
-from sft_dist.checkpoints import store as ckpt
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.files import write_json
-from sft_dist.recipe.load import load
 from sft_dist.recipe.tunings import KINDS, best_form
 from sft_dist.run.folder import RunFolder
-from sft_dist.tasks import task_of
-from sft_dist.tasks.models import build_model, load_processor
-from sft_dist.tuning import load_weights, save_weights, saved_names
+from sft_dist.tasks.models import build_model
+from sft_dist.tuning import load_weights
+from tests.checkpoints import STEP, run_with_checkpoint
 
 TEXTS = ["a great film", "the film was dull and poor and the end was worse"]
 CELLS = [
@@ -29,43 +26,28 @@ CELLS = [
 ]
 
 
+def with_noise(model: torch.nn.Module, *_: object) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
 @pytest.fixture(scope="module")
 def run_of(tiny_model, reviews, tmp_path_factory):
     """Kind of tuning -> a run folder with one checkpoint of weights as training might leave them, and its answers."""
 
     def make(name: str) -> tuple[RunFolder, torch.Tensor]:
-        path = tmp_path_factory.mktemp("run")
         settings = {
-            "name": "export",
             "task": "text-classification",
             "model": {"path": str(tiny_model)},
             "data": {"source": str(reviews), "max_length": 48},
             "tuning": KINDS[name].model_dump(exclude_none=True),
-            "train": {"lr": 1e-3},
         }
-        (path / "recipe.yaml").write_text(json.dumps(settings))
-        recipe = load(path / "recipe.yaml")
-        folder = RunFolder(path / "run")
-        folder.path.mkdir()
-        folder.recipe_file.write_text(recipe.model_dump_json())
-        task = task_of(recipe)
-        tokenizer = load_processor(recipe, task)
-        task.labels = ["neg", "pos"]
-        model = build_model(recipe, task, tokenizer)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(torch.randn_like(parameter) * 0.1)
-        staging_dir = ckpt.begin(folder, 5, 1)
-        wanted = saved_names(model)
-        weights = {n: v.clone() for n, v in model.state_dict().items() if wanted is None or n in wanted}
-        save_weights(model, weights, staging_dir / "model")
-        tokenizer.save_pretrained(staging_dir / "model")
-        write_json(staging_dir / "trainer.json", {"labels": task.labels, "progress": {"best_step": 5}})
-        files = [path for path in staging_dir.rglob("*") if path.is_file()]
-        ckpt.publish(folder, 5, staging_dir, ckpt.describe(staging_dir, files))
-        twin = build_model(recipe, task, tokenizer)
-        load_weights(twin, folder.checkpoint(5) / "model")
+        path = tmp_path_factory.mktemp("run")
+        folder, task, tokenizer = run_with_checkpoint(path, settings, ["neg", "pos"], with_noise)
+        twin = build_model(task.recipe, task, tokenizer)
+        load_weights(twin, folder.checkpoint(STEP) / "model")
         with torch.no_grad():
             answers = twin.eval()(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits.softmax(-1)
         return folder, answers
@@ -106,3 +88,15 @@ def test_a_form_that_cannot_be_is_refused_with_the_reason(run_of, tmp_path, name
     folder, _ = run_of(name)
     with pytest.raises(UserError, match=said):
         export.export(folder, 5, tmp_path / "out", form, {}, {})
+
+
+def test_a_merged_model_that_is_not_the_trained_one_is_not_published(run_of, tmp_path, monkeypatch, capsys):
+    """Here the merge forgets the adapters."""
+    folder, _ = run_of("lora")
+    monkeypatch.setattr("peft.tuners.lora.LoraModel.merge_and_unload", lambda model: model.unload())
+    assert export.main([str(folder.path), "--to", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "evaluate.export: the merged model is not the trained one, and was not published" in said
+    assert "layer bert.encoder.layer.0.attention.self.query (Linear)" in said
+    assert "--form adapter" in said
+    assert list(tmp_path.iterdir()) == []

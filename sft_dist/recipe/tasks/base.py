@@ -46,6 +46,7 @@ class TaskSettings(Section):
     columns: ClassVar[Columns]
     kinds: ClassVar[tuple[Kind, ...]]
     media: ClassVar[Media] = {}  # nothing else of a row names files: these alone are confined to the data's folders
+    writes_text: ClassVar[bool] = False  # token by token, by a language model's head
     augmentation: ClassVar[Literal["text", "image", "audio"] | None] = None  # key of `data.augment` that it supports
     packages: ClassVar[tuple[tuple[str, str], ...]] = ()  # (module, what to install) that it cannot do without
     starters: ClassVar[Starters]

@@ -30,6 +30,7 @@ class InstructionTuningTask(TaskSettings):
     max_new_tokens: Positive = Field(256, description="Longest answer `predict` writes.")
 
     work = "sft_dist.tasks.instruction_tuning:InstructionTuning"
+    writes_text = True
     columns: ClassVar[Columns] = dict.fromkeys(
         (*CONVERSATIONS, *QUESTIONS, *CONTEXTS, *ANSWERS, *SYSTEMS, *TOOL_COLUMNS, "history"), "if present"
     )

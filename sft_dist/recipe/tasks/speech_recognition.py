@@ -15,6 +15,7 @@ class SpeechRecognitionTask(TaskSettings):
     num_beams: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Beams of the search (Whisper).")
 
     work = "sft_dist.tasks.speech_recognition:SpeechRecognition"
+    writes_text = True
     columns: ClassVar[Columns] = {"audio": "required", "text": "required"}
     kinds = (Kind({"wer": "min", "cer": "min", "loss": "min"}, ("model",)),)
     media: ClassVar[Media] = {"audio": "audio"}

@@ -29,6 +29,7 @@ class TextToTextTask(TaskSettings):
     num_beams: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Beams of the search that writes the text.")
 
     work = "sft_dist.tasks.text_to_text:TextToText"
+    writes_text = True
     columns: ClassVar[Columns] = {"source": "required", "target": "required"}
     kinds = (TRANSLATION, SUMMARIZATION)
     starters: ClassVar[Starters] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -312,3 +313,20 @@ def test_exact_match_is_greedy_decoding_giving_the_answer(tokenizer):
     for place, (text, answer) in enumerate(zip(written, QUESTIONS.values(), strict=True)):
         alone = one.score([predictions[place]], type(examples)(examples.table.select([place])), tokenizer)
         assert bool(alone["exact_match"]) == (text == answer)
+
+
+def test_every_token_that_ends_a_turn_ends_an_answer(tmp_path: Path) -> None:
+    """Here answers end otherwise than calls of tools do, and both otherwise than texts of the pretrained model."""
+    template = (
+        "{% for message in messages %}{{ '### ' + message['role'] + message['content'] }}"
+        "{% for call in message.tool_calls or [] %}{{ call.function.name + '<|im_start|>' }}{% endfor %}"
+        "{% if message['role'] == 'assistant' and not message.tool_calls %}{{ '<|im_end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '### assistant' }}{% endif %}"
+    )
+    tokenizer = byte_tokenizer(template)
+    causal_model("llama", len(tokenizer)).save_pretrained(tmp_path)
+    one = task_of(recipe_of({"type": "instruction-tuning", "max_new_tokens": 7}))
+    generation = one.build_model(str(tmp_path), None, {}, tokenizer).generation_config
+    ends = {tokenizer.convert_tokens_to_ids(end) for end in ("<|im_start|>", "<|im_end|>", tokenizer.eos_token)}
+    assert set(generation.eos_token_id) == ends
+    assert (generation.max_new_tokens, generation.do_sample, generation.num_beams) == (7, False, 1)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, BatchEncoding
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BatchEncoding
 
 from sft_dist.recipe.errors import UserError
-from sft_dist.tasks.loading import load_tokenizer, were_cut
+from sft_dist.tasks.loading import load_tokenizer, usable_positions, were_cut
 
 
 def test_a_text_that_just_fits_is_not_cut(tiny_model: Path) -> None:
@@ -31,5 +32,29 @@ def test_a_tokenizer_that_cannot_pad_is_refused(tiny_model: Path, tmp_path: Path
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
     assert load_tokenizer(str(tiny_model)).pad_token == "[PAD]"
-    with pytest.raises(UserError, match="neither a padding nor an end-of-text token"):
+    with pytest.raises(
+        UserError, match=r'neither a padding nor an end-of-text token(.|\n)*tokenizer.pad_token = "..."; '
+    ):
         load_tokenizer(str(tmp_path))
+    tokenizer.pad_token = "[unused1]"  # as advised
+    tokenizer.save_pretrained(tmp_path / "padded")
+    batch = load_tokenizer(str(tmp_path / "padded"))(["a", "a b c"], padding=True)["input_ids"]
+    assert len(batch[0]) == len(batch[1])
+
+
+@pytest.mark.parametrize(("kind", "offset"), [("roberta", 2), ("mpnet", 2), ("bert", 0)])
+def test_the_longest_text_that_fits(kind: str, offset: int) -> None:
+    """As many tokens as are advised fit, and not one more."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = AutoConfig.for_model(kind, vocab_size=20, max_position_embeddings=12, pad_token_id=1, **sizes)
+    model = AutoModel.from_config(config).eval()
+    longest = usable_positions(config)
+    assert longest == 12 - offset
+    model(input_ids=torch.full((1, longest), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, longest + 1), 5))
+
+
+def test_configs_without_a_limit() -> None:
+    assert usable_positions(AutoConfig.for_model("t5", n_positions=512)) is None
+    assert usable_positions(AutoConfig.for_model("gpt2", n_positions=64)) == 64

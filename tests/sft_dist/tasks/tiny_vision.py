@@ -103,8 +103,8 @@ def recipe_of(task: dict[str, Any], folder: Path | str = "./model", **more: Any)
     data = {"source": "./none", **more.pop("data", {})}
     train = {"lr": 1e-3, **more.pop("train", {})}
     return Recipe.model_validate(
-        {"name": "tiny", "task": task, "model": {"path": str(folder)}, "data": data, "tuning": {"method": "full"},
-        "train": train, **more}
+        {"name": "tiny", "task": task, "model": {"path": str(folder)}, "data": data,
+        "tuning": {"method": "full"}, "train": train, **more}
     )  # fmt: skip
 
 

@@ -44,6 +44,8 @@ def test_a_token_that_the_model_has_no_embedding_for_is_refused(tiny_model: Path
     check("a b c")  # the tokens are there, but no text has one
     with pytest.raises(UserError, match=rf"model\.path: .*train rows.*\n.*'{added[-1]}', id {num_rows};"):
         check(f"a {added[-1]} b")
+    model.resize_token_embeddings(len(tokenizer))  # as advised
+    check(f"a {added[-1]} b")
 
 
 def test_a_checkpoint_of_another_recipe_is_refused_and_kept(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
+from transformers import BertConfig, BertForTokenClassification
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Ia3Tuning, LoraTuning, PrefixTuning, PromptTuning
@@ -67,6 +68,15 @@ def test_all_linear_layers_of_the_body_get_adapters_and_the_head_is_trained_whol
         f"base_model.model.{head}modules_to_save.default.{part}"
         for part, _ in getattr(build(kind), head[:-1]).named_parameters()
     }
+
+
+def test_the_head_for_tags_is_trained_whole_beside_adapters_on_all_linear_layers():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    bare = BertForTokenClassification(BertConfig(vocab_size=20, **sizes))
+    model = apply_tuning(bare, lora(), "TOKEN_CLS")
+    whole = {name for name in trained(model) if ".lora_" not in name}
+    assert whole == {f"base_model.model.classifier.modules_to_save.default.{part}" for part in ("weight", "bias")}
+    assert len(adapted(model)) == 6
 
 
 @pytest.mark.parametrize("kind", sorted(LINEAR))

@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import UperNetForSemanticSegmentation
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import BitfitTuning, FreezeTuning, FullTuning
 from sft_dist.tuning import apply_tuning, unfreeze_steps, zero_frozen_gradients
+from sft_dist.tuning.freeze import train_biases
+from sft_dist.tuning.layers import body_of
+from tests.sft_dist.tasks.tiny_vision import upernet
 from tests.sft_dist.tuning.tiny_models import KINDS, LAYERS, NAMES, build, layers, starting, step, trained
 
 
@@ -76,6 +80,17 @@ def test_bitfit_trains_biases_and_the_head(kind):
     assert trained(model) == biases | outside
     assert biases - outside
     assert starting(model, NAMES[kind][3]) <= outside
+
+
+def test_bitfit_trains_the_new_head_of_a_model_without_a_body():
+    """UPerNet's body is the whole model."""
+    model = UperNetForSemanticSegmentation(upernet())
+    assert body_of(model) is model
+    model.new_weights = ["decode_head.classifier.bias", "decode_head.classifier.weight"]
+    train_biases(model)
+    weights = {name for name in trained(model) if not name.endswith(".bias")}
+    assert weights == {"decode_head.classifier.weight"}
+    assert "backbone.embeddings.patch_embeddings.bias" in trained(model)
 
 
 # ── mistakes ────────────────────────────────────────────────────────────────────────────────────────────────────────
