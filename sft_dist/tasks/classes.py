@@ -74,8 +74,8 @@ class ClassTask(BaseTask):
 
     def with_threshold(self, model: PreTrainedModel) -> PreTrainedModel:
         """Stores in the config, which is saved with the model, from which probability on a class counts as predicted."""
-        if self.problem == "multi-label":
-            model.config.threshold = self.threshold
+        if (threshold := self.label_type.threshold) is not None:
+            model.config.threshold = threshold
         return model
 
     # ── loss and scores ─────────────────────────────────────────────────────────────────────────────────────────────

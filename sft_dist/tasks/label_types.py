@@ -58,6 +58,10 @@ class LabelType(Protocol):
     feature: ClassVar[Any]  # type of labels in stored rows
     target_feature: ClassVar[Any]  # type of labels in encoded examples
 
+    @property
+    def threshold(self) -> float | None:
+        """Returns the probability from which on a class counts as predicted; None where one class is chosen or none."""
+
     def parse(self, raw: Any, row: int, labels: list[str]) -> Any | None:
         """Converts a label of the source to its stored form; None when there is none. Raises UserError naming the row."""
 
@@ -91,6 +95,7 @@ class OneClass:
     losses: ClassVar[LabelLosses] = SINGLE_LABEL
     feature: ClassVar[Any] = Value("string")
     target_feature: ClassVar[Any] = Value("int64")
+    threshold: ClassVar[None] = None
 
     options: LabelOptions
 
@@ -144,6 +149,10 @@ class ManyClasses:
     target_feature: ClassVar[Any] = List(Value("int64"))
 
     options: LabelOptions
+
+    @property
+    def threshold(self) -> float:
+        return self.options.threshold
 
     def parse(self, raw: Any, row: int, labels: list[str]) -> list[str] | None:
         """Reads class names of a list, a text of such a list, names between separators, or a vector of 0 and 1. A class that
@@ -201,12 +210,12 @@ class ManyClasses:
         return self.targets_of(examples.column("label"), labels).numpy()
 
     def scores(self, logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
-        return metrics.multi_label_scores(logits, targets.astype(int), self.options.threshold)
+        return metrics.multi_label_scores(logits, targets.astype(int), self.threshold)
 
     def describe(self, logits: np.ndarray, labels: list[str]) -> list[dict[str, Any]]:
         return [
             {
-                "labels": [label for label, p in zip(labels, row, strict=True) if p >= self.options.threshold],
+                "labels": [label for label, p in zip(labels, row, strict=True) if p >= self.threshold],
                 "probabilities": dict(zip(labels, map(float, row), strict=True)),
             }
             for row in metrics.sigmoid(logits)
@@ -222,6 +231,7 @@ class Number:
     losses: ClassVar[LabelLosses] = REGRESSION
     feature: ClassVar[Any] = Value("float64")
     target_feature: ClassVar[Any] = Value("float32")
+    threshold: ClassVar[None] = None
 
     options: LabelOptions
 
