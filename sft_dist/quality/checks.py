@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from sft_dist.quality.subject import (
     model_config,
     model_labels,
 )
+from sft_dist.recipe.errors import UserError
 
 ONE_INPUT_ONE_LABEL = ("label", "tags")  # roles where the same input with another value is a conflict
 QUERIES = ("num_queries", "num_detection_tokens")  # settings of detectors: the most boxes they can find
@@ -46,13 +48,29 @@ def run_checks(subject: Subject, say: Say) -> list[Finding]:
         check_examples,
     )
     for check in checks if len(subject.row_index) else ():
-        findings += check(subject, say)
+        findings += without_crash(check, subject, say)
     if subject.failure:
         if any(finding.severity == "error" for finding in (*findings, *subject.source.findings)):
             subject.notes.append("the splits for training and the lengths are unknown until the errors are fixed")
         else:
             findings.append(make_finding("not-prepared", subject.failure))
     return findings
+
+
+def without_crash(check: Callable[[Subject, Say], list[Finding]], subject: Subject, say: Say) -> list[Finding]:
+    """Returns the findings of a check; where it crashes, that finding alone, so that the other checks are made."""
+    try:
+        return check(subject, say)
+    except UserError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        return [crashed(check.__name__.replace("_", " "), error)]
+
+
+def crashed(name: str, error: Exception) -> Finding:
+    text = " ".join(str(error).split())[:200]
+    return make_finding("crashed-check", f"`{name}` crashed: {type(error).__name__}: {text}")
 
 
 def check_media(subject: Subject, say: Say) -> list[Finding]:
