@@ -26,7 +26,7 @@ import xxhash
 from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value
 
 from sft_dist.data.cached_folder import cached_folder
-from sft_dist.data.clean import clean_text, near_duplicates
+from sft_dist.data.clean import clean_text, near_duplicates, type_name
 from sft_dist.data.encode import encode
 from sft_dist.data.images import content
 from sft_dist.data.rows import ROW, Examples, Rows
@@ -297,7 +297,8 @@ class _Reader:
                     for value, number in zip(values, numbers, strict=True)
                 ]
         if role in self.media:
-            return [{"path": value, "bytes": None} if isinstance(value, str) else value for value in values]
+            with _naming_split(self.split):
+                return [_medium(value, role, number) for value, number in zip(values, numbers, strict=True)]
         return values
 
     def _too_long(self, row: dict[str, Any]) -> bool:
@@ -308,6 +309,18 @@ class _Reader:
         if reason in EMPTY and not self.data.clean.drop_empty:
             message = f"row {number} of {self.split}: {reason}"
             raise UserError(Problem(message, path="data.clean.drop_empty", value="false"))
+
+
+def _medium(value: Any, role: str, number: int) -> dict[str, Any] | None:
+    """Returns an image or recording as it is stored. Raises UserError naming the row."""
+    if value is None or isinstance(value, str):
+        return None if value is None else {"path": value, "bytes": None}
+    path, content = (value.get("path"), value.get("bytes")) if isinstance(value, dict) else (value, None)
+    if isinstance(path, str | None) and isinstance(content, bytes | None):
+        return {"path": path, "bytes": content}
+    message = f"row {number}: the name of a file is needed, not {type_name(value)}"
+    hint = "write the path of the file, relative to the table, or an object with `path` or `bytes`"
+    raise UserError(Problem(message, f"data.columns.{role}", value=repr(value)[:200], hint=hint))
 
 
 @contextmanager

@@ -177,6 +177,7 @@ def check_label_quality(subject: Subject, say: Say) -> list[Finding]:
     sample = duplicates.sample_by_split(subject.row_index, labels.MAX_REVIEWED)
     usable, features = _features(subject, sample)
     if features is None:
+        subject.notes.append("suspicious labels were not checked: no two rows have anything in common")
         return findings
     say(f"reviewing {len(usable):,} labels with a simple classifier")
     review = labels.review_labels(features, [values[i] for i in usable])

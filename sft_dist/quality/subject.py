@@ -188,9 +188,10 @@ def model_config(recipe: Recipe) -> dict[str, Any]:
     from transformers import PretrainedConfig
 
     try:
-        return PretrainedConfig.get_config_dict(model_source(recipe.model.path), revision=recipe.model.revision)[0]
-    except (OSError, ValueError, UserError):
+        config = PretrainedConfig.get_config_dict(model_source(recipe.model.path), revision=recipe.model.revision)[0]
+    except (OSError, ValueError, TypeError, RecursionError, UserError):
         return {}
+    return config if isinstance(config, dict) else {}
 
 
 def model_labels(recipe: Recipe) -> dict[int, str] | None:
