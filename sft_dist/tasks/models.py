@@ -8,8 +8,8 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from torch import nn
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import dynamic_module_utils
 
 from sft_dist.recipe.errors import Problem, UserError

@@ -19,6 +19,8 @@ from sft_dist.data.formats.stored import stored_rows
 _BATCH = 1000  # rows written at a time
 # Arrow type -> the kinds of values that it holds exactly; whatever is of other kinds together is text
 _TYPES = {"bool": {"bool"}, "int64": {"small", "int"}, "float64": {"small", "float"}}
+_MAX_DEPTH = 200  # of lists and objects in each other; Python parses 1,000
+_MAX_ARROW_DEPTH = 30
 _INT64 = range(-(2**63), 2**63)
 _EXACT_IN_FLOAT = range(-(2**53), 2**53 + 1)
 
@@ -78,7 +80,7 @@ def _is_row(line: bytes) -> bool:
     """Whether the first line of a file is a row of its own."""
     try:
         row = json.loads(line.decode("utf-8-sig"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and not _are_columns(row)
 
@@ -87,10 +89,11 @@ def _lines(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
     with opened(file) as content:
         for number, line in enumerate(content, start=1):
             if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():
-                row = json.loads(text)
+                place = f"{file}, line {number}"
+                row = _parsed(text, place)
                 if not isinstance(row, dict):
-                    raise ValueError(f"{file}, line {number}: expected an object with the columns as keys")
-                yield f"{file}, line {number}", row
+                    raise ValueError(f"{place}: expected an object with the columns as keys")
+                yield place, row
 
 
 def _document(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -99,7 +102,7 @@ def _document(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
     with opened(file) as content:
         text = content.read().decode("utf-8-sig")
     try:
-        document = json.loads(text)
+        document = _parsed(text, file)
     except ValueError:
         if not text.lstrip().startswith("{"):  # rows after empty lines, or over several lines each
             raise
@@ -114,6 +117,22 @@ def _document(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise unreadable(f"{file}, row {index}: expected an object with the columns as keys")
         yield f"{file}, row {index}", row
+
+
+def _parsed(text: str, place: str) -> Any:
+    """Returns the value of a JSON text. Raises UserError where it is nested deeper than tables can store."""
+    try:
+        value = json.loads(text)
+        if text.count("[") + text.count("{") > _MAX_DEPTH and _depth(value) > _MAX_DEPTH:
+            raise RecursionError
+    except RecursionError:
+        raise unreadable(f"{place}: nested more than {_MAX_DEPTH} deep") from None
+    return value
+
+
+def _depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
 
 
 def _are_columns(document: dict[str, Any]) -> bool:
@@ -176,15 +195,17 @@ class _Shape:
         """Whether the values are stored as texts: they are, or numbers that no type holds exactly, or of several kinds."""
         return not any(self.leaves <= kinds for kinds in _TYPES.values())
 
-    def feature(self) -> Any:
-        """Returns None where the values are of no one structure."""
+    def feature(self, depth: int = 0) -> Any:
+        """Returns None where the values are of no one structure, or of one that Arrow does not nest so deeply."""
+        if depth > _MAX_ARROW_DEPTH:
+            return None
         kinds = bool(self.leaves) + (self.items is not None) + bool(self.keys)
         if kinds > 1:
             return None
         if self.items is not None:
-            return None if (item := self.items.feature()) is None else List(item)
+            return None if (item := self.items.feature(depth + 1)) is None else List(item)
         if self.keys:
-            inner = {key: field.feature() for key, field in self.fields.items()}
+            inner = {key: field.feature(depth + 1) for key, field in self.fields.items()}
             return inner if inner and len(self.keys) == 1 and None not in inner.values() else None
         dtypes = (dtype for dtype, kinds in _TYPES.items() if self.leaves and self.leaves <= kinds)
         return Value(next(dtypes, "string"))
