@@ -116,8 +116,9 @@ def require_gpu(available: bool) -> None:
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Rank 0's running statistics on every rank: call this before validating and before saving. They are the ones that are
-    saved, and of the strategies only `ddp` keeps the ranks' alike. Every rank must call it."""
+    """Copies rank 0's floating-point buffers to every rank: call this before validating and before saving. They are the ones
+    that are saved, and of the strategies only `ddp` keeps those alike that a forward pass changes, such as the vectors of spectral
+    norms. Those of batch norms are alike already (`training/batch_norms.py`). Every rank must call it."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in model.buffers():
             if buffer.is_floating_point():

@@ -1,11 +1,14 @@
-"""Losses of class maps as sums over images. Each image counts one, however many of its pixels are labelled, so the divisor of a
-step is known in advance, whatever augmentation crops (why sums: `losses/classification.py`)."""
+"""Losses of class maps as sums over images (why sums: `losses/classification.py`).
+
+Cross-entropy is the mean over all labelled pixels of the global batch: the mean over an image's labelled pixels, times their number.
+The number is that of the mask before augmentation, so the divisor of a step is known in advance, whatever is cropped.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,37 +45,58 @@ def _areas(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:  # both (p
 OVERLAPS = {"dice": dice, "iou": iou}
 
 
+class PixelTargets(NamedTuple):
+    masks: Tensor  # (batch, H, W)
+    pixels: Tensor  # (batch, classes) of each class in the masks before augmentation
+
+
 @dataclass(frozen=True)
 class PixelLoss:
-    """The mean over an image's labelled pixels, and a share of one minus the overlap of its classes' areas."""
+    """A loss of pixels, averaged over the labelled ones of the global batch, and a share of one minus the overlap of the areas of
+    an image's classes, averaged over images."""
 
     pixels: CrossEntropy | Focal
     ignore_index: int
     share: float = 0.0  # of the overlap in the sum
     overlap: Callable[[Tensor, Tensor], Tensor] = dice
 
-    def total(self, outputs: Any, targets: Tensor) -> Tensor:  # logits (batch, classes, h, w), (batch, H, W) -> ()
-        """Resizes the logits to the targets. An image without labelled pixels adds nothing."""
-        logits = F.interpolate(outputs.logits.float(), targets.shape[-2:], mode="bilinear", align_corners=False)
-        total = logits.sum() * 0.0
-        for scores, classes in zip(logits.flatten(2).transpose(1, 2), targets.flatten(1), strict=True):
+    def total(self, outputs: Any, targets: PixelTargets) -> Tensor:  # logits (batch, classes, h, w) -> (2,)
+        """Returns the sums over pixels and over images. Resizes the logits to the masks. An image without labelled pixels adds
+        nothing."""
+        masks = targets.masks
+        logits = F.interpolate(outputs.logits.float(), masks.shape[-2:], mode="bilinear", align_corners=False)
+        pixel_weights = targets.pixels.to(logits) @ self._class_weights(targets.pixels.shape[1]).to(logits)
+        total = logits.sum() * logits.new_zeros(2)
+        images = zip(logits.flatten(2).transpose(1, 2), masks.flatten(1), pixel_weights, strict=True)
+        for scores, classes, pixel_weight in images:
             labelled = classes != self.ignore_index
             if labelled.any():
-                total = total + self._image_loss(scores[labelled], classes[labelled])
+                total = total + self._image_loss(scores[labelled], classes[labelled], pixel_weight)
         return total
 
-    def _image_loss(self, logits: Tensor, targets: Tensor) -> Tensor:  # (pixels, classes), (pixels,) -> ()
-        if self.share == 1.0:
-            return 1 - self.overlap(logits, targets)
+    def _image_loss(self, logits: Tensor, targets: Tensor, pixel_weight: Tensor) -> Tensor:
+        """Returns both parts of an image: (pixels, classes), (pixels,), () -> (2,)."""
+        pixels = overlap = logits.new_zeros(())
+        if self.share < 1:
+            pixels = (1 - self.share) * pixel_weight * self._pixel_mean(logits, targets)
+        if self.share > 0:
+            overlap = self.share * (1 - self.overlap(logits, targets))
+        return torch.stack([pixels, overlap])
+
+    def _pixel_mean(self, logits: Tensor, targets: Tensor) -> Tensor:  # (pixels, classes), (pixels,) -> ()
         weights = self.pixels.class_weights
         divisor = len(targets) if weights is None else weights.to(logits)[targets].sum()
         if not divisor:  # only classes of weight 0, which have no training pixel; another split may hold them
             return logits.sum() * 0.0
-        mean = self.pixels.total(logits, targets) / divisor
-        return mean if not self.share else (1 - self.share) * mean + self.share * (1 - self.overlap(logits, targets))
+        return self.pixels.total(logits, targets) / divisor
 
-    def weights(self, classes: np.ndarray) -> np.ndarray:  # (images,) number of classes in each -> (images,)
-        return np.ones(len(classes))
+    def weights(self, pixels: np.ndarray) -> np.ndarray:  # (images, classes) before augmentation -> (images, 2)
+        """Returns what an image adds to the divisors of the pixels' part, its pixels by their class weights, and of the overlap's."""
+        pixel_weights = pixels @ self._class_weights(pixels.shape[1]).double().numpy()
+        return np.stack([pixel_weights, np.ones(len(pixels))], axis=1)
+
+    def _class_weights(self, num_classes: int) -> Tensor:  # (classes,)
+        return torch.ones(num_classes) if self.pixels.class_weights is None else self.pixels.class_weights
 
 
 @dataclass(frozen=True)
@@ -83,10 +107,12 @@ class QueryLoss:
     config: PreTrainedConfig
     ignore_index: int
 
-    def total(self, outputs: Any, targets: Tensor) -> Tensor:  # (batch, H, W) -> (2,)
-        terms = _QueryTerms(self.config, {}).to(targets.device)
-        classes = [mask[mask != self.ignore_index].unique() for mask in targets]
-        masks = [(mask[None] == values[:, None, None]).float() for mask, values in zip(targets, classes, strict=True)]
+    def total(self, outputs: Any, targets: PixelTargets) -> Tensor:  # (2,)
+        terms = _QueryTerms(self.config, {}).to(targets.masks.device)
+        classes = [mask[mask != self.ignore_index].unique() for mask in targets.masks]
+        masks = [
+            (mask[None] == values[:, None, None]).float() for mask, values in zip(targets.masks, classes, strict=True)
+        ]
         layers = [outputs, *(outputs.auxiliary_logits or ())]
         with torch.random.fork_rng(enabled=not torch.is_grad_enabled()):
             if not torch.is_grad_enabled():  # evaluating a model twice gives the same loss
@@ -99,7 +125,8 @@ class QueryLoss:
         mask_loss = self.config.mask_weight * losses["loss_mask"] + self.config.dice_weight * losses["loss_dice"]
         return torch.stack([self.config.class_weight * losses["loss_cross_entropy"], mask_loss])
 
-    def weights(self, classes: np.ndarray) -> np.ndarray:  # (images,) number of classes in each -> (images, 2)
+    def weights(self, pixels: np.ndarray) -> np.ndarray:  # (images, classes) before augmentation -> (images, 2)
+        classes = np.count_nonzero(pixels, axis=1)
         matched = np.minimum(classes, self.config.num_queries)
         unmatched = self.config.num_queries - matched
         return np.stack([matched + unmatched * self.config.no_object_weight, classes], axis=1)

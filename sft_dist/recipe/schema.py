@@ -308,7 +308,9 @@ ClassWeights = Literal["balanced"] | list[Annotated[float, Field(gt=0)]] | dict[
 
 
 class CrossEntropyLoss(Section):
-    name: Literal["cross-entropy"] = Field(description="Softmax cross-entropy, for one class per example.")
+    name: Literal["cross-entropy"] = Field(
+        description="Softmax cross-entropy, for one class per example, token or pixel; the mean over all that have a label in the global batch."
+    )
     label_smoothing: Fraction = Field(0.0, description="Share of the target spread over all classes.")
     class_weights: ClassWeights | None = Field(
         None,

@@ -25,7 +25,6 @@ from sft_dist.tasks.images import (
     load_image_processor,
     pixels_of,
     require_readable_path,
-    warn_of_batch_statistics,
 )
 from sft_dist.tasks.loading import load_pretrained
 
@@ -90,9 +89,7 @@ class ImageClassification(ClassTask):
         self, folder: str, revision: str | None, config: dict[str, Any], processor: Any, **options: Any
     ) -> PreTrainedModel:
         auto = AutoModelForImageClassification
-        model = load_pretrained(auto, folder, revision, config, self.model_labels, self.model_settings, **options)
-        warn_of_batch_statistics(model)
-        return model
+        return load_pretrained(auto, folder, revision, config, self.model_labels, self.model_settings, **options)
 
     def score(self, predictions: list[Any], examples: Any, processor: Any) -> dict[str, Any]:
         scores = super().score(predictions, examples, processor)

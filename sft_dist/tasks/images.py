@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 
 from sft_dist.data.media import MediaError, require_accepted
@@ -56,15 +56,3 @@ def require_readable_path(row: dict[str, Any], role: str, number: int) -> None:
 
 def pixels_of(processor: Any, images: Sequence[Image]) -> dict[str, Tensor]:
     return dict(processor(images=list(images), return_tensors="pt"))
-
-
-def warn_of_batch_statistics(model: nn.Module) -> None:
-    """Warns of batch norm, which uses the mean and variance of one process's micro-batch, and so depends on how the global
-    batch is divided."""
-    norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    if norms:
-        log.warning(
-            "%s has %d batch norms: its training depends on the micro-batch and the number of processes, not on the global "
-            "batch alone; a micro-batch below 8 is risky",
-            type(model).__name__, norms,
-        )  # fmt: skip

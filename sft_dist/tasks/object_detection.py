@@ -29,7 +29,6 @@ from sft_dist.tasks.images import (
     load_image_processor,
     pixels_of,
     require_readable_path,
-    warn_of_batch_statistics,
 )
 from sft_dist.tasks.loading import load_pretrained
 
@@ -145,7 +144,6 @@ class ObjectDetection(BaseTask):
         model = load_pretrained(auto, folder, revision, config, self.labels, **options)
         capture(model)
         self.model_config = model.config
-        warn_of_batch_statistics(model)
         return model
 
     def build_loss(self, train: Examples) -> DetectionLoss:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from sft_dist.data.augment.image import augment_image
 from sft_dist.data.images import content
 from sft_dist.data.media import MediaError, load_image, load_mask
 from sft_dist.losses.classification import CrossEntropy, build_loss, weights_of_counts
-from sft_dist.losses.segmentation import OVERLAPS, PixelLoss, QueryLoss
+from sft_dist.losses.segmentation import OVERLAPS, PixelLoss, PixelTargets, QueryLoss
 from sft_dist.metrics.vision import confusion, mask_scores
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import OverlapLoss, Recipe
@@ -37,7 +38,6 @@ from sft_dist.tasks.images import (
     load_image_processor,
     pixels_of,
     require_readable_path,
-    warn_of_batch_statistics,
 )
 from sft_dist.tasks.loading import load_pretrained
 
@@ -69,7 +69,7 @@ class SemanticSegmentation(BaseTask):
         self.ignore_index = recipe.task.ignore_index
         self.augment = recipe.data.augment.image
         self.row_features = Features({"image": IMAGE_FEATURE, "mask": IMAGE_FEATURE, "pixels": List(Value("int64"))})
-        self.encoded_features = self.row_features
+        self.encoded_features = Features({**self.row_features, "target_pixels": List(Value("int64"))})
         self.row_features = Features({**self.row_features, "num_ignored": Value("int64")})
         self.model_config: PreTrainedConfig | None = None  # of the model that was built
 
@@ -80,10 +80,9 @@ class SemanticSegmentation(BaseTask):
             return "no image" if not row["image"] else "no mask"
         require_readable_path(row, "image", number)
         try:
-            mask = load_mask(row["mask"])
+            mask = self._class_numbers(row["mask"])
         except MediaError as error:
             raise UserError(Problem(f"row {number}: {error}", "data.columns.mask")) from None
-        mask = class_numbers(mask, self.recipe.data.labels, self.ignore_index)
         values = mask[mask != self.ignore_index]
         if not len(values):
             return "no labelled pixel"
@@ -127,11 +126,28 @@ class SemanticSegmentation(BaseTask):
             raise UserError(
                 unknown_classes([str(number) for number in range(len(self.labels), num_classes)], self.labels)
             )
-        return columns | {"mask": rows["mask"], "pixels": rows["pixels"]}
+        return columns | {
+            "mask": rows["mask"],
+            "pixels": rows["pixels"],
+            "target_pixels": self._target_pixels(rows["mask"], processor),
+        }
+
+    def _target_pixels(self, masks: list[Any], processor: Any) -> list[list[int]]:
+        """Pixels of each class in each mask at the size of the model's inputs."""
+
+        @cache
+        def input_size(width: int, height: int) -> torch.Size:
+            return pixels_of(processor, [Image.new("RGB", (width, height))])["pixel_values"].shape[-2:]
+
+        counts = []
+        for mask in map(self._class_numbers, masks):
+            resized = _resized(mask, *input_size(mask.shape[1], mask.shape[0]))
+            counts.append(np.bincount(resized[resized != self.ignore_index]).tolist())
+        return counts
 
     def collate(
         self, rows: list[dict[str, Any]], processor: Any, rngs: Rngs | None
-    ) -> tuple[dict[str, Any], Tensor | None]:
+    ) -> tuple[dict[str, Any], PixelTargets | None]:
         images = [load_image(row["image"]) for row in rows]
         masks: list[Any] = (
             [self._mask(row, image) for row, image in zip(rows, images, strict=True)] if "mask" in rows[0] else []
@@ -150,16 +166,19 @@ class SemanticSegmentation(BaseTask):
             # A prediction is a confusion matrix, so `predict` needs the true mask: the class maps of a whole split do not
             # fit in memory.
             inputs["masks"] = [torch.from_numpy(mask.astype(np.uint8)) for mask in masks]
-        height, width = inputs["pixel_values"].shape[-2:]
-        resized = [Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST) for mask in masks]  # fmt: skip
-        return inputs, torch.from_numpy(np.stack([np.asarray(mask) for mask in resized]).astype(np.int64))
+        resized = np.stack([_resized(mask, *inputs["pixel_values"].shape[-2:]) for mask in masks])
+        pixels = per_class((row["target_pixels"] for row in rows), len(self.labels))
+        return inputs, PixelTargets(torch.from_numpy(resized.astype(np.int64)), torch.from_numpy(pixels))
 
     def _mask(self, row: dict[str, Any], image: Image.Image) -> np.ndarray:
-        mask = load_mask(row["mask"])
+        mask = self._class_numbers(row["mask"])
         if mask.shape != (image.height, image.width):
             sizes = f"{mask.shape[1]} x {mask.shape[0]}, the image {image.width} x {image.height}"
             raise ValueError(f"the mask has another size than its image: {sizes}")
-        return class_numbers(mask, self.recipe.data.labels, self.ignore_index)
+        return mask
+
+    def _class_numbers(self, stored_mask: Any) -> np.ndarray:
+        return class_numbers(load_mask(stored_mask), self.recipe.data.labels, self.ignore_index)
 
     # ── model ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def build_model(
@@ -182,7 +201,6 @@ class SemanticSegmentation(BaseTask):
             if ".swin.layernorm." in f".{name}":  # a last norm that nothing uses: processes would wait for its gradient
                 weight.requires_grad_(False)
         self.model_config = model.config
-        warn_of_batch_statistics(model)
         return model
 
     def build_loss(self, train: Examples) -> PixelLoss | QueryLoss:
@@ -200,13 +218,11 @@ class SemanticSegmentation(BaseTask):
 
     def _balanced(self, train: Examples) -> list[float]:
         """Balanced class weights, counted in pixels."""
-        counts = np.zeros(len(self.labels))
-        for pixels in train.column("pixels"):
-            counts[: len(pixels)] += pixels
-        return weights_of_counts(counts).tolist()
+        return weights_of_counts(per_class(train.column("pixels"), len(self.labels)).sum(axis=0)).tolist()
 
     def weights(self, loss: PixelLoss | QueryLoss, examples: Examples) -> np.ndarray:
-        return loss.weights(np.array([np.count_nonzero(pixels) for pixels in examples.column("pixels")]))
+        column = "pixels" if isinstance(loss, QueryLoss) else "target_pixels"
+        return loss.weights(per_class(examples.column(column), len(self.labels)))
 
     def forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         return model(pixel_values=inputs["pixel_values"])
@@ -258,6 +274,15 @@ def class_numbers(mask: np.ndarray, labels: list[str] | None, ignore_index: int)
         return mask
     black_and_white = np.isin(mask, (0, WHITE, ignore_index)).all()
     return np.where(mask == WHITE, 1, mask) if black_and_white else mask
+
+
+def per_class(rows: Iterable[list[int]], num_classes: int) -> np.ndarray:  # (masks, classes)
+    """Pixels of each class in each mask; rows end with the last class that occurs."""
+    return np.stack([np.pad(np.array(pixels, np.int64), (0, num_classes - len(pixels))) for pixels in rows])
+
+
+def _resized(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST))
 
 
 def pixels_of_classes(rows: Iterable[list[int]]) -> np.ndarray:  # (classes,)

@@ -21,6 +21,7 @@ from sft_dist.batches.loader import MicroBatch, load_micro_batches
 from sft_dist.batches.plan import micro_batch_seed
 from sft_dist.engines.base import NonFiniteGradient
 from sft_dist.evaluation.inference import normalizers_of, weights_of
+from sft_dist.training.batch_norms import BatchNorms
 from sft_dist.training.metrics_logger import MetricsLogger
 from sft_dist.training.nonfinite import describe_bad_gradient, describe_bad_loss, handle_bad_step
 from sft_dist.training.saving import log_saved, save
@@ -44,7 +45,7 @@ def run(t: Training) -> tuple[str, str]:
         if reason := validate(t):
             return "stopped", reason
     micro_batches = load_micro_batches(t.source, t.progress.step + 1, t.steps.total, t.recipe.data.workers)
-    metrics = MetricsLogger(t)
+    metrics, batch_norms = MetricsLogger(t), BatchNorms(t.engine.raw_model)
     outcome = ("finished", "all steps done")
     while t.progress.step < t.steps.total:
         if patience_is_over(t):
@@ -78,6 +79,7 @@ def run(t: Training) -> tuple[str, str]:
             except NonFiniteGradient as error:
                 problem = describe_bad_gradient(t, step, loss, error, forward_backward)
         handle_bad_step(t, step, loss, grad_norm, problem)
+        batch_norms.end_step(t.accelerator, skipped=not math.isfinite(grad_norm))
 
         # Schedule and log.
         lr = float(t.schedule.get_last_lr()[0])

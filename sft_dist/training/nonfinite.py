@@ -148,8 +148,8 @@ def check_predictions(t: Training, predictions: list[Any]) -> None:
 
 
 def check_weights(t: Training, weights: dict[str, Tensor] | None) -> None:
-    """Before a save: the loss is known before the weights change, and the running statistics of batch norms take in what a
-    batch holds, also one that is skipped. Raises TrainingError on every rank.
+    """Before a save: the loss is known before the weights change, and a finite loss does not make the running statistics of
+    batch norms finite. Raises TrainingError on every rank.
 
     A sum shows any NaN or infinity, and takes a twentieth of the time of `isfinite`.
     """

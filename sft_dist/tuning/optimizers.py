@@ -75,7 +75,8 @@ def is_decayed(name: str, parameter: nn.Parameter, owner: nn.Module) -> bool:
     """Most norms and biases are vectors; a few models have them with more dimensions, which their names tell."""
     is_norm = "norm" in type(owner).__name__.lower()
     is_bias = name.rpartition(".")[2].endswith("bias")
-    is_scale = ".ia3_l." in name  # IA3's vectors are stored as (1, features)
+    # Vectors that PEFT stores with more dimensions: IA3's as (1, features), DoRA's of convolutions as (1, channels, 1, 1).
+    is_scale = ".ia3_l." in name or ".lora_magnitude_vector." in name
     return parameter.ndim >= 2 and not is_scale and not is_norm and not is_bias
 
 

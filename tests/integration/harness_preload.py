@@ -2,6 +2,7 @@
 """Imported once by the fork server; importing starts no threads that a fork would lose."""
 
 import contextlib
+import gc
 import os
 
 # Whether there is a GPU is asked of the driver's library: torch's own question, which libraries ask while they are imported,
@@ -29,3 +30,5 @@ if not quiet._has_gpu():
     os.environ["DS_ACCELERATOR"] = "cpu"
 with contextlib.suppress(ImportError):
     import deepspeed
+
+gc.freeze()  # or each collection of a forked process would go through all that was imported, and copy its pages

@@ -108,6 +108,7 @@ def winner_scores(where: Path, run: Path) -> dict[str, float]:
     return json.loads(best.read_text())["scores"]
 
 
+@pytest.mark.long
 def test_the_encoder_of_whisper_learns_which_language_is_spoken(tmp_path):
     """Three languages, words that were not in training. Chance is a recall of 1/3; 0.85 was measured."""
     need("whisper-tiny")
@@ -179,6 +180,7 @@ def tones(tmp_path):
     return folder
 
 
+@pytest.mark.long
 def test_ctc_learns_a_vocabulary_of_its_own_in_two_processes(tones, tmp_path):
     """A body without a head hears tones. Untrained, it writes nothing or nonsense: an error rate of 1; 0.21 was measured."""
     from tests.sft_dist.tasks.tiny_audio import wav2vec2

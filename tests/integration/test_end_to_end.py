@@ -168,6 +168,7 @@ def test_a_mistake_found_while_training_is_the_users_and_keeps_its_words(place, 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_the_quickstart_learns_real_reviews(tmp_path):
     """The quickstart's recipe on a third of its rows: guessing gives 0.5, this small run at least 0.65 on test."""
     (tmp_path / "home").mkdir()

@@ -247,6 +247,7 @@ def test_an_unplain_name_does_not_get_into_a_header_even_if_the_schema_let_it_pa
         job_script(replace(plan, name=f"a\ntouch {MARK}"), cluster, 1800)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(hostile=st.lists(values, min_size=5, max_size=20))
 def test_modules_and_conda_are_words_even_if_the_schema_let_anything_pass(bench: Path, hostile: list[str]) -> None:

@@ -59,6 +59,12 @@ def sft_dist(folder: Path, *words: str, plugins: Path | None, expect: int = 0, s
     return done
 
 
+def python(program: str, folder: Path, plugins: Path) -> bytes:
+    """Returns what the program printed."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{plugins}"}
+    return subprocess.check_output([sys.executable, "-c", program], cwd=folder, env=environment)
+
+
 def edited(site: Path, target: Path, file: str, old: str, new: str) -> Path:
     """A copy of the installed packages with a change in a file."""
     shutil.copytree(site, target)
@@ -146,20 +152,17 @@ def test_a_broken_plugin_is_named_and_harms_only_its_users(
     assert message in error
     assert "ordinal-plugin 0.1.0" in error
     assert "ratings.yaml:" in error
-    sft_dist(tmp_path, "plan", recipe.name, "task=text-classification", "evaluate.metric=loss", plugins=broken)
+    python("from sft_dist.recipe.load import load; load('ratings.yaml', ['task=text-classification', 'evaluate.metric=loss'])",
+           folder=tmp_path, plugins=broken)  # fmt: skip
 
 
 def test_edited_code_of_a_plugin_makes_data_anew(site: Path, recipe: Path, tmp_path: Path) -> None:
     program = (
-        "import sys; from sft_dist.recipe.load import load; from sft_dist.recipe.fingerprint import data_fingerprint;"
-        "print(data_fingerprint(load(sys.argv[1])))"
+        "from sft_dist.recipe.load import load; from sft_dist.recipe.fingerprint import data_fingerprint;"
+        "print(data_fingerprint(load('ratings.yaml')))"
     )
     changed = edited(site, tmp_path / "changed", "work.py", '"no label"', '"no rating"')
-    digests = []
-    for plugins in (site, site, changed):
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{plugins}"}
-        command = [sys.executable, "-c", program, str(recipe)]
-        digests.append(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
+    digests = [python(program, folder=tmp_path, plugins=plugins) for plugins in (site, site, changed)]
     assert digests[0] == digests[1] != digests[2]
 
 

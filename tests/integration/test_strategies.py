@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from transformers import ConvNextImageProcessor, ResNetConfig, ResNetModel
 
 from sft_dist.evaluate import sweep
@@ -95,18 +97,76 @@ def test_a_cell(trained, name, strategy):
 
 
 # ── running statistics ──────────────────────────────────────────────────────────────────────────────────────────────
-@pytest.mark.parametrize("strategy", ["zero2", "fsdp2"])
-def test_what_is_validated_is_what_is_saved(strategy, tmp_path):
-    """Batch norms count other pictures on every rank, and the checkpoint has those of rank 0."""
-    recipe = write_pictures(tmp_path, strategy)
-    folder = harness.run(recipe, tmp_path / "runs", 2)
+@pytest.fixture(scope="module")
+def convolutional(tmp_path_factory):
+    """strategy -> run folder of a model with batch norms"""
+
+    @cache
+    def train(strategy: str) -> Path:
+        folder = tmp_path_factory.mktemp(strategy)
+        return harness.run(write_pictures(folder, strategy), folder / "runs", 1 if strategy == "single" else 2)
+
+    return train
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero3", "fsdp2"])
+def test_running_statistics_and_scores_are_those_of_one_process(convolutional, strategy):
+    """Batch norms see other images on every rank; what is validated is what is saved."""
+    one_process, folder = convolutional("single"), convolutional(strategy)
+    expected, statistics = saved_statistics(one_process), saved_statistics(folder)
+    assert len(expected) > 10
+    for name, value in expected.items():
+        torch.testing.assert_close(statistics[name], value, rtol=1e-5, atol=1e-5, msg=name)
+    assert harness.losses(folder) == pytest.approx(harness.losses(one_process), abs=1e-5)
     sweep([RunFolder(folder)])
-    for step, record in harness.metrics(folder, "validation").items():
+    for step, scores in harness.metrics(one_process, "validation").items():
+        record = harness.metrics(folder, "validation")[step]
+        assert record["loss"] == pytest.approx(scores["loss"], rel=1e-5), step
+        assert record["accuracy"] == scores["accuracy"]
         saved = json.loads((folder / f"evaluation/step-{step:08d}.validation.json").read_text())
         assert record["loss"] == pytest.approx(saved["scores"]["loss"], rel=1e-5), step
 
 
-def write_pictures(folder: Path, strategy: str) -> Path:
+def test_running_statistics_are_resumed_to_the_bit(convolutional, tmp_path):
+    recipe = write_pictures(tmp_path, "ddp")
+    harness.killed_at(recipe, tmp_path / "runs", 3, world_size=2)
+    resumed = harness.run(recipe, tmp_path / "runs", 2)
+    assert harness.weights(resumed, 4) == harness.weights(convolutional("ddp"), 4)
+
+
+def saved_statistics(folder: Path) -> dict[str, torch.Tensor]:
+    with safe_open(folder / "checkpoints/step-00000004/model/model.safetensors", "pt") as tensors:
+        names = [name for name in tensors.keys() if "running_" in name or "num_batches" in name]  # noqa: SIM118
+        return {name: tensors.get_tensor(name) for name in names}
+
+
+def test_a_skipped_batch_of_nan_leaves_the_running_statistics_alone(tmp_path):
+    """In its second step one rank has NaN; the run goes on, saves, and counts the other steps alone."""
+    recipe = write_pictures(tmp_path, "ddp", on_bad_loss="skip")
+    folder = harness.run(recipe, tmp_path / "runs", 2, arrange=nan_in_second_step)
+    assert [step for step, loss in harness.losses(folder).items() if loss is None] == [2]
+    statistics = saved_statistics(folder)
+    assert all(value.isfinite().all() for value in statistics.values())
+    assert {int(value) for name, value in statistics.items() if "num_batches" in name} == {
+        3 * 2
+    }  # steps x micro-batches
+
+
+def nan_in_second_step(rank: int) -> None:
+    from sft_dist.batches.loader import MicroBatches
+
+    undisturbed = MicroBatches.at
+
+    def at(micro_batches: MicroBatches, step: int, micro_step: int) -> Any:
+        batch = undisturbed(micro_batches, step, micro_step)
+        if (step, rank) == (2, 1):
+            batch.inputs["pixel_values"].fill_(float("nan"))
+        return batch
+
+    MicroBatches.at = at  # type: ignore[method-assign]
+
+
+def write_pictures(folder: Path, strategy: str, **train: Any) -> Path:
     """24 pictures of noise, and a tiny ResNet for them."""
     rng = np.random.default_rng(0)
     for number in range(24):
@@ -124,7 +184,7 @@ def write_pictures(folder: Path, strategy: str) -> Path:
         "model": {"path": str(folder / "model")},
         "data": {"source": str(folder / "pictures"), "split": {"validation": 0.4, "test": 0.1}},
         "tuning": "full",
-        "train": {"steps": 4, "global_batch": 4, "micro_batch": 2, "lr": 1e-2, "save_every": "2 steps", "strategy": strategy},
+        "train": {"steps": 4, "global_batch": 4, "micro_batch": 2, "lr": 1e-2, "save_every": "2 steps", "log_every": 1, "strategy": strategy, **train},
         "evaluate": {"micro_batch": 2},
     }  # fmt: skip
     (folder / "pictures.yaml").write_text(json.dumps(recipe))

@@ -30,6 +30,7 @@ VERBS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -92,6 +93,7 @@ def test_the_help_lists_every_verb() -> None:
     assert tuple(cli.commands) == VERBS
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_recipe_exits_with_2_and_no_traceback(workplace: Workplace) -> None:
     done = workplace.run("plan", "demo.yaml", "train.lr=fast")
     assert done.returncode == 2
@@ -99,12 +101,14 @@ def test_a_mistake_in_a_recipe_exits_with_2_and_no_traceback(workplace: Workplac
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_mistakes_are_json_where_json_was_asked_for(workplace: Workplace) -> None:
     done = workplace.run("plan", "demo.yaml", "train.lr=fast", "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["problems"][0]["path"] == "train.lr"
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_points_at_the_recipes_line(workplace: Workplace) -> None:
     done = workplace.run("plan", "demo.yaml", "--processes", "3")
     assert done.returncode == 2
@@ -112,6 +116,7 @@ def test_a_batch_that_does_not_fit_points_at_the_recipes_line(workplace: Workpla
     assert "30 or 33" in done.stderr
 
 
+@pytest.mark.slow
 def test_plan_shows_what_run_will_seal(workplace: Workplace) -> None:
     (folder,) = workplace.run_folders()
     planned = workplace.plans()
@@ -129,6 +134,7 @@ def test_status_without_runs_says_so(workplace: Workplace) -> None:
     assert json.loads(workplace.run("status", "--json").stdout) == []
 
 
+@pytest.mark.slow
 def test_init_never_overwrites(workplace: Workplace) -> None:
     before = workplace.recipe.read_text()
     done = workplace.run("init", "text-classification", "-o", "demo.yaml")
@@ -137,6 +143,7 @@ def test_init_never_overwrites(workplace: Workplace) -> None:
     assert workplace.recipe.read_text() == before
 
 
+@pytest.mark.slow
 def test_debug_trains_in_the_very_process(workplace: Workplace) -> None:
     """The stub stands in for the installed trainer; it reports its process id."""
     stub = workplace.path / "lib"
@@ -155,6 +162,7 @@ def test_debug_trains_in_the_very_process(workplace: Workplace) -> None:
     assert f"ran sft_dist.train in {process.pid}" in out
 
 
+@pytest.mark.slow
 def test_debug_refuses_several_processes(workplace: Workplace) -> None:
     done = workplace.run("run", "demo.yaml", "--debug")
     assert done.returncode == 2

@@ -40,6 +40,7 @@ def test_a_malformed_requirement_is_explained() -> None:
         evaluate.parse_requirement("accuracy")
 
 
+@pytest.mark.slow
 def test_a_recipe_stands_for_its_trained_runs_with_the_leaderboard_above_them(workplace: Workplace) -> None:
     root = workplace.path / "runs"
     with workplace.recipe.open("a") as file:
@@ -57,6 +58,7 @@ def test_a_recipe_stands_for_its_trained_runs_with_the_leaderboard_above_them(wo
     assert (folders, board) == ([first.path], first.path)
 
 
+@pytest.mark.slow
 def test_overrides_choose_other_runs(workplace: Workplace) -> None:
     (folder,) = workplace.run_folders("train.seed=9")
     folder.checkpoint(5).mkdir(parents=True)

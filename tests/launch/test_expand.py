@@ -121,6 +121,7 @@ def test_thousands_of_equal_mistakes_are_not_listed_thousands_of_times(tmp_path:
     assert len(text.splitlines()) < 300
 
 
+@pytest.mark.slow
 def test_ten_thousand_runs_are_expanded_and_planned_in_seconds(tmp_path: Path) -> None:
     lrs, seeds = [i / 1e5 for i in range(1, 101)], list(range(100))
     started = time.process_time()  # of the processor: a busy machine is nobody's fault

@@ -143,7 +143,7 @@ class Hub:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        Thread(target=self.server.serve_forever, daemon=True).start()
+        Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self) -> None:
         self.released.set()
@@ -169,17 +169,20 @@ def start_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
         hub.close()
 
 
+@pytest.mark.slow
 def test_a_hub_model_is_counted_from_its_header(model: Path, start_hub: Callable[..., Hub]) -> None:
     start_hub(model)
     assert sizes_of(recipe("org/name")) == Sizes(all=1008, trained=1008, largest_layer=72, outside=864)
 
 
+@pytest.mark.slow
 def test_a_sharded_hub_model_is_counted_from_all_headers(tmp_path: Path, start_hub: Callable[..., Hub]) -> None:
     write_shards(tmp_path)
     start_hub(tmp_path)
     assert sizes_of(recipe("org/name")).all == 1008
 
 
+@pytest.mark.slow
 def test_offline_mode_asks_nothing_and_says_so(model: Path, start_hub: Callable[..., Hub]) -> None:
     hub = start_hub(model, offline="1")
     with pytest.raises(SizesUnknown, match="offline mode is on"):
@@ -187,6 +190,7 @@ def test_offline_mode_asks_nothing_and_says_so(model: Path, start_hub: Callable[
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_offline_a_cached_hub_model_is_counted(tmp_path: Path, start_hub: Callable[..., Hub]) -> None:
     start_hub(tmp_path, offline="1")
     repo = tmp_path / "huggingface/hub/models--org--name"
@@ -198,6 +202,7 @@ def test_offline_a_cached_hub_model_is_counted(tmp_path: Path, start_hub: Callab
     assert sizes_of(recipe("org/name")).all == 1008
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_delays_a_plan_only_briefly(
     model: Path, start_hub: Callable[..., Hub], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +212,7 @@ def test_a_hub_that_does_not_answer_delays_a_plan_only_briefly(
         sizes_of(recipe("org/name"))
 
 
+@pytest.mark.slow
 def test_a_hub_model_without_safetensors_is_unknown(tmp_path: Path, start_hub: Callable[..., Hub]) -> None:
     start_hub(tmp_path)
     with pytest.raises(SizesUnknown, match="not safetensors"):

@@ -25,6 +25,7 @@ def folder(tmp_path: Path) -> RunFolder:
     return folder
 
 
+@pytest.mark.slow
 def test_later_attempts_of_a_job_are_shown_until_it_has_left_the_queue(folder, monkeypatch, capfdbinary):
     record_job(folder, JobRecord("7", None, "devcluster", "train", ""))
     live = [True]

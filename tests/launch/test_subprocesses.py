@@ -12,6 +12,7 @@ import pytest
 from launch.subprocesses import environment
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always searches the working directory")
 @pytest.mark.parametrize("module", ["datasets", "torch", "json", "sft_dist", "click"])
 def test_a_module_in_the_working_directory_is_not_imported(

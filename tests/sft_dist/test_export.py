@@ -73,6 +73,7 @@ def run_of(tiny_model, reviews, tmp_path_factory):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "form"), CELLS)
 def test_predict_answers_as_the_checkpoint_does(run_of, tmp_path, capsys, name, form):
     folder, expected = run_of(name)
@@ -86,6 +87,7 @@ def test_predict_answers_as_the_checkpoint_does(run_of, tmp_path, capsys, name, 
     assert (tmp_path / "out" / "adapter_config.json").exists() == (form == "adapter")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["prefix", "lora", "full"])
 def test_without_a_form_it_is_the_best_one(run_of, tmp_path, name):
     folder, _ = run_of(name)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = """
 import sft_dist
@@ -26,6 +28,7 @@ for rows, width, columns in [(1, 16, 16), (8, 8, 8), (1, 32, 2)]:
 """
 
 
+@pytest.mark.slow
 def test_the_alignment_of_operands_changes_no_bit_of_a_product():
     """In a process of its own, because MKL reads the setting once."""
     env = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"} | {"PYTHONPATH": str(ROOT)}

@@ -82,6 +82,7 @@ def stub(folder: Path, name: str, text: str) -> None:
     file.chmod(file.stat().st_mode | stat.S_IXUSR)
 
 
+@pytest.mark.slow
 def test_the_command_line_asks_before_it_cancels_and_counts_its_calls(workplace: Workplace):
     (folder,) = workplace.run_folders()
     folder.path.mkdir(exist_ok=True)

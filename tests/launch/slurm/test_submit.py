@@ -67,6 +67,7 @@ def test_a_cap_is_one_for_all_arrays_of_a_sweep(tmp_path: Path, slurm: Slurm) ->
     assert waits == [[], ["--dependency=afterany:101"], ["--dependency=afterany:102"]]
 
 
+@pytest.mark.slow
 def test_a_thousand_runs_are_one_call_of_sbatch(tmp_path: Path, slurm: Slurm) -> None:
     runs = prepared(tmp_path / "runs", 1000)
     submit(runs, CLUSTER, evaluate=False)
@@ -302,6 +303,7 @@ def test_tokens_of_the_environment_are_written_nowhere(
     assert not [file for file in files if b"canary-4711" in file.read_bytes()]
 
 
+@pytest.mark.slow
 def test_editing_the_source_after_submission_changes_nothing(
     tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,6 +335,7 @@ def test_a_source_that_is_far_too_large_is_refused(
 
 
 # ── the command line ────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.slow
 def test_submit_and_plan_diff_tell_the_same_story(workplace: Workplace, slurm: Slurm) -> None:
     cluster = workplace.path / "here.yaml"
     cluster.write_text("cpus_per_node: 4\nmax_time: 1h\n")
@@ -356,6 +359,7 @@ def test_submit_and_plan_diff_tell_the_same_story(workplace: Workplace, slurm: S
     assert diff() == {"missing": 0, "waiting": 2, "running": 1, "done": 0}
 
 
+@pytest.mark.slow
 def test_plan_prints_the_script_that_submit_sends(workplace: Workplace, slurm: Slurm) -> None:
     (workplace.path / "here.yaml").write_text("cpus_per_node: 4\nmax_time: 1h\nenvironment: {MARK: 'a b'}\n")
     workplace.env |= {key: os.environ[key] for key in ("PATH", "STUB_LOG", "STUB_QUEUE")}
@@ -369,6 +373,7 @@ def test_plan_prints_the_script_that_submit_sends(workplace: Workplace, slurm: S
     assert "here: 1 node, 4 CPUs; at most 01:00:00" in shown.stdout
 
 
+@pytest.mark.slow
 def test_the_cluster_local_is_this_machine(workplace: Workplace) -> None:
     workplace.say(steps=4, step_s=0.01)
     (folder,) = workplace.run_folders()
@@ -416,6 +421,7 @@ def test_the_cluster_local_trains_and_evaluates_what_a_cluster_would(
     assert "checkpoint 1/" not in again
 
 
+@pytest.mark.slow
 def test_without_a_cluster_the_known_ones_are_named(workplace: Workplace) -> None:
     done = workplace.run("submit", "demo.yaml")
     assert done.returncode == 2

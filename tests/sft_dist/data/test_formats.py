@@ -511,6 +511,7 @@ def database(tmp_path: Path) -> Path:
     return tmp_path / "rows.db"
 
 
+@pytest.mark.slow
 def test_a_table_of_a_database(database):
     rows = rows_of(f"sqlite:///{database}#reviews")
     assert rows.column_names == ["text", "label", "stars"]

@@ -12,6 +12,7 @@ from sft_dist.data.packing import best_fit_decreasing, leak, positions
 from tests.tiny_text import causal_model
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=80))
 def test_every_example_is_in_one_bin_and_no_bin_is_too_full(lengths):

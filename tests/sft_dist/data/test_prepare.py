@@ -89,6 +89,7 @@ def all_texts(found: Prepared) -> list[str]:
 
 
 # ── sources ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_format_gives_the_same_rows(tmp_path, name):
     found = prepared(WRITERS[name](tmp_path / name, ROWS))
@@ -196,6 +197,7 @@ def test_columns_are_found_by_their_role(tmp_path):
     assert [text.replace("r", "a") for text in train.column("text")] == train.column("text_pair")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet"])
 def test_pictures_that_a_table_names_lie_beside_it_else_where_the_program_was_called(tmp_path, monkeypatch, name):
     """Training runs in the run's folder, and must find what the data check found."""
@@ -432,6 +434,7 @@ def test_the_splits_share_no_row_and_lose_none(skewed):
     assert sorted(sum(parts.values(), [])) == list(range(300))
 
 
+@pytest.mark.slow
 def test_class_shares_are_kept_in_every_part(skewed):
     found = prepared(skewed, split={"validation": 0.2, "test": 0.1})
     for split, rare in {"train": 21, "validation": 6, "test": 3}.items():
@@ -473,6 +476,7 @@ def test_holding_out_divides_rows_or_says_why_not(num_rows, validation, test, se
         assert len(parts.get(name, ())) == (round(share * num_rows) if share else 0)
 
 
+@pytest.mark.slow
 @given(
     sizes=st.lists(st.integers(1, 300), min_size=3, max_size=40),
     validation=st.sampled_from([0.0, 0.05, 0.1, 0.3]),
@@ -534,6 +538,7 @@ def noted(file: Path, found: Prepared) -> None:
     keep_splits(file, {split: rows.ids for split, rows in found.splits.items()}, found.contents)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_rows_though_their_numbers_stay_the_same(tmp_path):
     """Shuffled, a source file has as many rows as before, but others of them are tested on."""
     file, kept = tmp_path / "rows.jsonl", tmp_path / "splits.json"

@@ -97,13 +97,14 @@ def test_what_is_not_behind_a_url_is_said(monkeypatch):
     assert "found: s3://bucket/a.csv" in said
 
 
+@pytest.mark.slow
 def test_a_file_on_a_web_server(tmp_path):
     pytest.importorskip("aiohttp")
     for name in ("a", "b"):
         (tmp_path / f"{name}.csv").write_text(f"text,label\n{name},x\n{'c,d,e' if name == 'b' else ''}")
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         assert texts_of(f"{address}/a.csv") == texts_of(f"{address}/a.csv?version=2") == ["a"]
         assert [row["text"] for row in stream_rows(Data(source=f"{address}/a.csv"))] == ["a"]
@@ -211,6 +212,7 @@ def streamed(data: Data, split: str = "train", **options: Any) -> list[str]:
     return [row["text"] for row in stream_rows(data, split, **options)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["list", "glob", "mix", "folder", "saved", "url", "sql"])
 def test_the_order_is_the_same_again_and_after_going_on(tmp_path, shards, kind):
     data = data_of(kind, tmp_path, shards)

@@ -55,7 +55,7 @@ def serving(folder: Path) -> Iterator[Web]:
     folder.mkdir(exist_ok=True)
     web = Web("", folder)
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, web=web)) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         web.address = f"http://127.0.0.1:{server.server_port}"
         yield web
         server.shutdown()

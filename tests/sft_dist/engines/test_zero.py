@@ -99,19 +99,25 @@ def curves(world_size: int, cases: list[Case]) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def expected() -> dict[str, Any]:
-    """Whole weights on one rank. Cases that differ in strategy only share a curve."""
+def of_one_rank() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Name -> the curve with whole weights, of every case; name -> the curve of ZeRO, of ALONE. Cases that differ in
+    strategy only share a curve with whole weights."""
     wanted = {name: reference(case) for name, case in {**CASES, **ALONE}.items()}
     distinct = list({repr(case): case for case in wanted.values()}.values())
-    found = dict(zip(map(repr, distinct), curves(1, distinct), strict=True))
-    return {name: found[repr(case)] for name, case in wanted.items()}
+    trained = curves(1, [*distinct, *ALONE.values()])
+    whole = dict(zip(map(repr, distinct), trained, strict=False))
+    alone = dict(zip(ALONE, trained[len(distinct) :], strict=True))
+    return {name: whole[repr(case)] for name, case in wanted.items()}, alone
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    two = zip(CASES, curves(2, list(CASES.values())), strict=True)
-    one = zip(ALONE, curves(1, list(ALONE.values())), strict=True)
-    return {**dict(two), **dict(one)}
+def expected(of_one_rank: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
+    return of_one_rank[0]
+
+
+@pytest.fixture(scope="module")
+def found(of_one_rank: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
+    return {**dict(zip(CASES, curves(2, list(CASES.values())), strict=True)), **of_one_rank[1]}
 
 
 def assert_same(one: Any, other: Any, tolerance: float = 1e-5) -> None:

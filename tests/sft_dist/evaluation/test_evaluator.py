@@ -52,11 +52,13 @@ def rewrite(file, change):
         csv.writer(stream).writerows([head, *change(rows)])
 
 
+@pytest.mark.slow
 def test_the_rows_that_were_held_out_are_scored(run):
     recipe, checkpoint = run
     assert Evaluator().score(recipe, checkpoint, "test")["examples"] == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -75,6 +77,7 @@ def test_a_changed_source_is_refused(run, tmp_path, change, split):
         Evaluator().score(recipe, checkpoint, split)
 
 
+@pytest.mark.slow
 def test_damaged_splits_are_refused(run):
     recipe, checkpoint = run
     checkpoint.run_folder.splits_file.write_text("{")

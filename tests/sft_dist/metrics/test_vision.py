@@ -71,6 +71,7 @@ def random_scene(rng: np.random.Generator, count: int) -> tuple[dict[str, np.nda
     return truth, {"boxes": hits, "labels": labels, "scores": rng.random(2 * count)}
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_pycocotools_with_crowds_areas_and_hundreds_of_objects(tmp_path, capfd):
     rng = np.random.default_rng(3)
     truth, predicted = zip(*(random_scene(rng, count) for count in (3, 0, 40, 250)), strict=True)

@@ -205,6 +205,7 @@ def test_an_allowed_error_does_not_block():
     assert "allowed" in to_text(allowed)
 
 
+@pytest.mark.slow
 def test_the_page_holds_everything_and_asks_nobody():
     page = to_html(report())
     assert page.count("<svg") == 2

@@ -42,7 +42,7 @@ def test_the_fingerprint_knows_when_a_file_on_a_web_server_changes(
     file = tmp_path / "web" / "a.csv"
     file.write_text("text,label\n")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(file.parent))) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/{inside}"
         recipe = load(write(tmp_path, GOOD.replace("./train.csv", f"'{address}'")))
         another_process()

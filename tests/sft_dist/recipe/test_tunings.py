@@ -29,6 +29,7 @@ def said(tmp_path: Path, *overrides: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_tables_in_the_docs_are_current() -> None:
     page = (DOCS / "strategies.md").read_text()
     current = runpy.run_path(str(DOCS / "tables.py"))["current"]

@@ -200,6 +200,7 @@ def test_the_launch_is_ended_and_the_reason_is_recorded_for_the_requeue_policy(a
     assert read_facts(attempt).hang["rank"] == 0
 
 
+@pytest.mark.slow
 def test_the_watcher_leaves_when_the_launch_has_ended(attempt):
     launch = subprocess.Popen(["sleep", "0.5"])
     argv = [sys.executable, "-m", "sft_dist.run.hang_watcher", str(attempt.path.parent.parent), "1", "--timeout", "1"]

@@ -28,6 +28,7 @@ def read_heartbeat(attempt: AttemptFolder) -> dict:
     return json.loads(attempt.heartbeat_file(0).read_text())
 
 
+@pytest.mark.slow
 def test_a_waiting_rank_has_a_heartbeat_without_progress(attempt):
     heartbeat = Heartbeat(attempt, 0, timeout_s=1)
     heartbeat.tick(5, "training")

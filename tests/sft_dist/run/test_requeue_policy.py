@@ -230,6 +230,7 @@ def test_without_accounting_a_start_that_slurm_ended_was_requeued(run: RunFolder
     assert classify_attempt(run, run.all_attempts()[0]).cause == "requeued"
 
 
+@pytest.mark.slow
 def test_errors_of_ranks_on_other_nodes_may_come_late(run: RunFolder):
     """Else a mistake in the recipe would be taken for a lost node."""
     made = attempt(run, 0, "8")

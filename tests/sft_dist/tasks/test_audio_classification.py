@@ -87,6 +87,7 @@ def test_every_weight_gets_a_gradient_in_every_step(folder, rows):
     assert not [name for name, one in model.named_parameters() if one.requires_grad and one.grad is None]
 
 
+@pytest.mark.slow
 def test_it_learns_tones(folder, rows):
     task, processor, model, examples = made(folder, rows)
     loss = task.build_loss(examples)

@@ -70,6 +70,7 @@ def rngs(step, chosen):
     return [np.random.default_rng([step, one]) for one in chosen]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_it_learns_colours_from_a_new_head(name, tmp_path):
     model_class, config, processor_class, settings = ARCHITECTURES[name]
@@ -89,15 +90,6 @@ def test_the_new_head_is_logged(folder, caplog):
     with caplog.at_level(logging.INFO, "sft_dist"):
         ready(folder)
     assert "classifier.weight" in caplog.text
-    assert "batch norm" not in caplog.text
-
-
-def test_batch_norm_is_spoken_of(tmp_path, caplog):
-    model_class, config, processor, settings = ARCHITECTURES["resnet"]
-    folder = save(tmp_path / "resnet", model_class, config(), processor, **settings)
-    with caplog.at_level(logging.WARNING, "sft_dist"):
-        ready(folder)
-    assert "depends on the micro-batch" in caplog.text
 
 
 @pytest.mark.parametrize("settings", [SINGLE, MULTI])
@@ -121,6 +113,7 @@ def test_the_loss_is_the_models_own_on_one_batch(folder):
     torch.testing.assert_close(step_loss(task, model, loss, examples, processor, 3), own, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_several_labels(folder):
     names = list(COLOURS)
     rows = []
@@ -209,6 +202,7 @@ def test_a_timm_model_without_timm_says_what_is_missing(tmp_path):
         ImageClassification(recipe_of(SINGLE)).load_processor(str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_what_is_tuned_comes_back_with_its_head(folder, method, tmp_path):
     task, _, examples, processor, _ = ready(folder)

@@ -278,6 +278,7 @@ def test_the_template_that_is_trained_on_is_saved_with_the_tokenizer(tmp_path):
         task(chat_template="nowhere.jinja").load_processor(str(tmp_path / "bare"))
 
 
+@pytest.mark.slow
 def test_a_memorised_answer_is_written_and_scored(tokenizer):
     """Untrained: next to nothing right. After 60 steps on five pairs: all, by the score and by generation."""
     one, model = task(max_new_tokens=16), causal_model("llama", len(tokenizer))
@@ -297,6 +298,7 @@ def test_a_memorised_answer_is_written_and_scored(tokenizer):
     assert said == [{"text": answer} for answer in [*QUESTIONS.values(), "the"]]
 
 
+@pytest.mark.slow
 def test_exact_match_is_greedy_decoding_giving_the_answer(tokenizer):
     """Half trained, the score by argmax agrees with what `generate` writes, example by example."""
     one, model = task(max_new_tokens=16), causal_model("gpt2", len(tokenizer))

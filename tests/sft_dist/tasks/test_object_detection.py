@@ -83,6 +83,7 @@ def folders(tmp_path_factory):
     return {name: made(name, folder) for name in ARCHITECTURES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_loss_of_one_batch_is_the_models_own(folders, name):
     task, model, examples, processor, loss = ready(folders[name], [scene(i, i % 3 + 1) for i in range(5)])
@@ -94,6 +95,7 @@ def test_the_loss_of_one_batch_is_the_models_own(folders, name):
     torch.testing.assert_close(step_loss(task, model, loss, examples, processor, 1), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_denoising_loss_of_one_batch_is_the_models_own(folders):
     task, model, examples, processor, loss = ready(folders["rt_detr"], [scene(i, i % 3 + 1) for i in range(5)])
     inputs, targets = task.collate(examples.at(range(5)), processor, None)
@@ -108,6 +110,7 @@ def test_the_denoising_loss_of_one_batch_is_the_models_own(folders):
     torch.testing.assert_close(total.sum().float(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_loss_of_a_global_batch_does_not_depend_on_micro_batches(folders, name):
     """With pictures without boxes among them. All of one size: what padding does is the model's own affair."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch.nn.functional as F
 import transformers
 from PIL import Image
 
-from sft_dist.losses.classification import CrossEntropy
-from sft_dist.losses.segmentation import PixelLoss, dice, iou
+from sft_dist.evaluation.inference import normalizers_of
+from sft_dist.losses.classification import CrossEntropy, Focal
+from sft_dist.losses.segmentation import PixelLoss, PixelTargets, dice, iou
 from sft_dist.recipe.errors import UserError
 from sft_dist.tasks.semantic_segmentation import SemanticSegmentation, resize_without_cropping
 from tests.sft_dist.tasks.tiny_vision import (
@@ -120,6 +122,7 @@ def test_others_learn_too(folders, name):
     ]  # what processes would wait for in vain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize(
     "loss", [None, {"name": "dice"}, {"name": "iou"}, {"name": "focal", "class_weights": "balanced"}], ids=str
@@ -139,11 +142,13 @@ def test_the_loss_of_a_global_batch_does_not_depend_on_micro_batches(folders, na
     torch.testing.assert_close(whole, parts, **close)
 
 
-def test_cross_entropy_is_transformers_own_where_pictures_have_equally_many_pixels(folders):
-    task, model, examples, processor, loss = ready(folders["segformer"], [scene(i) for i in range(4)])
+def test_cross_entropy_is_transformers_own_however_many_pixels_are_labelled(folders):
+    task, model, examples, processor, loss = ready(
+        folders["segformer"], [scene(i, unlabelled=12 * i) for i in range(4)]
+    )
     model.eval()
     inputs, targets = task.collate(examples.at(range(4)), processor, None)
-    own = model(pixel_values=inputs["pixel_values"], labels=targets).loss
+    own = model(pixel_values=inputs["pixel_values"], labels=targets.masks).loss
     torch.testing.assert_close(step_loss(task, model, loss, examples, processor, 2), own, rtol=1e-5, atol=1e-6)
 
 
@@ -151,8 +156,8 @@ def test_mask2formers_loss_of_one_batch_is_its_own(folders):
     task, model, examples, processor, loss = ready(folders["mask2former"], [scene(i) for i in range(3)])
     model.eval()
     inputs, targets = task.collate(examples.at(range(3)), processor, None)
-    classes = [one.unique() for one in targets]
-    masks = [(one[None] == some[:, None, None]).float() for one, some in zip(targets, classes, strict=True)]
+    classes = [mask.unique() for mask in targets.masks]
+    masks = [(mask[None] == values[:, None, None]).float() for mask, values in zip(targets.masks, classes, strict=True)]
     with torch.no_grad():
         torch.manual_seed(0)
         own = model(pixel_values=inputs["pixel_values"], mask_labels=masks, class_labels=classes).loss
@@ -160,22 +165,56 @@ def test_mask2formers_loss_of_one_batch_is_its_own(folders):
     torch.testing.assert_close(found, own.reshape(()), rtol=1e-5, atol=1e-5)
 
 
-class Outputs:
-    def __init__(self, logits):
-        self.logits = logits
+def pixel_loss(loss, logits, masks, before=None):
+    """The loss of a global batch; `before`: the masks before augmentation."""
+    masks_before = masks if before is None else before
+    pixels = torch.stack([torch.bincount(mask[mask != 255], minlength=logits.shape[1]) for mask in masks_before])
+    sums = loss.total(SimpleNamespace(logits=logits), PixelTargets(masks, pixels))
+    return (sums / torch.from_numpy(normalizers_of(loss.weights(pixels.numpy()))).float()).sum()
 
 
-def test_each_picture_counts_one_by_its_labelled_pixels():
+def pixel_batch():
+    """Three images, of which the first has few labelled pixels and the last none."""
     torch.manual_seed(0)
-    logits, targets = torch.randn(3, 4, 6, 6), torch.randint(0, 4, (3, 6, 6))
-    targets[0, :5], targets[2] = 255, 255
-    weights = torch.tensor([1.0, 2.0, 0.5, 3.0])
-    for terms in (CrossEntropy(), CrossEntropy(weights, 0.1)):
-        expected = sum(
-            F.cross_entropy(logits[i : i + 1], targets[i : i + 1], terms.class_weights, ignore_index=255, label_smoothing=terms.label_smoothing)
-            for i in (0, 1)
-        )  # fmt: skip
-        torch.testing.assert_close(PixelLoss(terms, 255).total(Outputs(logits), targets), expected)
+    logits, masks = torch.randn(3, 4, 6, 6), torch.randint(0, 4, (3, 6, 6))
+    masks[0, :5], masks[2] = 255, 255
+    return logits, masks
+
+
+CLASS_WEIGHTS = torch.tensor([1.0, 2.0, 0.5, 3.0])
+
+
+@pytest.mark.parametrize("terms", [CrossEntropy(), CrossEntropy(CLASS_WEIGHTS, 0.1)])
+def test_cross_entropy_is_the_mean_over_all_labelled_pixels(terms):
+    logits, masks = pixel_batch()
+    expected = F.cross_entropy(
+        logits, masks, terms.class_weights, ignore_index=255, label_smoothing=terms.label_smoothing
+    )
+    torch.testing.assert_close(pixel_loss(PixelLoss(terms, 255), logits, masks), expected)
+
+
+def test_focal_loss_is_the_mean_over_all_labelled_pixels():
+    logits, masks = pixel_batch()
+    losses = F.cross_entropy(logits, masks, ignore_index=255, reduction="none")[masks != 255]
+    expected = ((1 - (-losses).exp()) ** 2 * losses).mean()
+    torch.testing.assert_close(pixel_loss(PixelLoss(Focal(2.0), 255), logits, masks), expected)
+
+
+def test_augmentation_that_covers_pixels_does_not_lower_the_loss():
+    """An image's mean is over the pixels that are left; its weight is the number before."""
+    logits, before = pixel_batch()
+    masks = before.clone()
+    masks[1, :, :3] = 255
+    first, second = (F.cross_entropy(logits[i : i + 1], masks[i : i + 1], ignore_index=255) for i in (0, 1))
+    expected = (6 * first + 36 * second) / 42
+    torch.testing.assert_close(pixel_loss(PixelLoss(CrossEntropy(), 255), logits, masks, before), expected)
+
+
+def test_overlap_is_a_mean_over_images_beside_the_mean_over_pixels():
+    logits, masks = pixel_batch()
+    overlaps = [dice(logits[i].flatten(1).T[masks[i].flatten() != 255], masks[i][masks[i] != 255]) for i in (0, 1)]
+    expected = 0.3 * F.cross_entropy(logits, masks, ignore_index=255) + 0.7 * (2 - sum(overlaps)) / 3
+    torch.testing.assert_close(pixel_loss(PixelLoss(CrossEntropy(), 255, 0.7), logits, masks), expected)
 
 
 def test_a_class_without_pixels_weighs_nothing_when_balanced(folders):
@@ -190,7 +229,7 @@ def test_a_picture_of_classes_that_weigh_nothing_adds_nothing():
     logits, targets = torch.randn(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
     targets[1] = 2
     loss = PixelLoss(CrossEntropy(torch.tensor([1.0, 1.0, 0.0]), 0.1), 255)
-    both, first = loss.total(Outputs(logits), targets), loss.total(Outputs(logits[:1]), targets[:1])
+    both, first = pixel_loss(loss, logits, targets), pixel_loss(loss, logits[:1], targets[:1])
     torch.testing.assert_close(both, first)
 
 
@@ -207,9 +246,9 @@ def test_dice_by_hand():
     logits = probabilities.log().T.reshape(1, 2, 1, 2)
     cross_entropy = F.cross_entropy(probabilities.log(), targets)
     for share in (0.3, 1.0):
-        found = PixelLoss(CrossEntropy(), 255, share).total(Outputs(logits), targets.reshape(1, 1, 2))
+        mixed = pixel_loss(PixelLoss(CrossEntropy(), 255, share), logits, targets.reshape(1, 1, 2))
         torch.testing.assert_close(
-            found, (1 - share) * cross_entropy + share * (1 - dice(probabilities.log(), targets))
+            mixed, (1 - share) * cross_entropy + share * (1 - dice(probabilities.log(), targets))
         )
 
 
@@ -231,17 +270,18 @@ def test_a_recipe_chooses_the_overlap_and_its_share(folders):
     logits, targets = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 4, 4))
     flat, wanted = logits[0].flatten(1).T, targets.flatten()
     expected = 0.2 * F.cross_entropy(flat, wanted) + 0.8 * (1 - iou(flat, wanted))
-    torch.testing.assert_close(loss.total(Outputs(logits), targets), expected)
+    torch.testing.assert_close(pixel_loss(loss, logits, targets), expected)
 
 
 def test_a_batch_without_labelled_pixels_has_a_gradient_of_nothing():
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
-    total = PixelLoss(CrossEntropy(), 255).total(Outputs(logits), torch.full((1, 4, 4), 255))
+    total = pixel_loss(PixelLoss(CrossEntropy(), 255), logits, torch.full((1, 4, 4), 255))
     total.backward()
     assert total.item() == 0
     assert not logits.grad.any()
 
 
+@pytest.mark.slow
 def test_augmented_masks_still_cover_their_shapes(folders):
     data = {"labels": LABELS, "augment": {"image": {"flip": 0.5, "crop": 0.5, "rotate": 30.0}}}
     task, _, examples, processor, _ = ready(folders["segformer"], [scene(i) for i in range(10)], data=data)
@@ -251,13 +291,13 @@ def test_augmented_masks_still_cover_their_shapes(folders):
     mean, std = (torch.tensor(x)[:, None, None] for x in (processor.image_mean, processor.image_std))
     colours = torch.tensor(COLOURS) / 255
     right = []
-    for pixels, target in zip(inputs["pixel_values"], targets, strict=True):
+    for pixels, target in zip(inputs["pixel_values"], targets.masks, strict=True):
         picture = pixels * std + mean
         nearest = (picture[None] - colours[:, :, None, None]).square().sum(dim=1).argmin(dim=0)
         labelled = target != 255
         right.append((nearest[labelled] == target[labelled]).float().mean().item())
     assert min(right) > 0.93  # edges are interpolated in the picture
-    assert (targets == 255).any()  # what the rotation has brought in
+    assert (targets.masks == 255).any()  # what the rotation has brought in
 
 
 def test_images_are_resized_without_cropping():
@@ -268,7 +308,8 @@ def test_images_are_resized_without_cropping():
     task = SemanticSegmentation(recipe_of(TASK, data={"labels": LABELS}))
     examples = examples_of(task, rows_of(task, [scene(1, 70, 40)]), processor)
     inputs, targets = task.collate(examples.at([0]), processor, None)
-    assert inputs["pixel_values"].shape[-2:] == (32, 32) == targets.shape[-2:]
+    assert inputs["pixel_values"].shape[-2:] == (32, 32) == targets.masks.shape[-2:]
+    assert targets.pixels.sum() == 32 * 32
     shortest = transformers.MaskFormerImageProcessor(size={"shortest_edge": 48, "longest_edge": 100})
     resize_without_cropping(shortest)
     assert dict(shortest.size)["height"] == dict(shortest.size)["width"] == 48
@@ -303,16 +344,12 @@ def test_the_advice_for_masks_of_0_and_255_reads_them_as_two_classes():
     rows = rows_of(task, [black_and_white(0, 255), black_and_white(255), black_and_white(0, 1)])
     task.learn_labels(rows)
     assert rows.column("pixels") == [[1232, 1232], [0, 2464], [1232, 1232]]
-    _, targets = task.collate(
-        task_rows(rows), transformers.SegformerImageProcessor(size={"height": 44, "width": 56}), None
-    )
-    assert [target.unique().tolist() for target in targets] == [[0, 1], [1], [0, 1]]
+    processor = transformers.SegformerImageProcessor(size={"height": 44, "width": 56})
+    _, targets = task.collate(examples_of(task, rows, processor).at(range(3)), processor, None)
+    assert [mask.unique().tolist() for mask in targets.masks] == [[0, 1], [1], [0, 1]]
+    assert targets.pixels.tolist() == [[1232, 1232], [0, 2464], [1232, 1232]]
     with pytest.raises(UserError, match="a value that no class has"):
         task.read(black_and_white(0, 1, 255), 0)
-
-
-def task_rows(rows):
-    return [{"image": one, "mask": two} for one, two in zip(rows.column("image"), rows.column("mask"), strict=True)]
 
 
 def test_an_ignored_value_that_covers_a_named_class_is_refused():

@@ -190,6 +190,7 @@ def test_rows_without_a_text_or_a_target_are_dropped():
         task(loss={"name": "cross-entropy", "class_weights": "balanced"})
 
 
+@pytest.mark.slow
 def test_summaries_are_scored_by_rouge_against_the_whole_reference(tmp_path):
     tokenizer, _ = t5(tmp_path)
     one = task("summarization", max_target_length=2)

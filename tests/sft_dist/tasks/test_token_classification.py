@@ -222,6 +222,7 @@ def test_the_loss_is_torchs_over_all_words(tokenizer, model):
     assert loss_of(one, model, examples, tokenizer, 1)[0] == pytest.approx(float(theirs.detach()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_names_are_learned_and_told(tokenizer, model):
     """Untrained: F1 below 0.3. After 60 steps on four sentences: 1."""
     one = task()

@@ -84,6 +84,7 @@ def train(model: nn.Module, recipe: Recipe, first: int = 0, last: int = 6, optim
 
 
 # ── gradient checkpointing ──────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", TUNINGS.values(), ids=list(TUNINGS))
 @pytest.mark.parametrize("kind", ["tiny_model", "tiny_llama"])
 def test_computing_activations_again_changes_no_bit(kind, tuning, request):

@@ -166,6 +166,18 @@ def test_norms_and_biases_with_more_dimensions_are_spared_too():
     assert len(spared["params"]) == 3
 
 
+def test_magnitudes_of_dora_are_never_decayed():
+    """Of convolutions they have four dimensions."""
+    from peft import LoraConfig, get_peft_model
+
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    model = get_peft_model(layers, LoraConfig(target_modules=["0", "2"], use_dora=True, r=2))
+    _, spared = build_optimizer(model, train_of()).param_groups
+    magnitudes = [p for name, p in model.named_parameters() if "lora_magnitude_vector" in name]
+    assert len(magnitudes) == 2
+    assert {id(p) for p in spared["params"]} == {id(p) for p in magnitudes}
+
+
 @pytest.mark.parametrize(
     ("settings", "options"),
     [

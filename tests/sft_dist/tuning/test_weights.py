@@ -71,6 +71,7 @@ def saved(request, tmp_path):
     return kind, TUNINGS[name], tmp_path, expected
 
 
+@pytest.mark.slow
 def test_saved_weights_come_back_into_a_fresh_model(saved):
     kind, tuning, folder, expected = saved
     # The base is the same; head and adapters begin otherwise.
@@ -82,6 +83,7 @@ def test_saved_weights_come_back_into_a_fresh_model(saved):
     torch.testing.assert_close(logits(twin), expected, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_the_folder_is_one_of_transformers_or_peft(saved):
     kind, _, folder, expected = saved
     if (folder / "adapter_config.json").exists():

@@ -74,6 +74,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(home, listing, monkeypat
     assert files_in(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["../evil.csv", "..%2Fevil.csv", "x/../../evil.csv", "..?evil.csv", "/evil.csv"])
 def test_a_web_page_with_names_that_lead_out_writes_nothing_outside(home, web: Web, tmp_path, page):
     pytest.importorskip("aiohttp")
