@@ -33,7 +33,8 @@ from sft_dist.run.subprocesses import environment, module_command
 
 ERRORS = 1  # exit codes of `sft_dist.check`
 USER_ERROR = 2
-UNFINISHED = 3  # it crashed or was killed, so it says nothing about the data
+UNFINISHED = 3  # it crashed or was killed; it printed a report only where the crash was in one of its parts
+CRASHED_PART = "crashed-check"  # the finding that names this part
 MAX_ROWS = 10  # of a finding, in a message
 
 
@@ -61,7 +62,7 @@ def run_check(
         file = _page(root, run.recipe, page, number if len(runs) > 1 else 0)
         options += ["--html", file, "--preview", str(preview)]
         done = _check_in_subprocess(run.recipe, [*options, *(["--json"] if as_json else [])])
-        if not _is_finished(done):
+        if not _has_answer(done):
             error = _unfinished(done.returncode)
             print(error.render(), file=sys.stderr)
             reports.append(json.loads(error.to_json()))
@@ -71,7 +72,7 @@ def run_check(
             reports.append(json.loads(done.stdout) if done.stdout.strip() else None)
         else:
             print(done.stdout, end="")
-            if done.returncode in (0, ERRORS) and file.is_file():
+            if done.returncode != USER_ERROR and file.is_file():
                 print(f"page      {file}")
         code = max(code, done.returncode)
     if as_json:
@@ -125,14 +126,15 @@ def _report_of(recipe: Recipe) -> dict[str, Any]:
         raise UserError(
             [Problem(**{**problem, "mark": None, "valid": tuple(problem["valid"])}) for problem in problems]
         )
-    report = read_json(file) if _is_finished(done) else None
+    report = read_json(file) if _has_answer(done) else None
     if report is None:
         raise _unfinished(done.returncode)
     return dict(report)
 
 
-def _is_finished(done: subprocess.CompletedProcess[str]) -> bool:
-    return done.returncode in (0, ERRORS, USER_ERROR)
+def _has_answer(done: subprocess.CompletedProcess[str]) -> bool:
+    """Whether there is a report or a user error, be it of a check of which a part crashed."""
+    return done.returncode in (0, ERRORS, USER_ERROR) or (done.returncode == UNFINISHED and bool(done.stdout.strip()))
 
 
 def _unfinished(returncode: int) -> UserError:
@@ -148,8 +150,9 @@ def _unfinished(returncode: int) -> UserError:
 def _is_current(report: dict[str, Any]) -> bool:
     """Whether a report still describes the data: files that tables refer to may have changed, or may exist by now."""
     try:
-        unreadable = any(finding["kind"].startswith("unreadable-") for finding in report["findings"])
-        return not unreadable and file_states(path for path, *_ in report["files"]) == list(map(tuple, report["files"]))
+        kinds = {finding["kind"] for finding in report["findings"]}
+        is_final = CRASHED_PART not in kinds and not any(kind.startswith("unreadable-") for kind in kinds)
+        return is_final and file_states(path for path, *_ in report["files"]) == list(map(tuple, report["files"]))
     except (KeyError, TypeError, ValueError, AttributeError):  # a damaged report: the data is checked again
         return False
 
@@ -164,7 +167,7 @@ def _check_in_subprocess(recipe: Recipe, options: Sequence[str | Path]) -> subpr
         file.write_text(recipe.model_dump_json(), encoding="utf-8")
         command = module_command("sft_dist.check", [file, "--keep", report_file, *options])
         done = _run_group(command, {**environment(), "TMPDIR": folder})
-        if done.returncode in (0, ERRORS):
+        if done.returncode in (0, ERRORS, UNFINISHED):
             if (report := read_json(report_file)) is None:
                 return subprocess.CompletedProcess(done.args, UNFINISHED, "")
             target = _report_file(recipe)

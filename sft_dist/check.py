@@ -1,7 +1,8 @@
 """`python -m sft_dist.check RECIPE_JSON`: the data check, on the CPU and before any GPU is requested.
 
 Reads and prepares data with the code that trains, and leaves the result in the cache that the first start uses. Exit code
-0: nothing found, or warnings only; 1: errors; 2: the recipe itself is at fault; 3: the check crashed.
+0: nothing found, or warnings only; 1: errors; 2: the recipe itself is at fault; 3: the check crashed, or a part of it, which
+the report then names.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
             say("no page: matplotlib is not installed (pip install 'sft-dist[check]')")
         elif options.html:
             say(f"writing {options.html}")
-            _write_page(options.html, report, subject, options.preview)
+            report = _with_page(options.html, report, subject, options.preview)
     except UserError as error:
         print(error.to_json() if options.json else error.render(), file=sys.stdout if options.json else sys.stderr)
         return 2
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         files = file_states(named_files(subject.source, recipe) if subject else ())
         write_text(options.keep, json.dumps({**content, "files": files}, ensure_ascii=False), durable=False)
     print(text if options.json else to_text(report))
-    return 1 if report.errors else 0
+    return CRASHED if report.is_incomplete else 1 if report.errors else 0
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -125,6 +126,21 @@ def _of_a_stream(report: Report) -> Report:
     note = f"train is a stream: only its beginning was checked, of which {rows:,} rows remain"
     steps = report.estimate and replace(report.estimate, steps_per_epoch=None, tokens_per_epoch=None)
     return replace(report, notes=(note, *report.notes), estimate=steps)
+
+
+def _with_page(file: Path, report: Report, subject: Subject | None, count: int) -> Report:
+    """Writes the page. Returns the report, with a finding where that crashed: what was checked is known nevertheless."""
+    # Imported late: the program says that it starts before seconds of imports.
+    from sft_dist.quality.checks import crashed
+
+    try:
+        _write_page(file, report, subject, count)
+    except OSError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        return replace(report, findings=(*report.findings, crashed("the page", error)))
+    return report
 
 
 def _write_page(file: Path, report: Report, subject: Subject | None, count: int) -> None:

@@ -210,7 +210,7 @@ def _decoded(turn: Any) -> Any:
         return turn
     try:
         decoded = json.loads(turn)
-    except ValueError:
+    except (ValueError, RecursionError):
         return turn
     return decoded if {"role", "from"} & set(decoded) else turn
 
@@ -226,7 +226,7 @@ def _turn(turn: Any, column: str, number: int, has_tools: bool) -> Message:
             raise _broken(number, column, f"`{first}` and `{second}` of a turn differ", turn)
     sharegpt = turn.get("from") is not None
     speaker = turn["from"] if sharegpt else turn.get("role")
-    if speaker not in ROLES:
+    if not isinstance(speaker, str) or speaker not in ROLES:
         raise _broken(number, column, "unknown role", speaker, tuple(ROLES))
     content = turn.get("value" if sharegpt else "content")
     if speaker == "function_call" and has_tools:  # LLaMA-Factory's: the text is the call
@@ -288,7 +288,7 @@ def _call(call: Any, column: str, number: int) -> dict[str, Any]:
 def _parsed(text: str, message: str, column: str, number: int) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _broken(number, column, f"{message}: {error}", text) from error
 
 

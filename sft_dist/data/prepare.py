@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import xxhash
 from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value
 
 from sft_dist.data.cached_folder import cached_folder
 from sft_dist.data.clean import clean_text, near_duplicates, type_name
 from sft_dist.data.encode import encode
+from sft_dist.data.formats.dialect import undivided
 from sft_dist.data.images import content
 from sft_dist.data.rows import ROW, Examples, Rows
 from sft_dist.data.sources import load_rows
@@ -204,6 +206,47 @@ def read_rows(source: Dataset, split: str, recipe: Recipe, task: Task, to: Path,
     """The rows that `data.where` keeps, as the task stores them, with ROW (counted from `first`); those it drops are empty
     and have a REASON, the others the digests of their input (IDENTITY) and of what is learned from it (TARGET). Written
     under `to`."""
+    with _naming_bad_text(source, split):
+        return _read_rows(source, split, recipe, task, to, first)
+
+
+@contextmanager
+def _naming_bad_text(source: Dataset, split: str) -> Iterator[None]:
+    """Raises UserError with the row of a text that is not UTF-8, as a binary file may hold it. `datasets` says so by
+    UnicodeDecodeError, when it comes to the row."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        place = _place_of_bad_text(source)
+        if place is None:
+            raise
+        row, column = place
+        message = f"{split} row {row}: the column {column!r} holds bytes that are not UTF-8"
+        raise UserError(Problem(message, "data.source", value=repr(error.object)[:200])) from None
+
+
+def _place_of_bad_text(source: Dataset) -> tuple[int, str] | None:
+    """Returns (row, column)."""
+    for name in source.column_names:
+        first = 0
+        for batch in source.select_columns([name]).with_format("arrow").iter(BATCH):
+            if not _is_valid(batch):
+                return first + next(
+                    index for index in range(len(batch)) if not _is_valid(batch[index : index + 1])
+                ), name
+            first += len(batch)
+    return None
+
+
+def _is_valid(table: pa.Table) -> bool:
+    try:
+        pa.concat_tables([table]).combine_chunks().validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _read_rows(source: Dataset, split: str, recipe: Recipe, task: Task, to: Path, first: int) -> Dataset:
     data = recipe.data
     for role in data.columns:
         require_column(source, data.columns[role], role)
@@ -295,7 +338,16 @@ class _Reader:
 
     def _read(self, values: dict[str, Any], number: int) -> dict[str, Any] | str:
         with _naming_split(self.split):
-            return self.task.read(values, number)
+            try:
+                return self.task.read(values, number)
+            except (
+                TypeError,
+                ValueError,
+                LookupError,
+                AttributeError,
+                RecursionError,
+            ) as error:  # a value of another type
+                raise UserError(Problem(f"row {number}: {type(error).__name__}: {error}", "data.source")) from error
 
     def _values(
         self, role: str, values: list[Any], convert: Callable[[Any], Any] | None, numbers: list[int]
@@ -309,7 +361,8 @@ class _Reader:
                     for value, number in zip(values, numbers, strict=True)
                 ]
         if role in self.media:
-            return [{"path": value, "bytes": None} if isinstance(value, str) else value for value in values]
+            with _naming_split(self.split):
+                return [_medium(value, role, number) for value, number in zip(values, numbers, strict=True)]
         return values
 
     def _too_long(self, row: dict[str, Any]) -> bool:
@@ -320,6 +373,21 @@ class _Reader:
         if reason in EMPTY and not self.data.clean.drop_empty:
             message = f"row {number} of {self.split}: {reason}"
             raise UserError(Problem(message, path="data.clean.drop_empty", value="false"))
+
+
+def _medium(value: Any, role: str, number: int) -> dict[str, Any] | None:
+    """Returns an image or recording as it is stored. Raises UserError naming the row."""
+    if value is None or value == {}:
+        return None
+    if isinstance(value, str):
+        return {"path": value, "bytes": None}
+    path, content = (value.get("path"), value.get("bytes")) if isinstance(value, dict) else (None, None)
+    is_stored = isinstance(value, dict) and bool({"path", "bytes"} & set(value))
+    if is_stored and isinstance(path, str | None) and isinstance(content, bytes | None):
+        return {"path": path, "bytes": content}
+    message = f"row {number}: the name of a file is needed, not {type_name(value)}"
+    hint = "write the path of the file, relative to the table, or an object with `path` or `bytes`"
+    raise UserError(Problem(message, f"data.columns.{role}", value=repr(value)[:200], hint=hint))
 
 
 @contextmanager
@@ -350,6 +418,9 @@ def columns_of(source: Dataset, recipe: Recipe) -> dict[str, str]:
 def require_column(source: Dataset, name: str, role: str, path: str = "") -> None:
     if name not in source.column_names:
         valid = tuple(source.column_names)
+        if fault := undivided(source.column_names, name):
+            hint = "divide the fields by commas in a csv file and by tabs in a tsv file; data.format names the format"
+            raise UserError(Problem(f"could not be read: {fault}", "data.source", value=valid[0], hint=hint))
         raise UserError(
             Problem(f"the data has no column {name!r}", path or f"data.columns.{role}", value=name, valid=valid)
         )

@@ -37,23 +37,28 @@ def hold_out(
             raise UserError(Problem(f"{share:g} of {num_rows} rows leaves a split empty", path=f"data.split.{split}"))
         classes = [strata[int(i)] for i in remaining] if strata is not None else None
         if classes is not None:
-            rarest, count = min(Counter(classes).items(), key=lambda item: item[1])
-            num_classes = len(set(classes))
-            if count >= 2 and num_classes > min(size, len(remaining) - size):
-                message = f"{num_classes} classes do not fit into the {size} rows of {split}: each needs a row there"
+            counts = Counter(classes)
+            num_classes = len(counts)
+            if min(counts.values()) >= 2 and num_classes > min(size, len(remaining) - size):
+                rows = f"{size} row{'' if size == 1 else 's'}"
+                message = f"{num_classes} classes do not fit into the {rows} of {split}: each needs a row there"
                 hint = "hold out a larger share, add rows, or set data.split.stratify=false"
                 raise UserError(Problem(message, path=f"data.split.{split}", value=f"{share:g}", hint=hint))
-            if count < 2:
-                raise UserError(
-                    Problem(
-                        f"class {rarest!r} has {count} rows, too few to be divided with equal shares",
-                        path="data.split.stratify",
-                        hint="set data.split.stratify=false, or drop the class with data.where",
-                    )
-                )
+            if min(counts.values()) < 2:
+                raise _too_small([name for name, count in counts.items() if count < 2], strata or ())
         remaining, held_out = train_test_split(remaining, test_size=size, random_state=seed, stratify=classes)
         parts[split] = np.sort(held_out)
     return {"train": np.sort(remaining), **parts}
+
+
+def _too_small(classes: Sequence[Hashable], strata: Sequence[Hashable]) -> UserError:
+    """The error of classes that leave a split without a row of theirs, with the rows they had before anything was held out."""
+    sizes = Counter(strata)
+    listed = ", ".join(f"{name!r} ({sizes[name]})" for name in sorted(classes, key=str)[:10])
+    remainder = f" and {len(classes) - 10:,} more" if len(classes) > 10 else ""
+    message = f"classes with too few rows to be divided with equal shares: {listed}{remainder}"
+    hint = "add rows of them, drop them with data.where, or set data.split.stratify=false"
+    return UserError(Problem(message, path="data.split.stratify", hint=hint))
 
 
 def _hold_out_groups(shares: dict[str, float], seed: int, groups: Sequence[Hashable]) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from sft_dist.quality.subject import (
     model_config,
     model_labels,
 )
+from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.tasks.base import MediaKind
 from sft_dist.recipe.tunings import virtual_tokens
 from sft_dist.tasks.loading import largest_tokens, usable_positions
@@ -55,13 +57,29 @@ def run_checks(subject: Subject, say: Say) -> list[Finding]:
         check_examples,
     )
     for check in checks if len(subject.row_index) else ():
-        findings += check(subject, say)
+        findings += without_crash(check, subject, say)
     if subject.failure:
         if any(finding.severity == "error" for finding in (*findings, *subject.source.findings)):
             subject.notes.append("the splits for training and the lengths are unknown until the errors are fixed")
         else:
             findings.append(make_finding("not-prepared", subject.failure))
     return findings
+
+
+def without_crash(check: Callable[[Subject, Say], list[Finding]], subject: Subject, say: Say) -> list[Finding]:
+    """Returns the findings of a check; where it crashes, that finding alone, so that the other checks are made."""
+    try:
+        return check(subject, say)
+    except UserError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        return [crashed(check.__name__.replace("_", " "), error)]
+
+
+def crashed(name: str, error: Exception) -> Finding:
+    text = " ".join(str(error).split())[:200]
+    return make_finding("crashed-check", f"`{name}` crashed: {type(error).__name__}: {text}")
 
 
 def check_media(subject: Subject, say: Say) -> list[Finding]:
@@ -168,6 +186,7 @@ def check_label_quality(subject: Subject, say: Say) -> list[Finding]:
     sample = duplicates.sample_by_split(subject.row_index, labels.MAX_REVIEWED)
     usable, features = _features(subject, sample)
     if features is None:
+        subject.notes.append("suspicious labels were not checked: no two rows have anything in common")
         return findings
     say(f"reviewing {len(usable):,} labels with a simple classifier")
     review = labels.review_labels(features, [values[i] for i in usable])

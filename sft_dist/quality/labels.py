@@ -251,11 +251,16 @@ def calibrated(
     return np.exp(log_softmax(logs * np.exp(best.x), axis=1))
 
 
-def text_features(texts: Sequence[str]) -> Any:
-    """(texts, words) TF-IDF of the words in the first 4,000 characters; of characters where there are no spaces."""
+def text_features(texts: Sequence[str]) -> Any | None:
+    """(texts, words) TF-IDF of the words in the first 4,000 characters; of characters where there are no spaces. None where no
+    word is in two texts."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     cut = [text[:4000] for text in texts]
     spaced = sum(text.count(" ") for text in cut) * 20 > sum(map(len, cut))
     options: dict[str, Any] = {} if spaced else {"analyzer": "char", "ngram_range": (1, 3)}
-    return TfidfVectorizer(sublinear_tf=True, min_df=2, max_features=30_000, **options).fit_transform(cut)
+    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, max_features=30_000, **options)
+    try:
+        return vectorizer.fit_transform(cut)
+    except ValueError:  # scikit-learn's answer to texts without a term that may be counted
+        return None

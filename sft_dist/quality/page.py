@@ -62,7 +62,8 @@ def class_plot(classes: Mapping[str, Mapping[str, int]], unit: str) -> str:
             axes.annotate(
                 f"{value:,}", (100 * value / total, offset), (3, 0), textcoords="offset points", va="center", fontsize=7
             )
-    axes.set_yticks(range(len(plotted)), [name if len(name) <= 24 else f"{name[:23]}…" for name in plotted])
+    labels = [name if len(name) <= 24 else f"{name[:23]}…" for name in plotted]
+    axes.set_yticks(range(len(plotted)), labels, parse_math=False)  # a class may be named `$x`
     axes.invert_yaxis()
     axes.margins(x=0.12, y=0.01)
     axes.set_xlabel(

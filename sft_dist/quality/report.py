@@ -51,6 +51,11 @@ class Report:
         ]
 
     @property
+    def is_incomplete(self) -> bool:
+        """Whether a check crashed, so that nothing is known of what it looks for."""
+        return any(finding.kind == "crashed-check" for finding in self.errors)
+
+    @property
     def warnings(self) -> list[Finding]:
         return [finding for finding in self.findings if finding.severity == "warning"]
 

@@ -106,11 +106,13 @@ def read_source(recipe: Recipe, task: Task, scratch: Path, say: Callable[[str], 
         try:
             columns_of(source, recipe)
         except UserError as error:
+            if error.problems[0].path == "data.source":  # the file is at fault, not the columns
+                raise
             findings.append(_missing(split, error))
             continue
-        findings += _unread(split, source, recipe, task)
         say(f"reading {len(source):,} rows of {split}")
         read = read_rows(source, split, lenient, forgiving, scratch)
+        findings += _unread(split, source, recipe, task)  # after `read_rows`, which names texts that are not UTF-8
         reasons = read.with_format("arrow")[:].column(REASON).to_pylist()
         numbers = np.asarray(read.with_format("numpy")[ROW][:])
         for reason, number in zip(reasons, numbers, strict=True):
@@ -174,7 +176,13 @@ class _Forgiving:
             problem = error.problems[0]
             message = problem.message + (f" (found: {problem.value})" if problem.value is not None else "")
             return _FAULT + json.dumps([_kind_at(problem.path, self.task), message])
-        except (TypeError, ValueError, KeyError, AttributeError) as error:  # a value of a type the task did not expect
+        except (
+            TypeError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+        ) as error:  # a value of a type the task did not expect
             return _FAULT + json.dumps(["unreadable-row", f"row {number}: {type(error).__name__}: {error}"])
 
     def identity(self, row: dict[str, Any]) -> str | bytes:
@@ -199,7 +207,7 @@ def _unread(split: str, source: Dataset, recipe: Recipe, task: Task) -> Iterator
         try:
             for key in task.unread({role: row[name] for role, name in names.items()}):
                 rows.setdefault(key, []).append((split, number))
-        except (TypeError, ValueError):  # the row cannot be read, which is a finding of its own
+        except (TypeError, ValueError, RecursionError):  # the row cannot be read, which is a finding of its own
             continue
     for key, row_ids in rows.items():
         yield make_finding(
@@ -281,7 +289,9 @@ def raw_boxes(source: Source, recipe: Recipe, role: str) -> Iterator[tuple[str, 
         if name is None:
             continue
         for row, objects in enumerate(table.select_columns([name])[name]):
-            if isinstance(objects, list):
-                yield split, row, [entry["bbox"] for entry in objects]
-            elif objects:
-                yield split, row, list(objects["bbox"])
+            entries = objects if isinstance(objects, list) else [objects]
+            boxes = [
+                entry["bbox"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("bbox"), list)
+            ]
+            boxes = boxes if isinstance(objects, list) else boxes[0] if boxes else []
+            yield split, row, [box for box in boxes if isinstance(box, list)]

@@ -111,9 +111,7 @@ def load_subject(recipe: Recipe, task: Task, source: Source, say: Say) -> Subjec
     try:
         prepared = prepare(recipe, task, processor)
     except (UserError, DataError, OSError) as error:
-        return Subject(
-            recipe, task, source, as_read, None, processor, notes=notes, failure=" ".join(str(error).split())
-        )
+        return Subject(recipe, task, source, as_read, None, processor, notes=notes, failure=_in_one_line(error))
     subject = Subject(recipe, task, source, prepared.splits, prepared, processor, notes=notes)
     if processor is not None:
         say(f"encoding {sum(map(len, prepared.splits.values())):,} rows")
@@ -122,6 +120,10 @@ def load_subject(recipe: Recipe, task: Task, source: Source, say: Say) -> Subjec
         except (UserError, DataError) as error:
             subject.findings += _not_encoded(subject, error)
     return subject
+
+
+def _in_one_line(error: Exception) -> str:
+    return "; ".join(filter(None, (" ".join(line.split()) for line in str(error).splitlines())))
 
 
 def _not_encoded(subject: Subject, error: Exception) -> list[Finding]:
@@ -191,9 +193,10 @@ def model_config(recipe: Recipe) -> dict[str, Any]:
     from transformers import PretrainedConfig
 
     try:
-        return PretrainedConfig.get_config_dict(model_source(recipe.model.path), revision=recipe.model.revision)[0]
-    except (OSError, ValueError, UserError):
+        config = PretrainedConfig.get_config_dict(model_source(recipe.model.path), revision=recipe.model.revision)[0]
+    except (OSError, ValueError, TypeError, RecursionError, UserError):
         return {}
+    return config if isinstance(config, dict) else {}
 
 
 def model_labels(recipe: Recipe) -> dict[int, str] | None:

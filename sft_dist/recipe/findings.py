@@ -24,6 +24,7 @@ KINDS: dict[str, Kind] = {
     "unreadable-row": Kind("error", "fix the rows, or exclude them with data.where"),
     "unread-key": Kind("warning", "nothing is learned from it: map the column in data.columns if it should be read"),
     "not-prepared": Kind("error", "training would stop here; fix the data or the recipe"),
+    "crashed-check": Kind("error", "report it with the traceback; the other checks were made"),
     "replacement-characters": Kind("warning", "the text was decoded with a wrong encoding earlier"),
     "constant-column": Kind("warning", "a column with one value teaches nothing; is the right one mapped in data.columns?"),
     # labels

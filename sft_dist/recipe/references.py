@@ -15,6 +15,7 @@ from typing import Literal
 from sft_dist.recipe import remote
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root, irregular, read_json
+from sft_dist.recipe.model_damage import HINT, config_problems, weight_file_problems
 from sft_dist.recipe.model_files import folder_problems
 from sft_dist.recipe.schema import Data, Recipe, SplitSources
 from sft_dist.recipe.suggest import neighbours_of, similar_to
@@ -172,9 +173,11 @@ def _problems_of(path: str, text: str, is_model: bool, format: str = "auto") -> 
     if is_model:
         if reason := _no_model(reference, resolved):
             return [Problem(reason, path, value=text)]
-        if path == "model.path" and isinstance(resolved, Path) and not (resolved / "config.json").is_file():
+        if not isinstance(resolved, Path):
+            return []
+        if path == "model.path" and not (resolved / "config.json").is_file():
             return [Problem("not a model folder: there is no config.json in it", path, value=text)]
-        return folder_problems(resolved, path) if isinstance(resolved, Path) else []
+        return folder_problems(resolved, path) or (config_problems(resolved) if path == "model.path" else [])
     if reference.kind in ("hub", "sql") or format != "auto":
         return []
     unknown_suffixes = odd_suffixes(
@@ -207,10 +210,11 @@ def _no_model(reference: Reference, resolved: Path | list[Path] | str) -> str:
 
 
 def weight_problems(resolved: Path | list[Path] | str, allow_pickle: bool) -> list[Problem]:
-    """Returns why the weights in a model folder may not be read: files outside it, and pickles unless they are allowed."""
+    """Returns why the weights in a model folder may not or cannot be read: files outside it, damaged ones, and pickles unless
+    they are allowed."""
     if not isinstance(resolved, Path):
         return []
-    problems = index_problems(resolved, allow_pickle)
+    problems = index_problems(resolved, allow_pickle) or weight_file_problems(resolved)
     return problems if problems or allow_pickle else _pickled(resolved)
 
 
@@ -224,6 +228,9 @@ def index_problems(folder: Path, allow_pickle: bool) -> list[Problem]:
         for name in sorted(set(files.values())):
             if name != os.path.basename(name) or name in ("", ".", ".."):
                 return [Problem(f"{index.name} names a file outside the folder", "model.path", value=name)]
+            if not (folder / name).exists():
+                message = f"{index.name} names {name}, which is not in the folder"
+                return [Problem(message, "model.path", value=str(folder), hint=HINT)]
             if not allow_pickle and ".safetensors." in index.name and not name.endswith(".safetensors"):
                 message = f"{index.name} names a file that is not safetensors, which can run code when it is read"
                 hint = (

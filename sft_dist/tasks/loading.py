@@ -94,6 +94,9 @@ def load_pretrained(
         folder, revision=revision, config=model_config, dtype=torch.float32, output_loading_info=True, **options
     )
     new = sorted({*info["missing_keys"], *(mismatch[0] for mismatch in info.get("mismatched_keys") or ())})
+    if not set(model.state_dict()) - set(new):
+        message = f"none of its weights belongs to a {type(model).__name__}, so that nothing would be fine-tuned"
+        raise UserError(Problem(message, "model.path", value=folder, hint="compare config.json with the weights"))
     if new:
         log.info("new weights, not in %s: %s", folder, join_names(new))
     model.new_weights = new  # adapters alone would leave them as they are

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import dynamic_module_utils
 
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.machine import missing_packages
+from sft_dist.recipe.model_damage import HINT, broken_file
 from sft_dist.recipe.references import is_hub, model_source
 from sft_dist.recipe.schema import Model, Recipe
+from sft_dist.run.failures import Failure, is_out_of_memory
 from sft_dist.tasks.base import Task
 from sft_dist.tuning import apply_tuning
 from sft_dist.tuning.quantize import quantization
@@ -33,8 +37,8 @@ def load_processor(recipe: Recipe, task: Task) -> Any:
     options = _pinned(model) if own else {"revision": model.revision, "trust_remote_code": False}
     try:
         return task.load_processor(model_source(model.tokenizer or model.path), **options)
-    except (OSError, ValueError, ImportError) as error:
-        raise _explained(error, model) from error
+    except Exception as error:  # transformers and tokenizers raise of every type for a file that they do not expect
+        raise _explained(error, model, "model.path" if own else "model.tokenizer") from error
 
 
 def build_model(recipe: Recipe, task: Task, processor: Any) -> nn.Module:
@@ -49,7 +53,7 @@ def build_model(recipe: Recipe, task: Task, processor: Any) -> nn.Module:
         model = task.build_model(
             model_source(recipe.model.path), options.pop("revision"), recipe.model.config, processor, **options
         )
-    except (OSError, ValueError, ImportError, UnpicklingError) as error:
+    except Exception as error:  # of every type, too
         raise _explained(error, recipe.model) from error
     attention, model_attention = recipe.model.attention, model.config._attn_implementation
     if attention is not None and attention != model_attention:
@@ -81,15 +85,21 @@ def _weights(model: Model) -> dict[str, Any]:
     return {**options, "attn_implementation": model.attention} if model.attention else options
 
 
-def _explained(error: Exception, model: Model) -> Exception:
-    """Explains an error of transformers with the recipe setting that would let it load the model."""
+def _explained(error: Exception, model: Model, path: str = "model.path") -> Exception:
+    """Explains an error of transformers with the recipe setting that would let it load the model, or with the file that is
+    broken. Returns errors of the machine (memory, network, disk) as they are."""
     text = " ".join(str(error).split())
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | Failure) or is_out_of_memory(error):
         return error
     if "trust_remote_code" in text:
         hint = "read that code, then name the commit you have read: model.trust_remote_code: <40 hexadecimal digits>"
         return UserError(Problem("needs code that comes with it", "model.path", value=model.path, hint=hint))
-    if isinstance(error, OSError) and "safetensors" in text and not model.allow_pickle:
+    if (
+        isinstance(error, OSError)
+        and "safetensors" in text
+        and not model.allow_pickle
+        and not _of_broken_file(model.path, path)
+    ):
         hint = "if they are there as a pickle (.bin) and you trust them: model.allow_pickle: true"
         return UserError(Problem("has no weights in a .safetensors file", "model.path", value=model.path, hint=hint))
     if isinstance(error, UnpicklingError):
@@ -99,4 +109,29 @@ def _explained(error: Exception, model: Model) -> Exception:
         )
     if model.attention and "attention" in text.lower():
         return UserError(Problem(text.split(". ")[0], "model.attention", value=model.attention))
-    return error
+    source = model.path if path == "model.path" else str(model.tokenizer)
+    return _of_broken_file(source, path) or (error if isinstance(error, OSError) else _not_loaded(error, source, path))
+
+
+def _of_broken_file(source: str, path: str) -> UserError | None:
+    folder = Path(model_source(source))
+    fault = broken_file(folder) or _tokenizer_fault(folder / "tokenizer.json") if folder.is_dir() else ""
+    return UserError(Problem(fault, path, value=source, hint=HINT)) if fault else None
+
+
+def _tokenizer_fault(file: Path) -> str:
+    if not file.exists():
+        return ""
+    try:
+        Tokenizer.from_file(str(file))
+    except Exception as error:  # `tokenizers` has no type of its own
+        return f"{file}: not a tokenizer ({' '.join(str(error).split())})"
+    return ""
+
+
+def _not_loaded(error: Exception, source: str, path: str) -> UserError:
+    text = " ".join(str(error).split())[:300]
+    hint = "compare its config.json with that of a model that works"
+    if isinstance(error, ImportError):
+        hint = "install that package; or, where the weights are quantized, use the model that was not"
+    return UserError(Problem(f"cannot be loaded: {type(error).__name__}: {text}", path, value=source, hint=hint))

@@ -14,6 +14,7 @@ import soundfile
 from PIL import Image
 
 from sft_dist.check import check
+from sft_dist.quality import checks
 from sft_dist.quality.report import Report
 from sft_dist.recipe.findings import KINDS
 from tests.integration.clean_sets import (
@@ -47,12 +48,19 @@ class Workspace:
 
     folder: Path
     models: dict[str, Path]
+    patch: pytest.MonkeyPatch
     data: dict[str, Any] = field(default_factory=dict)  # more of the recipe's `data`
 
 
 @pytest.fixture
 def workspace(
-    tmp_path: Path, tiny_model: Path, chat_model: Path, vision_model: Path, detector: Path, sound_model: Path
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_model: Path,
+    chat_model: Path,
+    vision_model: Path,
+    detector: Path,
+    sound_model: Path,
 ) -> Workspace:
     models = {
         "text": tiny_model,
@@ -61,7 +69,7 @@ def workspace(
         "detector": detector,
         "sound": sound_model,
     }
-    return Workspace(tmp_path, models)
+    return Workspace(tmp_path, models, monkeypatch)
 
 
 SETS: dict[str, Callable[[Workspace], CleanSet]] = {
@@ -104,6 +112,14 @@ def bad_utf8(made: CleanSet, workspace: Workspace) -> Named:
     workspace.folder.mkdir(exist_ok=True)
     (workspace.folder / "latin.csv").write_bytes(b"\n".join(content) + b"\n")
     return {"bad-utf-8": {("train", 7), ("train", 31)}}
+
+
+def crash(made: CleanSet, workspace: Workspace) -> Named:
+    def check_texts(subject: Any, say: Any) -> list[Any]:
+        raise ZeroDivisionError("no data should lead here")
+
+    workspace.patch.setattr(checks, "check_texts", check_texts)
+    return {"crashed-check": set()}
 
 
 def replacement_characters(made: CleanSet, workspace: Workspace) -> Named:
@@ -448,7 +464,7 @@ def no_transcript(made: CleanSet, workspace: Workspace) -> Named:
 
 FAULTS: list[tuple[str, Fault]] = [
     *(("reviews", fault) for fault in (
-        missing_column, bad_utf8, replacement_characters, empty_label, empty_text, unknown_label, label_only_in_test,
+        missing_column, bad_utf8, crash, replacement_characters, empty_label, empty_text, unknown_label, label_only_in_test,
         label_missing_in_validation, label_order, class_without_rows, class_in_two_spellings, imbalance, rare_class, duplicates, near_duplicates, leak, near_leak,
         conflict, truncation, added_tokens, few_positions, outlier, constant)),
     ("topics", flipped_labels),
@@ -481,7 +497,7 @@ def test_every_fault_is_named_with_exactly_its_rows(name: str, fault: Fault, wor
 def test_every_kind_of_the_table_is_seeded(workspace: Workspace) -> None:
     seeded = set()
     for name, fault in FAULTS:
-        one = Workspace(workspace.folder / fault.__name__, workspace.models)
+        one = Workspace(workspace.folder / fault.__name__, workspace.models, workspace.patch)
         one.folder.mkdir()
         seeded |= set(fault(SETS[name](one), one))
     assert seeded == set(KINDS)
@@ -542,7 +558,7 @@ def test_the_page_shows_examples_of_every_task_before_and_after(workspace: Works
         ("reviews", text, 2), ("tagged", {}, 2), ("translated", {}, 2), ("chats", {}, 1), ("images", picture, 2),
         ("boxes", picture, 2), ("masks", picture, 2), ("sounds", sound, 2), ("speech", sound, 2),
     ):  # fmt: skip
-        one = Workspace(workspace.folder / name, workspace.models)
+        one = Workspace(workspace.folder / name, workspace.models, workspace.patch)
         report, subject = check(SETS[name](one).recipe(one.folder, **data))
         assert subject is not None
         shown = examples(subject, 3)

@@ -126,6 +126,31 @@ def test_a_check_that_did_not_finish_is_neither_clean_nor_submitted(
         check.check_before_submit([SimpleNamespace(run=run) for run in check.expand(check.read(place / "demo.yaml"))])
 
 
+PARTIAL = """\
+import json, pathlib, sys
+finding = {"kind": "crashed-check", "severity": "error", "message": "`check texts` crashed", "hint": "", "rows": []}
+report = json.dumps({"findings": [finding], "warnings": 0, "files": []})
+pathlib.Path(sys.argv[sys.argv.index("--keep") + 1]).write_text(report)
+print(report)
+sys.exit(3)
+"""
+
+
+def test_a_check_of_which_a_part_crashed_is_reported_and_not_submitted(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program(place, monkeypatch, PARTIAL)
+    monkeypatch.setattr(check, "require_references", lambda runs, source: None)
+    assert check.run_check(str(place / "demo.yaml"), [], place / "runs", as_json=True) == check.UNFINISHED
+    assert json.loads(capfd.readouterr().out)["findings"][0]["kind"] == "crashed-check"
+    runs: Any = [SimpleNamespace(run=run) for run in check.expand(check.read(place / "demo.yaml"))]
+    for _ in range(2):  # the report is not taken from the cache
+        with pytest.raises(UserError, match="check texts` crashed"):
+            check.check_before_submit(runs)
+        assert "checking the data" in capfd.readouterr().err
+    assert check.check_before_submit(runs, ["crashed-check"]) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_check_that_is_ended_leaves_no_process_and_no_folder(place: Path, number: signal.Signals) -> None:

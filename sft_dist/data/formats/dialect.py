@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -125,6 +125,18 @@ def _width(lines: list[str], delimiter: str) -> int:
         except csv.Error:
             return 0
     return widths.pop() if len(widths) == 1 else 0
+
+
+def undivided(columns: Sequence[str], name: str) -> str:
+    """Why a table's only column hides the column `name`: its fields are divided by something else than was expected, or it
+    is no table. Empty where neither is so."""
+    if len(columns) == 1 and columns[0] != name:
+        names = re.split(r"([^\w ]+|\s+)", columns[0])
+        if len(names) > 1 and name in names[::2]:
+            return f"its fields are divided by {names[1]!r}"
+    if columns and columns[0].startswith(("{", "[{")):
+        return "it holds JSON"
+    return ""
 
 
 def _has_escaped_quotes(file: str) -> bool:

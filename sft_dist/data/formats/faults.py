@@ -53,11 +53,39 @@ def fault_in(name: str, files: list[str]) -> str:
     return ""
 
 
+# What files of other formats begin with.
+_SIGNATURES = {
+    b"PAR1": "a Parquet file",
+    b"PK\x03\x04": "a zip archive or an Excel file",
+    b"\xd0\xcf\x11\xe0": "an Excel file",
+    b"\x1f\x8b": "packed by gzip",
+    b"BZh": "packed by bzip2",
+    b"SQLite format 3": "an SQLite database",
+    b"%PDF": "a PDF file",
+    b"ARROW1": "an Arrow file",
+    b"version https://git-lfs": "a pointer of Git LFS instead of the data (git lfs pull)",
+    b"<!doctype": "a web page",
+    b"<html": "a web page",
+}
+
+
+def other_format(name: str, file: str) -> str:
+    """What a local file is instead of the format `name`, by its first bytes; empty where they do not tell."""
+    if "://" in file or name in ("parquet", "arrow", "text"):
+        return ""
+    with opened(file) as content:
+        start = content.read(32)
+    kinds = (kind for signature, kind in _SIGNATURES.items() if start.lower().startswith(signature.lower()))
+    return f"{file}: {kind}, not {name}" if (kind := next(kinds, "")) else ""
+
+
 def _fault(name: str, file: str) -> str:
     with opened(file) as content:
         start = content.read(4)
     if not start:
         return f"{file}: the file is empty"
+    if other := other_format(name, file):
+        return other
     if name == "parquet":
         return "" if start == b"PAR1" else f"{file}: not a parquet file"
     if name == "arrow":
@@ -133,14 +161,17 @@ def _not_utf8(file: str) -> str:
 def _bad_json(file: str) -> str:
     """Either one document, or one on each line: the first line tells."""
     with opened(file) as content:
-        for number, line in enumerate(_decoded(content), start=1):
+        lines = _decoded(content)
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 content_of_line = json.loads(line)
+            except RecursionError:
+                return f"{file}, line {number}: nested too deeply"
             except json.JSONDecodeError as error:
-                if number == 1 and error.pos >= len(line.rstrip()):  # continues in the next line
-                    break
+                if number == 1 and error.pos >= len(line.rstrip()) and not _is_object(next(lines, "")):
+                    break  # continues in the next line
                 return f"{file}, line {number}: not JSON ({error.msg}, column {error.colno})"
             if not isinstance(content_of_line, dict) and not (number == 1 and isinstance(content_of_line, list)):
                 return f"{file}, line {number}: expected an object with the columns as keys, found {line.strip()[:60]}"
@@ -152,6 +183,13 @@ def _bad_json(file: str) -> str:
         except json.JSONDecodeError as error:
             return f"{file}, line {error.lineno}: not JSON ({error.msg}, column {error.colno})"
     return ""
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _decoded(content: IO[bytes]) -> Iterator[str]:

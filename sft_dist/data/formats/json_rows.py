@@ -20,6 +20,8 @@ from sft_dist.recipe.errors import UserError
 _BATCH = 1000  # rows written at a time
 # Arrow type -> the kinds of values that it holds exactly; whatever is of other kinds together is text
 _TYPES = {"bool": {"bool"}, "int64": {"small", "int"}, "float64": {"small", "float"}}
+_MAX_DEPTH = 200  # of lists and objects in each other; Python parses 1,000
+_MAX_ARROW_DEPTH = 30
 _INT64 = range(-(2**63), 2**63)
 _EXACT_IN_FLOAT = range(-(2**53), 2**53 + 1)
 
@@ -80,7 +82,7 @@ def _is_row(line: bytes) -> bool:
     """Whether the first line of a file is a row of its own."""
     try:
         row = json.loads(line.decode("utf-8-sig"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and not _are_columns(row)
 
@@ -89,10 +91,11 @@ def _lines(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
     with opened(file) as content:
         for number, line in enumerate(content, start=1):
             if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():
-                row = _parsed(text, f"{file}, line {number}")
+                place = f"{file}, line {number}"
+                row = _parsed(text, place)
                 if not isinstance(row, dict):
-                    raise ValueError(f"{file}, line {number}: expected an object with the columns as keys")
-                yield f"{file}, line {number}", row
+                    raise ValueError(f"{place}: expected an object with the columns as keys")
+                yield place, row
 
 
 def _document(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -131,15 +134,26 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parsed(text: str, location: str) -> Any:
-    """Raises UserError where a key is repeated, ValueError for any other fault."""
+    """Returns the value of a JSON text. Raises UserError where a key is repeated or the value is nested deeper than tables can
+    store, ValueError for any other fault."""
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=_object)
+        if text.count("[") + text.count("{") > _MAX_DEPTH and _depth(value) > _MAX_DEPTH:
+            raise RecursionError
     except _RepeatedKeyError as error:
         raise _repeated_key(location, error) from None
+    except RecursionError:
+        raise unreadable(f"{location}: nested more than {_MAX_DEPTH} deep") from None
+    return value
 
 
 def _repeated_key(location: str, error: _RepeatedKeyError) -> UserError:
     return unreadable(f"{location}: an object has two values of the key {str(error)!r}")
+
+
+def _depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
 
 
 def _are_columns(document: dict[str, Any]) -> bool:
@@ -210,15 +224,17 @@ class _Shape:
         """Whether the values are stored as texts: they are, or numbers that no type holds exactly, or of several kinds."""
         return not any(self.leaves <= kinds for kinds in _TYPES.values())
 
-    def feature(self) -> Any:
-        """Returns None where the values are of no one structure."""
+    def feature(self, depth: int = 0) -> Any:
+        """Returns None where the values are of no one structure, or of one that Arrow does not nest so deeply."""
+        if depth > _MAX_ARROW_DEPTH:
+            return None
         kinds = bool(self.leaves) + (self.items is not None) + bool(self.keys)
         if kinds > 1:
             return None
         if self.items is not None:
-            return None if (item := self.items.feature()) is None else List(item)
+            return None if (item := self.items.feature(depth + 1)) is None else List(item)
         if self.keys:
-            inner = {key: field.feature() for key, field in self.fields.items()}
+            inner = {key: field.feature(depth + 1) for key, field in self.fields.items()}
             return inner if inner and len(self.keys) == 1 and None not in inner.values() else None
         dtypes = (dtype for dtype, kinds in _TYPES.items() if self.leaves and self.leaves <= kinds)
         return Value(next(dtypes, "string"))

@@ -33,6 +33,7 @@ from sft_dist.data.formats.faults import (
     different_columns,
     fault_in,
     no_rows,
+    other_format,
     ragged,
     repeated_header,
     require_few_columns,
@@ -52,6 +53,8 @@ def read_table(name: str, files: list[str], streaming: bool) -> Dataset | Iterab
     """Rows of all files, in order. Raises UserError with the place of the fault where it can be found, else whatever the
     reader raises. What is streamed from a URL is not gone through beforehand: its quotation marks always enclose fields."""
     try:
+        if other := next(filter(None, (other_format(name, file) for file in files)), ""):
+            raise unreadable(other, hint="give the file the suffix of what it holds")
         if name in DELIMITERS:
             return _read_delimited(name, files, streaming)
         if name == "json":
@@ -62,7 +65,8 @@ def read_table(name: str, files: list[str], streaming: bool) -> Dataset | Iterab
     except UserError:
         raise
     except Exception as error:  # every reader has its own
-        if "corresponds to no data" in str(error):
+        reasons = f"{error} {error.__cause__}"
+        if "corresponds to no data" in reasons or "BatchSize must be greater than 0" in reasons:
             raise no_rows(files) from error
         if fault := fault_in(name, files):
             raise unreadable(fault) from error

@@ -132,6 +132,24 @@ def test_a_broken_row_is_named(row, said):
 
 
 @pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": "[" * 9000 + "]" * 9000}, "row 4: not a conversation: maximum recursion depth"),
+        ({"messages": [HELLO[0], {**HELLO[1], "tool_calls": "[" * 9000}]}, "row 4: `tool_calls` are not JSON: maximum recursion"),
+        ({"messages": HELLO, "tools": "[" * 9000}, "row 4: the definitions of tools are not JSON: maximum recursion depth"),
+    ],
+)  # fmt: skip
+def test_a_row_that_is_nested_too_deeply_is_named(row, said):
+    with pytest.raises(UserError) as caught:
+        messages_of(row, 4)
+    assert said in str(caught.value)
+
+
+def test_a_turn_that_is_nested_too_deeply_is_text():
+    assert messages_of({"messages": ['{"role":' * 9000, "yes"]}, 4)[0]["content"].startswith('{"role":{"role":')
+
+
+@pytest.mark.parametrize(
     ("row", "names"),
     [
         ({"messages": HELLO, "prompt": "how many legs?", "id": 3, "tools": None}, ["id", "prompt"]),

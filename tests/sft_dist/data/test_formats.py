@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from datasets import Dataset
@@ -106,6 +108,20 @@ def test_a_changed_file_is_read_again(tmp_path):
             b'[\n {"t": 1},\n {"t": 2 "u": 3}\n]',
             "a.json, line 3: not JSON (Expecting ',' delimiter, column 10)",
         ),
+        (
+            "a.jsonl",
+            b'{"t": 1,\n{"t": 2}\n',
+            "a.jsonl, line 1: not JSON (Expecting property name enclosed in double quotes",
+        ),
+        ("a.jsonl", b'{"t": 1}\n{"t": ' + b"[" * 300 + b"]" * 300 + b"}", "a.jsonl, line 2: nested more than 200 deep"),
+        ("a.jsonl", b'{"t": 1}\n{"t": ' + b"[" * 9000, "a.jsonl, line 2: nested more than 200 deep"),
+        ("a.jsonl", b'{"a":' * 9000 + b"1", "a.jsonl: nested more than 200 deep"),
+        ("a.json", b'[{"t": ' + b"[" * 300 + b"]" * 300 + b"}]", "a.json: nested more than 200 deep"),
+        ("a.csv", b"PAR1 and more", "a.csv: a Parquet file, not csv"),
+        ("a.csv", b"PK\x03\x04 and more", "a.csv: a zip archive or an Excel file, not csv"),
+        ("a.jsonl", b"\x1f\x8b and more", "a.jsonl: packed by gzip, not json"),
+        ("a.tsv", b"<!DOCTYPE html>\n<p>Not, found</p>\n", "a.tsv: a web page, not tsv"),
+        ("a.csv", b"version https://git-lfs.github.com/spec/v1\n", "a.csv: a pointer of Git LFS instead of the data"),
         ("a.csv", b"", "a.csv: the file is empty"),
         ("a.jsonl", b"", "a.jsonl: the file is empty"),
         ("a.parquet", b"text,label\n", "a.parquet: not a parquet file"),
@@ -117,6 +133,17 @@ def test_a_fault_is_named_with_its_file_and_line(tmp_path, name, content, said):
     found = mistake(write(tmp_path / name, content))
     assert found.startswith("data.source: could not be read: ")
     assert f"{tmp_path}/{said}" in found
+
+
+@pytest.mark.parametrize("depth", [20, 90])
+def test_deeply_nested_values_that_nothing_reads_are_kept(tmp_path, depth):
+    content = '{"t": 1, "extra": ' + "[" * depth + "]" * depth + "}\n"
+    assert len(rows_of(write(tmp_path / "a.jsonl", content))) == 1
+
+
+def test_a_parquet_file_without_rows_is_said_to_have_none(tmp_path):
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    assert "the source has no rows" in mistake(tmp_path / "a.parquet")
 
 
 def test_of_several_files_the_one_at_fault_is_named(tmp_path):

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hypothesis import given, settings
@@ -581,6 +583,32 @@ def test_a_missing_column_is_named_with_those_there_are(rows_file):
     assert "valid: text, label, lang" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "text:label\na:b\n", "its fields are divided by ':'"),
+        ("a.csv", "text^label\na^b\n", "its fields are divided by '^'"),
+        ("a.csv", "text label\na b\n", "its fields are divided by ' '"),
+        ("a.tsv", "text,label\na,b\n", "its fields are divided by ','"),
+        ("a.tsv", "text    label\na    b\n", "its fields are divided by '    '"),
+        ("a.csv", '{"text": "a", "label": "b"}\n{"text": "c", "label": "d"}\n', "it holds JSON"),
+    ],
+)
+def test_a_separator_is_blamed_and_not_a_column(tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    message = mistake(tmp_path / name)
+    assert message.startswith(f"data.source: could not be read: {said}")
+
+
+@pytest.mark.parametrize("role", ["text", "label"])
+def test_bytes_of_a_parquet_file_that_are_no_text_are_named_by_row(tmp_path, role):
+    values = pa.array([b"fine"] * 1005 + [b"caf\xe9"] + [b"fine"] * 20, pa.binary())
+    broken = pa.Array.from_buffers(pa.string(), len(values), values.buffers())
+    columns = {"text": pa.array(["a"] * len(values)), "label": pa.array(["b"] * len(values))}
+    pq.write_table(pa.table({**columns, role: broken}), tmp_path / "rows.parquet")
+    assert f"train row 1005: the column '{role}' holds bytes that are not UTF-8" in mistake(tmp_path / "rows.parquet")
+
+
 def test_a_filter_on_a_missing_column_is_named(rows_file):
     assert "where.language" in mistake(rows_file, where={"language": "en"})
 
@@ -611,7 +639,7 @@ def test_an_empty_text_stops_when_none_may_be_dropped(tmp_path):
 def test_a_class_too_rare_to_be_divided_is_named(tmp_path):
     file = write_csv(tmp_path / "rows.csv", [*ROWS, {"text": "odd", "label": "once", "lang": "en"}])
     said = mistake(file)
-    assert "class 'once' has 1 rows" in said
+    assert "equal shares: 'once' (1)" in said
     assert "data.split.stratify=false" in said
 
 

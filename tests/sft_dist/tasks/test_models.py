@@ -200,3 +200,74 @@ def test_attention_that_the_model_does_not_have_is_refused(tmp_path, tiny_model)
     DebertaV2Model(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"model\.attention: DebertaV2\w+ does not support .*\n    found: sdpa"):
         built(recipe_of(tmp_path, attention="sdpa", tokenizer=str(tiny_model)))
+
+
+# ── broken files ────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def config_with(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("config.json", "[]", r"config.json: expected a JSON object, found a list"),
+        ("tokenizer.json", "{", r"tokenizer.json, line 1, column 2: not JSON"),
+        ("tokenizer.json", "{}", r"tokenizer.json: not a tokenizer"),
+        ("tokenizer.json", '{"version": "1.0", "added_tokens": [], "model": {"type": "Z"}}', r"tokenizer.json: not a tokenizer"),
+        ("tokenizer_config.json", "null", r"tokenizer_config.json: expected a JSON object, found null"),
+        ("tokenizer_config.json", '{"tokenizer_class": 5}', r"cannot be loaded: AttributeError"),
+        ("model.safetensors", "cut", r"model.safetensors: not a safetensors file, or cut off \(3 bytes\)"),
+    ],
+)  # fmt: skip
+def test_a_broken_file_of_a_model_is_named(folder: Path, name: str, content: str, expected: str) -> None:
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=expected) as error:
+        built(recipe_of(folder))
+    assert error.value.problems[0].path == "model.path"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"hidden_size": "big"}, "expected int, got str"),
+        ({"num_attention_heads": 0}, "ZeroDivisionError"),
+        ({"hidden_act": "none"}, "KeyError: 'none'"),
+        ({"model_type": "none"}, "does not recognize this architecture"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "use the model that was not"),
+        ({"quantization_config": {}}, "no `quant_method`"),
+        ({"quantization_config": []}, "cannot be loaded"),
+    ],
+)
+def test_a_config_that_no_model_can_be_built_from_is_a_user_error(folder: Path, values: Any, expected: str) -> None:
+    config_with(folder, **values)
+    with pytest.raises(UserError, match=expected) as error:
+        built(recipe_of(folder))
+    assert error.value.problems[0].value == str(folder)
+
+
+def test_weights_of_another_model_are_refused_and_missing_shards_are_named(folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"other": torch.zeros(2)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="none of its weights belongs to a BertForSequenceClassification"):
+        built(recipe_of(folder))
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    names = {"other": "model-00001-of-00002.safetensors", "more": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(UserError, match="names model-00002-of-00002.safetensors, which is not in the folder"):
+        built(recipe_of(folder))
+
+
+def test_memory_that_runs_out_is_not_the_users_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **options: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("sft_dist.tasks.text_classification.load_pretrained", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        built(recipe_of(folder))
