@@ -324,14 +324,14 @@ FAULTS = [
     Fault("33", "one folder above the classes", IMAGES, images("all/x/0.png", "all/y/1.png"), {"labels": ["x", "y"]}),
     # sound
     Fault("34", "wav files of a pipe, without a length", SOUNDS, recordings(800, 0xFFFFFFFF), {"seconds": [0.1, 801 / 8000]}),
-    Fault("34", "wav files of no sound", SOUNDS, recordings(0), "0.wav: there is no sound in it (0 samples)"),
+    Fault("34", "wav files of no sound", SOUNDS, recordings(0), "0.wav: the recording is empty (0 samples)"),
     Fault("36", "recordings that are not there", SPEECH, text("path\tsentence\nc0.wav\tyes\nc1.wav\tno\n", "d.tsv"), "train row 0: c0.wav: cannot be read (no such file in the folder of its table", {"columns": {"audio": "path", "text": "sentence"}}),
     # launching and the rest
     Fault("37", "one class as number and as text", TEXTS, labelled(1, "1", 0), {"labels": ["0", "1"]}),
     Fault("37", "a byte order mark", TEXTS, text("\ufefftext,label\na,p\nb,n\n"), {"text": ["a", "b"]}),
     Fault("37", "a byte order mark before rows", TEXTS, text('\ufeff{"text": "a", "label": "p"}\n{"text": "b", "label": "n"}\n', "d.jsonl"), {"text": ["a", "b"]}),
     Fault("38", "more classes than rows are held out", TEXTS, text("text,label\n" + "".join(f"text {n},intent_{n % 77}\n" for n in range(600))), "77 classes do not fit into the 60 rows of test: each needs a row there", {"split": {}}),
-    Fault("38", "two classes of five rows", TEXTS, labelled(*"pnpnpnpnpn"), "2 classes do not fit into the 1 rows of test", {"split": {}}),
+    Fault("38", "two classes of five rows", TEXTS, labelled(*"pnpnpnpnpn"), "2 classes do not fit into the 1 row of test", {"split": {}}),
 ]
 # fmt: on
 

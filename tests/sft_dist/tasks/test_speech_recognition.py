@@ -120,7 +120,7 @@ def test_more_than_can_be_written_is_an_error_that_names_the_rows(folder, rows):
     processor = task.load_processor(str(folder))
     long = {**rows[0], "text": "a much longer text than anybody could say in four tenths of a second"}
     task.learn_labels(Rows(Dataset.from_dict({"text": [long["text"], *TEXTS]})))
-    with pytest.raises(UserError, match="row 3: the transcript is longer"):
+    with pytest.raises(UserError, match=r"row 3: (the transcript is longer|more than the 40 tokens)"):
         encoded(task, [*rows[:3], long], processor)
 
 
