@@ -78,7 +78,11 @@ def plan_runs(
     planned: list[PlannedRun] = []
     problems = _LocatedProblems(source)
     for run in runs:
-        rows = _count_once(run, counts)
+        try:
+            rows = _count_once(run, counts)
+        except UserError as error:  # the other runs read the same data
+            problems.add(run, error.problems)
+            problems.raise_any()
         folder = parent / folder_name(run.id, numbers, fresh)
         try:
             planned.append(PlannedRun(run, plan_run(run, machine, rows, folder, python, processes, cluster)))

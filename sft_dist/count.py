@@ -1,6 +1,6 @@
 """`python -m sft_dist.count RECIPE_JSON`: how many rows each split has, for a plan's exact number of steps.
 
-Reads and cleans the data as training does, without torch models. Prints one line of JSON.
+Reads and cleans the data as training does, without torch models. Prints one line of JSON; with exit code 2, the user's mistakes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main(path: str) -> int:
         data = prepare(recipe, task, load_processor(recipe, task) if packs else None)
         splits = {split: len(rows) for split, rows in (data.examples if packs else data.splits).items()}
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(json.dumps(error.to_dict(), ensure_ascii=False))
         return 2
     print(json.dumps({"splits": splits, "dropped": data.dropped, "labels": task.labels}, ensure_ascii=False))
     return 0

@@ -62,9 +62,11 @@ class UserError(Exception):
         text = "\n".join(problem.render() for problem in self.problems)
         return text if len(self.problems) == 1 else f"{text}\n{len(self.problems)} problems."
 
+    def to_dict(self) -> dict[str, Any]:
+        return {"problems": [masked_values(asdict(problem)) for problem in self.problems]}
+
     def to_json(self) -> str:
-        rows: list[dict[str, Any]] = [masked_values(asdict(problem)) for problem in self.problems]
-        return json.dumps({"problems": rows}, ensure_ascii=False, indent=2)
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
 
 
 class InUse(UserError):

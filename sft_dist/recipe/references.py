@@ -228,15 +228,15 @@ def index_problems(folder: Path, allow_pickle: bool) -> list[Problem]:
         for name in sorted(set(files.values())):
             if name != os.path.basename(name) or name in ("", ".", ".."):
                 return [Problem(f"{index.name} names a file outside the folder", "model.path", value=name)]
-            if not (folder / name).exists():
-                message = f"{index.name} names {name}, which is not in the folder"
-                return [Problem(message, "model.path", value=str(folder), hint=HINT)]
             if not allow_pickle and ".safetensors." in index.name and not name.endswith(".safetensors"):
                 message = f"{index.name} names a file that is not safetensors, which can run code when it is read"
                 hint = (
                     "save it as safetensors, or accept it, to be read with weights_only=True: model.allow_pickle: true"
                 )
                 return [Problem(message, "model.path", value=name, hint=hint)]
+            if not (folder / name).exists():
+                message = f"{index.name} names {name}, which is not in the folder"
+                return [Problem(message, "model.path", value=str(folder), hint=HINT)]
     return []
 
 

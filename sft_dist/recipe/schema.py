@@ -650,7 +650,7 @@ class Recipe(Section):
     model: Model = Field(description="Where the weights come from.")
     data: Data = Field(description="Where the examples come from, and how they are cleaned and split.")
     tuning: Tuning = Field(description="Which parameters are trained: name, or `method` and options.")
-    train: Train = Field(description="How to train.")
+    train: Train = Field(description="How to train, such as `{lr: 2e-5, epochs: 3}`.")
     evaluate: Evaluate = Field(default_factory=lambda: Evaluate(), description="How checkpoints are evaluated.")
     resources: Resources = Field(
         default_factory=lambda: Resources(), description="Machines, processes, memory and time."

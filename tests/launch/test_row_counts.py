@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
 from launch.row_counts import count_rows
-from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.load import load
 from tests.launch.conftest import RECIPE
 
@@ -49,6 +51,14 @@ def test_rows_are_counted_once_and_again_when_the_data_changed(recipe_file: Path
 def test_a_mistake_in_the_data_is_the_users(recipe_file: Path) -> None:
     with pytest.raises(UserError, match="no column `text`"):
         count_rows(load(recipe_file), counter(recipe_file.parent, "echo 'rows.csv: no column `text`' >&2; exit 2"))
+
+
+def test_a_mistake_in_the_data_keeps_its_key_path(recipe_file: Path) -> None:
+    answer = UserError(Problem("no column 'txt'", "data.columns.text", value="txt", valid=("text", "label"))).to_dict()
+    with pytest.raises(UserError) as refusal:
+        count_rows(load(recipe_file), counter(recipe_file.parent, f"echo {shlex.quote(json.dumps(answer))}; exit 2"))
+    (problem,) = refusal.value.problems
+    assert (problem.path, problem.value, problem.valid) == ("data.columns.text", "txt", ("text", "label"))
 
 
 @pytest.mark.parametrize("body", ["echo 'ConnectionError: offline' >&2; exit 1", "echo nonsense"])
