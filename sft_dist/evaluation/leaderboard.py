@@ -12,7 +12,7 @@ from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.metrics import directions, selection_metric
 from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
-from sft_dist.run.varying import describe_settings, format_setting, settings_in, varying_settings
+from sft_dist.run.varying import describe_settings, format_setting, naming_settings, settings_in, varying_settings
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def render(board: dict[str, Any]) -> str:
         ]
         rows.append([str(position), row["run"], str(row["step"]), *cells])
     notes = (undefined_everywhere(winner["validation"], metric), board.get("no_better_than_guessing"))
-    point = describe_settings(board["differences"].get(winner["run"], {}))
+    point = describe_settings(naming_settings(board["differences"]).get(winner["run"], {}))
     better = "higher" if board["direction"] == "max" else "lower"
     lines = [
         "# Leaderboard",

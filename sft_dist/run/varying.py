@@ -29,18 +29,27 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def varying_settings(settings: Mapping[Key, Settings]) -> dict[Key, Settings]:
-    """Returns of each run the settings that all runs have and that differ, in the order of the recipe."""
-    shared = set.intersection(*(set(values) for values in settings.values())) if settings else set()
+    """Returns of each run its settings that differ from another run's, in the order of the recipe. A setting that a run does not
+    have, such as one of a loss that it does not use, counts as null."""
+    keys = dict.fromkeys(key for values in settings.values() for key in values)
     first = next(iter(settings.values()), {})
-    keys = [key for key in first if key in shared and any(values[key] != first[key] for values in settings.values())]
-    return {run: {key: values[key] for key in keys} for run, values in settings.items()}
+    varying = [key for key in keys if any(values.get(key) != first.get(key) for values in settings.values())]
+    return {run: {key: values[key] for key in varying if key in values} for run, values in settings.items()}
+
+
+def naming_settings(varying: Mapping[Key, Settings]) -> dict[Key, Settings]:
+    """Returns the varying settings by which to call the runs: those that all runs have, where these tell them apart. Settings of
+    one run's method alone would make names long."""
+    shared = [key for key in next(iter(varying.values()), {}) if all(key in values for values in varying.values())]
+    names = {run: {key: values[key] for key in shared} for run, values in varying.items()}
+    return names if len({repr(name) for name in names.values()}) == len(names) else dict(varying)
 
 
 def varying_between(folders: Iterable[Path]) -> dict[Path, Settings]:
-    """Returns of each run folder the settings in which it differs from the others; a folder that cannot be read has none."""
+    """Returns of each run folder the settings by which to call it among the others; a folder that cannot be read has none."""
     recipes = {folder: read_json(RunFolder(folder).recipe_file) for folder in folders}
     readable = {folder: settings_in(recipe) for folder, recipe in recipes.items() if isinstance(recipe, dict)}
-    varying = varying_settings(readable)
+    varying = naming_settings(varying_settings(readable))
     return {folder: varying.get(folder, {}) for folder in recipes}
 
 

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -417,7 +418,7 @@ def test_a_matrix_has_one_winner(trained, boards, tmp_path):
     assert differences[trained["lora"].id]["train.lr"] == 3e-3
     assert differences[trained["slow-lora"].id]["train.loss.label_smoothing"] == 0.4
     text = (tmp_path / "new" / "board" / "leaderboard.md").read_text()
-    assert f"Winner: run {board['winner']['run']}, step {board['winner']['step']}" in text
+    assert re.search(f"Winner: run {board['winner']['run']} \\(lr=.*\\), step {board['winner']['step']}", text)
     assert json.loads((tmp_path / "new" / "board" / "leaderboard.json").read_text()) == board
 
 

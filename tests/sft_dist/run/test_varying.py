@@ -6,16 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from sft_dist.run.varying import describe_settings, format_setting, varying_between, varying_settings
+from sft_dist.run.varying import describe_settings, format_setting, naming_settings, varying_between, varying_settings
 
 
-def test_only_settings_that_all_runs_have_and_that_differ_are_named() -> None:
+def test_runs_are_called_by_settings_that_all_have_if_these_tell_them_apart() -> None:
     full = {"tuning.method": "full", "train.lr": 1e-4, "train.seed": 1, "train.epochs": 2.0}
     lora = {"tuning.method": "lora", "tuning.r": 8, "train.lr": 1e-4, "train.seed": 2, "train.epochs": 2.0}
-    assert varying_settings({"a": full, "b": lora}) == {
+    assert naming_settings(varying_settings({"a": full, "b": lora})) == {
         "a": {"tuning.method": "full", "train.seed": 1},
         "b": {"tuning.method": "lora", "train.seed": 2},
     }
+    assert varying_settings({"a": full, "b": lora})["b"] == {"tuning.method": "lora", "tuning.r": 8, "train.seed": 2}
+    smoothed = {"train.lr": 1e-4, "train.loss.label_smoothing": 0.4}
+    assert naming_settings(varying_settings({"a": {"train.lr": 1e-4, "train.loss": None}, "b": smoothed})) == {
+        "a": {}, "b": {"train.loss.label_smoothing": 0.4},
+    }  # fmt: skip
     assert varying_settings({"a": full}) == {"a": {}}
     assert varying_settings({}) == {}
 
