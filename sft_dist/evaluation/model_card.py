@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sft_dist import __version__
 from sft_dist.recipe.files import read_json
+from sft_dist.recipe.references import classify
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tunings import has_adapter
 from sft_dist.run.folder import RunFolder
@@ -22,6 +24,11 @@ def _prefix_line(recipe: Recipe) -> str:
     """Says what stands before every text, which transformers does not add."""
     prefix = getattr(recipe.task, "prefix", "")
     return f"\nOutside of sft-dist, write `{prefix}` before every text.\n" if prefix else ""
+
+
+def _hub_line(base: str) -> str:
+    """Names the base model where the hub looks for it, if it is one of the hub's."""
+    return f"base_model: {base}\n" if classify(base, Path()).kind == "hub" else ""
 
 
 def model_card(
@@ -50,7 +57,7 @@ def model_card(
     return f"""---
 library_name: {"peft" if form == "adapter" else "transformers"}
 pipeline_tag: {task.pipeline_tag}
-tags: [sft-dist, {recipe.tuning.method}]
+{_hub_line(base)}tags: [sft-dist, {recipe.tuning.method}]
 ---
 
 # {recipe.name}
