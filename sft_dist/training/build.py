@@ -25,7 +25,7 @@ from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.machine import missing_packages, needs_gpu
 from sft_dist.recipe.metrics import selection_metric
 from sft_dist.recipe.schema import Recipe
-from sft_dist.recipe.tunings import export_form, virtual_tokens
+from sft_dist.recipe.tunings import export_form, has_adapter, virtual_tokens
 from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
 from sft_dist.tasks.loading import largest_tokens, usable_positions
@@ -64,7 +64,7 @@ def build(
     steps = steps_of(recipe, None if recipe.data.streaming else len(examples["train"]))
 
     model = build_model(recipe, task, data.processor)
-    if export_form(recipe) == "merged":
+    if has_adapter(recipe.tuning) and export_form(recipe) == "merged":
         require_mergeable(model)
     checkpoint = _resume_point(folder, accelerator)
     progress = Progress()

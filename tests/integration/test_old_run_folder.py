@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from samples.packages import EXTRACTION
+
 ROOT = Path(__file__).resolve().parents[2]
 ARCHIVE = ROOT / "tests/fixtures/run_folder_0.1.tar.xz"
 RUN = "old/3c80dc094e"
@@ -25,7 +27,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path, **EXTRACTION)
     folder = tmp_path / "runs" / RUN
     for path in (folder / "plan.json", folder / "run.sh"):
         text = path.read_text().replace("@PYTHON@", sys.executable).replace("@RUNS@", str(tmp_path / "runs"))
