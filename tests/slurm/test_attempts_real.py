@@ -81,11 +81,19 @@ def test_a_crash_that_would_happen_again_ends_the_job_with_the_verdicts_code(
 
 
 def test_a_crash_before_any_rank_has_started_is_not_tried_for_ever(workplace: Workplace) -> None:
-    workplace.trainer.write_text("import no_such_module\n")
+    workplace.trainer.write_text("import os\nos.abort()\n")
     (run,) = workplace.submit()
     assert workplace.cluster.wait_for_job(job_of(run), 120)[-1] == "FAILED"
     assert len(run.all_attempts()) == 2
     assert "stop: 2 attempts in a row failed before anything was saved" in logs(run)[-1]
+
+
+def test_a_module_that_the_environment_lacks_is_not_tried_again(workplace: Workplace) -> None:
+    workplace.trainer.write_text("import no_such_module\n")
+    (run,) = workplace.submit()
+    assert workplace.cluster.wait_for_job(job_of(run), 120)[-1] == "FAILED"
+    assert len(run.all_attempts()) == 1
+    assert "no_such_module" in logs(run)[-1]
 
 
 def test_a_node_that_fails_twice_is_left_out_the_third_time(workplace: Workplace) -> None:

@@ -276,7 +276,9 @@ def _table(rows: list[tuple[str, dict[str, Any]]], shape: _Shape) -> pa.Table:
         kind = schema.field(name).type
         try:
             if isinstance(features[name], Json):
-                texts = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+                texts = [
+                    None if value is None else json.dumps(_storable(value), ensure_ascii=False) for value in values
+                ]
                 arrays.append(pa.ExtensionArray.from_storage(kind, pa.array(texts, kind.storage_type)))
             else:
                 arrays.append(pa.array([field.converted(value) for value in values], kind))
@@ -284,6 +286,15 @@ def _table(rows: list[tuple[str, dict[str, Any]]], shape: _Shape) -> pa.Table:
             place = next(place for place, row in rows if _has_lone_surrogate(row))
             raise unreadable(f"{place}: half of a surrogate pair (such as \\ud83d alone) is no text") from None
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _storable(value: Any) -> Any:
+    """Writes whole numbers beyond 64 bits, which `datasets` cannot read back, as texts, as in columns of them."""
+    if isinstance(value, dict):
+        return {key: _storable(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_storable(inner) for inner in value]
+    return str(value) if type(value) is int and value not in _INT64 else value
 
 
 def _has_lone_surrogate(row: dict[str, Any]) -> bool:

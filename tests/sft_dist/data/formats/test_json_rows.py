@@ -67,3 +67,11 @@ def test_half_a_surrogate_pair_is_refused_with_its_line(tmp_path):
 def test_rows_of_a_stream_are_a_table_of_the_same_types():
     table = table_of_rows([{"text": "2001-01-01", "n": 1}, {"text": None, "n": "x"}])
     assert list(table) == [{"text": "2001-01-01", "n": "1"}, {"text": None, "n": "x"}]
+
+
+@pytest.mark.parametrize("number", [2**70, -(2**70), 2**63])
+def test_whole_numbers_beyond_64_bits_inside_mixed_columns_are_texts(tmp_path, number):
+    """A column of lists and objects is stored as JSON, and the reader of `datasets` ends at 64 bits."""
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([{"messages": [{"role": "user"}]}, {"messages": {"a": [number, 7]}}]))
+    assert read_json([str(file)], streaming=False)[1] == {"messages": {"a": [str(number), 7]}}
