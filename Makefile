@@ -33,7 +33,7 @@ SLURM_WORKERS := -n 2 --dist load --maxschedchunk 1
 
 test: setup      ## the suite, without the long learning proofs
 	$(PYTEST) -n 2 --dist loadfile -m "not slurm and not long" --junitxml=reports/tests.xml
-	# By themselves: they start clusters on this machine and have deadlines. They mostly wait.
+	# By themselves: they start clusters on this machine and have deadlines. Two workers keep two cores busy.
 	$(PYTEST) $(SLURM_WORKERS) tests/slurm --junitxml=reports/slurm.xml
 
 test-fast: setup ## the tests without training processes
