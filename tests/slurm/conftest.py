@@ -1,5 +1,5 @@
 """A real Slurm for all tests that ask for it: `slurm/devcluster`, up for the session. Several workers of
-pytest-xdist, each with a cluster of its own, halve the time of two cores.
+pytest-xdist, each with a cluster of its own, keep all cores busy.
 
 Where the machine cannot run it (not root, no packages) these tests are skipped with one line, or fail when
 SFT_DIST_REQUIRE_SLURM=1, so that a green CI never means "nothing was tried".
