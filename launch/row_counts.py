@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import cache_root, read_json, write_json
 from sft_dist.recipe.fingerprint import data_fingerprint
 from sft_dist.recipe.schema import Recipe
@@ -79,18 +79,17 @@ def _count(recipe: Recipe, python: str) -> dict[str, Any]:
             pass
         return {"unknown": "the count printed no result"}
     if process.returncode == 2:
-        raise UserError(_problems_in(out) or err.strip() or "the data could not be read")
+        raise _user_error_in(out) or UserError(err.strip() or "the data could not be read")
     lines = err.strip().splitlines()
     return {"unknown": lines[-1] if lines else f"the count ended with exit code {process.returncode}"}
 
 
-def _problems_in(out: str) -> list[Problem]:
-    """Returns the mistakes in the last line of an output, as `UserError.to_dict` gives them."""
+def _user_error_in(out: str) -> UserError | None:
+    """Returns the mistakes in the last line of an output; None where it has none."""
     try:
-        problems = json.loads(out.strip().splitlines()[-1])["problems"]
-        return [Problem(**{**problem, "mark": None, "valid": tuple(problem["valid"])}) for problem in problems]
-    except (IndexError, ValueError, KeyError, TypeError):
-        return []
+        return UserError.from_dict(json.loads(out.strip().splitlines()[-1]))
+    except (LookupError, ValueError, TypeError):
+        return None
 
 
 def _wait(process: subprocess.Popen[str]) -> tuple[str, str]:

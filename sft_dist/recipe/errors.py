@@ -62,6 +62,17 @@ class UserError(Exception):
         text = "\n".join(problem.render() for problem in self.problems)
         return text if len(self.problems) == 1 else f"{text}\n{len(self.problems)} problems."
 
+    @classmethod
+    def from_dict(cls, value: Any) -> UserError:
+        """Returns the error of another process, without marks: it read no recipe file. Raises TypeError, ValueError or LookupError
+        for what `to_dict` does not give."""
+        problems = [
+            Problem(**{**problem, "mark": None, "valid": tuple(problem["valid"])}) for problem in value["problems"]
+        ]
+        if not problems:
+            raise ValueError("no problem")
+        return cls(problems)
+
     def to_dict(self) -> dict[str, Any]:
         return {"problems": [masked_values(asdict(problem)) for problem in self.problems]}
 
