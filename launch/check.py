@@ -18,7 +18,7 @@ from typing import Any
 
 from launch.expand import MAX_PROBLEMS, Run, expand
 from launch.planning import PlannedRun, require_references
-from launch.run_folders import find_run, is_one_run, is_recipe
+from launch.run_folders import find_sealed
 from launch.subprocesses import clean_up_on_signals, end_with_parent
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root, read_json, write_text
@@ -82,17 +82,14 @@ def run_check(
 
 def _runs_to_check(target: str, overrides: Sequence[str], root: Path) -> list[Run]:
     """The runs of a recipe, or a run by its folder or id, one for each distinct data set. Raises UserError."""
-    if not is_one_run(target) or is_recipe(target):
+    if path := find_sealed(target, root, overrides):
+        folder = RunFolder(path)
+        source, runs = Source({}, folder.recipe_file), [Run(folder.id, folder.recipe(), {})]
+    else:
         source = read(target, overrides)
         runs = _distinct_data(expand(source))
-        require_references(runs, source)
-        return runs
-    if overrides:
-        raise UserError(f"{target} is sealed; KEY=VALUE needs the recipe file, and makes another run")
-    folder = RunFolder(find_run(target, root))
-    run = Run(folder.id, folder.recipe(), {})
-    require_references([run], Source({}, folder.recipe_file, {}, {}, {}))
-    return [run]
+    require_references(runs, source)
+    return runs
 
 
 def check_before_submit(runs: Sequence[PlannedRun], allow: Collection[str] = ()) -> list[str]:
@@ -122,10 +119,7 @@ def _report_of(recipe: Recipe) -> dict[str, Any]:
     print("checking the data (cached; skip with --no-check) ...", file=sys.stderr, flush=True)
     done = _check_in_subprocess(recipe, ["--json"])
     if done.returncode == USER_ERROR:
-        problems = json.loads(done.stdout)["problems"]
-        raise UserError(
-            [Problem(**{**problem, "mark": None, "valid": tuple(problem["valid"])}) for problem in problems]
-        )
+        raise UserError.from_dict(json.loads(done.stdout))
     report = read_json(file) if _has_answer(done) else None
     if report is None:
         raise _unfinished(done.returncode)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from launch.expand import MAX_PROBLEMS, Run, expand, locate
 from launch.plan import Machine, Plan, detect_machine, plan_run
 from launch.row_counts import RowCounts, count_rows
-from launch.run_folders import find_run, folder_name, folder_numbers, is_one_run, is_recipe
+from launch.run_folders import find_sealed, folder_name, folder_numbers
 from launch.run_state import state_of
 from sft_dist.recipe.checks import cross_checks
 from sft_dist.recipe.errors import Problem, UserError
@@ -61,10 +61,8 @@ def plan_runs(
     cluster: Cluster | None = None,
 ) -> list[PlannedRun]:
     """Plans all runs of a recipe (or the one run of a run folder or an id), for this machine or a cluster. Raises UserError."""
-    if is_one_run(target) and not is_recipe(target):
-        if overrides:
-            raise UserError(f"{target} is sealed; KEY=VALUE needs the recipe file, and makes another run")
-        return [plan_run_folder(find_run(target, root), processes, cluster=cluster)]
+    if path := find_sealed(target, root, overrides):
+        return [plan_run_folder(path, processes, cluster=cluster)]
     source = read(target, overrides)
     runs = expand(source)
     require_references(runs, source)

@@ -87,11 +87,21 @@ def is_recipe(text: str) -> bool:
     return text.endswith((".yaml", ".yml")) or Path(text).is_file()
 
 
+def find_sealed(text: str, root: Path, overrides: Sequence[str]) -> Path | None:
+    """Returns the run that a text names by its folder or its id; None where it stands for a recipe. Raises UserError, also for
+    overrides of a run."""
+    if not is_one_run(text):
+        return None
+    if overrides:
+        raise UserError(f"{text} is sealed; KEY=VALUE needs the recipe file, and makes another run")
+    return find_run(text, root)
+
+
 def is_one_run(text: str) -> bool:
     """Whether a text names a single run by its folder or its id, not all runs of a recipe."""
     if Path(text).is_dir():
         return (Path(text) / "recipe.json").is_file()
-    return re.fullmatch(r"(.+/)?[0-9a-f]{1,10}(-[0-9]+)?", text) is not None
+    return not is_recipe(text) and re.fullmatch(r"(.+/)?[0-9a-f]{1,10}(-[0-9]+)?", text) is not None
 
 
 def _describe_runs(folders: Sequence[Path]) -> Iterator[str]:
