@@ -24,9 +24,10 @@ HINT = (
 
 def unmergeable_targets(recipe: Recipe) -> list[Problem]:
     """Returns the targets of the adapter that the merged export cannot hold, as far as the model's folder tells."""
-    if not recipe.task.writes_text or export_form(recipe) != "merged" or not _is_tied(recipe.model.path):
+    if not recipe.task.writes_text or export_form(recipe) != "merged":
         return []
-    return [tied_problem(path, target) for path, target in _tied_targets(recipe)]
+    targets = list(_tied_targets(recipe))  # few recipes name any, and then the model's config is read
+    return [tied_problem(path, target) for path, target in targets] if targets and _is_tied(recipe.model.path) else []
 
 
 def tied_problem(path: str, layers: str) -> Problem:
