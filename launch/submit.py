@@ -56,10 +56,11 @@ def _submit(
     from launch.slurm.software import missing_software
     from launch.slurm.submit import submit
 
-    for line in missing_software(cluster):
+    missing = missing_software(cluster)
+    for line in missing:
         print(f"warning: {line}; a job that lacks it on its node, too, fails", file=sys.stderr)
     if not dry_run:
-        return describe_submission(submit(runs, cluster, max_parallel, evaluate), cluster)
+        return describe_submission(submit(runs, cluster, max_parallel, evaluate, bool(missing)), cluster)
     queue = read_queue()
     by_state = divide(runs, queue)
     return describe_dry_run(by_state, plan_jobs(runs, by_state, queue, cluster, evaluate), max_parallel)

@@ -27,7 +27,6 @@ from launch.slurm.job import job_script
 from launch.slurm.queue import Queue, read_queue
 from launch.slurm.records import JobRecord, jobs_of, record_job
 from launch.slurm.resources import Request, request_resources
-from launch.slurm.software import missing_software
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import read_json, write_json, write_text
 from sft_dist.recipe.units import seconds_of
@@ -44,9 +43,13 @@ class Submission:
 
 
 def submit(
-    runs: Sequence[PlannedRun], cluster: Cluster, parallel: int | None = None, evaluate: bool = True
+    runs: Sequence[PlannedRun],
+    cluster: Cluster,
+    parallel: int | None = None,
+    evaluate: bool = True,
+    lacks_software: bool = False,
 ) -> Submission:
-    """Raises UserError when Slurm does not answer, or refuses."""
+    """`lacks_software`: this machine lacks software of the cluster file. Raises UserError when Slurm does not answer, or refuses."""
     check_folders(runs, cluster)
     if evaluate:
         check_installed()
@@ -60,7 +63,6 @@ def submit(
         if not jobs:
             return Submission(by_state)
         if by_state.missing:
-            lacks_software = bool(missing_software(cluster))
             scripts = [script_of(run, cluster, lacks_software) for run in by_state.missing]
             create_run_folders(
                 [(run.plan, run.run.recipe, script) for run, script in zip(by_state.missing, scripts, strict=True)]
