@@ -107,7 +107,7 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
     target = leaderboard or (folders[0].path if len(folders) == 1 else folders[0].path.parent)
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Before the export, which may be refused: the scores stand all the same.
-    board = _written(target, compose(ranking, recipes, labels, final, damaged, None))
+    board = _written(target, compose(ranking, recipes, labels, final, damaged))
     if note := board["no_better_than_guessing"]:
         log.warning("the winner is no better than guessing: %s", note)
     if (form := export_form(recipe)) == "none":
@@ -116,7 +116,7 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
     from sft_dist.export import export
 
     exported = export(winner.folder, winner.step, winner.folder.export, form, winner.scores, final)
-    return _written(target, compose(ranking, recipes, labels, final, damaged, exported))
+    return _written(target, {**board, "export": str(exported)})
 
 
 def _written(target: Path, board: dict[str, Any]) -> dict[str, Any]:

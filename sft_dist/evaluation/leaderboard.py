@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sft_dist.recipe.errors import UserError
@@ -60,7 +59,6 @@ def compose(
     labels: list[str],  # of the winner
     final: dict[str, dict[str, Any]],  # split -> the winner's scores
     damaged: list[str],
-    exported: Path | None,
 ) -> dict[str, Any]:
     """Returns what leaderboard.json holds."""
     winner = ranking[0]
@@ -88,7 +86,7 @@ def compose(
         ),
         "no_better_than_guessing": no_better_than_guessing(winner.scores, labels),
         "damaged": damaged,
-        "export": str(exported) if exported else None,
+        "export": None,  # the folder, once the winner is exported
     }
 
 
