@@ -295,6 +295,14 @@ def _without_near_duplicates(
     return keep
 
 
+def read_row(task: Task, values: dict[str, Any], number: int) -> dict[str, Any] | str:
+    """Returns what `task.read` does. Raises UserError naming the row, also for values of types that the task did not expect."""
+    try:
+        return task.read(values, number)
+    except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise UserError(Problem(f"row {number}: {type(error).__name__}: {error}", "data.source")) from error
+
+
 class _Reader:
     """Rows of the source, by column -> rows as the task stores them. Sent to other processes."""
 
@@ -338,16 +346,7 @@ class _Reader:
 
     def _read(self, values: dict[str, Any], number: int) -> dict[str, Any] | str:
         with _naming_split(self.split):
-            try:
-                return self.task.read(values, number)
-            except (
-                TypeError,
-                ValueError,
-                LookupError,
-                AttributeError,
-                RecursionError,
-            ) as error:  # a value of another type
-                raise UserError(Problem(f"row {number}: {type(error).__name__}: {error}", "data.source")) from error
+            return read_row(self.task, values, number)
 
     def _values(
         self, role: str, values: list[Any], convert: Callable[[Any], Any] | None, numbers: list[int]

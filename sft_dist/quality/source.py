@@ -18,7 +18,7 @@ from sft_dist.data.cached_folder import cached_folder
 from sft_dist.data.formats.cache import streams_folder
 from sft_dist.data.formats.dialect import DELIMITERS, dialect_of, fields_of_any_size
 from sft_dist.data.formats.media import as_stored
-from sft_dist.data.prepare import IDENTITY, REASON, TARGET, columns_of, read_rows
+from sft_dist.data.prepare import IDENTITY, REASON, TARGET, columns_of, read_row, read_rows
 from sft_dist.data.rows import ROW, Rows
 from sft_dist.data.sources import load_rows, stream_tables
 from sft_dist.quality.findings import Finding, RowId, RowIndex, make_finding, rows_text, share_text
@@ -171,19 +171,11 @@ class _Forgiving:
 
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
         try:
-            return self.task.read(row, number)
+            return read_row(self.task, row, number)
         except UserError as error:
             problem = error.problems[0]
             message = problem.message + (f" (found: {problem.value})" if problem.value is not None else "")
             return _FAULT + json.dumps([_kind_at(problem.path, self.task), message])
-        except (
-            TypeError,
-            ValueError,
-            KeyError,
-            AttributeError,
-            RecursionError,
-        ) as error:  # a value of a type the task did not expect
-            return _FAULT + json.dumps(["unreadable-row", f"row {number}: {type(error).__name__}: {error}"])
 
     def identity(self, row: dict[str, Any]) -> str | bytes:
         return self.task.identity(row)
