@@ -205,15 +205,18 @@ def _is_row(line: str, recipe: Recipe, roles: list[str], is_conversation: bool) 
 
 
 def _json_lines(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    # Imported late: a folder without a model is refused before the readers are loaded.
+    from sft_dist.data.formats.json_rows import row_of_line
+
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = row_of_line(line, f"standard input:{number}")
+        except json.JSONDecodeError as error:
             raise UserError(f"standard input:{number}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise UserError(f"standard input:{number}: expected an object with the columns as keys")
+        except ValueError as error:
+            raise UserError(str(error)) from None
         yield number, row
 
 

@@ -92,10 +92,15 @@ def _lines(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, line in enumerate(content, start=1):
             if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():
                 place = f"{file}, line {number}"
-                row = _parsed(text, place)
-                if not isinstance(row, dict):
-                    raise ValueError(f"{place}: expected an object with the columns as keys")
-                yield place, row
+                yield place, row_of_line(text, place)
+
+
+def row_of_line(text: str, place: str) -> dict[str, Any]:
+    """Returns the row on a line of jsonl. Raises UserError, and ValueError for what is no object."""
+    row = _parsed(text, place)
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: expected an object with the columns as keys")
+    return row
 
 
 def _document(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
