@@ -22,12 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft_dist.recipe.files import read_json, write_json
+from sft_dist.recipe.files import digest_of, read_json, write_json
 from sft_dist.run.folder import RunFolder
 
 MANIFEST = "manifest.json"
 FORMAT = 2
-_CHUNK = 1 << 20
 _WRITING = ".writing-"
 _DELETING = f"{_WRITING}deleted-"
 
@@ -241,11 +240,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return str(digest_of(file, hashlib.sha256()).hexdigest())
 
 
 def _sync(path: Path) -> None:

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import xxhash
 
-from sft_dist.recipe.files import read_json, require_safe_owner, write_json
+from sft_dist.recipe.files import digest_of, read_json, require_safe_owner, write_json
 from sft_dist.run.locks import locked
 
 DIGESTS = "digests.json"  # of every other file in the folder
-_BLOCK_BYTES = 2**22
 
 log = logging.getLogger("sft_dist")
 _verified: dict[Path, dict[str, tuple[int, ...]]] = {}  # folder -> states of its files when this process compared them
@@ -76,11 +75,8 @@ def _states(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def _digest(file: Path) -> str:
     """Returns a digest that tells accidents, not attackers: it is as fast as memory."""
-    hashed = xxhash.xxh3_128()
     with file.open("rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            hashed.update(block)
-    return hashed.hexdigest()
+        return str(digest_of(stream, xxhash.xxh3_128()).hexdigest())
 
 
 def _publish(staging: Path, folder: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import xxhash
 
 from sft_dist.data.media import MediaError, is_url, open_media
+from sft_dist.recipe.files import digest_of
 
 
 def content(image: dict[str, Any]) -> bytes:
@@ -16,9 +17,6 @@ def content(image: dict[str, Any]) -> bytes:
         return xxhash.xxh128_digest(path.encode())
     try:
         with open_media(image) as file:
-            hashed = xxhash.xxh128()
-            while block := file.read(2**20):
-                hashed.update(block)
-            return hashed.digest()
+            return bytes(digest_of(file, xxhash.xxh128()).digest())
     except (MediaError, OSError):  # `check` says so
         return xxhash.xxh128_digest(path.encode())

@@ -6,11 +6,12 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sft_dist.recipe.errors import Problem, UserError
 
 MAX_JSON_BYTES = 2**30
+_BLOCK_BYTES = 2**20
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:
@@ -34,6 +35,13 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replaces a file with a value in JSON."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def digest_of(stream: IO[bytes], digest: Any) -> Any:
+    """Returns a digest of `hashlib` or `xxhash` after all of a stream, which is read in blocks."""
+    while block := stream.read(_BLOCK_BYTES):
+        digest.update(block)
+    return digest
 
 
 def irregular(path: str | os.PathLike[str]) -> str:
