@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sft_dist.data.clean import plain_text
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
 
@@ -201,7 +202,7 @@ class BaseTask:
         return row
 
     def question_of(self, row: dict[str, Any], number: int) -> dict[str, str]:
-        return {role: "" if row.get(role) is None else str(row[role]) for role in self.input_roles}
+        return {role: "" if row.get(role) is None else plain_text(row[role], role, number) for role in self.input_roles}
 
     def unread(self, row: dict[str, Any]) -> Iterable[str]:
         return ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +14,6 @@ from sft_dist.data.media import MediaError, require_accepted
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.references import model_source
 from sft_dist.recipe.schema import Recipe
-
-log = logging.getLogger("sft_dist")
 
 # Not `datasets.Image`: that copies every file into the table when the table is saved.
 IMAGE_FEATURE = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
