@@ -86,7 +86,7 @@ The checkpoint was chosen by its validation score; test was scored once, for thi
 sft-dist predict {folder.export.name} texts.txt
 ```
 {_prefix_line(recipe)}
-Plain transformers gives the same answers: names of classes, thresholds, and what ends an answer are in the folder.
+Names of classes, thresholds, and what ends an answer are in the folder, where plain transformers reads them.
 
 ## Recipe
 
