@@ -10,16 +10,14 @@ import pytest
 import yaml
 
 from sft_dist.evaluation.model_card import model_card
-from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
+from tests.launch.conftest import make_recipe
 
 SCORES = {"accuracy": 0.5, "examples": 4, "confusion": [[2, 0], [2, 0]]}
 
 
 def card_of(model: str, folder: Path) -> str:
-    recipe = Recipe.model_validate(
-        {"name": "demo", "task": "text-classification", "model": {"path": model}, "data": {"source": "/rows.csv"}, "tuning": "full", "train": {"lr": 1e-3}}
-    )  # fmt: skip
+    recipe = make_recipe(model={"path": model})
     task: Any = SimpleNamespace(pipeline_tag="text-classification", labels=["neg", "pos"], counts_tokens=True)
     return model_card(recipe, RunFolder(folder), 7, "full", task, SCORES, {"test": SCORES})
 

@@ -6,22 +6,8 @@ import pytest
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.metrics import directions, installed_metric, plugins_of, selection_metric
-from sft_dist.recipe.schema import Recipe
+from tests.launch.conftest import make_recipe
 from tests.sft_dist.recipe.conftest import METRIC
-
-
-def recipe(**evaluate: str) -> Recipe:
-    return Recipe.model_validate(
-        {
-            "name": "scores",
-            "task": "text-classification",
-            "model": {"path": "/nowhere"},
-            "data": {"source": "/nowhere.csv"},
-            "tuning": "full",
-            "train": {"lr": 1e-3, "epochs": 1.0},
-            "evaluate": evaluate,
-        }
-    )
 
 
 @pytest.mark.parametrize(
@@ -33,12 +19,12 @@ def recipe(**evaluate: str) -> Recipe:
     ],
 )
 def test_the_recipe_or_the_task_names_the_score(evaluate, chosen):
-    assert selection_metric(recipe(**evaluate)) == chosen
+    assert selection_metric(make_recipe(evaluate=evaluate)) == chosen
 
 
 def test_a_metric_of_another_package_joins_those_of_the_task(install):
     install()
-    named = recipe(metric="kappa")
+    named = make_recipe(evaluate={"metric": "kappa"})
     assert directions(named)["kappa"] == "max"
     assert selection_metric(named) == ("kappa", "max")
     assert [str(plugin) for plugin in plugins_of(named)] == ["metric kappa of scans 1.0"]
@@ -46,8 +32,8 @@ def test_a_metric_of_another_package_joins_those_of_the_task(install):
 
 def test_a_metric_of_the_task_needs_no_package(install):
     install(metric="1 / 0")
-    assert installed_metric(recipe(metric="loss")) is None
-    assert plugins_of(recipe()) == []
+    assert installed_metric(make_recipe(evaluate={"metric": "loss"})) is None
+    assert plugins_of(make_recipe()) == []
 
 
 @pytest.mark.parametrize(
@@ -62,4 +48,4 @@ def test_a_metric_of_the_task_needs_no_package(install):
 def test_a_metric_that_breaks_the_contract_is_refused(install, old, new, message):
     install(metric=METRIC.replace(old, new, 1))
     with pytest.raises(UserError, match=message):
-        installed_metric(recipe(metric="kappa"))
+        installed_metric(make_recipe(evaluate={"metric": "kappa"}))
