@@ -30,6 +30,11 @@ def _completer(name: str) -> Callable[[click.Context, click.Parameter, str], lis
     return complete
 
 
+def _targets(metavar: str, required: bool = True) -> Callable[..., Any]:
+    completer = _completer("complete_runs")
+    return click.argument("targets", nargs=-1, required=required, metavar=metavar, shell_complete=completer)
+
+
 RECIPE = click.argument("recipe", shell_complete=_completer("complete_files"))
 OVERRIDES = click.argument(
     "overrides", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=_completer("complete_overrides")
@@ -425,7 +430,7 @@ def resume(
 
 
 @cli.command()
-@click.argument("targets", nargs=-1, metavar="[RECIPE_OR_FOLDER]...", shell_complete=_completer("complete_runs"))
+@_targets("[RECIPE_OR_FOLDER]...", required=False)
 @click.option("-w", "--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @click.option("--every", type=click.IntRange(5), default=30, metavar="SECONDS", help="Seconds between refreshes.")
 @RUNS
@@ -462,13 +467,7 @@ def logs(run: str, follow: bool, rank: int | None, attempt: int | None, runs: st
 
 
 @cli.command()
-@click.argument(
-    "targets",
-    nargs=-1,
-    required=True,
-    metavar="RECIPE_OR_RUN_OR_PATTERN...",
-    shell_complete=_completer("complete_runs"),
-)
+@_targets("RECIPE_OR_RUN_OR_PATTERN...")
 @click.option("--now", "at_once", is_flag=True, help="End running jobs at once, without saving.")
 @click.option("-y", "--yes", is_flag=True, help="Cancel without asking.")
 @RUNS
@@ -514,13 +513,7 @@ def stop(run: str, wait: float, runs: str | None) -> None:
 
 
 @cli.command("eval")
-@click.argument(
-    "targets",
-    nargs=-1,
-    required=True,
-    metavar="RECIPE_OR_FOLDER... [KEY=VALUE]...",
-    shell_complete=_completer("complete_runs"),
-)
+@_targets("RECIPE_OR_FOLDER... [KEY=VALUE]...")
 @click.option(
     "--require",
     "required",
