@@ -31,7 +31,7 @@ from sft_dist.data.clean import clean_text, near_duplicates, type_name
 from sft_dist.data.encode import encode
 from sft_dist.data.formats.dialect import undivided
 from sft_dist.data.images import content
-from sft_dist.data.rows import ROW, Examples, Rows
+from sft_dist.data.rows import GROUP, ROW, Examples, Rows
 from sft_dist.data.sources import load_rows
 from sft_dist.data.splits import draw, hold_out
 from sft_dist.recipe.errors import Problem, UserError
@@ -46,12 +46,7 @@ DEFAULT_SHARE = 0.1
 BATCH = 1000  # rows handled at a time
 EMPTY = ("no label", "empty text", "empty conversation", "no answer", "empty answer")  # what `drop_empty` drops
 MIN_ROWS_FOR_PROCESSES = 50_000  # rows from which on several processes are worth their start
-REASON, IDENTITY, TARGET, _GROUP = (
-    "dropped for",
-    ("input, first half", "input, second half"),
-    "what is learned",
-    "group",
-)
+REASON, IDENTITY, TARGET = "dropped for", ("input, first half", "input, second half"), "what is learned"
 
 
 class NoRowsLeft(UserError):
@@ -113,8 +108,8 @@ def _build_rows(recipe: Recipe, task: Task, to: Path) -> None:
 
 
 def _stored(table: Dataset) -> Dataset:
-    """Without the columns by which rows are distinguished and divided."""
-    return table.remove_columns([name for name in (*IDENTITY, TARGET, _GROUP) if name in table.column_names])
+    """Without the columns by which rows are distinguished."""
+    return table.remove_columns([name for name in (*IDENTITY, TARGET) if name in table.column_names])
 
 
 def _contents(rows: Rows) -> str:
@@ -134,7 +129,7 @@ def _divided(tables: dict[str, Dataset], data: Data, task: Task, dropped: Counte
         if split not in tables:
             shares[split] = DEFAULT_SHARE if share is None else share
     train = Rows(tables["train"])
-    groups = train.column(_GROUP) if data.split.group else None
+    groups = train.column(GROUP) if data.split.group else None
     strata = task.strata(train) if data.split.stratify and groups is None else None
     if data.clean.drop_duplicates and groups is None:
         first, inputs = _inputs(train)
@@ -144,7 +139,7 @@ def _divided(tables: dict[str, Dataset], data: Data, task: Task, dropped: Counte
         indices_by_split = hold_out(len(train), shares, data.split.seed, strata, groups)
     tables = {**tables, **{split: tables["train"].select(indices) for split, indices in indices_by_split.items()}}
     if data.split.group:
-        _refuse_shared_groups({split: set(Rows(table).codes(_GROUP)[1]) for split, table in tables.items()})
+        _refuse_shared_groups({split: set(Rows(table).codes(GROUP)[1]) for split, table in tables.items()})
     task.learn_labels(Rows(tables["train"]))
     return tables
 
@@ -262,11 +257,11 @@ def _read_rows(source: Dataset, split: str, recipe: Recipe, task: Task, to: Path
     if len(selected) < len(source):
         table = table.select(selected)
     table = table.add_column(ROW, first + selected)
-    extra = {ROW: Value("int64"), REASON: Value("string"), _GROUP: Value("string")} | {
+    extra = {ROW: Value("int64"), REASON: Value("string"), GROUP: Value("string")} | {
         name: Value("int64") for name in (*IDENTITY, TARGET)
     }
     if not data.split.group:
-        extra.pop(_GROUP)
+        extra.pop(GROUP)
     return table.map(
         reader,
         batched=True,
@@ -341,7 +336,7 @@ class _Reader:
         if self.data.split.group:
             with _naming_split(self.split):
                 values_of_rows = zip(batch[self.data.split.group], batch[ROW], strict=True)
-                columns[_GROUP] = [_group_of(value, number) for value, number in values_of_rows]
+                columns[GROUP] = [_group_of(value, number) for value, number in values_of_rows]
         return columns
 
     def _read(self, values: dict[str, Any], number: int) -> dict[str, Any] | str:
