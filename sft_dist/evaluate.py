@@ -90,9 +90,9 @@ def sweep(
     """Returns what leaderboard.json holds. Raises UserError when there is nothing to evaluate or runs cannot be compared."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints.store import Checkpoint
+    from sft_dist.evaluation.baseline import worse_than
     from sft_dist.evaluation.comparison import with_statistics
     from sft_dist.evaluation.evaluator import Evaluator
-    from sft_dist.evaluation.gate import worse_than
     from sft_dist.evaluation.sweep import score_checkpoints, score_winner
     from sft_dist.logging_setup import quiet_libraries
 

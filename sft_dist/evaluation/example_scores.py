@@ -42,8 +42,8 @@ def example_scores(
     """Returns the metrics of a task that can be resampled, by name. Without a loss there is none for `loss`."""
     sums = _sums(task, loss, predictions, examples)
     scores: dict[str, ExampleScores] = {name: by_group(value, groups) for name, value in sums.items()}
-    for name, (values, evaluate, most) in _subset_scores(task, predictions, examples).items():
-        scores[name] = ExampleSubsets(values, units_of(len(examples), groups), evaluate, most)
+    for name, (values, evaluate, max_scored) in _subset_scores(task, predictions, examples).items():
+        scores[name] = ExampleSubsets(values, units_of(len(examples), groups), evaluate, max_scored)
     return scores
 
 
@@ -181,7 +181,7 @@ def _averaged(numerator: str, average: str) -> Callable[[np.ndarray], np.ndarray
     def score(sums: np.ndarray) -> np.ndarray:
         right, true, predicted = _class_counts(sums)
         if average == "micro":
-            right, true, predicted = (part.sum(axis=-1, keepdims=True) for part in (right, true, predicted))
+            right, true, predicted = (count.sum(axis=-1, keepdims=True) for count in (right, true, predicted))
         divisor = {"precision": predicted, "recall": true, "f1": (true + predicted) / 2}[numerator]
         values = np.nan_to_num(divide(right, divisor))
         weights = true if average == "weighted" else (true + predicted > 0).astype(float)
