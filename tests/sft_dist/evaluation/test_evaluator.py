@@ -6,11 +6,15 @@ import csv
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from sft_dist.checkpoints.store import Checkpoint
 from sft_dist.data.prepare import prepare
 from sft_dist.data.splits import keep_splits
 from sft_dist.evaluation.evaluator import Evaluator
+from sft_dist.evaluation.leaderboard import Scored
+from sft_dist.evaluation.sweep import score_untrained
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
@@ -56,6 +60,22 @@ def rewrite(file, change):
 def test_the_rows_that_were_held_out_are_scored(run):
     recipe, checkpoint = run
     assert Evaluator().score(recipe, checkpoint, "test")["examples"] == 12
+
+
+@pytest.mark.slow
+def test_the_untrained_model_has_none_of_a_checkpoint_s_weights(run):
+    recipe, checkpoint = run
+    weights = load_file(checkpoint.model / "model.safetensors")
+    save_file(
+        {name: torch.zeros_like(value) for name, value in weights.items()}, checkpoint.model / "model.safetensors"
+    )
+    evaluator = Evaluator()
+    winner = Scored(checkpoint.run_folder, 5, "", evaluator.score(recipe, checkpoint, "validation"))
+    winner.folder.evaluation.mkdir()
+    untrained = score_untrained(evaluator, winner, recipe, force=False)
+    assert untrained["loss"] != winner.scores["loss"]
+    assert untrained == Evaluator().score_untrained(recipe, checkpoint.run_folder, "validation")
+    assert score_untrained(None, winner, recipe, force=False) == untrained  # recorded
 
 
 @pytest.mark.slow
