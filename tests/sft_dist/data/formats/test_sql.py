@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine, event
 
 from sft_dist.data.formats import sql
 
@@ -40,22 +41,13 @@ def test_a_session_is_read_only_and_its_statements_end(name: str, is_mariadb: bo
     assert others == [limit, "COMMIT"]
 
 
-def test_a_server_that_does_not_answer_is_not_waited_for_without_end() -> None:
-    from sqlalchemy import create_engine
-
-    module = SimpleNamespace(paramstyle="format", __version__="1.1.0", Error=Exception)
+@pytest.mark.parametrize(("driver", "name"), [("psycopg", "connect_timeout"), ("mysqlconnector", "connection_timeout")])
+def test_a_server_that_does_not_answer_is_not_waited_for_without_end(driver: str, name: str) -> None:
+    given: dict[str, Any] = {name: 5}
     options: dict[str, Any] = {}
-
-    def connect(**given: Any) -> None:
-        options.update(given)
-        raise RuntimeError("no server")
-
-    module.connect = connect
-    engine = create_engine("mysql+pymysql://me@host/db", module=module)
-    with sql._guarded(), pytest.raises(RuntimeError, match="no server"):
-        engine.connect()
-    assert options["connect_timeout"] == sql.MAX_CONNECT_S
-    options.clear()
-    with sql._guarded(), pytest.raises(RuntimeError):
-        create_engine("mysql+pymysql://me@host/db?connect_timeout=5", module=module).connect()
-    assert int(options["connect_timeout"]) == 5
+    for chosen in (given, options):
+        sql._limit_connect(SimpleNamespace(driver=driver), None, (), chosen)
+    assert (given[name], options[name]) == (5, sql.MAX_CONNECT_S)
+    with sql._guarded():
+        assert event.contains(Engine, "do_connect", sql._limit_connect)
+    assert not event.contains(Engine, "do_connect", sql._limit_connect)
