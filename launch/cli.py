@@ -167,6 +167,8 @@ def init(task: str, output: Path | None) -> None:
 def schema() -> None:
     """Print the recipe's JSON Schema, for editors.
 
+    With `# yaml-language-server: $schema=recipe.schema.json` as the first line of a recipe they complete and check it.
+
     Example: sft-dist schema > recipe.schema.json
     """
     from launch.starters import json_schema
@@ -433,9 +435,12 @@ def resume(
 @_targets("[RECIPE_OR_FOLDER]...", required=False)
 @click.option("-w", "--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @click.option("--every", type=click.IntRange(5), default=30, metavar="SECONDS", help="Seconds between refreshes.")
+@click.option("--state", "states", multiple=True, metavar="STATE", help="Show only runs in this state (repeatable).")
 @RUNS
 @AS_JSON
-def status(targets: tuple[str, ...], watch: bool, every: int, runs: str | None, as_json: bool) -> None:
+def status(
+    targets: tuple[str, ...], watch: bool, every: int, states: tuple[str, ...], runs: str | None, as_json: bool
+) -> None:
     """Show the state of runs; of all runs without arguments.
 
     Slurm is queried only about submitted runs: one squeue, and one sacct when a job has left the queue.
@@ -444,7 +449,7 @@ def status(targets: tuple[str, ...], watch: bool, every: int, runs: str | None, 
     """
     from launch.status import show_status
 
-    show_status(targets, runs, every if watch else None, as_json)
+    show_status(targets, runs, every if watch else None, as_json, states)
 
 
 @cli.command()

@@ -26,6 +26,7 @@ class Progress:
         self._text = ""
         self._started = time.monotonic()
         self._printed = time.monotonic()
+        self._train_printed = time.monotonic()
 
     def update(self) -> None:
         """Prints new entries."""
@@ -33,8 +34,10 @@ class Progress:
             kind = entry.get("kind")
             if kind == "train":
                 self._text = train_line(entry)
-                if not self._live and (time.monotonic() - self._printed >= PLAIN_EVERY_S or _is_last(entry)):
+                # Validations may come more often, and must not keep the loss from being seen.
+                if not self._live and (time.monotonic() - self._train_printed >= PLAIN_EVERY_S or _is_last(entry)):
                     self._print(self._text)
+                    self._train_printed = time.monotonic()
             elif kind == "validation":
                 self._print(validation_line(entry))
             elif kind == "checkpoint":
