@@ -46,9 +46,9 @@ def test_watching_ends_with_an_interrupt(runs, capsys, monkeypatch):
 
 def test_runs_are_shown_by_their_state(runs, capsys):
     make_run(runs / "demo" / "0123456789")
-    show_status([], str(runs), None, as_json=False, shown=["failed", "killed"])
+    show_status([], str(runs), None, as_json=False, selected=["failed", "killed"])
     assert capsys.readouterr().out == "none of 1 runs is failed or killed\n"
-    show_status([], str(runs), None, as_json=False, shown=["sealed"])
+    show_status([], str(runs), None, as_json=False, selected=["sealed"])
     assert "demo/0123456789" in capsys.readouterr().out
     with pytest.raises(UserError, match="did you mean `failed`"):
-        show_status([], str(runs), None, as_json=False, shown=["faild"])
+        show_status([], str(runs), None, as_json=False, selected=["faild"])

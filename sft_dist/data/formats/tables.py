@@ -1,8 +1,8 @@
 """Tables (csv, tsv, json, parquet, arrow) and lines of text.
 
 What a text file says is kept: every cell of a csv is a text, whatever it looks like ("007", "1.10", "2001-01-01", "NA"),
-and an empty one, or `\\N` of a database, is missing. `="007"`, by which Excel is told that 007 is a text, is that text. A task that needs a number converts the text. Parquet, Arrow and JSON say themselves
-which values are numbers.
+and an empty one, or `\\N` of a database, is missing. `="007"`, as Excel writes a text, is that text. A task that needs a number converts the text. Parquet, Arrow
+and JSON say themselves which values are numbers.
 """
 
 from __future__ import annotations
