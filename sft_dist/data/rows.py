@@ -12,9 +12,15 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from sft_dist.recipe.errors import UserError
+
 NUM_COMPARED = 1000  # rows of a table whose content is in its digest
 BATCH = 10_000  # rows of a column that are gathered at a time
 ROW = "row"  # column: the row's number in its source
+
+
+class NoRowsLeft(UserError):
+    """Every row was dropped."""
 
 
 @dataclass(frozen=True)
