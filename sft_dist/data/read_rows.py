@@ -20,7 +20,7 @@ from sft_dist.data.clean import clean_text, type_name
 from sft_dist.data.columns import columns_of, converter_of, require_column, select_where
 from sft_dist.data.images import content
 from sft_dist.data.map_rows import BATCH, map_rows
-from sft_dist.data.rows import ROW
+from sft_dist.data.rows import GROUP, ROW
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
 
@@ -33,7 +33,6 @@ EMPTY = ("no label", "empty text", "empty conversation", "no answer", "empty ans
 REASON = "dropped for"
 IDENTITY = ("input, first half", "input, second half")
 TARGET = "what is learned"
-GROUP = "group"
 
 
 def read_rows(source: Dataset, split: str, recipe: Recipe, task: Task, to: Path, first: int = 0) -> Dataset:

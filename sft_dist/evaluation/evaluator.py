@@ -14,6 +14,7 @@ from sft_dist.data.rows import Examples
 from sft_dist.data.splits import check_splits
 from sft_dist.engines.precision import autocast
 from sft_dist.evaluation.inference import assemble, forward, length_sorted_batches, scores_of
+from sft_dist.evaluation.predictions import keep_predictions
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks import task_of
@@ -63,6 +64,7 @@ class Evaluator:
             autocast(self.device, recipe.train.precision),
         )
         predictions, totals = assemble(parts, len(examples))
+        keep_predictions(checkpoint, split, predictions, loaded.data)
         scores = scores_of(task, loss, predictions, totals, examples, loaded.data.processor)
         return {"examples": len(examples), **scores}
 
