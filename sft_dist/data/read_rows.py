@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 EMPTY = ("no label", "empty text", "empty conversation", "no answer", "empty answer")  # what `drop_empty` drops
 
-# Columns beside those that a task stores: why a row is dropped, digests of its input and of what is learned from it, its group.
+# Columns beside those that a task stores: why a row is dropped, digests of its input and of what is learned from it.
 REASON = "dropped for"
 IDENTITY = ("input, first half", "input, second half")
 TARGET = "what is learned"
