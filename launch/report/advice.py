@@ -27,19 +27,21 @@ def summarise(data: Mapping[str, Any]) -> dict[str, Any]:
 def _trained(data: Mapping[str, Any]) -> str:
     settings = data["settings"]
     task = settings.get("task.type")
-    tuning, model, source = settings.get("tuning.method"), settings.get("model.path"), settings.get("data.source")
+    tuning, model = settings.get("tuning.method"), settings.get("model.path")
     words = [
         f"{tuning} tuning" if tuning else "Training",
         f"of {model}" if model else "of several models",
         f"for {task}" if task else "for several tasks",
-        f"on {_source(source)}" if "data.source" in settings else "on several data sets",
+        f"on {_source(settings)}",
     ]
     sentence = " ".join(words)
     return f"{sentence[0].upper()}{sentence[1:]}{_rows(data)}{_varied(data)}."
 
 
-def _source(source: Any) -> str:
-    return source if isinstance(source, str) else "a mix of sources"
+def _source(settings: Mapping[str, Any]) -> str:
+    """One source, the training file of several, or whatever the runs do not share."""
+    source = settings.get("data.source", settings.get("data.source.train"))
+    return source if isinstance(source, str) else "several data sets"
 
 
 def _rows(data: Mapping[str, Any]) -> str:
@@ -83,13 +85,13 @@ def _interval(final: Mapping[str, Any], split: str, metric: str) -> str:
 
 def _significance(table: Mapping[str, Any]) -> Iterator[str]:
     rows = table["rows"]
-    judged = [row for row in rows if "not_distinguishable" in row]
-    if len(judged) > 1:
-        equal = sum(bool(row["not_distinguishable"]) for row in judged[1:])
+    tested = [row for row in rows if "not_distinguishable" in row]
+    if len(tested) > 1:
+        equal = sum(bool(row["not_distinguishable"]) for row in tested[1:])
         yield (
-            f"{equal} of the {len(judged) - 1} other checkpoints cannot be told from the best at this size."
+            f"{equal} of the {len(tested) - 1} other checkpoints are not distinguishable from the best at this size."
             if equal
-            else f"The best differs significantly from all {len(judged) - 1} other checkpoints."
+            else f"The best differs significantly from all {len(tested) - 1} other checkpoints."
         )
     if (difference := table["smallest_difference"].get(table["metric"])) is not None:
         yield f"The smallest difference in {table['metric']} that this validation set can show is {_format(difference)}."
@@ -120,7 +122,9 @@ def _unfinished(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             continue
         run = next(run for run in runs if run["state"] == state)
         cause = f": {run['cause']}" if run["cause"] else ""
-        subject = f"{run['name']} {state}{cause}" if states[state] == 1 else f"{states[state]} runs {state}, the first{cause}"
+        subject = (
+            f"{run['name']} {state}{cause}" if states[state] == 1 else f"{states[state]} runs {state}, the first{cause}"
+        )
         yield f"{subject}. `sft-dist resume {run['recipe']}/{run['id']}` continues from its newest checkpoint."
 
 
@@ -134,7 +138,12 @@ def _of_best_run(data: Mapping[str, Any], table: Mapping[str, Any]) -> Iterator[
     if best["step"] == rows[-1]["step"] == total:
         yield "The last checkpoint of the best run is its best: longer training may still gain."
     losses = [row["scores"].get("loss") for row in rows if row["step"] >= best["step"]]
-    if len(losses) > 2 and all(loss is not None for loss in losses) and losses == sorted(losses) and losses[-1] > losses[0]:
+    if (
+        len(losses) > 2
+        and all(loss is not None for loss in losses)
+        and losses == sorted(losses)
+        and losses[-1] > losses[0]
+    ):
         yield (
             f"The validation loss of the best run rises from step {best['step']:,} on: it over-fits, so fewer epochs or"
             " `train.early_stopping` save time."

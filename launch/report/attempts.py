@@ -54,7 +54,7 @@ def _attempt(
         "first_step": facts.start.get("first_step"),
         "last_step": max((line["step"] for line in lines), default=None),
         "seconds": _sums(phases),
-        "phases": _few([[kind, round(a - start, 1), round(b - start, 1)] for kind, a, b in phases]),
+        "phases": _broad([[kind, round(a - start, 1), round(b - start, 1)] for kind, a, b in phases]),
     }
 
 
@@ -94,13 +94,13 @@ def _merged(phases: Sequence[tuple[str, float, float]]) -> list[tuple[str, float
     return merged
 
 
-def _few(phases: list[list[Any]]) -> list[list[Any]]:
+def _broad(phases: list[list[Any]]) -> list[list[Any]]:
     """Many short phases of training, validation and saving as a single phase of training: on a screen they are too narrow."""
     if len(phases) <= MAX_PHASES:
         return phases
     interrupted = {"training", "validation", "saving"}
-    broad = _merged([("training" if kind in interrupted else kind, a, b) for kind, a, b in phases])
-    return [list(phase) for phase in broad]
+    merged = _merged([("training" if kind in interrupted else kind, a, b) for kind, a, b in phases])
+    return [list(phase) for phase in merged]
 
 
 def _sums(phases: Iterable[tuple[str, float, float]]) -> dict[str, float]:
@@ -118,7 +118,11 @@ def cost_of(attempts: Iterable[dict[str, Any]]) -> dict[str, Any]:
             seconds[kind] = seconds.get(kind, 0.0) + duration * attempt["processes"]
     total = sum(seconds.values())
     goodput = seconds.get(PRODUCTIVE, 0.0) / total if total else None
-    return {"seconds": {kind: round(value, 1) for kind, value in seconds.items()}, "total": round(total, 1), "goodput": goodput}
+    return {
+        "seconds": {kind: round(value, 1) for kind, value in seconds.items()},
+        "total": round(total, 1),
+        "goodput": goodput,
+    }
 
 
 def environment_of(folder: RunFolder) -> dict[str, Any]:

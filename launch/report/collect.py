@@ -16,6 +16,17 @@ from sft_dist.recipe.files import read_json
 from sft_dist.run.folder import RunFolder
 from sft_dist.run.varying import describe_settings, naming_settings, settings_in, varying_settings
 
+# Settings that say which data these are; all others stand in the recipe.
+DATA_KEYS = (
+    "data.source",
+    "data.subset",
+    "data.revision",
+    "data.where",
+    "data.limit",
+    "data.columns",
+    "data.streaming",
+)
+
 Curves = Mapping[tuple[str, str], Curve]
 
 
@@ -91,8 +102,7 @@ def _names(states: Sequence[RunState], naming: Mapping[int, dict[str, Any]]) -> 
 def title_of(states: Sequence[RunState]) -> str:
     """Returns the names of the recipes."""
     names = list(dict.fromkeys(state.name for state in states))
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _run(subject: Subject, name: str, point: dict[str, Any]) -> dict[str, Any]:
@@ -117,9 +127,7 @@ def _run(subject: Subject, name: str, point: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shared_settings(
-    settings: Mapping[int, dict[str, Any]], varying: Mapping[int, dict[str, Any]]
-) -> dict[str, Any]:
+def _shared_settings(settings: Mapping[int, dict[str, Any]], varying: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
     """The settings in which all runs agree."""
     return {key: value for key, value in settings[0].items() if key not in varying[0]} if settings else {}
 
@@ -143,13 +151,15 @@ def _device(subject: Subject) -> str:
 
 def _data_card(subject: Subject) -> dict[str, Any]:
     rows = subject.plan.get("rows") or {}
-    settings = {key: value for key, value in settings_in(subject.recipe).items() if key.startswith("data.")}
+    settings = {key: value for key, value in settings_in(subject.recipe).items() if key.startswith(DATA_KEYS)}
     return {
-        "settings": {key.removeprefix("data."): value for key, value in settings.items() if value not in (None, {}, [])},
+        "settings": {
+            key.removeprefix("data."): value for key, value in settings.items() if value not in (None, {}, [])
+        },
         "splits": {
-            split: {key: part.get(key) for key in ("rows", "contents") if part.get(key) is not None}
-            for split, part in subject.splits.items()
-            if isinstance(part, dict)
+            split: {key: facts.get(key) for key in ("rows", "contents") if facts.get(key) is not None}
+            for split, facts in subject.splits.items()
+            if isinstance(facts, dict)
         }
         or {split: {"rows": count} for split, count in (rows.get("splits") or {}).items()},
         "dropped": {reason: count for reason, count in (rows.get("dropped") or {}).items() if count},

@@ -27,12 +27,13 @@ page.curvesSection = (data) => {
   const state = { hidden: new Set(), colorBy: page.colorings(data)[0] };
   const sync = uPlot.sync("steps");
   const charts = [];
+  const range = stepRange(curves);
 
   const grid = page.element("div", { class: "charts" });
   const minor = page.element("div", { class: "charts" });
   const details = page.details("More validation scores", minor);
   for (const group of groups) {
-    const chart = makeChart(group, data, state, sync, few);
+    const chart = makeChart(group, data, state, sync, few, range);
     charts.push(chart);
     (group.minor ? minor : grid).append(chart.figure);
   }
@@ -83,7 +84,14 @@ function wide(curves) {
   return low > 0 && values.reduce((a, b) => Math.max(a, b), 0) / low > 50;
 }
 
-function makeChart(group, data, state, sync, few) {
+// All charts have the same steps, so that what stands above another happened at the same time.
+function stepRange(curves) {
+  const first = Math.min(...curves.map((curve) => curve.steps[0]));
+  const last = Math.max(...curves.map((curve) => curve.steps.at(-1)));
+  return [first, Math.max(last, first + 1)];
+}
+
+function makeChart(group, data, state, sync, few, range) {
   const steps = [...new Set(group.curves.flatMap((curve) => curve.steps))].sort((a, b) => a - b);
   const place = new Map(steps.map((step, index) => [step, index]));
   const series = [];
@@ -119,9 +127,9 @@ function makeChart(group, data, state, sync, few) {
     return {
       width: Math.max(holder.clientWidth, 200), height: 220,
       legend: { show: false },
-      cursor: { sync: { key: "steps" }, focus: { prox: 24 }, drag: { x: true, y: false }, points: { size: 6 } },
+      cursor: { sync: { key: "steps", scales: ["x", null] }, focus: { prox: 24 }, drag: { x: true, y: false }, points: { size: 6 } },
       focus: { alpha: few ? 0.35 : 0.15 },
-      scales: { x: { time: false }, y: { distr: group.logarithmic && positive ? 3 : 1 } },
+      scales: { x: { time: false, range: (_, min, max) => (min === null ? range : [min, max]) }, y: { distr: group.logarithmic && positive ? 3 : 1 } },
       axes: [{ ...axis, size: 28, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? short(tick) : "")) },
         { ...axis, size: 54, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : page.number(tick))) }],
       series: [{}, ...series.map((entry) => ({
@@ -151,8 +159,14 @@ function makeChart(group, data, state, sync, few) {
     plot?.destroy();
     plot = new uPlot(options(), [steps, ...series.map((entry) => entry.values)], holder);
     sync.sub(plot);
-    if (zoom && (zoom[0] > steps[0] || zoom[1] < steps.at(-1))) plot.setScale("x", { min: zoom[0], max: zoom[1] });
+    const [min, max] = zoom ?? range;
+    plot.setScale("x", { min, max });
     page.charts[group.title] = plot;
+  }
+
+  // All charts show the same steps.
+  function zoomTo(min, max) {
+    for (const each of Object.values(page.charts)) each.setScale("x", { min, max });
   }
 
   function keys(event) {
@@ -161,10 +175,10 @@ function makeChart(group, data, state, sync, few) {
     const index = plot.cursor.idx ?? 0;
     const center = steps[index];
     const move = (to) => plot.setCursor({ left: plot.valToPos(steps[Math.min(steps.length - 1, Math.max(0, to))], "x"), top: plot.over.clientHeight / 2 });
-    const zoom = (factor) => plot.setScale("x", { min: Math.max(steps[0], center - (center - min) * factor), max: Math.min(steps.at(-1), center + (max - center) * factor) });
+    const zoom = (factor) => zoomTo(Math.max(range[0], center - (center - min) * factor), Math.min(range[1], center + (max - center) * factor));
     const actions = {
       ArrowLeft: () => move(index - 1), ArrowRight: () => move(index + 1), Home: () => move(0), End: () => move(steps.length - 1),
-      "+": () => zoom(0.5), "=": () => zoom(0.5), "-": () => zoom(2), 0: () => plot.setScale("x", { min: steps[0], max: steps.at(-1) }),
+      "+": () => zoom(0.5), "=": () => zoom(0.5), "-": () => zoom(2), 0: () => zoomTo(...range),
     };
     if (!actions[event.key]) return;
     event.preventDefault();

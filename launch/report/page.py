@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,16 @@ from typing import Any
 
 _FOLDER = Path(__file__).parent
 STYLES = ("vendor/uPlot.min.css", "style.css")
-SCRIPTS = ("vendor/uPlot.iife.min.js", "dom.js", "tables.js", "curves.js", "matrix.js", "scores.js", "runs.js", "app.js")
+SCRIPTS = (
+    "vendor/uPlot.iife.min.js",
+    "dom.js",
+    "tables.js",
+    "curves.js",
+    "matrix.js",
+    "scores.js",
+    "runs.js",
+    "app.js",
+)
 
 
 def render_page(data: bytes, title: str, extra_sources: Mapping[str, str] | None = None) -> str:
@@ -29,10 +39,8 @@ def render_page(data: bytes, title: str, extra_sources: Mapping[str, str] | None
         "data": base64.b64encode(data).decode(),
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
     }
-    page = _read("page.html")
-    head, *sections = page.split("{{")
-    # Split once, so that a value is never searched for another placeholder.
-    return head + "".join(values[name] + rest for name, rest in (section.split("}}", 1) for section in sections))
+    # Replaced in one pass, so that a value is never searched for another placeholder.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], _read("page.html"))
 
 
 def policy(styles: Sequence[str], scripts: Sequence[str], extra_sources: Mapping[str, str]) -> str:

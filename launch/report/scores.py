@@ -17,7 +17,7 @@ def read_leaderboards(folders: Sequence[Path]) -> list[dict[str, Any]]:
     numbers = {(folder.parent.name, folder.name): number for number, folder in enumerate(folders)}
     tables: dict[tuple[str, str], dict[str, Any]] = {}
     for folder, board in _boards(folders):
-        rows = [row for row in map(lambda row: _row(row, board, folder, numbers), board["rows"]) if row]
+        rows = [row for row in (_row(row, board, folder, numbers) for row in board["rows"]) if row]
         if not rows:
             continue
         table = tables.setdefault((str(board.get("metric")), str(board.get("direction"))), _empty_table(board))
@@ -31,9 +31,9 @@ def read_leaderboards(folders: Sequence[Path]) -> list[dict[str, Any]]:
 def _boards(folders: Sequence[Path]) -> Iterable[tuple[Path, Board]]:
     """(recipe's folder, leaderboard): those of all runs of a recipe first, because they compare the most."""
     parents = dict.fromkeys(folder.parent for folder in folders)
-    places = [(parent, parent) for parent in parents] + [(folder.parent, folder) for folder in folders]
-    for parent, place in places:
-        board = read_json(place / "leaderboard.json")
+    owners = [(parent, parent) for parent in parents] + [(folder.parent, folder) for folder in folders]
+    for parent, owner in owners:
+        board = read_json(owner / "leaderboard.json")
         if isinstance(board, dict) and isinstance(board.get("rows"), list) and isinstance(board.get("winner"), dict):
             yield parent, board
 

@@ -39,10 +39,10 @@ def _default_file(states: Sequence[RunState]) -> Path:
     return (parents.pop() if len(parents) == 1 else folders[0].parent.parent) / "report.html"
 
 
-def packed_data(states: Sequence[RunState], now: datetime | None = None) -> bytes:
+def packed_data(states: Sequence[RunState]) -> bytes:
     """Returns the page's data within its limit: with half as many points a curve until they fit."""
     subjects = [read_run(state) for state in states]
-    time = (now or datetime.now(timezone.utc)).isoformat(timespec="seconds")
+    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
     max_points = max(MAX_POINTS // len(states), 240)
     while True:
         content = pack({**collect(subjects, max_points), "time": time})
