@@ -13,8 +13,8 @@ from sft_dist.checkpoints.store import Checkpoint
 from sft_dist.data.prepare import prepare
 from sft_dist.data.splits import keep_splits
 from sft_dist.evaluation.evaluator import Evaluator
-from sft_dist.evaluation.predictions import predictions_file, read_predictions
 from sft_dist.evaluation.leaderboard import Scored
+from sft_dist.evaluation.predictions import predictions_file, read_predictions
 from sft_dist.evaluation.sweep import score_untrained
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
