@@ -96,7 +96,6 @@ def test_the_untrained_model_has_none_of_a_checkpoint_s_weights(run):
     )
     evaluator = Evaluator()
     winner = Scored(checkpoint.run_folder, 5, "", evaluator.score(recipe, checkpoint, "validation"))
-    winner.folder.evaluation.mkdir()
     untrained = score_untrained(evaluator, winner, recipe, force=False)
     assert untrained["loss"] != winner.scores["loss"]
     assert untrained == Evaluator().score_untrained(recipe, checkpoint.run_folder, "validation")
