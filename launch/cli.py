@@ -552,6 +552,29 @@ def evaluate(
 
 
 @cli.command()
+@_targets("[RECIPE_OR_FOLDER]...", required=False)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="File of the HTML page.",
+    show_default="report.html in the folder of the run or its recipe",
+)
+@RUNS
+def report(targets: tuple[str, ...], output: Path | None, runs: str | None) -> None:
+    """Write one HTML page about runs; about all runs without arguments.
+
+    The page needs no network: summary, curves, leaderboard, what varies, confusion, time and cost, data, recipe.
+
+    Example: sft-dist report my.yaml -o report.html
+    """
+    from launch.report.write import write_report
+
+    click.echo(write_report(targets, runs, output))
+
+
+@cli.command()
 @RUN
 @click.option(
     "--step", type=click.IntRange(1), metavar="N", help="Step of the checkpoint.", show_default="the winner's"

@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         "-o", "--output", type=Path, metavar="FILE", help="file to write: csv, tsv, jsonl, or lines of text"
     )
     parser.add_argument(
-        "--skip-bad", action="store_true", help="omit rows that cannot be read, instead of exit code 2 at the end"
+        "--skip-bad", action="store_true", help="skip rows that cannot be read, instead of exit code 2 at the end"
     )
     add_options(parser)
     options = parser.parse_args(arguments)

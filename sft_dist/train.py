@@ -113,6 +113,7 @@ def _require_trainable(recipe: Recipe, world_size: int) -> None:
 
 def train(folder: RunFolder) -> int:
     """Train a run to its end, or until asked to stop."""
+    started = time.monotonic()
     stop_requested = _catch_signals()
     os.umask(0o077)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
@@ -155,6 +156,7 @@ def train(folder: RunFolder) -> int:
                 first_step=t.progress.step,
                 total_steps=t.steps.total,
                 torch=torch.__version__,
+                startup_s=round(time.monotonic() - started, 1),
                 **at.job_facts(),
             )
         accelerator.wait_for_everyone()

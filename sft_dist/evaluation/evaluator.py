@@ -14,6 +14,7 @@ from sft_dist.data.rows import Examples
 from sft_dist.data.splits import check_splits
 from sft_dist.engines.precision import autocast
 from sft_dist.evaluation.inference import assemble, forward, length_sorted_batches, scores_of
+from sft_dist.evaluation.predictions import keep_predictions
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
@@ -44,7 +45,7 @@ class Evaluator:
         loaded = self._load(recipe, checkpoint.run_folder, split)
         model = self._model(loaded, recipe)
         load_weights(model, checkpoint.model)
-        return self._scores(loaded, model, recipe, split)
+        return self._scores(loaded, model, recipe, split, checkpoint)
 
     def score_untrained(self, recipe: Recipe, folder: RunFolder, split: str) -> dict[str, Any]:
         """Scores of the model that the run began with: the base and, where the task has one, the new head. Raises UserError like
@@ -53,7 +54,10 @@ class Evaluator:
         loaded.model = None  # a checkpoint's weights are in it; two models might not fit into the memory
         return self._scores(loaded, self._model(loaded, recipe), recipe, split)
 
-    def _scores(self, loaded: _Loaded, model: nn.Module, recipe: Recipe, split: str) -> dict[str, Any]:
+    def _scores(
+        self, loaded: _Loaded, model: nn.Module, recipe: Recipe, split: str, checkpoint: Checkpoint | None = None
+    ) -> dict[str, Any]:
+        """Also keeps the predictions, where they are a checkpoint's."""
         examples = _examples(loaded.data, split)
         # The task in memory may come from another run of a matrix, which has the same data and another loss.
         task = task_of(recipe)
@@ -72,6 +76,8 @@ class Evaluator:
             autocast(self.device, recipe.train.precision),
         )
         predictions, totals = assemble(parts, len(examples))
+        if checkpoint:
+            keep_predictions(checkpoint, split, predictions, loaded.data)
         scores = scores_of(task, loss, predictions, totals, examples, loaded.data.processor)
         return {"examples": len(examples), **scores}
 

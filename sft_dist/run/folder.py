@@ -54,7 +54,7 @@ class AttemptFolder:
 
     @property
     def start_file(self) -> Path:
-        """Written by rank 0 before step one: attempt, time, host, pid, world_size, first_step, total_steps."""
+        """Written by rank 0 before step one: attempt, time, startup_s, host, pid, world_size, first_step, ..."""
         return self.path / "start.json"
 
     @property
