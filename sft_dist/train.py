@@ -21,6 +21,7 @@ from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.load import read, validate
 from sft_dist.recipe.units import seconds_of
 from sft_dist.run.folder import AttemptFolder, RunFolder, run_id
+from sft_dist.run.manifest import write_manifest
 from sft_dist.run.rank_environment import read_launcher, remove_torchrun_folder, require_all_ranks
 
 if TYPE_CHECKING:
@@ -69,7 +70,9 @@ def open_run(target: str, overrides: list[str], runs: Path) -> RunFolder:
         )
     recipe = validate(source)
     folder = RunFolder((runs / recipe.name / run_id(recipe)).resolve())
-    folder.create(recipe)
+    if not folder.recipe_file.exists():
+        folder.create(recipe)
+        write_manifest(folder.path)
     return folder
 
 

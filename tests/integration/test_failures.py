@@ -255,7 +255,6 @@ def test_other_data_and_other_code_on_one_rank_are_refused_at_the_start(tiny_mod
     run = RunFolder(tmp_path / "runs/fails/0123456789")
     run.create(recipe)
     run.recipe_file.write_text(run.recipe_file.read_text().replace(str(reviews), "/proc/self/cwd/reviews.csv"))
-    (run.path / "manifest.json").unlink()  # accepts the edit
     folder = harness.run(run.path, tmp_path / "runs", world_size=2, expect=2, arrange=partial(_own_folder, tmp_path))
     message = errors(folder)[0]["message"]
     assert re.search(r"code: \w+ on rank 0 \(.+\); \w+ on rank 1 \(.+\)", message)
