@@ -58,7 +58,7 @@ def _submit(
 
     missing = missing_software(cluster)
     for line in missing:
-        print(f"warning: {line}; a job that lacks it on its node, too, fails", file=sys.stderr)
+        print(f"warning: {line}; a job whose node lacks it too will fail", file=sys.stderr)
     if not dry_run:
         return describe_submission(submit(runs, cluster, max_parallel, evaluate, bool(missing)), cluster)
     queue = read_queue()
