@@ -25,8 +25,8 @@ from sft_dist.data.cached_folder import cache_key, cached_folder
 from sft_dist.data.clean import near_duplicates
 from sft_dist.data.encode import encode
 from sft_dist.data.map_rows import map_rows, remove_map_files
-from sft_dist.data.read_rows import GROUP, IDENTITY, REASON, TARGET, read_rows
-from sft_dist.data.rows import ROW, Examples, NoRowsLeft, Rows
+from sft_dist.data.read_rows import IDENTITY, REASON, TARGET, read_rows
+from sft_dist.data.rows import GROUP, ROW, Examples, NoRowsLeft, Rows
 from sft_dist.data.sources import load_rows
 from sft_dist.data.splits import draw, hold_out
 from sft_dist.recipe.errors import Problem, UserError
@@ -146,8 +146,8 @@ def _without_near_duplicates(
 
 
 def _stored(table: Dataset) -> Dataset:
-    """Without the columns by which rows are distinguished and divided."""
-    return table.remove_columns([name for name in (*IDENTITY, TARGET, GROUP) if name in table.column_names])
+    """Without the columns by which rows are distinguished."""
+    return table.remove_columns([name for name in (*IDENTITY, TARGET) if name in table.column_names])
 
 
 def _contents(rows: Rows) -> str:

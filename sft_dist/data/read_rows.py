@@ -20,7 +20,7 @@ from sft_dist.data.clean import clean_text, type_name
 from sft_dist.data.columns import columns_of, converter_of, require_column, select_where
 from sft_dist.data.images import content
 from sft_dist.data.map_rows import BATCH, map_rows
-from sft_dist.data.rows import ROW
+from sft_dist.data.rows import GROUP, ROW
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
 
@@ -29,11 +29,10 @@ if TYPE_CHECKING:
 
 EMPTY = ("no label", "empty text", "empty conversation", "no answer", "empty answer")  # what `drop_empty` drops
 
-# Columns beside those that a task stores: why a row is dropped, digests of its input and of what is learned from it, its group.
+# Columns beside those that a task stores: why a row is dropped, digests of its input and of what is learned from it.
 REASON = "dropped for"
 IDENTITY = ("input, first half", "input, second half")
 TARGET = "what is learned"
-GROUP = "group"
 
 
 def read_rows(source: Dataset, split: str, recipe: Recipe, task: Task, to: Path, first: int = 0) -> Dataset:
