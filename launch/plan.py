@@ -214,13 +214,13 @@ def _shape(machine: Machine, nodes: int, processes: int) -> Shape:
             message = f"jobs on {machine.cluster} have at most {machine.max_nodes} nodes"
             hint = f"nearest that fits: {machine.max_nodes}"
         else:
-            message = f"{nodes} nodes need a cluster, and this is one machine"
+            message = f"{nodes} nodes need a cluster, but this is one machine"
             hint = "set resources.nodes=1 to run here, or submit it with --cluster"
         problems.append(Problem(message, path="resources.nodes", value=str(nodes), hint=hint))
     if machine.gpus and processes > machine.gpus:
         problems.append(
             Problem(
-                f"{processes} processes need {processes} GPUs, and {machine.noun} has {machine.gpus}",
+                f"{processes} processes need {processes} GPUs, but {machine.noun} has {machine.gpus}",
                 path="resources.processes_per_node",
                 value=str(processes),
                 valid=("auto", *(str(count) for count in range(1, machine.gpus + 1))),
@@ -273,12 +273,14 @@ def _warnings(
     if not shape.on_gpu and shape.processes_per_node * threads > machine.cores:
         warnings.append(
             f"{shape.processes_per_node} processes x {threads} threads on {machine.cores} cores: "
-            "more threads than cores is several times slower"
+            "with more threads than cores, training is several times slower"
         )
     if rows.unknown:
         warnings.append(f"the number of steps is not known before the data is read: {rows.unknown}")
     if rows.train is not None and rows.train < recipe.train.global_batch:
-        warnings.append(f"one batch ({recipe.train.global_batch}) is more than all {rows.train} training examples")
+        warnings.append(
+            f"the global batch ({recipe.train.global_batch}) is larger than the training set ({rows.train} examples)"
+        )
     if rows.splits and not rows.splits.get("validation"):
         warnings.append("no validation examples: the last checkpoint will be chosen")
     if steps and steps.warmup >= steps.total:

@@ -31,6 +31,7 @@ from sft_dist.recipe.tied_embeddings import unmergeable_targets
 from sft_dist.recipe.units import seconds_of
 from sft_dist.run.folder import AttemptFolder, RunFolder, run_id
 from sft_dist.run.locks import is_locked
+from sft_dist.run.manifest import write_manifest
 from sft_dist.run.rank_environment import read_launcher, remove_torchrun_folder, require_all_ranks
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ def open_run(target: str, overrides: list[str], runs: Path) -> tuple[RunFolder, 
     is_new = not folder.recipe_file.exists()
     if is_new:
         _require_trainable(recipe, int(os.environ.get("WORLD_SIZE", "1")))
-    folder.create(recipe)
+        folder.create(recipe)
+        write_manifest(folder.path)
     return folder, is_new
 
 

@@ -102,7 +102,7 @@ def query(job_ids: Sequence[str], accounting: bool = True, run: CommandRunner = 
     try:
         queued = read_queue(run)
     except UserError as error:
-        note = f"{error}; the states are those in the run folders"
+        note = f"{error}; showing the states of the run folders"
         return Answer(commands=("squeue",), notes=(note,), is_complete=False)
     absent = sorted({job_id.split("_")[0] for job_id in job_ids if job_id not in queued}, key=int)
     if not absent or not accounting:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json, require_safe_owner, write_json, write_text
-from sft_dist.run.manifest import RECIPE, require_unchanged, write_manifest
+from sft_dist.run.manifest import RECIPE, require_unchanged
 
 if TYPE_CHECKING:
     from sft_dist.recipe.schema import Recipe
@@ -202,7 +202,8 @@ class RunFolder:
             raise UserError(f"{self.recipe_file}: cannot be read as a recipe: {error}") from error
 
     def create(self, recipe: Recipe, durable: bool = True) -> None:
-        """Makes the folder, private to its owner, with `recipe.json` in it; keeps an existing recipe."""
+        """Makes the folder, private to its owner, with `recipe.json` in it; keeps an existing recipe. Does not write the manifest,
+        which comes after the other files of a run."""
         try:
             self.path.mkdir(mode=0o700, exist_ok=True)
         except FileNotFoundError:
@@ -214,7 +215,6 @@ class RunFolder:
             if plugins := plugins_of(recipe):
                 write_json(self.plugins_file, [plugin.to_json() for plugin in plugins])
             write_text(self.recipe_file, recipe.model_dump_json(indent=2) + "\n", durable)
-            write_manifest(self.path, durable)
 
     def all_attempts(self) -> list[AttemptFolder]:
         """Returns every attempt so far, oldest first."""

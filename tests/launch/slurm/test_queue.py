@@ -107,7 +107,7 @@ def test_a_sacct_that_fails_is_said_and_does_no_harm():
 def test_without_squeue_the_folders_word_stands():
     answer = query(["15"], run=Slurm(squeue=None))
     assert answer.queued == {}
-    assert "the states are those in the run folders" in answer.summary()
+    assert "showing the states of the run folders" in answer.summary()
 
 
 # ── merging ─────────────────────────────────────────────────────────────────────────────────────────────────────────
