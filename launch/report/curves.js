@@ -127,7 +127,10 @@ function makeChart(group, data, state, sync, few, range) {
     return {
       width: Math.max(holder.clientWidth, 200), height: 220,
       legend: { show: false },
-      cursor: { sync: { key: "steps", scales: ["x", null] }, focus: { prox: 24 }, drag: { x: true, y: false }, points: { size: 6 } },
+      cursor: {
+        sync: { key: "steps", scales: ["x", null] }, focus: { prox: 24 }, drag: { x: true, y: false, setScale: false }, points: { size: 6 },
+        bind: { dblclick: () => () => zoomTo(...range) },
+      },
       focus: { alpha: few ? 0.35 : 0.15 },
       scales: { x: { time: false, range: (_, min, max) => (min === null ? range : [min, max]) }, y: { distr: group.logarithmic && positive ? 3 : 1 } },
       axes: [{ ...axis, size: 28, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? short(tick) : "")) },
@@ -137,7 +140,7 @@ function makeChart(group, data, state, sync, few, range) {
         width: few ? 1.6 : 1, dash: mixed && entry.kind === "validation" ? [5, 4] : undefined,
         points: { show: entry.kind === "validation" && steps.length < 60, size: 5 }, spanGaps: false,
       }))],
-      hooks: { setCursor: [read], setSeries: [read] },
+      hooks: { setCursor: [read], setSeries: [read], setSelect: [select] },
     };
   }
 
@@ -149,8 +152,16 @@ function makeChart(group, data, state, sync, few, range) {
     const focused = series.findIndex((entry, number) => chart.series[number + 1]._focus && !state.hidden.has(entry.run));
     const shown = focused >= 0 ? [series[focused]] : series.length <= 2 ? series : [];
     const values = shown.map((entry) => [entry, nearest(entry.values, index)]).filter(([, value]) => value !== undefined);
-    const text = values.map(([entry, value]) => `${data.runs.length > 1 ? `${name(entry)} ` : mixed ? `${entry.kind} ` : ""}${page.number(value)}`).join(", ");
+    const text = values.map(([entry, value]) => `${data.runs.length > 1 ? `${name(entry)} ` : mixed ? `${entry.kind === "train" ? "training" : entry.kind} ` : ""}${page.number(value)}`).join(", ");
     readout.textContent = `step ${page.count(steps[index])}${text ? `: ${text}` : ""}`;
+  }
+
+  // The selection appears in all charts; the one under the pointer decides.
+  function select(chart) {
+    const { left, width } = chart.select;
+    if (width < 3 || !holder.matches(":hover")) return;
+    const [min, max] = [left, left + width].map((position) => chart.posToVal(position, "x"));
+    zoomTo(min, max);
   }
 
   function draw() {
@@ -166,7 +177,10 @@ function makeChart(group, data, state, sync, few, range) {
 
   // All charts show the same steps.
   function zoomTo(min, max) {
-    for (const each of Object.values(page.charts)) each.setScale("x", { min, max });
+    for (const each of Object.values(page.charts)) {
+      each.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+      each.setScale("x", { min, max });
+    }
   }
 
   function keys(event) {

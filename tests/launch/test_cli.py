@@ -26,6 +26,7 @@ VERBS = (
     "cancel",
     "stop",
     "eval",
+    "report",
     "export",
     "predict",
 )
