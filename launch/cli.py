@@ -612,13 +612,40 @@ def export(
 @click.argument("model", shell_complete=_completer("complete_runs"))
 @click.argument("files", nargs=-1, metavar="[FILE]...", shell_complete=_completer("complete_files"))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with all probabilities.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    shell_complete=_completer("complete_files"),
+    help="Write a csv, tsv, jsonl or text FILE.",
+)
+@click.option("--id", "id_column", metavar="COLUMN", help="Copy this COLUMN of the tables to the output.")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["txt", "csv", "tsv", "jsonl", "json", "parquet", "arrow"]),
+    help="Format of the FILEs.",
+    show_default="by suffix; of standard input by its first line",
+)
+@click.option("--skip-bad", is_flag=True, help="Omit rows that cannot be read, instead of ending with exit code 2.")
 @COMMITS
 @PICKLE
 @RUNS
 def predict(
-    model: str, files: tuple[str, ...], as_json: bool, commits: tuple[str, ...], pickle: bool, runs: str | None
+    model: str,
+    files: tuple[str, ...],
+    as_json: bool,
+    output: str | None,
+    id_column: str | None,
+    file_format: str | None,
+    skip_bad: bool,
+    commits: tuple[str, ...],
+    pickle: bool,
+    runs: str | None,
 ) -> None:
     """Print predictions for FILEs: texts, tables, images or audio; without any, for the texts of standard input.
+
+    One prediction for each line or row, in their order.
 
     MODEL is an exported folder, or a run by its folder, its id or its recipe.
 
@@ -628,6 +655,9 @@ def predict(
     from launch.subprocesses import run_module
     from sft_dist.recipe.trust import Trust
 
-    options = [*(["--json"] if as_json else []), *Trust(frozenset(commits), pickle).arguments()]
+    named = {"--output": output, "--id": id_column, "--format": file_format}
+    options = [word for name, value in named.items() if value is not None for word in (name, value)]
+    options += [*(["--json"] if as_json else []), *(["--skip-bad"] if skip_bad else [])]
+    options += Trust(frozenset(commits), pickle).arguments()
     folder = model if Path(model).is_dir() else find_run(model, runs_root(runs))
     sys.exit(run_module("sft_dist.predict", [*options, "--", folder, *files]))
