@@ -40,7 +40,6 @@ page.curvesSection = (data) => {
   details.addEventListener("toggle", () => charts.forEach((chart) => chart.resize()));
 
   const redraw = () => charts.forEach((chart) => chart.draw());
-  page.dark.addEventListener("change", redraw);
   new ResizeObserver(() => charts.forEach((chart) => chart.resize())).observe(grid);
 
   const thinned = Math.max(...curves.map((curve) => curve.bucket));
@@ -83,6 +82,8 @@ function wide(curves) {
   const low = values.reduce((a, b) => Math.min(a, b), Infinity);
   return low > 0 && values.reduce((a, b) => Math.max(a, b), 0) / low > 50;
 }
+
+page.zoomed = () => Object.values(page.charts).some((chart) => chart.scales.x.min > chart.fullRange[0] || chart.scales.x.max < chart.fullRange[1]);
 
 // All charts have the same steps, so that what stands above another happened at the same time.
 function stepRange(curves) {
@@ -172,6 +173,7 @@ function makeChart(group, data, state, sync, few, range) {
     sync.sub(plot);
     const [min, max] = zoom ?? range;
     plot.setScale("x", { min, max });
+    plot.fullRange = range;
     page.charts[group.title] = plot;
   }
 
@@ -277,7 +279,6 @@ function legend(data, state, redraw, few) {
     paint();
     redraw();
   } }, hidden ? "none" : "all");
-  page.dark.addEventListener("change", paint);
   paint();
   const tools = page.element("div", { class: "tools" }, page.element("label", {}, "colour by ", select), set(false), set(true));
   return page.element("div", { class: "legend" }, tools, few ? chips : page.details(`${data.runs.length} runs`, chips));

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from launch.report.board import open_board
 from launch.report.write import write_report
 from sft_dist.recipe.files import write_json
 from tests.browser import Browser, open_browser, unavailable
@@ -212,3 +215,24 @@ def test_hostile_texts_stay_texts(browser, tmp_path):
     assert browser.run("return document.title") == "demo"
     assert HOSTILE in browser.run("return document.body.textContent")
     assert browser.console() == []
+
+
+def test_the_board_shows_a_run_as_it_goes_on(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr("launch.report.board.MIN_AGE_S", 0.0)
+    run = write_run(tmp_path, lines_of(range(1, 11)))
+    server = open_board([], str(tmp_path), port=0)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        browser.get(server.url)
+        browser.wait_until_drawn()
+        assert browser.run("return page.charts.loss.data[0].at(-1)") == 10
+        with run.metrics_file.open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines_of(range(11, 21)))
+        browser.wait_until("page.charts.loss.data[0].at(-1) === 20")
+        assert browser.run("return document.getElementById('live').textContent") == "live"
+        assert browser.console() == []
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

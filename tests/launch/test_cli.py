@@ -27,6 +27,7 @@ VERBS = (
     "stop",
     "eval",
     "report",
+    "board",
     "export",
     "predict",
 )
