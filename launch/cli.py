@@ -575,6 +575,25 @@ def report(targets: tuple[str, ...], output: Path | None, runs: str | None) -> N
 
 
 @cli.command()
+@_targets("[RECIPE_OR_FOLDER]...", required=False)
+@click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="Port.", show_default="a free one")
+@RUNS
+def board(targets: tuple[str, ...], port: int, runs: str | None) -> None:
+    """Show the report of all runs in a browser on this machine, kept up to date, until Ctrl-C.
+
+    Prints the address, which has a token: whoever knows it, on this machine, can read the page. From another
+    machine: ssh -L N:127.0.0.1:N HOST, with the same --port N.
+
+    Example: sft-dist board --port 8600
+    """
+    from launch.report.board import open_board, serve
+
+    server = open_board(targets, runs, port)
+    click.echo(server.url)
+    serve(server)
+
+
+@cli.command()
 @RUN
 @click.option(
     "--step", type=click.IntRange(1), metavar="N", help="Step of the checkpoint.", show_default="the winner's"

@@ -26,6 +26,8 @@ VERBS = (
     "cancel",
     "stop",
     "eval",
+    "report",
+    "board",
     "export",
     "predict",
 )
