@@ -134,8 +134,9 @@ def environment_facts(folder: RunFolder) -> Facts:
 def hardware_facts(folder: RunFolder) -> Facts:
     """Returns the processors of the last start and how they shared the work."""
     start, plan = _last_start(folder), _object(folder.plan_file)
-    facts = {name: start[name] for name in ("host", "device", "world_size") if name in start}
-    facts |= {name: plan[name] for name in ("nodes", "processes_per_node", "threads_per_process") if name in plan}
+    shape = ("nodes", "processes_per_node", "threads_per_process")
+    facts: Facts = {name: start[name] for name in ("host", "device", "world_size") if name in start}
+    facts = {**facts, **{name: plan[name] for name in shape if name in plan}}
     return facts | settings_in({name: plan[name] for name in ("strategy", "batch") if name in plan})
 
 
@@ -215,8 +216,10 @@ def _table(section: Section) -> list[str]:
         return []
     rows = [[name, *map(_value, values)] for name, values in differences[:MAX_ROWS]]
     lines = format_table(["", "A", "B"], rows).splitlines()
-    more = len(differences) - MAX_ROWS
-    return [f"  {line}" for line in lines] + ([f"  and {more:,} more (--json lists them all)"] if more > 0 else [])
+    num_omitted = len(differences) - MAX_ROWS
+    return [f"  {line}" for line in lines] + (
+        [f"  and {num_omitted:,} more (--json lists them all)"] if num_omitted > 0 else []
+    )
 
 
 def _value(value: Any) -> str:

@@ -26,7 +26,7 @@ def replay_run(path: Path, processes: int | None, as_json: bool, trust: Trust = 
         return code
     difference = compare_runs(path, planned.plan.folder)
     print(json.dumps(difference.to_json(), indent=2, ensure_ascii=False) if as_json else describe(difference))
-    print(f"\n{verdict(difference)}", file=sys.stderr)
+    print(f"\n{describe_result(difference)}", file=sys.stderr)
     return 0 if difference.is_same_curve else 1
 
 
@@ -42,7 +42,7 @@ def plan_replay(path: Path, processes: int | None, trust: Trust = NO_TRUST) -> P
     return plan_run_folder(path, processes or planned_before, trust=trust, target=target)
 
 
-def verdict(difference: RunDifference) -> str:
+def describe_result(difference: RunDifference) -> str:
     """Returns whether the curve was reproduced, and what may be the reason where it was not."""
     if difference.is_same_curve:
         return "the curve is reproduced: every loss is the same number"

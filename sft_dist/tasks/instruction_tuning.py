@@ -195,11 +195,11 @@ class InstructionTuning(BaseTask):
         )
 
     def _sample(self, examples: Dataset) -> list[bool]:
-        """Returns which examples have their last answer generated: `num_generated`, evenly spread over those that are whole."""
+        """Returns which examples have their last answer generated: `num_generated`, evenly spread over those that are not truncated."""
         rows = zip(examples["answer"], examples["truncated"], strict=True)
-        whole = np.array([number for number, (answer, cut) in enumerate(rows) if any(answer) and not cut], dtype=int)
-        chosen = np.linspace(0, len(whole) - 1, min(self.settings.num_generated, len(whole))).round().astype(int)
-        return np.isin(np.arange(len(examples)), whole[chosen]).tolist()
+        complete = np.array([number for number, (answer, cut) in enumerate(rows) if any(answer) and not cut], dtype=int)
+        sample = np.linspace(0, len(complete) - 1, min(self.settings.num_generated, len(complete))).round().astype(int)
+        return np.isin(np.arange(len(examples)), complete[sample]).tolist()
 
     def question_of(self, row: dict[str, Any], number: int) -> dict[str, str]:
         """Returns what is to be answered: a text, or the JSON text of a conversation without the answers at its end."""
@@ -378,9 +378,10 @@ class InstructionTuning(BaseTask):
         rows = [row for number in numbers for row in examples.at(np.array([number]))]
         references = [row["input_ids"][_last_answer(row["answer"])] for row in rows]
         written = [predictions[number][2] for number in numbers]
-        texts = (tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (references, written))
+        answers = tokenizer.batch_decode(references, skip_special_tokens=True)
+        texts = tokenizer.batch_decode(written, skip_special_tokens=True)
         num_endless = sum(len(ids) == self.settings.max_new_tokens for ids in written)
-        return dict(answer_scores(*texts, num_endless))
+        return dict(answer_scores(answers, texts, num_endless))
 
     def describe(self, predictions: list[Any], processor: Any) -> list[dict[str, Any]]:
         return [{"text": text} for text in predictions]

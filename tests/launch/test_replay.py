@@ -72,7 +72,7 @@ def test_where_nothing_differs_but_the_curve_determinism_is_named(original):
     original.path.rename(twin.path)
     original.create(twin.recipe())
     log(original, 0.4)
-    assert "train.deterministic" in replay.verdict(compare_runs(twin.path, original.path))
+    assert "train.deterministic" in replay.describe_result(compare_runs(twin.path, original.path))
 
 
 def test_runs_of_a_matrix_share_their_source_in_the_replay_too(original):
