@@ -94,7 +94,7 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints.store import Checkpoint
     from sft_dist.evaluation.evaluator import Evaluator
-    from sft_dist.evaluation.sweep import score_checkpoints, score_winner
+    from sft_dist.evaluation.sweep import score_checkpoints, score_untrained, score_winner
     from sft_dist.logging_setup import quiet_libraries
 
     quiet_libraries()
@@ -117,13 +117,17 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
     final: dict[str, dict[str, Any]] = {
         split: score_winner(evaluator, winner, recipe, split, force) for split in recipe.evaluate.report_on
     }
+    untrained = score_untrained(evaluator, winner, recipe, force)
     labels = Checkpoint(winner.folder.checkpoint(winner.step), winner.step).trainer_state()["labels"]
     target = leaderboard or leaderboard_folder(folders)
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Before the export, which may be refused: the scores stand all the same.
-    board = _written(target, compose(ranking, recipes, labels, final, damaged))
-    if note := board["no_better_than_guessing"]:
-        log.warning("the winner is no better than guessing: %s", note)
+    board = _written(target, compose(ranking, recipes, labels, untrained, final, damaged))
+    for than in ("guessing", "untrained"):
+        if note := board[f"no_better_than_{than}"]:
+            log.warning(
+                "the winner is no better than %s: %s", "the untrained model" if than == "untrained" else than, note
+            )
     if (form := export_form(recipe)) == "none":
         return board
     # Imported late: invalid arguments are refused before torch is loaded.

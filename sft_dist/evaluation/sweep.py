@@ -1,4 +1,5 @@
-"""Scores that a sweep needs: of every checkpoint of a run on validation, of the winner on other splits.
+"""Scores that a sweep needs: of every checkpoint of a run on validation, of the winner on other splits, and of the model that
+the winner began as.
 
 Each is recorded in the run folder. A checkpoint whose record is there (same bytes) is not scored again.
 """
@@ -59,3 +60,18 @@ def score_winner(evaluator: Evaluator, winner: Scored, recipe: Recipe, split: st
     scores = evaluator.score(recipe, checkpoint, split)
     write_json(record_file, {"step": winner.step, "split": split, "checkpoint": winner.fingerprint, "scores": scores})
     return scores
+
+
+def score_untrained(evaluator: Evaluator, winner: Scored, recipe: Recipe, force: bool) -> dict[str, Any]:
+    """Validation scores of the model that the winner began as, which the winner should beat; kept like those of checkpoints."""
+    record_file = winner.folder.evaluation / "untrained.validation.json"
+    record = read_json(record_file)
+    if force or not record:
+        log.info("%s  the untrained model, for comparison", winner.folder.id)
+        record = {
+            "step": 0,
+            "split": "validation",
+            "scores": evaluator.score_untrained(recipe, winner.folder, "validation"),
+        }
+        write_json(record_file, record)
+    return record["scores"]

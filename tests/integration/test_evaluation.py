@@ -32,6 +32,7 @@ from sft_dist.evaluation.evaluator import Evaluator
 from sft_dist.recipe.errors import UserError
 from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
+from sft_dist.tasks.models import build_model
 from tests.conftest import write_reviews
 from tests.integration import harness
 
@@ -316,11 +317,15 @@ def test_logits_of_the_sweep_are_those_of_the_checkpoint_loaded_afresh(trained, 
     monkeypatch.setattr(judge_module, "scores_of", watch)
     folder = copied(name, keep_evaluation=False)
     board = evaluate.sweep([folder])
-    assert len(seen) == len(SAVED[name]) + 1  # each on validation, one on test
+    assert len(seen) == len(SAVED[name]) + 2  # each on validation, one on test, and the untrained model
     tokenizer = AutoTokenizer.from_pretrained(trained[name].checkpoint(4) / "model")
     texts = {split: rows_of(folder, split).column("text") for split in ("validation", "test")}
     fresh = [plain_logits(load_checkpoint(folder, step), tokenizer, texts["validation"]) for step in SAVED[name]]
     fresh.append(plain_logits(load_checkpoint(folder, board["winner"]["step"]), tokenizer, texts["test"]))
+    recipe = folder.recipe()
+    task = task_of(recipe)
+    task.labels = json.loads((trained[name].checkpoint(4) / "trainer.json").read_text())["labels"]
+    fresh.append(plain_logits(build_model(recipe, task, tokenizer), tokenizer, texts["validation"]))
     for found, expected in zip(seen, fresh, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
     assert not np.allclose(seen[0], seen[2], atol=1e-3)  # checkpoints differ, so equality says something
