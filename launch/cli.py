@@ -65,7 +65,7 @@ PICKLE = click.option("--allow-pickle", "pickle", is_flag=True, help="Allow weig
 OTHER_VERBS = {
     "train": "run", "fit": "run", "start": "run", "launch": "run", "evaluate": "eval", "test": "eval", "validate": "check",
     "sbatch": "submit", "scancel": "cancel", "squeue": "status", "list": "status", "ls": "status", "ps": "status",
-    "continue": "resume", "tail": "logs", "generate": "predict", "infer": "predict", "help": "--help",
+    "continue": "resume", "tail": "logs", "generate": "predict", "infer": "predict", "compare": "diff", "reproduce": "replay", "help": "--help",
 }  # fmt: skip
 PROCESSES = click.option("--processes", type=click.IntRange(1), metavar="N", help="Processes on this machine.")
 
@@ -515,6 +515,46 @@ def stop(run: str, wait: float, runs: str | None) -> None:
     end = stop_run(RunFolder(find_run(run, runs_root(runs))), wait)
     click.echo(f"{end.name}/{end.id} {end.state} at step {end.step}/{end.total_steps or '?'}")
     sys.exit(1 if end.state == "running" else 0)
+
+
+@cli.command()
+@click.argument("a", metavar="A", shell_complete=_completer("complete_runs"))
+@click.argument("b", metavar="B", shell_complete=_completer("complete_runs"))
+@RUNS
+@AS_JSON
+def diff(a: str, b: str, runs: str | None, as_json: bool) -> None:
+    """Show what differs between two runs: recipe, code, data, environment, hardware, and where their curves part.
+
+    Example: sft-dist diff 0a1b 4c5d
+    """
+    from launch.diff import show_difference
+    from launch.run_folders import find_run, runs_root
+
+    root = runs_root(runs)
+    click.echo(show_difference(find_run(a, root), find_run(b, root), as_json))
+
+
+@cli.command()
+@RUN
+@PROCESSES
+@COMMITS
+@PICKLE
+@RUNS
+@AS_JSON
+def replay(
+    run: str, processes: int | None, commits: tuple[str, ...], pickle: bool, runs: str | None, as_json: bool
+) -> None:
+    """Train a RUN again, with its recipe, seed and source, in a new folder beside it, and compare the curves.
+
+    Exit code 0: every loss is the same number; 1: the curve differs, and it is said where and what else differs.
+
+    Example: sft-dist replay 0a1b
+    """
+    from launch.replay import replay_run
+    from launch.run_folders import find_run, runs_root
+    from sft_dist.recipe.trust import Trust
+
+    sys.exit(replay_run(find_run(run, runs_root(runs)), processes, as_json, Trust(frozenset(commits), pickle)))
 
 
 @cli.command("eval")

@@ -107,9 +107,10 @@ def plan_run_folder(
     machine: Machine | None = None,
     cluster: Cluster | None = None,
     trust: Trust = NO_TRUST,
+    target: Path | None = None,
 ) -> PlannedRun:
-    """Plans a run folder again: this machine may run other processes than the first plan's, and with another strategy. Raises
-    UserError, also where its recipe needs more than `trust`."""
+    """Plans a run folder again: this machine may run other processes than the first plan's, and with another strategy. `target`:
+    another folder, to train the same there. Raises UserError, also where its recipe needs more than `trust`."""
     folder = RunFolder(path)
     recipe = folder.recipe()
     require_unchanged(path, TRAINING)
@@ -120,7 +121,7 @@ def plan_run_folder(
     rows = RowCounts(**counts) if counts.get("splits") else count_rows(recipe)
     machine = Machine.node_of(cluster) if cluster else machine or detect_machine()
     replanned = replace(run, recipe=with_strategy(recipe, strategy)) if strategy else run
-    return PlannedRun(run, plan_run(replanned, machine, rows, path, python_of(cluster), processes, cluster))
+    return PlannedRun(run, plan_run(replanned, machine, rows, target or path, python_of(cluster), processes, cluster))
 
 
 def with_strategy(recipe: Recipe, name: str) -> Recipe:

@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         _require_run_folders(folders)
         for folder in folders:
             require_trust(folder.recipe(), trust_in(options), folder.recipe_file)
-        sweep(folders, options.leaderboard, options.force)
+        sweep_and_track(folders, options.leaderboard, options.force)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -70,9 +70,23 @@ def evaluate_runs(order: Path) -> None:
     request = json.loads(order.read_text(encoding="utf-8"))
     saved = [folder for folder in map(RunFolder, map(Path, request["runs"])) if any(folder.checkpoints.glob("step-*"))]
     if saved:
-        sweep(saved, Path(request["leaderboard"]))
+        sweep_and_track(saved, Path(request["leaderboard"]))
     else:
         log.info("none of these runs saved a checkpoint, so there is nothing to evaluate")
+
+
+def sweep_and_track(folders: list[RunFolder], leaderboard: Path | None = None, force: bool = False) -> None:
+    """Sweeps, and logs the scores to the trackers of the runs. Raises UserError as `sweep` does."""
+    board = sweep(folders, leaderboard, force)
+    # Imported late: invalid arguments are refused before torch is loaded.
+    from sft_dist.trackers import track_sweep
+
+    track_sweep(folders, board, leaderboard or leaderboard_folder(folders))
+
+
+def leaderboard_folder(folders: list[RunFolder]) -> Path:
+    """Returns where the leaderboard goes unless it is said: into the only run, or above several."""
+    return folders[0].path if len(folders) == 1 else folders[0].path.parent
 
 
 def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool = False) -> dict[str, Any]:
@@ -105,7 +119,7 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
     }
     untrained = score_untrained(evaluator, winner, recipe, force)
     labels = Checkpoint(winner.folder.checkpoint(winner.step), winner.step).trainer_state()["labels"]
-    target = leaderboard or (folders[0].path if len(folders) == 1 else folders[0].path.parent)
+    target = leaderboard or leaderboard_folder(folders)
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Before the export, which may be refused: the scores stand all the same.
     board = _written(target, compose(ranking, recipes, labels, untrained, final, damaged))

@@ -128,6 +128,7 @@ def train(folder: RunFolder) -> int:
     from sft_dist.engines import start_engine
     from sft_dist.logging_setup import quiet_libraries
     from sft_dist.run import attempt as at
+    from sft_dist.run.environment import cpu_name, package_versions
     from sft_dist.run.failures import Failure
     from sft_dist.run.heartbeat import Heartbeat
     from sft_dist.training import loop
@@ -158,6 +159,8 @@ def train(folder: RunFolder) -> int:
                 first_step=t.progress.step,
                 total_steps=t.steps.total,
                 torch=torch.__version__,
+                packages=package_versions(),
+                device=torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
                 startup_s=round(time.monotonic() - started, 1),
                 **at.job_facts(),
             )

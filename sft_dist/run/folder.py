@@ -142,6 +142,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def trackers_file(self) -> Path:
+        """What names the run in its trackers, so that a resumed run goes on there."""
+        return self.path / "trackers.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -46,3 +46,27 @@ def test_validations_do_not_keep_the_loss_from_being_shown(tmp_path: Path, monke
                 file.write(json.dumps({**entry, "step": step}) + "\n")
         shown.update()
     assert [line.split("/")[0] for line in stream.getvalue().splitlines() if "loss" in line] == ["step 2", "step 4"]
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_one_line_that_is_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_width", lambda stream: 100)
+    stream = Terminal()
+    shown = Progress(tmp_path / "metrics.jsonl", stream)
+    for step, loss in ((1, 0.9), (2, 0.5)):
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            entry = {"kind": "train", "step": step, "total_steps": 4, "loss": loss, "eta_s": 62.0, "memory_gb": 1.94}
+            file.write(json.dumps(entry) + "\n")
+        shown.update()
+    lines = stream.getvalue().split("\r\x1b[K")
+    assert lines == [
+        "",
+        "[███░░░░░░░░░]  1/4  loss 0.9000 ▁  1:02 left  1.9 GB",
+        "[██████░░░░░░]  2/4  loss 0.5000 █▁  1:02 left  1.9 GB",
+    ]
