@@ -566,6 +566,12 @@ def replay(
     metavar="SCORE=NUMBER",
     help="Exit with 1 if the winner's test score is worse.",
 )
+@click.option(
+    "--no-worse-than",
+    "reference",
+    metavar="RUN",
+    help="Exit with 1 if the winner is worse than this run's best, beyond chance.",
+)
 @click.option("--force", is_flag=True, help="Re-evaluate checkpoints that have scores already.")
 @COMMITS
 @PICKLE
@@ -574,6 +580,7 @@ def replay(
 def evaluate(
     targets: tuple[str, ...],
     required: tuple[str, ...],
+    reference: str | None,
     force: bool,
     commits: tuple[str, ...],
     pickle: bool,
@@ -588,7 +595,8 @@ def evaluate(
     from launch.run_folders import runs_root
     from sft_dist.recipe.trust import Trust
 
-    sys.exit(evaluate_runs(targets, runs_root(runs), required, force, as_json, Trust(frozenset(commits), pickle)))
+    trust = Trust(frozenset(commits), pickle)
+    sys.exit(evaluate_runs(targets, runs_root(runs), required, force, as_json, trust, reference))
 
 
 @cli.command()

@@ -1,4 +1,4 @@
-"""`sft-dist eval`: starts the evaluation sweep over run folders, and compares the winner with `--require`."""
+"""`sft-dist eval`: starts the evaluation sweep over run folders; `--require` and `--no-worse-than` decide about the exit code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.run_folders import find_runs, is_one_run
+from launch.run_folders import find_run, find_runs, is_one_run
 from launch.subprocesses import run_module
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json
@@ -27,15 +27,17 @@ def evaluate_runs(
     force: bool,
     as_json: bool,
     trust: Trust = NO_TRUST,
+    reference: str | None = None,
 ) -> int:
     """Evaluates every checkpoint of the targets and prints the leaderboard; returns the exit code. Raises UserError."""
     bounds = [parse_requirement(text) for text in required]
     folders, leaderboard_in = find_folders(targets, root)
-    if code := run_sweep(folders, leaderboard_in, force, trust | trust_in_targets(targets)):
+    compared = find_run(reference, root) if reference else None
+    if code := run_sweep(folders, leaderboard_in, force, trust | trust_in_targets(targets), compared):
         return code
     leaderboard = read_leaderboard(leaderboard_in)
     print(json.dumps(leaderboard, indent=2, ensure_ascii=False) if as_json else _leaderboard_text(leaderboard_in))
-    lines = missed_requirements(leaderboard, bounds)
+    lines = [*missed_requirements(leaderboard, bounds), *leaderboard.get("worse_than_reference", [])]
     for line in lines:
         print(line, file=sys.stderr)
     return 1 if lines else 0
@@ -72,9 +74,12 @@ def trust_in_targets(targets: Sequence[str]) -> Trust:
     return Trust.in_recipes(run.recipe for file in files for run in expand(read(file, overrides)))
 
 
-def run_sweep(folders: Sequence[Path], leaderboard: Path, force: bool, trust: Trust = NO_TRUST) -> int:
+def run_sweep(
+    folders: Sequence[Path], leaderboard: Path, force: bool, trust: Trust = NO_TRUST, reference: Path | None = None
+) -> int:
     """Evaluates every checkpoint of these runs; returns the sweep's exit code."""
-    options = [*(["--force"] if force else []), *trust.arguments()]
+    comparison = ["--no-worse-than", str(reference)] if reference else []
+    options = [*(["--force"] if force else []), *trust.arguments(), *comparison]
     return run_module("sft_dist.evaluate", [*folders, "--leaderboard", leaderboard, *options])
 
 

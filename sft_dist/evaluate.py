@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--leaderboard", type=Path, help="folder for leaderboard.md and .json (the run's, or their parent)"
     )
     parser.add_argument("--force", action="store_true", help="re-evaluate checkpoints that have scores")
+    parser.add_argument(
+        "--no-worse-than", type=Path, metavar="RUN", help="compare the winner with this run's best checkpoint"
+    )
     add_options(parser)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -44,7 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
         _require_run_folders(folders)
         for folder in folders:
             require_trust(folder.recipe(), trust_in(options), folder.recipe_file)
-        sweep_and_track(folders, options.leaderboard, options.force)
+        reference = RunFolder(options.no_worse_than.resolve()) if options.no_worse_than else None
+        if reference:
+            _require_run_folders([reference])
+        sweep_and_track(folders, options.leaderboard, options.force, reference)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -75,9 +81,14 @@ def evaluate_runs(order: Path) -> None:
         log.info("none of these runs saved a checkpoint, so there is nothing to evaluate")
 
 
-def sweep_and_track(folders: list[RunFolder], leaderboard: Path | None = None, force: bool = False) -> None:
+def sweep_and_track(
+    folders: list[RunFolder],
+    leaderboard: Path | None = None,
+    force: bool = False,
+    reference: RunFolder | None = None,
+) -> None:
     """Sweeps, and logs the scores to the trackers of the runs. Raises UserError as `sweep` does."""
-    board = sweep(folders, leaderboard, force)
+    board = sweep(folders, leaderboard, force, reference)
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.trackers import track_sweep
 
@@ -89,11 +100,18 @@ def leaderboard_folder(folders: list[RunFolder]) -> Path:
     return folders[0].path if len(folders) == 1 else folders[0].path.parent
 
 
-def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool = False) -> dict[str, Any]:
+def sweep(
+    folders: list[RunFolder],
+    leaderboard: Path | None = None,
+    force: bool = False,
+    reference: RunFolder | None = None,  # a run that the winner should not be worse than
+) -> dict[str, Any]:
     """Returns what leaderboard.json holds. Raises UserError when there is nothing to evaluate or runs cannot be compared."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints.store import Checkpoint
+    from sft_dist.evaluation.comparison import with_statistics
     from sft_dist.evaluation.evaluator import Evaluator
+    from sft_dist.evaluation.gate import worse_than
     from sft_dist.evaluation.sweep import score_checkpoints, score_untrained, score_winner
     from sft_dist.logging_setup import quiet_libraries
 
@@ -121,13 +139,17 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
     labels = Checkpoint(winner.folder.checkpoint(winner.step), winner.step).trainer_state()["labels"]
     target = leaderboard or leaderboard_folder(folders)
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Before the export, which may be refused: the scores stand all the same.
-    board = _written(target, compose(ranking, recipes, labels, untrained, final, damaged))
+    board = with_statistics(compose(ranking, recipes, labels, untrained, final, damaged), ranking, recipes)
+    if reference:
+        board["worse_than_reference"] = worse_than(winner, recipe, reference)
+    _written(target, board)  # before the export, which may be refused: the scores stand all the same
     for than in ("guessing", "untrained"):
         if note := board[f"no_better_than_{than}"]:
             log.warning(
                 "the winner is no better than %s: %s", "the untrained model" if than == "untrained" else than, note
             )
+    if note := board["test_note"]:
+        log.warning("%s", note)
     if (form := export_form(recipe)) == "none":
         return board
     # Imported late: invalid arguments are refused before torch is loaded.

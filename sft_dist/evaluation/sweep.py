@@ -13,6 +13,7 @@ from typing import Any
 from sft_dist.checkpoints import store as ckpt
 from sft_dist.evaluation.evaluator import Evaluator
 from sft_dist.evaluation.leaderboard import Scored, format_score
+from sft_dist.evaluation.looks import record_look
 from sft_dist.recipe.files import read_json, write_json
 from sft_dist.recipe.metrics import selection_metric
 from sft_dist.recipe.schema import Recipe
@@ -57,6 +58,8 @@ def score_winner(evaluator: Evaluator, winner: Scored, recipe: Recipe, split: st
     if not force and record and record.get("checkpoint") == winner.fingerprint:
         return record["scores"]
     checkpoint = ckpt.Checkpoint(winner.folder.checkpoint(winner.step), winner.step)
+    if split == "test":
+        record_look(winner.folder, winner.step, winner.fingerprint)
     scores = evaluator.score(recipe, checkpoint, split)
     write_json(record_file, {"step": winner.step, "split": split, "checkpoint": winner.fingerprint, "scores": scores})
     return scores
