@@ -522,6 +522,10 @@ def stop(run: str, wait: float, runs: str | None) -> None:
     help="Exit with 1 if the winner's test score is worse.",
 )
 @click.option("--force", is_flag=True, help="Re-evaluate checkpoints that have scores already.")
+@click.option(
+    "--processes", type=click.IntRange(1), default=1, metavar="N", help="Processes that share the checkpoints."
+)
+@click.option("--follow", is_flag=True, help="Evaluate checkpoints as training writes them, until the runs end.")
 @COMMITS
 @PICKLE
 @RUNS
@@ -530,6 +534,8 @@ def evaluate(
     targets: tuple[str, ...],
     required: tuple[str, ...],
     force: bool,
+    processes: int,
+    follow: bool,
     commits: tuple[str, ...],
     pickle: bool,
     runs: str | None,
@@ -543,7 +549,8 @@ def evaluate(
     from launch.run_folders import runs_root
     from sft_dist.recipe.trust import Trust
 
-    sys.exit(evaluate_runs(targets, runs_root(runs), required, force, as_json, Trust(frozenset(commits), pickle)))
+    trust = Trust(frozenset(commits), pickle)
+    sys.exit(evaluate_runs(targets, runs_root(runs), required, force, as_json, trust, processes, follow))
 
 
 @cli.command()
