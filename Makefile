@@ -26,6 +26,9 @@ quickstart: setup  ## train, evaluate and export recipes/text-classification/qui
 fetch-samples: setup ## real weights and data for recipes and tests, into the cache (docs/samples.md)
 	$(BIN)/python -m samples.fetch
 
+# pytest keeps what it makes of test modules beside them; without that each worker takes 15 s more.
+export PYTHONDONTWRITEBYTECODE :=
+
 # Each run leaves the durations of its tests in reports/*.xml.
 PYTEST := $(BIN)/python -m pytest -q --durations=25 --durations-min=5
 

@@ -554,6 +554,29 @@ def evaluate(
 
 
 @cli.command()
+@_targets("[RECIPE_OR_FOLDER]...", required=False)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="File of the HTML page.",
+    show_default="report.html in the folder of the run or its recipe",
+)
+@RUNS
+def report(targets: tuple[str, ...], output: Path | None, runs: str | None) -> None:
+    """Write one HTML page about runs; about all runs without arguments.
+
+    The page needs no network: summary, curves, leaderboard, what varies, confusion, time and cost, data, recipe.
+
+    Example: sft-dist report my.yaml -o report.html
+    """
+    from launch.report.write import write_report
+
+    click.echo(write_report(targets, runs, output))
+
+
+@cli.command()
 @RUN
 @click.option(
     "--step", type=click.IntRange(1), metavar="N", help="Step of the checkpoint.", show_default="the winner's"
@@ -596,13 +619,40 @@ def export(
 @click.argument("model", shell_complete=_completer("complete_runs"))
 @click.argument("files", nargs=-1, metavar="[FILE]...", shell_complete=_completer("complete_files"))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with all probabilities.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    shell_complete=_completer("complete_files"),
+    help="Write a csv, tsv, jsonl or text FILE.",
+)
+@click.option("--id", "id_column", metavar="COLUMN", help="Copy this COLUMN of the tables to the output.")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["txt", "csv", "tsv", "jsonl", "json", "parquet", "arrow"]),
+    help="Format of the FILEs.",
+    show_default="by suffix; of standard input by its first line",
+)
+@click.option("--skip-bad", is_flag=True, help="Omit rows that cannot be read, instead of ending with exit code 2.")
 @COMMITS
 @PICKLE
 @RUNS
 def predict(
-    model: str, files: tuple[str, ...], as_json: bool, commits: tuple[str, ...], pickle: bool, runs: str | None
+    model: str,
+    files: tuple[str, ...],
+    as_json: bool,
+    output: str | None,
+    id_column: str | None,
+    file_format: str | None,
+    skip_bad: bool,
+    commits: tuple[str, ...],
+    pickle: bool,
+    runs: str | None,
 ) -> None:
     """Print predictions for FILEs: texts, tables, images or audio; without any, for the texts of standard input.
+
+    One prediction for each line or row, in their order.
 
     MODEL is an exported folder, or a run by its folder, its id or its recipe.
 
@@ -612,6 +662,9 @@ def predict(
     from launch.subprocesses import run_module
     from sft_dist.recipe.trust import Trust
 
-    options = [*(["--json"] if as_json else []), *Trust(frozenset(commits), pickle).arguments()]
+    named = {"--output": output, "--id": id_column, "--format": file_format}
+    options = [word for name, value in named.items() if value is not None for word in (name, value)]
+    options += [*(["--json"] if as_json else []), *(["--skip-bad"] if skip_bad else [])]
+    options += Trust(frozenset(commits), pickle).arguments()
     folder = model if Path(model).is_dir() else find_run(model, runs_root(runs))
     sys.exit(run_module("sft_dist.predict", [*options, "--", folder, *files]))

@@ -107,10 +107,11 @@ def run_sweep(
 
 
 def forget_scores(folders: Sequence[Path]) -> None:
-    """Removes the validation scores, so that processes that share the scoring make each of them again once."""
+    """Removes all scores, so that processes that share the scoring make each of them again once."""
     for folder in folders:
-        for file in RunFolder(folder).evaluation.glob("step-*.validation.json"):
-            file.unlink()
+        for pattern in ("step-*.json", "untrained.*.json"):
+            for file in RunFolder(folder).evaluation.glob(pattern):
+                file.unlink()
 
 
 def _shared_cores(processes: int) -> dict[str, str]:

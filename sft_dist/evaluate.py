@@ -97,11 +97,12 @@ def evaluate_runs(order: Path) -> None:
 def sweep(
     folders: list[RunFolder], leaderboard: Path | None = None, force: bool = False, follow: bool = False
 ) -> dict[str, Any]:
-    """Returns what leaderboard.json holds; with `follow`, once all runs have ended. Raises UserError when there is nothing to evaluate or runs cannot be compared."""
+    """Returns what leaderboard.json holds; with `follow`, once all runs have ended. Raises UserError when there is nothing to
+    evaluate or runs cannot be compared."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints.store import Checkpoint
     from sft_dist.evaluation.evaluator import Evaluator
-    from sft_dist.evaluation.sweep import ValidationScores, score_winner
+    from sft_dist.evaluation.sweep import ValidationScores, score_untrained, score_winner
     from sft_dist.logging_setup import quiet_libraries
 
     quiet_libraries()
@@ -114,11 +115,11 @@ def sweep(
         validation.follow()
     else:
         validation.update()
-    scored, damaged = validation.scored, validation.damaged
-    if not scored:
+    ranking = sorted(validation.scored, key=lambda candidate: rank_key(candidate, metric, direction))
+    ranking, damaged = validation.exclude_damaged(ranking), validation.damaged
+    if not ranking:
         names = ", ".join(str(folder.path) for folder in folders)
         raise UserError(f"no checkpoint to evaluate in {names}" + "".join(f"\n    {line}" for line in damaged))
-    ranking = sorted(scored, key=lambda candidate: rank_key(candidate, metric, direction))
     winner = ranking[0]
     if note := undefined_everywhere(winner.scores, metric):
         log.warning("%s", note)
@@ -126,13 +127,17 @@ def sweep(
     final: dict[str, dict[str, Any]] = {
         split: score_winner(evaluator, winner, recipe, split, force) for split in recipe.evaluate.report_on
     }
+    untrained = score_untrained(evaluator, winner, recipe, force)
     labels = Checkpoint(winner.folder.checkpoint(winner.step), winner.step).trainer_state()["labels"]
     target = leaderboard or (folders[0].path if len(folders) == 1 else folders[0].path.parent)
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Before the export, which may be refused: the scores stand all the same.
-    board = _written(target, compose(ranking, recipes, labels, final, damaged))
-    if note := board["no_better_than_guessing"]:
-        log.warning("the winner is no better than guessing: %s", note)
+    board = _written(target, compose(ranking, recipes, labels, untrained, final, damaged))
+    for than in ("guessing", "untrained"):
+        if note := board[f"no_better_than_{than}"]:
+            log.warning(
+                "the winner is no better than %s: %s", "the untrained model" if than == "untrained" else than, note
+            )
     if (form := export_form(recipe)) == "none":
         return board
     # Imported late: invalid arguments are refused before torch is loaded.

@@ -75,6 +75,7 @@ def open_run(target: str, overrides: list[str], runs: Path) -> RunFolder:
 
 def train(folder: RunFolder) -> int:
     """Train a run to its end, or until asked to stop."""
+    started = time.monotonic()
     stop_requested = _catch_signals()
     os.umask(0o077)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
@@ -117,6 +118,7 @@ def train(folder: RunFolder) -> int:
                 first_step=t.progress.step,
                 total_steps=t.steps.total,
                 torch=torch.__version__,
+                startup_s=round(time.monotonic() - started, 1),
                 **at.job_facts(),
             )
         accelerator.wait_for_everyone()

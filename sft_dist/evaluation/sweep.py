@@ -1,4 +1,5 @@
-"""Scores that a sweep needs: of every checkpoint of some runs on validation, of the winner on other splits.
+"""Scores that a sweep needs: of every checkpoint of some runs on validation, of the winner on other splits, and of the model that
+the winner began as.
 
 Each is recorded in the run folder. A checkpoint whose record is there (same bytes) is not scored again. Processes that sweep the same
 runs share the work: each locks the checkpoint that it scores, and one that has nothing else left waits for the locks of others.
@@ -42,6 +43,17 @@ class ValidationScores:
         """In the order of runs and steps, whoever scored them."""
         return [result for result in self._present_results() if isinstance(result, Scored)]
 
+    def exclude_damaged(self, ranking: list[Scored]) -> list[Scored]:
+        """Returns the ranking from the first checkpoint on whose every byte is as it was written, which an export requires, too:
+        scoring does not read the optimizer's state."""
+        for position, winner in enumerate(ranking):
+            checkpoint = ckpt.Checkpoint(winner.folder.checkpoint(winner.step), winner.step)
+            problems = ckpt.verify(checkpoint)
+            if not problems:
+                return ranking[position:]
+            self._results[checkpoint.path, winner.fingerprint] = _damage(winner.folder, checkpoint, problems)
+        return []
+
     @property
     def damaged(self) -> list[str]:
         return [result for result in self._present_results() if isinstance(result, str)]
@@ -84,9 +96,7 @@ class ValidationScores:
         if key in self._results:
             return
         if problems := ckpt.verify(checkpoint, ckpt.FILES_OF_EVALUATION):
-            damage = f"{folder.id} {checkpoint.path.name} is damaged and excluded: {'; '.join(problems)}"
-            log.warning("%s", damage)
-            self._results[key] = damage
+            self._results[key] = _damage(folder, checkpoint, problems)
             return
         num_scored = len(self._durations_s)
         record = self._record(folder, checkpoint, fingerprint, wait)
@@ -138,6 +148,12 @@ class ValidationScores:
         return remaining_text(self._durations_s, sum(missing))
 
 
+def _damage(folder: RunFolder, checkpoint: ckpt.Checkpoint, problems: list[str]) -> str:
+    damage = f"{folder.id} {checkpoint.path.name} is damaged and excluded: {'; '.join(problems)}"
+    log.warning("%s", damage)
+    return damage
+
+
 def remaining_text(durations_s: list[float], missing: int) -> str:
     """Returns how long checkpoints without scores will take: "  at most 2:10 left (3 checkpoints)". Other processes shorten it."""
     if not missing:
@@ -156,6 +172,21 @@ def score_winner(evaluator: Evaluator, winner: Scored, recipe: Recipe, split: st
     scores = evaluator.score(recipe, checkpoint, split)
     write_json(record_file, {"step": winner.step, "split": split, "checkpoint": winner.fingerprint, "scores": scores})
     return scores
+
+
+def score_untrained(evaluator: Evaluator, winner: Scored, recipe: Recipe, force: bool) -> dict[str, Any]:
+    """Validation scores of the model that the winner began as, which the winner should beat; kept like those of checkpoints."""
+    record_file = winner.folder.evaluation / "untrained.validation.json"
+    record = read_json(record_file)
+    if force or not record:
+        log.info("%s  the untrained model, for comparison", winner.folder.id)
+        record = {
+            "step": 0,
+            "split": "validation",
+            "scores": evaluator.score_untrained(recipe, winner.folder, "validation"),
+        }
+        write_json(record_file, record)
+    return record["scores"]
 
 
 def _record_file(folder: RunFolder, checkpoint: ckpt.Checkpoint, split: str) -> Path:

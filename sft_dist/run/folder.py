@@ -14,7 +14,7 @@ runs/<recipe name>/<run id>/
   checkpoints/step-00000100/   published checkpoints; each has a manifest.json
   attempts/001/          one start of the run: start.json, outcome.json, exit.json, verdict.json, hang.json, launcher.log,
                          and for every rank rank-0.log, .error.json, .beat.json, .stack
-  evaluation/            scores, one file per checkpoint and split
+  evaluation/            scores, one file per checkpoint and split, and those of the untrained model
   leaderboard.md .json   checkpoints by their scores
   export/                the best checkpoint as a Hugging Face folder
   cancelled              Slurm jobs that the user has cancelled
@@ -54,7 +54,7 @@ class AttemptFolder:
 
     @property
     def start_file(self) -> Path:
-        """Written by rank 0 before step one: attempt, time, host, pid, world_size, first_step, total_steps."""
+        """Written by rank 0 before step one: attempt, time, startup_s, host, pid, world_size, first_step, ..."""
         return self.path / "start.json"
 
     @property

@@ -15,7 +15,17 @@ from datasets import Dataset, Features, List, Value
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from sft_dist.data import chat
+from sft_dist.data.chat.messages import (
+    cleaned,
+    is_trained,
+    messages_of,
+    unread_keys,
+    until_last_answer,
+    why_unusable,
+    with_system,
+)
+from sft_dist.data.chat.template import PLAIN_TEMPLATE, Tokens, render, tokenize_chats
+from sft_dist.data.chat.turns import TOOLS
 from sft_dist.data.clean import clean_text
 from sft_dist.data.packing import best_fit_decreasing, leak, positions
 from sft_dist.data.rows import ROW, Examples, Rows
@@ -65,13 +75,13 @@ class InstructionTuning(BaseTask):
         return {"chat": lambda value: "\n".join(str(turn.get("content") or "") for turn in json.loads(value))}
 
     def read(self, row: dict[str, Any], number: int) -> dict[str, Any] | str:
-        messages = chat.cleaned(chat.messages_of(row, number), self.recipe.data.clean)
-        if reason := chat.why_unusable(messages):
+        messages = cleaned(messages_of(row, number), self.recipe.data.clean)
+        if reason := why_unusable(messages):
             return reason
-        if self.settings.train_on == "all" and not all(map(chat.is_trained, messages)):
+        if self.settings.train_on == "all" and not all(map(is_trained, messages)):
             message = f"row {number}: a turn is excluded from training, but `train_on: all` trains on every token"
             raise UserError(Problem(message, "task.train_on", value="all", hint="set task.train_on: answers"))
-        messages = chat.with_system(chat.until_last_answer(messages), self.settings.system)
+        messages = with_system(until_last_answer(messages), self.settings.system)
         return {"chat": json.dumps(messages, ensure_ascii=False)}
 
     def identity(self, row: dict[str, Any]) -> str:
@@ -88,12 +98,12 @@ class InstructionTuning(BaseTask):
         make them near-duplicates."""
         chats = map(json.loads, rows.column("chat"))
         return [
-            "\n".join(turn["content"] for turn in conversation if turn["role"] not in ("system", chat.TOOLS))
+            "\n".join(turn["content"] for turn in conversation if turn["role"] not in ("system", TOOLS))
             for conversation in chats
         ]
 
     def unread(self, row: dict[str, Any]) -> Iterator[str]:
-        return chat.unread(row)
+        return unread_keys(row)
 
     # ── examples ────────────────────────────────────────────────────────────────────────────────────────────────────
     def load_processor(self, source: str, **options: Any) -> PreTrainedTokenizerBase:
@@ -107,7 +117,7 @@ class InstructionTuning(BaseTask):
             if tokenizer.eos_token is None:
                 message = "the tokenizer has neither a chat template nor an end-of-text token to end answers with"
                 raise UserError(Problem(message, "task.chat_template", hint="give a template"))
-            tokenizer.chat_template = chat.PLAIN_TEMPLATE
+            tokenizer.chat_template = PLAIN_TEMPLATE
         tokenizer.padding_side = "left"  # of prompts of different lengths, wherever the saved tokenizer is used
         return tokenizer
 
@@ -116,8 +126,8 @@ class InstructionTuning(BaseTask):
             return self._encode_prompts(rows, processor)
         numbers = rows.get(ROW) or list(range(len(rows["chat"])))
         longest = min(self.recipe.data.max_length, processor.model_max_length)
-        tokens = chat.tokenize_chats([json.loads(example) for example in rows["chat"]], processor, numbers)
-        cut = [chat.Tokens(example.ids[:longest], [False, *example.answer[1:longest]]) for example in tokens]
+        tokens = tokenize_chats([json.loads(example) for example in rows["chat"]], processor, numbers)
+        cut = [Tokens(example.ids[:longest], [False, *example.answer[1:longest]]) for example in tokens]
         self._require_answers(tokens, cut, numbers, longest)
         trains_on_all = self.settings.train_on == "all"
         return {
@@ -128,9 +138,7 @@ class InstructionTuning(BaseTask):
             "truncated": [len(example.ids) > longest for example in tokens],
         }
 
-    def _require_answers(
-        self, tokens: list[chat.Tokens], cut: list[chat.Tokens], numbers: list[int], longest: int
-    ) -> None:
+    def _require_answers(self, tokens: list[Tokens], cut: list[Tokens], numbers: list[int], longest: int) -> None:
         """Raises UserError for conversations without any token to learn: their loss would be 0."""
         if self.settings.train_on == "all":
             return
@@ -156,7 +164,7 @@ class InstructionTuning(BaseTask):
     def _encode_prompts(self, rows: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
         """Encodes prompts for `predict`."""
         texts = [
-            chat.render(json.loads(messages), tokenizer, number, prompt=True)
+            render(json.loads(messages), tokenizer, number, prompt=True)
             for number, messages in enumerate(rows["asked"])
         ]
         prompts = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
@@ -192,12 +200,12 @@ class InstructionTuning(BaseTask):
         """Returns what is to be answered: a text, or the JSON text of a conversation without the answers at its end."""
         clean = self.recipe.data.clean
         texts = {role: clean_text(row[role], clean, role, number) for role in self.text_roles if role in row}
-        messages = chat.messages_of({**row, **texts}, number)
+        messages = messages_of({**row, **texts}, number)
         while messages and messages[-1]["role"] == "assistant":
             messages.pop()
         if [message["role"] for message in messages] in ([], ["user"]):
             return {"prompt": messages[0]["content"] if messages else ""}
-        tools = json.loads(messages.pop(0)["content"]) if messages[0]["role"] == chat.TOOLS else []
+        tools = json.loads(messages.pop(0)["content"]) if messages[0]["role"] == TOOLS else []
         return {"prompt": json.dumps({"messages": messages, "tools": tools}, ensure_ascii=False)}
 
     def from_input(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -206,9 +214,9 @@ class InstructionTuning(BaseTask):
         prompt = row["prompt"]
         role = "messages" if prompt.startswith("[{") and prompt.endswith("}]") else "prompt"
         conversation = _conversation(prompt) or {role: prompt}
-        messages = chat.messages_of(conversation, 0) or [{"role": "user", "content": prompt}]
-        messages = chat.cleaned(messages, self.recipe.data.clean)
-        return {"asked": json.dumps(chat.with_system(messages, self.settings.system), ensure_ascii=False)}
+        messages = messages_of(conversation, 0) or [{"role": "user", "content": prompt}]
+        messages = cleaned(messages, self.recipe.data.clean)
+        return {"asked": json.dumps(with_system(messages, self.settings.system), ensure_ascii=False)}
 
     def collate(
         self, rows: list[dict[str, Any]], processor: PreTrainedTokenizerBase, rngs: Rngs | None
@@ -363,7 +371,7 @@ def _stops(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _ends(conversation: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The last token of each answer; none where the template refuses the conversation."""
     try:
-        (tokens,) = chat.tokenize_chats([conversation], tokenizer, [0])
+        (tokens,) = tokenize_chats([conversation], tokenizer, [0])
     except UserError:
         return []
     following = [*tokens.answer[1:], False]

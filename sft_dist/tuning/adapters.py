@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +25,8 @@ _TAG_HEADS = ("classifier", "score")
 
 def add_adapter(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) -> nn.Module:
     """The model in PEFT's wrapper. Raises UserError when the model cannot have such adapters."""
-    from peft import get_peft_model
+    with without_compiler():
+        from peft import get_peft_model
 
     if lost := list(_lost_names(model, tuning)):
         raise UserError(lost)
@@ -34,6 +37,23 @@ def add_adapter(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) 
     if isinstance(tuning, (PrefixTuning, PromptTuning)):
         _check_virtual_tokens(wrapped, tuning)
     return wrapped
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Within it, `torch.compile` returns a function as it is, and does not import the compiler (2.4 s).
+
+    PEFT imports bitsandbytes where that is installed, which compiles functions of 4-bit weights when it is imported. Only
+    devices for which it has no kernels use them; there they run uncompiled."""
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 def require_mergeable(model: nn.Module) -> None:

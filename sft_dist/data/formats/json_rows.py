@@ -74,11 +74,11 @@ def _numbered(files: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     for file in files:
         with opened(file) as content:
             first = content.readline()
-            is_lines = _is_row(first)
+            is_lines = is_row(first)
         yield from _lines(file) if is_lines else _document(file)
 
 
-def _is_row(line: bytes) -> bool:
+def is_row(line: bytes) -> bool:
     """Whether the first line of a file is a row of its own."""
     try:
         row = json.loads(line.decode("utf-8-sig"))

@@ -129,7 +129,6 @@ def test_weights_of_other_steps_and_runs_are_damage(folder: RunFolder, tmp_path:
     contents = [file.read_bytes() for file in weights]
     for file, content in zip(weights, [contents[2], contents[0], contents[1]], strict=True):
         file.write_bytes(content)
-    (folder.checkpoint(12) / "state/rank-00000.safetensors").write_text("state of rank 0 at step 13")  # is not read
     scorer = Scorer()
     recipe = Recipe.model_validate(RECIPE)
     scores = ValidationScores(scorer, {folder: recipe, other: recipe})  # type: ignore[arg-type]
@@ -139,6 +138,15 @@ def test_weights_of_other_steps_and_runs_are_damage(folder: RunFolder, tmp_path:
         "0123456789 step-00000004", "0123456789 step-00000008", "abcdef0123 step-00000004",
     ]  # fmt: skip
     assert all("model/model.safetensors: content changed (SHA-256 differs)" in line for line in scores.damaged)
+
+
+def test_the_winner_is_whole_down_to_the_state_of_its_optimizer(folder: RunFolder) -> None:
+    (folder.checkpoint(12) / "state/rank-00000.safetensors").write_text("state of rank 0 at step 13")
+    scores = validation(folder, Scorer())
+    scores.update()
+    assert (len(scores.scored), scores.damaged) == (3, [])
+    assert [entry.step for entry in scores.exclude_damaged(scores.scored[::-1])] == [8, 4]
+    assert "step-00000012 is damaged and excluded: state/rank-00000.safetensors: content changed" in scores.damaged[0]
 
 
 def test_a_record_of_other_bytes_is_stale(folder: RunFolder) -> None:
