@@ -573,6 +573,10 @@ def replay(
     help="Exit with 1 if the winner is worse than this run's best, beyond chance.",
 )
 @click.option("--force", is_flag=True, help="Re-evaluate checkpoints that have scores already.")
+@click.option(
+    "--processes", type=click.IntRange(1), default=1, metavar="N", help="Processes that share the checkpoints."
+)
+@click.option("--follow", is_flag=True, help="Evaluate checkpoints as training writes them, until the runs end.")
 @COMMITS
 @PICKLE
 @RUNS
@@ -582,6 +586,8 @@ def evaluate(
     required: tuple[str, ...],
     reference: str | None,
     force: bool,
+    processes: int,
+    follow: bool,
     commits: tuple[str, ...],
     pickle: bool,
     runs: str | None,
@@ -596,7 +602,7 @@ def evaluate(
     from sft_dist.recipe.trust import Trust
 
     trust = Trust(frozenset(commits), pickle)
-    sys.exit(evaluate_runs(targets, runs_root(runs), required, force, as_json, trust, reference))
+    sys.exit(evaluate_runs(targets, runs_root(runs), required, force, as_json, trust, reference, processes, follow))
 
 
 @cli.command()

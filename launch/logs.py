@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 from launch.run_folders import all_run_folders
-from launch.run_state import is_running
 from launch.slurm.records import jobs_of, newest, output_of
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import irregular
 from sft_dist.recipe.text import printable
+from sft_dist.run.attempt import is_running
 from sft_dist.run.folder import AttemptFolder, RunFolder
 from sft_dist.run.varying import describe_settings, varying_between
 
