@@ -59,6 +59,7 @@ def compose(
     ranking: list[Scored],  # the winner first
     recipes: dict[RunFolder, Recipe],
     labels: list[str],  # of the winner
+    untrained: dict[str, Any],  # validation scores of the model that the winner began as
     final: dict[str, dict[str, Any]],  # split -> the winner's scores
     damaged: list[str],
 ) -> dict[str, Any]:
@@ -86,10 +87,20 @@ def compose(
         "differences": varying_settings(
             {folder.id: settings_in(recipe.model_dump()) for folder, recipe in recipes.items()}
         ),
+        "untrained": untrained,
+        "no_better_than_untrained": no_better_than_untrained(winner.scores, untrained, metric, direction),
         "no_better_than_guessing": no_better_than_guessing(winner.scores, labels),
         "damaged": damaged,
         "export": None,  # the folder, once the winner is exported
     }
+
+
+def no_better_than_untrained(scores: dict[str, Any], untrained: dict[str, Any], metric: str, direction: str) -> str:
+    """Returns what to say when the validation scores are not above those of the model before training, else ""."""
+    score, start = scores.get(metric), untrained.get(metric)
+    if start is None or score is None or (score > start if direction == "max" else score < start):
+        return ""
+    return f"{metric} is {score:.4f}: before training it is {start:.4f}"
 
 
 def no_better_than_guessing(scores: dict[str, Any], labels: list[str]) -> str:
@@ -126,9 +137,13 @@ def render(board: dict[str, Any]) -> str:
             format_interval(row["validation"].get(name), row.get("intervals", {}).get(name)) for name in names
         ]
         rows.append([str(position), row["run"], str(row["step"]), *cells])
+    if untrained := board.get("untrained"):
+        cells = [*("" for _ in varied), *(format_score(untrained.get(name)) for name in names)]
+        rows.append(["", "untrained", "0", *cells])
     notes = (
         undefined_everywhere(winner["validation"], metric),
         board.get("no_better_than_guessing"),
+        board.get("no_better_than_untrained"),
         board.get("selection_note"),
         not_distinguishable(board),
         *map(_seed_note, board.get("seeds", [])),

@@ -6,12 +6,16 @@ import csv
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from sft_dist.checkpoints.store import Checkpoint
 from sft_dist.data.prepare import prepare
 from sft_dist.data.splits import keep_splits
 from sft_dist.evaluation.evaluator import Evaluator
+from sft_dist.evaluation.leaderboard import Scored
 from sft_dist.evaluation.predictions import predictions_file, read_predictions
+from sft_dist.evaluation.sweep import score_untrained
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
@@ -81,6 +85,21 @@ def test_predictions_are_kept_with_rows_and_groups(run, tmp_path):
     pairs = {(names[row], int(group)) for row, group in zip(answers.rows, answers.groups, strict=True)}
     assert len(pairs) == len({name for name, _ in pairs}) == len({group for _, group in pairs}) > 1
     assert read_predictions(predictions_file(checkpoint, "validation"), "other weights") is None
+
+
+@pytest.mark.slow
+def test_the_untrained_model_has_none_of_a_checkpoint_s_weights(run):
+    recipe, checkpoint = run
+    weights = load_file(checkpoint.model / "model.safetensors")
+    save_file(
+        {name: torch.zeros_like(value) for name, value in weights.items()}, checkpoint.model / "model.safetensors"
+    )
+    evaluator = Evaluator()
+    winner = Scored(checkpoint.run_folder, 5, "", evaluator.score(recipe, checkpoint, "validation"))
+    untrained = score_untrained(evaluator, winner, recipe, force=False)
+    assert untrained["loss"] != winner.scores["loss"]
+    assert untrained == Evaluator().score_untrained(recipe, checkpoint.run_folder, "validation")
+    assert score_untrained(None, winner, recipe, force=False) == untrained  # recorded
 
 
 @pytest.mark.slow
