@@ -56,7 +56,7 @@ def scored(folder, step, num_wrong):
 
 
 def board_of(ranking, recipes, final=None):
-    return compose(ranking, recipes, ["neg", "pos"], final or {}, [])
+    return compose(ranking, recipes, ["neg", "pos"], {}, final or {}, [])
 
 
 @pytest.fixture(scope="module")
