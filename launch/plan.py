@@ -20,6 +20,7 @@ from launch.strategy import Launch, Shape, StrategyChoice, accelerate_launch, ch
 from sft_dist.recipe.arithmetic import Batch, Steps, batch_of, steps_of
 from sft_dist.recipe.errors import Problem, UserError, collected
 from sft_dist.recipe.machine import is_installed, needs_gpu
+from sft_dist.recipe.model_folder import length_warnings
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.strategies import Strategy
 from sft_dist.recipe.units import bytes_of
@@ -286,6 +287,7 @@ def _warnings(
         warnings.append(f"warm-up takes all {steps.total} steps: the full learning rate is never reached")
     if shape.on_gpu and shape.processes_per_node < machine.gpus and not machine.cluster:
         warnings.append(f"{machine.gpus - shape.processes_per_node} of {machine.gpus} GPUs stay idle")
+    warnings += length_warnings(recipe)
     idle = [f"resources.{key}" for key in ("time", "memory") if getattr(recipe.resources, key) is not None]
     if idle and not machine.cluster:
         warnings.append(f"{' and '.join(idle)} take effect on a cluster only")

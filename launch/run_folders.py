@@ -285,6 +285,17 @@ def _copy_source(source: Path) -> None:
     staging.rename(target)
 
 
+def copy_sealed_source(original: RunFolder, target: RunFolder) -> None:
+    """Gives a new folder beside a run the source of that run. A run without a copy of its source gives none."""
+    if not original.source.is_dir():
+        return
+    target.path.mkdir(mode=0o700)
+    if original.source.is_symlink():  # runs of one matrix share it
+        target.source.symlink_to(os.readlink(original.source))
+    else:
+        shutil.copytree(original.source, target.source, ignore=shutil.ignore_patterns("__pycache__"))
+
+
 def is_sealed_before_packages(source: Path) -> bool:
     """Whether a run's source is of 0.1 before its modules moved into packages: `sft_dist.run` has other names there."""
     return (source / "sft_dist").is_dir() and not (source / "sft_dist" / "run").is_dir()

@@ -17,10 +17,11 @@ from typing import TextIO
 from launch.local.processes import TOKEN, Guard, end_all, new_token
 from launch.local.progress import Progress
 from launch.plan import Plan
-from launch.run_state import RunState, is_running, state_of
+from launch.run_state import RunState, state_of
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import write_json
 from sft_dist.recipe.units import seconds_of
+from sft_dist.run.attempt import is_running
 from sft_dist.run.folder import AttemptFolder, RunFolder
 from sft_dist.run.hang_watcher import HangDetector, detect_hang
 from sft_dist.run.locks import acquire

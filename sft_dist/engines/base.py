@@ -33,7 +33,6 @@ class Setup:
     """The settings of an engine, before there is a model."""
 
     precision: str  # fp32 | bf16 | fp16 | fp8
-    trackers: tuple[str, ...]
     project_dir: str
     strategy: dict[str, object]  # the recipe's options of the strategy, such as offload_optimizer
 
@@ -91,7 +90,6 @@ def start_accelerator(setup: Setup, **options: Any) -> Accelerator:
     handlers = [InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT), *options.pop("kwargs_handlers", ())]
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
-        log_with=list(setup.trackers) or None,
         project_dir=setup.project_dir,
         kwargs_handlers=handlers,
         **{"mixed_precision": "no", **options},

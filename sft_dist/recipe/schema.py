@@ -13,6 +13,7 @@ from sft_dist.recipe.augment import Augment
 from sft_dist.recipe.optimizers import NamedOptimizerName
 from sft_dist.recipe.section import Section, listing, mapping, shorthand, switch
 from sft_dist.recipe.tasks import Task
+from sft_dist.recipe.tracking import check_tracking_uri
 from sft_dist.recipe.units import check_amount, check_memory, check_period, check_time
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -500,6 +501,32 @@ StrategySettings = Annotated[
 ]
 
 
+# ── trackers ────────────────────────────────────────────────────────────────────────────────────────────────────────
+class TensorBoardTracker(Section):
+    name: Literal["tensorboard"] = Field(description="Event files in the run folder.")
+
+
+class ProjectTracker(Section):
+    name: Literal["wandb", "trackio"] = Field(
+        description="wandb: Weights & Biases, offline where it cannot be reached; trackio: files beside the runs."
+    )
+    project: str | None = Field(None, description="Project of the tracker [default: the recipe's name].")
+
+
+class MlflowTracker(Section):
+    name: Literal["mlflow"] = Field(description="MLflow, in a database or on a server.")
+    project: str | None = Field(None, description="Experiment of MLflow [default: the recipe's name].")
+    uri: Annotated[str, AfterValidator(check_tracking_uri)] | None = Field(
+        None,
+        description="Database or server, such as `sqlite:///mlflow.db` beside the runs or `https://HOST` "
+        "[default: $MLFLOW_TRACKING_URI, else that database].",
+    )
+
+
+TrackerSettings = TensorBoardTracker | ProjectTracker | MlflowTracker
+Tracker = Annotated[Annotated[TrackerSettings, Field(discriminator="name")], shorthand("name")]
+
+
 # ── train ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 class EarlyStopping(Section):
     patience: Positive = Field(description="Stop after this many consecutive validations without a better score.")
@@ -574,8 +601,9 @@ class Train(Section):
     max_loss: Annotated[float, Field(gt=0)] | None = Field(None, description="Treat a loss above this like NaN.")
     early_stopping: EarlyStopping | None = Field(None, description="Stop when validation no longer improves.")
     log_every: Positive = Field(10, description="Optimizer steps between log lines.")
-    tracking: list[Literal["tensorboard"]] = Field(
-        default_factory=listing, description="Trackers to log to, besides metrics.jsonl: `[tensorboard]`."
+    tracking: list[Tracker] = Field(
+        default_factory=listing,
+        description="Trackers to log to, besides metrics.jsonl: names, or names and options, such as `[tensorboard, {name: wandb, project: demo}]`.",
     )
     deterministic: bool = Field(True, description="Use deterministic kernels, so that a resumed run is bit-identical.")
 
@@ -585,6 +613,8 @@ class Train(Section):
             raise ValueError("give `epochs` or `steps`, not both")
         if self.warmup is not None and self.schedule.name == "constant":
             raise ValueError("`warmup` has no effect with schedule: constant; use constant_with_warmup")
+        if len({tracker.name for tracker in self.tracking}) < len(self.tracking):
+            raise ValueError("`tracking` names a tracker twice")
         return self
 
 

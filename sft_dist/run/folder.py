@@ -14,7 +14,8 @@ runs/<recipe name>/<run id>/
   checkpoints/step-00000100/   published checkpoints; each has a manifest.json
   attempts/001/          one start of the run: start.json, outcome.json, exit.json, verdict.json, hang.json, launcher.log,
                          and for every rank rank-0.log, .error.json, .beat.json, .stack
-  evaluation/            scores, one file per checkpoint and split, and those of the untrained model
+  evaluation/            scores and predictions, one file of each per checkpoint and split, scores of the untrained model;
+                         test-looks.jsonl
   leaderboard.md .json   checkpoints by their scores
   export/                the best checkpoint as a Hugging Face folder
   cancelled              Slurm jobs that the user has cancelled
@@ -142,6 +143,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def trackers_file(self) -> Path:
+        """What names the run in its trackers, so that a resumed run goes on there."""
+        return self.path / "trackers.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -152,6 +158,11 @@ class RunFolder:
     @property
     def evaluation(self) -> Path:
         return self.path / "evaluation"
+
+    @property
+    def test_looks_file(self) -> Path:
+        """One JSON line for each time that a checkpoint is scored on test: step, checkpoint (its fingerprint), time."""
+        return self.evaluation / "test-looks.jsonl"
 
     @property
     def export(self) -> Path:

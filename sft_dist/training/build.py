@@ -30,6 +30,7 @@ from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
 from sft_dist.tasks.loading import largest_tokens, usable_positions
 from sft_dist.tasks.models import build_model, load_processor
+from sft_dist.trackers import hyperparameters, trackers_of
 from sft_dist.training.progress import Progress
 from sft_dist.training.rank_consistency import require_agreement
 from sft_dist.training.snapshot import restore
@@ -95,7 +96,8 @@ def build(
     schedule = build_schedule(engine.optimizer, recipe.train.schedule, steps.warmup, steps.total)
     if checkpoint:
         restore(checkpoint, engine, schedule)
-    accelerator.init_trackers("tracking")
+    accelerator.log_with = trackers_of(recipe, folder) if accelerator.is_main_process else []
+    accelerator.init_trackers("tracking", hyperparameters(recipe))
 
     metric, direction = selection_metric(recipe)
     return Training(

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.model_folder import convolution_targets
 from sft_dist.recipe.schema import AdapterTuning, Ia3Tuning, LoraTuning, PrefixTuning, PromptTuning, QloraTuning
 from sft_dist.recipe.tied_embeddings import tied_problem
 from sft_dist.tuning.model_options import without_flash
@@ -28,8 +29,9 @@ def add_adapter(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) 
     with without_compiler():
         from peft import get_peft_model
 
-    if lost := list(_lost_names(model, tuning)):
-        raise UserError(lost)
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if problems := [*_lost_names(model, tuning), *convolution_targets(tuning, model_type)]:
+        raise UserError(problems)
     try:
         wrapped = get_peft_model(model, _config(model, tuning, peft_task))
     except ValueError as error:

@@ -141,6 +141,18 @@ def test_a_mistake_found_while_training_is_the_users_and_keeps_its_words(place, 
     assert "Traceback" not in done.stderr
 
 
+def test_a_replay_has_the_same_curve_to_the_last_bit(place, trained):
+    """After the tests above, which expect one run."""
+    folder, _ = trained
+    done = command(place, "launch", "replay", folder.name, "--json")
+    difference = json.loads(done.stdout)
+    assert difference["identical_curve"], difference["curves"]
+    assert difference["curves"]["train"]["num_steps"] == len(losses(folder))
+    assert not any(section["differences"] or section["unrecorded"] for section in difference["sections"].values())
+    assert losses(folder.with_name(f"{folder.name}-2")) == losses(folder)
+    assert "the curve is reproduced" in done.stderr
+
+
 @pytest.mark.long
 def test_the_quickstart_learns_real_reviews(tmp_path):
     """The quickstart's recipe on a third of its rows: guessing gives 0.5, this small run at least 0.65 on test."""

@@ -9,7 +9,8 @@ import subprocess
 
 import pytest
 
-from launch.run_state import is_running, state_of
+from launch.run_state import state_of
+from sft_dist.run.attempt import is_running
 from sft_dist.run.folder import RunFolder
 from tests.launch.conftest import Workplace, wait_for
 
