@@ -39,8 +39,8 @@ class Piece:
 
 
 def write_pieces(pieces: Iterable[Piece], folder: Path, rank: int) -> Path:
-    """This rank's file in `folder`, which is made when missing, but not its parents. Nothing is copied for it: the values
-    are written as they lie in memory."""
+    """Writes this rank's file in `folder`, which is made when missing, but not its parents. Copies nothing: the values are
+    written from where they are in memory."""
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"rank-{rank:05d}.safetensors"
     save_file({piece.key: piece.values for piece in pieces}, path)
@@ -121,9 +121,9 @@ def names_of(model: nn.Module) -> dict[nn.Parameter, str]:
 def optimizer_pieces(
     optimizer: torch.optim.Optimizer, model: nn.Module, mine: Callable[[int], bool]
 ) -> Iterator[Piece]:
-    """State of the weights whose number in the model is `mine`, copied to the CPU.
+    """Yields the state of the weights whose number in the model is `mine`, copied to the CPU.
 
-    A slot that is no tensor says so in its name: `step:int`.
+    A value that is no tensor says so in its key: `step:int`.
     """
     for number, (parameter, name) in enumerate(names_of(model).items()):
         if mine(number):
@@ -160,7 +160,7 @@ def load_pieces(optimizer: torch.optim.Optimizer, model: nn.Module, saved: Saved
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-# Kind of a slot -> how it is read. Numbers stay numbers: some optimizers count with them.
+# Kind of a value -> how it is read. Numbers stay numbers: some optimizers count with them.
 _PLAIN: dict[str, Callable[[Tensor], Any]] = {
     "": lambda tensor: tensor,
     "int": lambda tensor: int(tensor.item()),

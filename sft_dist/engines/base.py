@@ -104,8 +104,8 @@ def start_accelerator(setup: Setup, **options: Any) -> Accelerator:
 
 
 def require_gpu(available: bool) -> None:
-    """Raises RuntimeError where a run that was planned for GPUs finds none: on one node without a driver it would train on the CPU, and the other nodes
-    would wait for it. Raises RuntimeError, which `sft_dist.run.causes` takes for a fault of the host."""
+    """Raises RuntimeError where a run that was planned for GPUs finds none: on one node without a driver it would train on
+    the CPU, and the other nodes would wait for it. `sft_dist.run.causes` takes that error for a fault of the host."""
     if not available:
         raise RuntimeError(
             f"the run was planned for GPUs, but torch {torch.__version__} finds none on {socket.gethostname()}: the driver "

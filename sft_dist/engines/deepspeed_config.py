@@ -20,7 +20,8 @@ def zero_stage(strategy: Mapping[str, object]) -> int:
 
 
 def deepspeed_config(strategy: Mapping[str, object], precision: str) -> dict[str, Any]:
-    """Returns the config for `strategy`, its name and options as in the recipe. The keys are those of https://www.deepspeed.ai/docs/config-json/."""
+    """Returns the config for `strategy`, its name and options as in the recipe. The keys are those of
+    https://www.deepspeed.ai/docs/config-json/."""
     stage = zero_stage(strategy)
     zero: dict[str, Any] = {
         "stage": stage,

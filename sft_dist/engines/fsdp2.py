@@ -143,8 +143,8 @@ class Fsdp2:
 
 
 def rows_of(rows: int, ranks: int, rank: int, width: int) -> tuple[int, int]:
-    """Returns elements [first, last) of a weight with `rows` rows of `width` elements that `rank` has: ceil(rows / ranks) rows each,
-    the last ranks fewer or none."""
+    """Returns elements [first, last) of a weight with `rows` rows of `width` elements that `rank` has: ceil(rows / ranks)
+    rows each, the last ranks fewer or none."""
     rows_per_rank = -(-rows // ranks)
     return min(rank * rows_per_rank, rows) * width, min((rank + 1) * rows_per_rank, rows) * width
 
@@ -194,7 +194,8 @@ def _is_tied(layer: nn.Module, model: nn.Module) -> bool:
 
 
 def _start_group(world_size: int, on_gpu: bool) -> None:
-    """Starts the process group, on a GPU with both backends: what is offloaded is reduced on the CPU. One process is a group, too."""
+    """Starts the process group, on a GPU with both backends: what is offloaded is reduced on the CPU. One process is a group,
+    too."""
     if dist.is_initialized():
         return
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"

@@ -97,7 +97,8 @@ class Zero:
         return nullcontext()
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Returns the autocast that DeepSpeed enters around the model itself. No cache with stage 3: it would hold every gathered weight."""
+        """Returns the autocast that DeepSpeed enters around the model itself. No cache with stage 3: it would hold every
+        gathered weight."""
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         enabled = self.precision in AUTOCAST
         return torch.autocast(self.accelerator.device.type, dtype, enabled=enabled, cache_enabled=self.stage < 3)

@@ -186,8 +186,9 @@ def _check_token_ids(
 
 
 def _resume_point(folder: RunFolder, accelerator: Accelerator) -> ckpt.Checkpoint | None:
-    """Returns the newest checkpoint that verifies, the same on every rank. Damaged newer ones are set aside and named. Raises UserError
-    for a newer one of another run: it is whole, and to train past it would lose what one of the two runs has learned."""
+    """Returns the newest checkpoint that verifies, the same on every rank. Damaged newer ones are set aside and named. Raises
+    UserError for a newer one of another run: it is whole, and to train past it would lose what one of the two runs has
+    learned."""
     step: list[int | None] = [None]
     if accelerator.is_main_process:
         for name in ckpt.clear_unfinished(folder):

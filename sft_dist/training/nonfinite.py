@@ -28,8 +28,8 @@ MAX_ROWS_NAMED = 32  # rows
 
 
 def describe_bad_loss(t: Training, step: int, loss: float, loss_sums: list[Tensor]) -> str:
-    """Returns what is wrong with the loss of a step; empty when it is sound. `loss_sums`: (parts,) of the loss of each of this rank's
-    micro-batches. Every rank must call it."""
+    """Returns what is wrong with the loss of a step; empty when it is sound. `loss_sums`: (parts,) of the loss of each of
+    this rank's micro-batches. Every rank must call it."""
     problem = _bad_loss(t, loss)
     return f"the loss of step {step} is {problem}; {_worst_loss(t, step, loss_sums)}" if problem else ""
 
@@ -147,8 +147,8 @@ def check_predictions(t: Training, predictions: list[Any]) -> None:
 
 
 def check_weights(t: Training, weights: dict[str, Tensor] | None) -> None:
-    """Raises TrainingError on every rank for NaN or infinite weights, before a save: the loss is known before the weights change, and a finite loss does not make the running statistics of
-    batch norms finite. Raises TrainingError on every rank.
+    """Raises TrainingError on every rank for NaN or infinite weights, before a save: the loss is known before the weights
+    change, and a finite loss does not make the running statistics of batch norms finite.
 
     A sum shows any NaN or infinity, and takes a twentieth of the time of `isfinite`.
     """

@@ -33,8 +33,8 @@ LIBRARIES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "datas
 
 
 def require_agreement(recipe: Recipe, data: Prepared, examples: Mapping[str, Examples], model: nn.Module) -> None:
-    """Every rank must call it: rows are compared by what all of them hold, examples by NUM_COMPARED of them. Raises UserError
-    on all ranks, naming what differs and where."""
+    """Raises UserError on all ranks, naming what differs and where. Compares the contents of all rows, and NUM_COMPARED of the
+    examples. Every rank must call it."""
     facts = {
         "recipe": digest([recipe.model_dump_json().encode()]),
         "code": code_digest(package=Path(sft_dist.__file__).parent)[:12],

@@ -72,7 +72,8 @@ def weight_groups(model: nn.Module, train: Train) -> list[dict[str, Any]]:
 
 
 def is_decayed(name: str, parameter: nn.Parameter, owner: nn.Module) -> bool:
-    """Whether a weight is decayed. Most norms and biases are vectors; a few models have them with more dimensions, which their names reveal."""
+    """Whether a weight is decayed. Most norms and biases are vectors; a few models have them with more dimensions, which
+    their names reveal."""
     is_norm = "norm" in type(owner).__name__.lower()
     is_bias = name.rpartition(".")[2].endswith("bias")
     # Vectors that PEFT stores with more dimensions: IA3's as (1, features), DoRA's of convolutions as (1, channels, 1, 1).
@@ -116,7 +117,8 @@ def _named(optimizer: NamedOptimizer, lr: float) -> tuple[Callable[..., torch.op
 
 
 def _keep_embeddings_exact(model: nn.Module) -> None:
-    """Keeps the state of embeddings in 32 bits, as bitsandbytes advises and Trainer does: 8 bits are too coarse for their rare gradients."""
+    """Keeps the state of embeddings in 32 bits, as bitsandbytes advises and Trainer does: 8 bits are too coarse for their
+    rare gradients."""
     from bitsandbytes.optim import GlobalOptimManager
 
     for module in model.modules():
@@ -125,7 +127,8 @@ def _keep_embeddings_exact(model: nn.Module) -> None:
 
 
 def before_training(optimizer: torch.optim.Optimizer) -> None:
-    """Puts the training weights of a schedule-free optimizer in place, which evaluates and saves others: call this before a step's first forward.
+    """Puts the training weights of a schedule-free optimizer in place, which evaluates and saves others: call this before a
+    step's first forward.
 
     Does nothing for all others, nor when it has been called already.
     """

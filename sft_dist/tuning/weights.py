@@ -19,8 +19,8 @@ _PROMPT = "prompt_encoder.default.embedding.weight"
 
 
 def saved_names(model: nn.Module) -> set[str] | None:
-    """Returns the names in `model.state_dict()` that `save_weights` needs; None: all. Not while the model trains: sharded models gather
-    and release weights when they are asked for their state."""
+    """Returns the names in `model.state_dict()` that `save_weights` needs; None: all. Not while the model trains: sharded
+    models gather and release weights when they are asked for their state."""
     return set(_adapter_names(model, model.state_dict()).values()) if is_adapter(model) else None
 
 
@@ -72,8 +72,8 @@ def _apart(model: nn.Module) -> Any:
 
 
 def _model_names(model: Any, state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Returns name in a file of transformers -> name in `model.state_dict()`, which is `state`. Transformers writes many models (ViT,
-    DETR, SegFormer) under the names they had in its earlier versions, so that other tools know them."""
+    """Returns name in a file of transformers -> name in `model.state_dict()`, which is `state`. Transformers writes many
+    models (ViT, DETR, SegFormer) under the names they had in its earlier versions, so that other tools know them."""
     from transformers.core_model_loading import revert_weight_conversion
 
     own = {id(value): name for name, value in state.items()}
