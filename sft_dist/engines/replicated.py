@@ -74,7 +74,7 @@ class Replicated:
         return copy_tensors(self.raw_model, names, lambda value: value.detach().to("cpu", copy=True))
 
     def pieces(self) -> Iterator[Piece]:
-        """Every rank has everything, so each writes the weights whose turn it is."""
+        """Yields the state of every n-th weight: every rank has everything, so they take turns."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         yield from optimizer_pieces(self.optimizer, self.raw_model, lambda number: number % world == rank)
         if self.scaler.is_enabled() and rank == 0:

@@ -41,7 +41,7 @@ class ValidationScores:
 
     @property
     def scored(self) -> list[Scored]:
-        """In the order of runs and steps, whoever scored them."""
+        """Returns records in the order of runs and steps, whichever process scored them."""
         return [result for result in self._present_results() if isinstance(result, Scored)]
 
     def exclude_damaged(self, ranking: list[Scored]) -> list[Scored]:
