@@ -65,7 +65,7 @@ PICKLE = click.option("--allow-pickle", "pickle", is_flag=True, help="Allow weig
 OTHER_VERBS = {
     "train": "run", "fit": "run", "start": "run", "launch": "run", "evaluate": "eval", "test": "eval", "validate": "check",
     "sbatch": "submit", "scancel": "cancel", "squeue": "status", "list": "status", "ls": "status", "ps": "status",
-    "continue": "resume", "tail": "logs", "generate": "predict", "infer": "predict", "help": "--help",
+    "continue": "resume", "tail": "logs", "generate": "predict", "infer": "predict", "compare": "diff", "reproduce": "replay", "help": "--help",
 }  # fmt: skip
 PROCESSES = click.option("--processes", type=click.IntRange(1), metavar="N", help="Processes on this machine.")
 
@@ -166,6 +166,8 @@ def init(task: str, output: Path | None) -> None:
 @cli.command()
 def schema() -> None:
     """Print the recipe's JSON Schema, for editors.
+
+    With `# yaml-language-server: $schema=recipe.schema.json` as the first line of a recipe they complete and check it.
 
     Example: sft-dist schema > recipe.schema.json
     """
@@ -433,9 +435,12 @@ def resume(
 @_targets("[RECIPE_OR_FOLDER]...", required=False)
 @click.option("-w", "--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @click.option("--every", type=click.IntRange(5), default=30, metavar="SECONDS", help="Seconds between refreshes.")
+@click.option("--state", "states", multiple=True, metavar="STATE", help="Show only runs in this state (repeatable).")
 @RUNS
 @AS_JSON
-def status(targets: tuple[str, ...], watch: bool, every: int, runs: str | None, as_json: bool) -> None:
+def status(
+    targets: tuple[str, ...], watch: bool, every: int, states: tuple[str, ...], runs: str | None, as_json: bool
+) -> None:
     """Show the state of runs; of all runs without arguments.
 
     Slurm is queried only about submitted runs: one squeue, and one sacct when a job has left the queue.
@@ -444,7 +449,7 @@ def status(targets: tuple[str, ...], watch: bool, every: int, runs: str | None, 
     """
     from launch.status import show_status
 
-    show_status(targets, runs, every if watch else None, as_json)
+    show_status(targets, runs, every if watch else None, as_json, states)
 
 
 @cli.command()
@@ -512,6 +517,46 @@ def stop(run: str, wait: float, runs: str | None) -> None:
     sys.exit(1 if end.state == "running" else 0)
 
 
+@cli.command()
+@click.argument("a", metavar="A", shell_complete=_completer("complete_runs"))
+@click.argument("b", metavar="B", shell_complete=_completer("complete_runs"))
+@RUNS
+@AS_JSON
+def diff(a: str, b: str, runs: str | None, as_json: bool) -> None:
+    """Show what differs between two runs: recipe, code, data, environment, hardware, and where their curves part.
+
+    Example: sft-dist diff 0a1b 4c5d
+    """
+    from launch.diff import show_difference
+    from launch.run_folders import find_run, runs_root
+
+    root = runs_root(runs)
+    click.echo(show_difference(find_run(a, root), find_run(b, root), as_json))
+
+
+@cli.command()
+@RUN
+@PROCESSES
+@COMMITS
+@PICKLE
+@RUNS
+@AS_JSON
+def replay(
+    run: str, processes: int | None, commits: tuple[str, ...], pickle: bool, runs: str | None, as_json: bool
+) -> None:
+    """Train a RUN again, with its recipe, seed and source, in a new folder beside it, and compare the curves.
+
+    Exit code 0: every loss is the same number; 1: the curve differs, and it is said where and what else differs.
+
+    Example: sft-dist replay 0a1b
+    """
+    from launch.replay import replay_run
+    from launch.run_folders import find_run, runs_root
+    from sft_dist.recipe.trust import Trust
+
+    sys.exit(replay_run(find_run(run, runs_root(runs)), processes, as_json, Trust(frozenset(commits), pickle)))
+
+
 @cli.command("eval")
 @_targets("RECIPE_OR_FOLDER... [KEY=VALUE]...")
 @click.option(
@@ -521,7 +566,17 @@ def stop(run: str, wait: float, runs: str | None) -> None:
     metavar="SCORE=NUMBER",
     help="Exit with 1 if the winner's test score is worse.",
 )
+@click.option(
+    "--no-worse-than",
+    "reference",
+    metavar="RUN",
+    help="Exit with 1 if the winner is worse than this run's best, beyond chance.",
+)
 @click.option("--force", is_flag=True, help="Re-evaluate checkpoints that have scores already.")
+@click.option(
+    "--processes", type=click.IntRange(1), default=1, metavar="N", help="Processes that share the checkpoints."
+)
+@click.option("--follow", is_flag=True, help="Evaluate checkpoints as training writes them, until the runs end.")
 @COMMITS
 @PICKLE
 @RUNS
@@ -529,7 +584,10 @@ def stop(run: str, wait: float, runs: str | None) -> None:
 def evaluate(
     targets: tuple[str, ...],
     required: tuple[str, ...],
+    reference: str | None,
     force: bool,
+    processes: int,
+    follow: bool,
     commits: tuple[str, ...],
     pickle: bool,
     runs: str | None,
@@ -543,7 +601,8 @@ def evaluate(
     from launch.run_folders import runs_root
     from sft_dist.recipe.trust import Trust
 
-    sys.exit(evaluate_runs(targets, runs_root(runs), required, force, as_json, Trust(frozenset(commits), pickle)))
+    trust = Trust(frozenset(commits), pickle)
+    sys.exit(evaluate_runs(targets, runs_root(runs), required, force, as_json, trust, reference, processes, follow))
 
 
 @cli.command()
