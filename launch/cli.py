@@ -635,7 +635,7 @@ def report(targets: tuple[str, ...], output: Path | None, runs: str | None) -> N
 def board(targets: tuple[str, ...], port: int, runs: str | None) -> None:
     """Show the report of all runs in a browser on this machine, kept up to date, until Ctrl-C.
 
-    Prints the address, which has a token: whoever knows it, on this machine, can read the page. From another
+    Prints the address, which has a token: a program on this machine that knows it can read the page. From another
     machine: ssh -L N:127.0.0.1:N HOST, with the same --port N.
 
     Example: sft-dist board --port 8600
