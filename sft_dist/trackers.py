@@ -86,6 +86,8 @@ class _OfflineFallback(WandBTracker):
     def start(self) -> None:
         try:
             super().start()
+            if self.run.url:
+                log.info("W&B: %s", self.run.url)
         except Exception as error:
             folder = f"{self.init_kwargs['dir']}/wandb"
             log.warning(
@@ -130,9 +132,8 @@ def _wandb(settings: Any, recipe: Recipe, folder: RunFolder) -> GeneralTracker:
         name=run_name(folder),
         resume="allow",
         dir=str(folder.path),
-        settings=wandb.Settings(
-            console="off", disable_git=True, save_code=False
-        ),  # logs and source are in the run folder
+        # Logs and source are in the run folder already.
+        settings=wandb.Settings(console="off", quiet=True, disable_git=True, save_code=False),
     )
 
 
