@@ -167,6 +167,8 @@ def init(task: str, output: Path | None) -> None:
 def schema() -> None:
     """Print the recipe's JSON Schema, for editors.
 
+    With `# yaml-language-server: $schema=recipe.schema.json` as the first line of a recipe they complete and check it.
+
     Example: sft-dist schema > recipe.schema.json
     """
     from launch.starters import json_schema
@@ -433,9 +435,12 @@ def resume(
 @_targets("[RECIPE_OR_FOLDER]...", required=False)
 @click.option("-w", "--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @click.option("--every", type=click.IntRange(5), default=30, metavar="SECONDS", help="Seconds between refreshes.")
+@click.option("--state", "states", multiple=True, metavar="STATE", help="Show only runs in this state (repeatable).")
 @RUNS
 @AS_JSON
-def status(targets: tuple[str, ...], watch: bool, every: int, runs: str | None, as_json: bool) -> None:
+def status(
+    targets: tuple[str, ...], watch: bool, every: int, states: tuple[str, ...], runs: str | None, as_json: bool
+) -> None:
     """Show the state of runs; of all runs without arguments.
 
     Slurm is queried only about submitted runs: one squeue, and one sacct when a job has left the queue.
@@ -444,7 +449,7 @@ def status(targets: tuple[str, ...], watch: bool, every: int, runs: str | None, 
     """
     from launch.status import show_status
 
-    show_status(targets, runs, every if watch else None, as_json)
+    show_status(targets, runs, every if watch else None, as_json, states)
 
 
 @cli.command()
@@ -561,7 +566,17 @@ def replay(
     metavar="SCORE=NUMBER",
     help="Exit with 1 if the winner's test score is worse.",
 )
+@click.option(
+    "--no-worse-than",
+    "reference",
+    metavar="RUN",
+    help="Exit with 1 if the winner is worse than this run's best, beyond chance.",
+)
 @click.option("--force", is_flag=True, help="Re-evaluate checkpoints that have scores already.")
+@click.option(
+    "--processes", type=click.IntRange(1), default=1, metavar="N", help="Processes that share the checkpoints."
+)
+@click.option("--follow", is_flag=True, help="Evaluate checkpoints as training writes them, until the runs end.")
 @COMMITS
 @PICKLE
 @RUNS
@@ -569,7 +584,10 @@ def replay(
 def evaluate(
     targets: tuple[str, ...],
     required: tuple[str, ...],
+    reference: str | None,
     force: bool,
+    processes: int,
+    follow: bool,
     commits: tuple[str, ...],
     pickle: bool,
     runs: str | None,
@@ -583,7 +601,8 @@ def evaluate(
     from launch.run_folders import runs_root
     from sft_dist.recipe.trust import Trust
 
-    sys.exit(evaluate_runs(targets, runs_root(runs), required, force, as_json, Trust(frozenset(commits), pickle)))
+    trust = Trust(frozenset(commits), pickle)
+    sys.exit(evaluate_runs(targets, runs_root(runs), required, force, as_json, trust, reference, processes, follow))
 
 
 @cli.command()
@@ -607,6 +626,25 @@ def report(targets: tuple[str, ...], output: Path | None, runs: str | None) -> N
     from launch.report.write import write_report
 
     click.echo(write_report(targets, runs, output))
+
+
+@cli.command()
+@_targets("[RECIPE_OR_FOLDER]...", required=False)
+@click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="Port.", show_default="a free one")
+@RUNS
+def board(targets: tuple[str, ...], port: int, runs: str | None) -> None:
+    """Show the report of all runs in a browser on this machine, kept up to date, until Ctrl-C.
+
+    Prints the address, which has a token: whoever knows it, on this machine, can read the page. From another
+    machine: ssh -L N:127.0.0.1:N HOST, with the same --port N.
+
+    Example: sft-dist board --port 8600
+    """
+    from launch.report.board import open_board, serve
+
+    server = open_board(targets, runs, port)
+    click.echo(server.url)
+    serve(server)
 
 
 @cli.command()

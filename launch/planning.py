@@ -21,6 +21,7 @@ from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import read_json
 from sft_dist.recipe.load import read
 from sft_dist.recipe.machine import missing_packages
+from sft_dist.recipe.model_folder import unusable_targets
 from sft_dist.recipe.references import check_references
 from sft_dist.recipe.schema import Recipe, Train
 from sft_dist.recipe.source import Source
@@ -158,7 +159,7 @@ def require_references(runs: Sequence[Run], source: Source) -> None:
     for run in runs:
         distinct.setdefault((id(run.recipe.model), id(run.recipe.data)), run)
     _raise_located(list(distinct.values()), source, check_references)
-    _raise_located(runs, source, unmergeable_targets)
+    _raise_located(runs, source, lambda recipe: [*unmergeable_targets(recipe), *unusable_targets(recipe)])
 
 
 def _count_once(run: Run, counts: dict[tuple[int, int], RowCounts]) -> RowCounts:

@@ -46,7 +46,7 @@ def describe_plans(plans: Sequence[tuple[Plan, str]]) -> str:
     head = f"{first.name}: {len(plans):,} runs in {first.folder.parent}\n\n"
     warnings = list(dict.fromkeys(warning for plan, _ in plans for warning in plan.warnings))
     notes = "".join(f"\nwarning: {warning}" for warning in warnings)
-    return f"{head}{text}\n{notes}\n\nThe first of them:\n\n{describe_plan(*plans[0], warnings=False)}"
+    return f"{head}{text}\n{notes}\n\nThe first run:\n\n{describe_plan(*plans[0], warnings=False)}"
 
 
 def describe_plan(plan: Plan, state: str, warnings: bool = True) -> str:
@@ -127,7 +127,7 @@ def _steps(plan: Plan) -> list[str]:
 def _examples(plan: Plan) -> str:
     if not plan.rows.splits:
         return "not counted"
-    streamed = ["a stream to train on"] if plan.rows.train is None else []
+    streamed = ["a training stream"] if plan.rows.train is None else []
     text = ", ".join([*streamed, *(f"{count:,} {split}" for split, count in plan.rows.splits.items())])
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in plan.rows.dropped.items() if count)
     labels = f"; {len(plan.rows.labels)} labels" if plan.rows.labels else ""

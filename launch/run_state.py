@@ -15,18 +15,19 @@ from typing import Any
 from launch.run_folders import all_run_folders, find_runs, runs_root
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import irregular, read_json
+from sft_dist.run.attempt import is_running
 from sft_dist.run.folder import AttemptFolder, RunFolder
-from sft_dist.run.locks import is_locked
 from sft_dist.run.manifest import RECIPE, SCRIPTS, TRAINING, changed_files, source_digest
 from sft_dist.run.varying import varying_between
 
+# What a run can be in. With Slurm asked, also pending and ending.
+STATES = ("sealed", "pending", "running", "ending", "finished", "stopped", "failed", "killed", "unreadable")
 TAIL_BYTES = 64 * 1024  # of metrics.jsonl; the newest train and validation lines are in it
 
 
 @dataclass(frozen=True)
 class RunState:
-    """The state of one run. `state`: sealed, running, finished, stopped, failed, killed or unreadable; with Slurm asked, also pending
-    and ending."""
+    """The state of one run; `state` is one of STATES."""
 
     name: str
     id: str
@@ -109,13 +110,6 @@ def _outcome(folder: RunFolder, attempts: list[AttemptFolder]) -> tuple[str, str
 
     end = classify_attempt(folder, attempts[-1])
     return end.state, end.line, end.user_error
-
-
-def is_running(folder: RunFolder) -> bool:
-    """Whether a trainer holds the run's lock, or a process of the last attempt still has its output open (it is starting)."""
-    attempts = folder.all_attempts()
-    files = [folder.lock_file, *([attempts[-1].launcher_log] if attempts else [])]
-    return any(is_locked(file) for file in files)
 
 
 def _newest_scores(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -28,6 +28,7 @@ class Progress:
         self._losses: list[float | None] = []
         self._started = time.monotonic()
         self._printed = time.monotonic()
+        self._train_printed = time.monotonic()
 
     def update(self) -> None:
         """Prints new entries."""
@@ -36,8 +37,10 @@ class Progress:
             if kind == "train":
                 self._text, self._entry = train_line(entry), entry
                 self._losses.append(entry.get("loss"))
-                if not self._live and (time.monotonic() - self._printed >= PLAIN_EVERY_S or _is_last(entry)):
+                # Validations may come more often, and must not keep the loss from being seen.
+                if not self._live and (time.monotonic() - self._train_printed >= PLAIN_EVERY_S or _is_last(entry)):
                     self._print(self._text)
+                    self._train_printed = time.monotonic()
             elif kind == "validation":
                 self._print(validation_line(entry))
             elif kind == "checkpoint":

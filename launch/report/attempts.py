@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from launch.report.curves import Line, first_steps, is_repeated
-from launch.run_state import is_running
 from sft_dist.recipe.files import read_json
+from sft_dist.run.attempt import is_running
 from sft_dist.run.causes import classify_attempt, read_facts
 from sft_dist.run.folder import AttemptFolder, RunFolder
 

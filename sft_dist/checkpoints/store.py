@@ -27,6 +27,8 @@ from sft_dist.run.folder import RunFolder
 
 MANIFEST = "manifest.json"
 FORMAT = 2
+EVERY_FILE = ("",)  # prefixes of names
+FILES_OF_EVALUATION = ("model/", "trainer.json")
 _WRITING = ".writing-"
 _DELETING = f"{_WRITING}deleted-"
 
@@ -130,20 +132,21 @@ def present(folder: RunFolder) -> list[Checkpoint]:
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
 
-def verify(checkpoint: Checkpoint) -> list[str]:
-    """What is wrong with a checkpoint, file by file; empty when every byte is as it was written.
+def verify(checkpoint: Checkpoint, hashed: tuple[str, ...] = EVERY_FILE) -> list[str]:
+    """What is wrong with a checkpoint, file by file; empty when every byte is as it was written. Files without a prefix in
+    `hashed` are compared by their sizes alone: an evaluation need not read the optimizer's state.
 
     Raises FileNotFoundError when it is gone by now: training deletes old checkpoints while others look at them.
     """
-    problems = _problems(checkpoint)
+    problems = _problems(checkpoint, hashed)
     if problems and not checkpoint.path.is_dir():
         raise FileNotFoundError(str(checkpoint.path))
     return problems
 
 
-def _problems(checkpoint: Checkpoint) -> list[str]:
+def _problems(checkpoint: Checkpoint, hashed: tuple[str, ...]) -> list[str]:
     if not (checkpoint.path / MANIFEST).is_file():
-        return [f"{MANIFEST}: missing, so the checkpoint is half-written"]
+        return [f"{MANIFEST}: missing, so the checkpoint is incomplete"]
     manifest = read_json(checkpoint.path / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         return [f"{MANIFEST}: not readable"]
@@ -154,29 +157,30 @@ def _problems(checkpoint: Checkpoint) -> list[str]:
     if manifest != sealed(manifest):
         return [f"{MANIFEST}: content changed (SHA-256 differs)"]
     if other := other_run(checkpoint):
-        return [f"{MANIFEST}: belongs to another run ({other}), whose recipe is another"]
+        return [f"{MANIFEST}: belongs to another run ({other}) with a different recipe"]
     problems = []
     for name, expected in manifest["files"].items():
-        if problem := _problem(checkpoint.path, checkpoint.path / name, expected["bytes"], expected["sha256"]):
+        sha256 = expected["sha256"] if name.startswith(hashed) else None
+        if problem := _problem(checkpoint.path, checkpoint.path / name, expected["bytes"], sha256):
             problems.append(f"{name}: {problem}")
     listed = {*manifest["files"], MANIFEST}
     problems += [
-        f"{path.relative_to(checkpoint.path)}: was added"
+        f"{path.relative_to(checkpoint.path)}: not in the manifest"
         for path in _files(checkpoint.path)
         if str(path.relative_to(checkpoint.path)) not in listed
     ]
     return problems
 
 
-def _problem(folder: Path, path: Path, size: int, sha256: str) -> str:
+def _problem(folder: Path, path: Path, size: int, sha256: str | None) -> str:
     try:
         if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
             return "a link"
         if not path.is_file():
             return "missing"
         if path.stat().st_size != size:
-            return f"{path.stat().st_size} bytes, {size} were written"
-        return "" if _sha256(path) == sha256 else "content changed (SHA-256 differs)"
+            return f"{path.stat().st_size} bytes, but {size} were written"
+        return "" if sha256 is None or _sha256(path) == sha256 else "content changed (SHA-256 differs)"
     except OSError as error:  # a bad disk
         return f"cannot be read ({error.strerror})"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from sft_dist.data.rows import Examples
 from sft_dist.data.splits import check_splits
 from sft_dist.engines.precision import autocast
 from sft_dist.evaluation.inference import assemble, forward, length_sorted_batches, scores_of
+from sft_dist.evaluation.kept_batches import KeptBatches
 from sft_dist.evaluation.predictions import keep_predictions
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
@@ -28,6 +29,7 @@ from sft_dist.tuning import load_weights
 class _Loaded:
     data_key: str
     data: Prepared
+    collate: KeptBatches = field(default_factory=KeptBatches)
     model_key: str = ""
     model: nn.Module | None = None
 
@@ -35,8 +37,8 @@ class _Loaded:
 class Evaluator:
     """Reads data again only when the data settings change, and the base only when model or tuning do."""
 
-    def __init__(self) -> None:
-        self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    def __init__(self, device_number: int = 0) -> None:
+        self.device = _device(device_number)
         self._loaded: _Loaded | None = None
 
     def score(self, recipe: Recipe, checkpoint: Checkpoint, split: str) -> dict[str, Any]:
@@ -74,6 +76,7 @@ class Evaluator:
             batches,
             self.device,
             autocast(self.device, recipe.train.precision),
+            collate=loaded.collate,
         )
         predictions, totals = assemble(parts, len(examples))
         if checkpoint:
@@ -98,6 +101,13 @@ class Evaluator:
             loaded.model = build_model(recipe, loaded.data.task, loaded.data.processor).to(self.device)
             loaded.model_key = key
         return loaded.model
+
+
+def _device(number: int) -> torch.device:
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None:
+        return torch.device("cpu")
+    return torch.device(accelerator.type, number % torch.accelerator.device_count())
 
 
 def _examples(data: Prepared, split: str) -> Examples:

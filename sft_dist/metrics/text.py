@@ -38,6 +38,14 @@ def entity_scores(
     return scores
 
 
+def entity_counts(target: Sequence[str], prediction: Sequence[str]) -> tuple[int, int, int]:
+    """Returns right, true and predicted entities of one example, from which `entity_scores` micro-averages."""
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    true, predicted = set(get_entities(list(target))), set(get_entities(list(prediction)))
+    return len(true & predicted), len(true), len(predicted)
+
+
 def entities_of(words: Sequence[str], tags: Sequence[str]) -> list[dict[str, Any]]:
     """Returns the entities that the tags mark: type, text, and word indices (`end` is exclusive)."""
     from seqeval.metrics.sequence_labeling import get_entities

@@ -29,9 +29,8 @@ from sft_dist.data.chat.turns import TOOLS
 from sft_dist.data.clean import clean_text
 from sft_dist.data.packing import best_fit_decreasing, leak, positions
 from sft_dist.data.rows import ROW, Examples, Rows
-from sft_dist.losses.classification import CrossEntropy
 from sft_dist.losses.targets import IGNORED
-from sft_dist.losses.tokens import CHUNK, TokenLoss, padded
+from sft_dist.losses.tokens import CHUNK, TokenLoss, cross_entropy_of_tokens, padded
 from sft_dist.metrics.text import answer_scores
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root, write_text
@@ -289,8 +288,7 @@ class InstructionTuning(BaseTask):
         }
 
     def build_loss(self, train: Examples) -> TokenLoss:
-        loss = self.recipe.train.loss
-        return TokenLoss(CrossEntropy(None, loss.label_smoothing if isinstance(loss, CrossEntropyLoss) else 0.0))
+        return cross_entropy_of_tokens(self.recipe.train.loss)
 
     def weights(self, loss: TokenLoss, examples: Examples) -> np.ndarray:
         return examples.numbers("weight")

@@ -88,7 +88,7 @@ def test_a_token_in_the_environment_lands_nowhere(trained):
 def test_running_again_trains_nothing(place, trained):
     folder, _ = trained
     before = (folder / "metrics.jsonl").read_bytes()
-    assert "finished already" in command(place, "launch", "run", "tiny.yaml").stderr
+    assert "already finished" in command(place, "launch", "run", "tiny.yaml").stderr
     assert (folder / "metrics.jsonl").read_bytes() == before
     assert [path.name for path in (folder / "attempts").iterdir()] == ["001"]
 

@@ -28,6 +28,8 @@ VERBS = (
     "diff",
     "replay",
     "eval",
+    "report",
+    "board",
     "export",
     "predict",
 )

@@ -32,14 +32,15 @@ ANSWER_METRICS: Metrics = {
 
 
 class InstructionTuningTask(TaskSettings):
-    type: Literal["instruction-tuning"] = Field(description="Answers in conversations (causal language models).")
+    type: Literal["instruction-tuning"] = Field(description="Answers to conversations (causal language models).")
     train_on: Literal["answers", "all"] = Field("answers", description="Tokens that count in the loss.")
     packing: bool = Field(
-        False, description="Fill sequences of data.max_length with several conversations, which do not see each other."
+        False,
+        description="Pack several conversations into each sequence of data.max_length; they do not attend to each other.",
     )
     system: str | None = Field(None, description="System message for conversations that have none.")
     chat_template: str | None = Field(
-        None, description="A file with a Jinja chat template. Default: the tokenizer's own."
+        None, description="A file with a Jinja chat template [default: the tokenizer's own]."
     )
     max_new_tokens: Positive = Field(256, description="Longest answer that is written, in tokens.")
     num_generated: Annotated[int, Field(ge=0, le=10**9)] = Field(
