@@ -131,9 +131,9 @@ def sweep(
     evaluate or runs cannot be compared."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints.store import Checkpoint
+    from sft_dist.evaluation.baseline import worse_than
     from sft_dist.evaluation.comparison import with_statistics
     from sft_dist.evaluation.evaluator import Evaluator
-    from sft_dist.evaluation.gate import worse_than
     from sft_dist.evaluation.sweep import ValidationScores, score_untrained, score_winner
     from sft_dist.logging_setup import quiet_libraries
 

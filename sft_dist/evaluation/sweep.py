@@ -17,7 +17,7 @@ from typing import Any
 from sft_dist.checkpoints import store as ckpt
 from sft_dist.evaluation.evaluator import Evaluator
 from sft_dist.evaluation.leaderboard import Scored, format_score
-from sft_dist.evaluation.looks import record_look
+from sft_dist.evaluation.reuse import record_evaluation
 from sft_dist.recipe.files import read_json, write_json
 from sft_dist.recipe.metrics import selection_metric
 from sft_dist.recipe.schema import Recipe
@@ -171,7 +171,7 @@ def score_winner(evaluator: Evaluator, winner: Scored, recipe: Recipe, split: st
     if not force and (record := _valid_record(record_file, winner.fingerprint)):
         return record["scores"]
     if split == "test":
-        record_look(winner.folder, winner.step, winner.fingerprint)
+        record_evaluation(winner.folder, winner.step, winner.fingerprint)
     scores = evaluator.score(recipe, checkpoint, split)
     write_json(record_file, {"step": winner.step, "split": split, "checkpoint": winner.fingerprint, "scores": scores})
     return scores
