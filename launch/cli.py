@@ -523,7 +523,17 @@ def stop(run: str, wait: float, runs: str | None) -> None:
 )
 @click.option("--force", is_flag=True, help="Re-evaluate checkpoints that have scores already.")
 @click.option(
-    "--processes", type=click.IntRange(1), default=1, metavar="N", help="Processes that share the checkpoints."
+    "--processes",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Processes that share the checkpoints; on a cluster, tasks of the array.",
+    show_default="1; 20 on a cluster",
+)
+@click.option(
+    "--cluster",
+    metavar="NAME",
+    shell_complete=_completer("complete_clusters"),
+    help="Send this to a Slurm cluster: an array that scores, and a job that chooses.",
 )
 @click.option("--follow", is_flag=True, help="Evaluate checkpoints as training writes them, until the runs end.")
 @COMMITS
@@ -534,7 +544,8 @@ def evaluate(
     targets: tuple[str, ...],
     required: tuple[str, ...],
     force: bool,
-    processes: int,
+    processes: int | None,
+    cluster: str | None,
     follow: bool,
     commits: tuple[str, ...],
     pickle: bool,
@@ -543,14 +554,21 @@ def evaluate(
 ) -> None:
     """Evaluate every checkpoint, select one on validation, test it once, export it.
 
+    Scores are kept: what was interrupted continues with the same command.
+
     Example: sft-dist eval my.yaml --require accuracy=0.75
     """
-    from launch.evaluate import evaluate_runs
+    from launch.evaluate import evaluate_runs, send_to_cluster
     from launch.run_folders import runs_root
     from sft_dist.recipe.trust import Trust
 
+    if cluster and cluster != "local" and (required or force or follow or as_json):
+        raise click.UsageError("--cluster takes none of --require, --force, --follow and --json")
     trust = Trust(frozenset(commits), pickle)
-    sys.exit(evaluate_runs(targets, runs_root(runs), required, force, as_json, trust, processes, follow))
+    if cluster and cluster != "local":
+        click.echo(send_to_cluster(targets, runs_root(runs), cluster, processes, trust))
+        return
+    sys.exit(evaluate_runs(targets, runs_root(runs), required, force, as_json, trust, processes or 1, follow))
 
 
 @cli.command()
