@@ -535,6 +535,10 @@ def stop(run: str, wait: float, runs: str | None) -> None:
     shell_complete=_completer("complete_clusters"),
     help="Send this to a Slurm cluster: an array that scores, and a job that chooses.",
 )
+@click.option(
+    "--model", metavar="MODEL", help="Evaluate this export, adapter, folder or hub id under the RECIPE instead."
+)
+@click.option("--data", metavar="SOURCE", help="With --model: the rows to score, instead of the validation split.")
 @click.option("--follow", is_flag=True, help="Evaluate checkpoints as training writes them, until the runs end.")
 @COMMITS
 @PICKLE
@@ -546,6 +550,8 @@ def evaluate(
     force: bool,
     processes: int | None,
     cluster: str | None,
+    model: str | None,
+    data: str | None,
     follow: bool,
     commits: tuple[str, ...],
     pickle: bool,
@@ -557,14 +563,19 @@ def evaluate(
     Scores are kept: what was interrupted continues with the same command.
 
     Example: sft-dist eval my.yaml --require accuracy=0.75
+    Example: sft-dist eval my.yaml --model my-export --data new.csv
     """
-    from launch.evaluate import evaluate_runs, send_to_cluster
+    from launch.evaluate import evaluate_model, evaluate_runs, send_to_cluster
     from launch.run_folders import runs_root
     from sft_dist.recipe.trust import Trust
 
     if cluster and cluster != "local" and (required or force or follow or as_json):
         raise click.UsageError("--cluster takes none of --require, --force, --follow and --json")
     trust = Trust(frozenset(commits), pickle)
+    if model or data:
+        if not model or required or force or follow or processes or cluster:
+            raise click.UsageError("--data needs --model MODEL, and both only a RECIPE, KEY=VALUE and --json")
+        sys.exit(evaluate_model(targets, model, data, as_json, trust))
     if cluster and cluster != "local":
         click.echo(send_to_cluster(targets, runs_root(runs), cluster, processes, trust))
         return

@@ -106,6 +106,12 @@ def run_sweep(
             helper.wait()
 
 
+def evaluate_model(targets: Sequence[str], model: str, data: str | None, as_json: bool, trust: Trust = NO_TRUST) -> int:
+    """Prints the scores of a model under a recipe; returns the exit code."""
+    options = ["--model", model, *(["--data", data] if data else []), *(["--json"] if as_json else [])]
+    return run_module("sft_dist.evaluate_model", [*options, *trust.arguments(), "--", *targets])
+
+
 def send_to_cluster(
     targets: Sequence[str], root: Path, name: str, processes: int | None = None, trust: Trust = NO_TRUST
 ) -> str:
