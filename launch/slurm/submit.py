@@ -56,7 +56,7 @@ def submit(
         check_installed()
     os.umask(0o077)
     parent = runs[0].plan.folder.parent
-    with _exclusive(parent):
+    with exclusive(parent):
         queue = read_queue()
         _recover_records(parent, queue)
         by_state = divide(runs, queue)
@@ -240,7 +240,7 @@ def _recover_records(parent: Path, queue: Queue) -> None:
 
 
 @contextmanager
-def _exclusive(parent: Path) -> Iterator[None]:
+def exclusive(parent: Path) -> Iterator[None]:
     """Holds a lock: two submissions of one recipe at the same moment would both find its runs missing."""
     folder = parent / ".submissions"
     for path in (parent, folder):
