@@ -22,7 +22,8 @@ ROWS, TURNS, GOAL = 20_000, 5, 0.8
 
 
 def main() -> int:
-    from sft_dist.data.prepare import BATCH, _encode, prepare
+    from sft_dist.data.map_rows import BATCH
+    from sft_dist.data.prepare import _encode, prepare
     from sft_dist.recipe.schema import Recipe
     from sft_dist.tasks import task_of
     from sft_dist.tasks.models import load_processor

@@ -65,7 +65,7 @@ PICKLE = click.option("--allow-pickle", "pickle", is_flag=True, help="Allow weig
 OTHER_VERBS = {
     "train": "run", "fit": "run", "start": "run", "launch": "run", "evaluate": "eval", "test": "eval", "validate": "check",
     "sbatch": "submit", "scancel": "cancel", "squeue": "status", "list": "status", "ls": "status", "ps": "status",
-    "continue": "resume", "tail": "logs", "generate": "predict", "infer": "predict", "help": "--help",
+    "continue": "resume", "tail": "logs", "generate": "predict", "infer": "predict", "compare": "diff", "reproduce": "replay", "help": "--help",
 }  # fmt: skip
 PROCESSES = click.option("--processes", type=click.IntRange(1), metavar="N", help="Processes on this machine.")
 
@@ -166,6 +166,8 @@ def init(task: str, output: Path | None) -> None:
 @cli.command()
 def schema() -> None:
     """Print the recipe's JSON Schema, for editors.
+
+    With `# yaml-language-server: $schema=recipe.schema.json` as the first line of a recipe they complete and check it.
 
     Example: sft-dist schema > recipe.schema.json
     """
@@ -433,9 +435,12 @@ def resume(
 @_targets("[RECIPE_OR_FOLDER]...", required=False)
 @click.option("-w", "--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @click.option("--every", type=click.IntRange(5), default=30, metavar="SECONDS", help="Seconds between refreshes.")
+@click.option("--state", "states", multiple=True, metavar="STATE", help="Show only runs in this state (repeatable).")
 @RUNS
 @AS_JSON
-def status(targets: tuple[str, ...], watch: bool, every: int, runs: str | None, as_json: bool) -> None:
+def status(
+    targets: tuple[str, ...], watch: bool, every: int, states: tuple[str, ...], runs: str | None, as_json: bool
+) -> None:
     """Show the state of runs; of all runs without arguments.
 
     Slurm is queried only about submitted runs: one squeue, and one sacct when a job has left the queue.
@@ -444,7 +449,7 @@ def status(targets: tuple[str, ...], watch: bool, every: int, runs: str | None, 
     """
     from launch.status import show_status
 
-    show_status(targets, runs, every if watch else None, as_json)
+    show_status(targets, runs, every if watch else None, as_json, states)
 
 
 @cli.command()
@@ -512,6 +517,46 @@ def stop(run: str, wait: float, runs: str | None) -> None:
     sys.exit(1 if end.state == "running" else 0)
 
 
+@cli.command()
+@click.argument("a", metavar="A", shell_complete=_completer("complete_runs"))
+@click.argument("b", metavar="B", shell_complete=_completer("complete_runs"))
+@RUNS
+@AS_JSON
+def diff(a: str, b: str, runs: str | None, as_json: bool) -> None:
+    """Show what differs between two runs: recipe, code, data, environment, hardware, and where their curves part.
+
+    Example: sft-dist diff 0a1b 4c5d
+    """
+    from launch.diff import show_difference
+    from launch.run_folders import find_run, runs_root
+
+    root = runs_root(runs)
+    click.echo(show_difference(find_run(a, root), find_run(b, root), as_json))
+
+
+@cli.command()
+@RUN
+@PROCESSES
+@COMMITS
+@PICKLE
+@RUNS
+@AS_JSON
+def replay(
+    run: str, processes: int | None, commits: tuple[str, ...], pickle: bool, runs: str | None, as_json: bool
+) -> None:
+    """Train a RUN again, with its recipe, seed and source, in a new folder beside it, and compare the curves.
+
+    Exit code 0: every loss is the same number; 1: the curve differs, and it is said where and what else differs.
+
+    Example: sft-dist replay 0a1b
+    """
+    from launch.replay import replay_run
+    from launch.run_folders import find_run, runs_root
+    from sft_dist.recipe.trust import Trust
+
+    sys.exit(replay_run(find_run(run, runs_root(runs)), processes, as_json, Trust(frozenset(commits), pickle)))
+
+
 @cli.command("eval")
 @_targets("RECIPE_OR_FOLDER... [KEY=VALUE]...")
 @click.option(
@@ -521,7 +566,17 @@ def stop(run: str, wait: float, runs: str | None) -> None:
     metavar="SCORE=NUMBER",
     help="Exit with 1 if the winner's test score is worse.",
 )
+@click.option(
+    "--no-worse-than",
+    "reference",
+    metavar="RUN",
+    help="Exit with 1 if the winner is worse than this run's best, beyond chance.",
+)
 @click.option("--force", is_flag=True, help="Re-evaluate checkpoints that have scores already.")
+@click.option(
+    "--processes", type=click.IntRange(1), default=1, metavar="N", help="Processes that share the checkpoints."
+)
+@click.option("--follow", is_flag=True, help="Evaluate checkpoints as training writes them, until the runs end.")
 @COMMITS
 @PICKLE
 @RUNS
@@ -529,7 +584,10 @@ def stop(run: str, wait: float, runs: str | None) -> None:
 def evaluate(
     targets: tuple[str, ...],
     required: tuple[str, ...],
+    reference: str | None,
     force: bool,
+    processes: int,
+    follow: bool,
     commits: tuple[str, ...],
     pickle: bool,
     runs: str | None,
@@ -543,7 +601,50 @@ def evaluate(
     from launch.run_folders import runs_root
     from sft_dist.recipe.trust import Trust
 
-    sys.exit(evaluate_runs(targets, runs_root(runs), required, force, as_json, Trust(frozenset(commits), pickle)))
+    trust = Trust(frozenset(commits), pickle)
+    sys.exit(evaluate_runs(targets, runs_root(runs), required, force, as_json, trust, reference, processes, follow))
+
+
+@cli.command()
+@_targets("[RECIPE_OR_FOLDER]...", required=False)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="File of the HTML page.",
+    show_default="report.html in the folder of the run or its recipe",
+)
+@RUNS
+def report(targets: tuple[str, ...], output: Path | None, runs: str | None) -> None:
+    """Write one HTML page about runs; about all runs without arguments.
+
+    The page needs no network: summary, curves, leaderboard, what varies, confusion, time and cost, data, recipe.
+
+    Example: sft-dist report my.yaml -o report.html
+    """
+    from launch.report.write import write_report
+
+    click.echo(write_report(targets, runs, output))
+
+
+@cli.command()
+@_targets("[RECIPE_OR_FOLDER]...", required=False)
+@click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="Port.", show_default="a free one")
+@RUNS
+def board(targets: tuple[str, ...], port: int, runs: str | None) -> None:
+    """Show the report of all runs in a browser on this machine, kept up to date, until Ctrl-C.
+
+    Prints the address, which has a token: a program on this machine that knows it can read the page. From another
+    machine: ssh -L N:127.0.0.1:N HOST, with the same --port N.
+
+    Example: sft-dist board --port 8600
+    """
+    from launch.report.board import open_board, serve
+
+    server = open_board(targets, runs, port)
+    click.echo(server.url)
+    serve(server)
 
 
 @cli.command()
@@ -589,13 +690,40 @@ def export(
 @click.argument("model", shell_complete=_completer("complete_runs"))
 @click.argument("files", nargs=-1, metavar="[FILE]...", shell_complete=_completer("complete_files"))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with all probabilities.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    shell_complete=_completer("complete_files"),
+    help="Write a csv, tsv, jsonl or text FILE.",
+)
+@click.option("--id", "id_column", metavar="COLUMN", help="Copy this COLUMN of the tables to the output.")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["txt", "csv", "tsv", "jsonl", "json", "parquet", "arrow"]),
+    help="Format of the FILEs.",
+    show_default="by suffix; of standard input by its first line",
+)
+@click.option("--skip-bad", is_flag=True, help="Omit rows that cannot be read, instead of ending with exit code 2.")
 @COMMITS
 @PICKLE
 @RUNS
 def predict(
-    model: str, files: tuple[str, ...], as_json: bool, commits: tuple[str, ...], pickle: bool, runs: str | None
+    model: str,
+    files: tuple[str, ...],
+    as_json: bool,
+    output: str | None,
+    id_column: str | None,
+    file_format: str | None,
+    skip_bad: bool,
+    commits: tuple[str, ...],
+    pickle: bool,
+    runs: str | None,
 ) -> None:
     """Print predictions for FILEs: texts, tables, images or audio; without any, for the texts of standard input.
+
+    One prediction for each line or row, in their order.
 
     MODEL is an exported folder, or a run by its folder, its id or its recipe.
 
@@ -605,6 +733,9 @@ def predict(
     from launch.subprocesses import run_module
     from sft_dist.recipe.trust import Trust
 
-    options = [*(["--json"] if as_json else []), *Trust(frozenset(commits), pickle).arguments()]
+    named = {"--output": output, "--id": id_column, "--format": file_format}
+    options = [word for name, value in named.items() if value is not None for word in (name, value)]
+    options += [*(["--json"] if as_json else []), *(["--skip-bad"] if skip_bad else [])]
+    options += Trust(frozenset(commits), pickle).arguments()
     folder = model if Path(model).is_dir() else find_run(model, runs_root(runs))
     sys.exit(run_module("sft_dist.predict", [*options, "--", folder, *files]))

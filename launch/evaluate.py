@@ -1,15 +1,16 @@
-"""`sft-dist eval`: starts the evaluation sweep over run folders, and compares the winner with `--require`."""
+"""`sft-dist eval`: starts the evaluation sweep over run folders; `--require` and `--no-worse-than` decide about the exit code."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.run_folders import find_runs, is_one_run
-from launch.subprocesses import run_module
+from launch.run_folders import find_run, find_runs, is_one_run
+from launch.subprocesses import run_module, start_module
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json
 from sft_dist.recipe.tasks import TASKS
@@ -27,28 +28,34 @@ def evaluate_runs(
     force: bool,
     as_json: bool,
     trust: Trust = NO_TRUST,
+    reference: str | None = None,
+    processes: int = 1,
+    follow: bool = False,
 ) -> int:
     """Evaluates every checkpoint of the targets and prints the leaderboard; returns the exit code. Raises UserError."""
     bounds = [parse_requirement(text) for text in required]
-    folders, leaderboard_in = find_folders(targets, root)
-    if code := run_sweep(folders, leaderboard_in, force, trust | trust_in_targets(targets)):
+    folders, leaderboard_in = find_folders(targets, root, follow)
+    trust |= trust_in_targets(targets)
+    compared = find_run(reference, root) if reference else None
+    if code := run_sweep(folders, leaderboard_in, force, trust, compared, processes, follow):
         return code
     leaderboard = read_leaderboard(leaderboard_in)
     print(json.dumps(leaderboard, indent=2, ensure_ascii=False) if as_json else _leaderboard_text(leaderboard_in))
-    lines = missed_requirements(leaderboard, bounds)
+    lines = [*missed_requirements(leaderboard, bounds), *leaderboard.get("worse_than_reference", [])]
     for line in lines:
         print(line, file=sys.stderr)
     return 1 if lines else 0
 
 
-def find_folders(targets: Sequence[str], root: Path) -> tuple[list[Path], Path]:
+def find_folders(targets: Sequence[str], root: Path, untrained: bool = False) -> tuple[list[Path], Path]:
     """Returns the runs to evaluate, and where their leaderboard goes: above a recipe's runs, or in a single run that was named.
 
-    Targets with a `=` are overrides of the recipes. Raises UserError when nothing was trained yet.
+    Targets with a `=` are overrides of the recipes. Raises UserError when nothing was trained yet; with `untrained`, when there
+    is no run.
     """
     names, overrides = _split_targets(targets)
     folders = [folder for text in names for folder in find_runs(text, root, overrides)]
-    trained = [path for path in dict.fromkeys(folders) if any(RunFolder(path).checkpoints.glob("step-*"))]
+    trained = [path for path in dict.fromkeys(folders) if untrained or any(RunFolder(path).checkpoints.glob("step-*"))]
     if not trained:
         raise UserError(f"{', '.join(names) or 'no target'}: no run with a checkpoint in {root}; first: sft-dist run")
     return trained, trained[0] if len(trained) == 1 and is_one_run(names[0]) else trained[0].parent
@@ -72,10 +79,50 @@ def trust_in_targets(targets: Sequence[str]) -> Trust:
     return Trust.in_recipes(run.recipe for file in files for run in expand(read(file, overrides)))
 
 
-def run_sweep(folders: Sequence[Path], leaderboard: Path, force: bool, trust: Trust = NO_TRUST) -> int:
-    """Evaluates every checkpoint of these runs; returns the sweep's exit code."""
-    options = [*(["--force"] if force else []), *trust.arguments()]
-    return run_module("sft_dist.evaluate", [*folders, "--leaderboard", leaderboard, *options])
+def run_sweep(
+    folders: Sequence[Path],
+    leaderboard: Path,
+    force: bool,
+    trust: Trust = NO_TRUST,
+    reference: Path | None = None,
+    processes: int = 1,
+    follow: bool = False,
+) -> int:
+    """Evaluates every checkpoint of these runs; returns the sweep's exit code. Further processes share the scoring, a checkpoint at
+    a time, and the sweep itself waits for them, or scores what they did not."""
+    if force and processes > 1:
+        forget_scores(folders)
+        force = False
+    env = _shared_cores(processes)
+    helpers = [
+        start_module(
+            "sft_dist.evaluate", [*folders, "--score-only", "--device-number", str(number), *trust.arguments()], env
+        )
+        for number in range(1, processes)
+    ]
+    options = [*(["--force"] if force else []), *(["--follow"] if follow else []), *trust.arguments()]
+    options += ["--no-worse-than", str(reference)] if reference else []
+    try:
+        return run_module("sft_dist.evaluate", [*folders, "--leaderboard", leaderboard, *options], env)
+    finally:
+        for helper in helpers:
+            helper.terminate()  # nothing is left to score, or the sweep has failed
+            helper.wait()
+
+
+def forget_scores(folders: Sequence[Path]) -> None:
+    """Removes all scores, so that processes that share the scoring make each of them again once."""
+    for folder in folders:
+        for pattern in ("step-*.json", "untrained.*.json"):
+            for file in RunFolder(folder).evaluation.glob(pattern):
+                file.unlink()
+
+
+def _shared_cores(processes: int) -> dict[str, str]:
+    """Returns the environment by which each process uses its share of the cores. One process decides for itself."""
+    if processes == 1 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // processes))}
 
 
 def leaderboard_folder(plans: Sequence[Plan]) -> Path:

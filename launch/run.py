@@ -15,7 +15,7 @@ import click
 from launch import render
 from launch.local.runner import LocalRunner, run_in_this_process
 from launch.planning import PlannedRun, plan_run_folder, plan_runs
-from launch.run_folders import create_run_folder
+from launch.run_folders import create_run_folder, relative_path
 from launch.run_state import RunState, state_of
 from sft_dist.recipe.text import printable
 from sft_dist.recipe.trust import NO_TRUST, Trust
@@ -37,7 +37,7 @@ def run_recipe(
     if not debug:
         return run_all(runs, LocalRunner())
     if len(runs) > 1:
-        raise click.UsageError(f"--debug trains one run, and the recipe has {len(runs)}")
+        raise click.UsageError(f"--debug trains one run, but the recipe has {len(runs)}")
     return _debug(runs[0])
 
 
@@ -72,10 +72,10 @@ def _run(run: PlannedRun, runner: LocalRunner, prefix: str) -> RunState:
     if (plan.folder / "recipe.json").is_file():
         before = state_of(plan.folder)
         if before.state == "finished":
-            _print(f"{name} is finished already (--fresh trains it again)")
+            _print(f"{name} is already finished (--fresh trains it again)")
             return before
         if before.state == "running":
-            _print(f"{name} is running already")
+            _print(f"{name} is already running")
             return before
         if before.attempts:
             _print(f"{name} was {before.state} at step {before.step}; resuming")
@@ -98,7 +98,7 @@ def _debug(run: PlannedRun) -> int:
 
 
 def _describe_end(folder: RunFolder, end: RunState) -> str:
-    return render.describe_end(end, f"sft-dist resume {shlex.quote(str(_relative(folder.path)))}")
+    return render.describe_end(end, f"sft-dist resume {shlex.quote(str(relative_path(folder.path)))}")
 
 
 def stop_run(folder: RunFolder, timeout_s: float) -> RunState:
@@ -112,14 +112,6 @@ def stop_run(folder: RunFolder, timeout_s: float) -> RunState:
     if state.state != "running":
         folder.stop_file.unlink(missing_ok=True)
     return state
-
-
-def _relative(path: Path) -> Path:
-    """Relative to the current folder, if it is below it."""
-    try:
-        return path.relative_to(Path.cwd())
-    except ValueError:
-        return path
 
 
 def _print(text: str) -> None:

@@ -15,18 +15,19 @@ from typing import Any
 from launch.run_folders import all_run_folders, find_runs, runs_root
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import irregular, read_json
+from sft_dist.run.attempt import is_running
 from sft_dist.run.folder import AttemptFolder, RunFolder
-from sft_dist.run.locks import is_locked
 from sft_dist.run.manifest import RECIPE, SCRIPTS, TRAINING, changed_files, source_digest
 from sft_dist.run.varying import varying_between
 
+# What a run can be in. With Slurm asked, also pending and ending.
+STATES = ("sealed", "pending", "running", "ending", "finished", "stopped", "failed", "killed", "unreadable")
 TAIL_BYTES = 64 * 1024  # of metrics.jsonl; the newest train and validation lines are in it
 
 
 @dataclass(frozen=True)
 class RunState:
-    """The state of one run. `state`: sealed, running, finished, stopped, failed, killed or unreadable; with Slurm asked, also pending
-    and ending."""
+    """The state of one run; `state` is one of STATES."""
 
     name: str
     id: str
@@ -78,13 +79,13 @@ def state_of(path: Path) -> RunState:
 
 
 def _planned_steps(folder: RunFolder) -> int | None:
-    """What the plan says before the ranks have loaded."""
+    """Returns what the plan says before the ranks have loaded."""
     steps = (read_json(folder.plan_file) or {}).get("steps")
     return _number(steps.get("total")) if isinstance(steps, dict) else None
 
 
 def _best(folder: RunFolder) -> dict[str, Any]:
-    """Best score and its step, from the newest checkpoint: every validated step is saved."""
+    """Returns best score and its step, from the newest checkpoint: every validated step is saved."""
     newest = max(folder.checkpoints.glob("step-*"), default=None)
     progress = ((newest and read_json(newest / "trainer.json")) or {}).get("progress") or {}
     return {key: _number(progress.get(key)) for key in ("best_score", "best_step")}
@@ -109,13 +110,6 @@ def _outcome(folder: RunFolder, attempts: list[AttemptFolder]) -> tuple[str, str
 
     end = classify_attempt(folder, attempts[-1])
     return end.state, end.line, end.user_error
-
-
-def is_running(folder: RunFolder) -> bool:
-    """Whether a trainer holds the run's lock, or a process of the last attempt still has its output open (it is starting)."""
-    attempts = folder.all_attempts()
-    files = [folder.lock_file, *([attempts[-1].launcher_log] if attempts else [])]
-    return any(is_locked(file) for file in files)
 
 
 def _newest_scores(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -160,7 +154,7 @@ def with_points(states: Sequence[RunState]) -> list[RunState]:
 
 
 def _state_or_reason(folder: Path) -> RunState:
-    """The state, also of a folder whose files hold what this program never writes: it must not hide the other runs."""
+    """Returns the state, also of a folder whose files hold what this program never writes: it must not hide the other runs."""
     try:
         state = state_of(folder)
         # The source of a finished run decides nothing more.

@@ -5,19 +5,28 @@ from __future__ import annotations
 import ctypes
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from sft_dist.run.subprocesses import environment, module_command
 
+NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
 PR_SET_PDEATHSIG = 1  # prctl(2)
 _libc = ctypes.CDLL(None)
 
 
-def run_module(module: str, arguments: Sequence[str | Path]) -> int:
-    """Runs `python -m MODULE ...` with this process's input and output; returns the exit code."""
-    process = subprocess.Popen(module_command(module, arguments), env=environment(), preexec_fn=end_with_parent)
+def start_module(
+    module: str, arguments: Sequence[str | Path], env: Mapping[str, str] = NO_ENVIRONMENT
+) -> subprocess.Popen[bytes]:
+    """Starts `python -m MODULE ...` with this process's input and output, and with `env` added to its environment."""
+    return subprocess.Popen(module_command(module, arguments), env={**environment(), **env}, preexec_fn=end_with_parent)
+
+
+def run_module(module: str, arguments: Sequence[str | Path], env: Mapping[str, str] = NO_ENVIRONMENT) -> int:
+    """Runs `python -m MODULE ...` like `start_module`; returns the exit code."""
+    process = start_module(module, arguments, env)
     while True:
         try:
             return process.wait()

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sft_dist.evaluation.leaderboard import Scored, common_metric, compose, rank_key, render, undefined_everywhere
+from sft_dist.evaluation.leaderboard import common_metric, compose, rank_key, render, undefined_everywhere
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import write_json, write_text
 from sft_dist.recipe.trust import add_options, require_trust, trust_in
@@ -22,6 +22,8 @@ from sft_dist.recipe.tunings import export_form
 from sft_dist.run.folder import RunFolder
 
 log = logging.getLogger("sft_dist")
+
+INTERRUPTED = 130  # exit code of a program that Ctrl-C ended
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,6 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--leaderboard", type=Path, help="folder for leaderboard.md and .json (the run's, or their parent)"
     )
     parser.add_argument("--force", action="store_true", help="re-evaluate checkpoints that have scores")
+    parser.add_argument(
+        "--no-worse-than", type=Path, metavar="RUN", help="compare the winner with this run's best checkpoint"
+    )
+    parser.add_argument(
+        "--follow", action="store_true", help="score checkpoints as they are written, until the runs end"
+    )
+    parser.add_argument("--score-only", action="store_true", help="score on validation, and choose nothing")
+    parser.add_argument("--device-number", type=int, default=0, metavar="N", help="which GPU, modulo their number")
     add_options(parser)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -44,24 +54,39 @@ def main(arguments: list[str] | None = None) -> int:
         _require_run_folders(folders)
         for folder in folders:
             require_trust(folder.recipe(), trust_in(options), folder.recipe_file)
-        sweep(folders, options.leaderboard, options.force)
+        reference = RunFolder(options.no_worse_than.resolve()) if options.no_worse_than else None
+        if reference:
+            _require_run_folders([reference])
+        if options.score_only:
+            score(folders, options.device_number)
+        else:
+            sweep_and_track(folders, options.leaderboard, options.force, options.follow, reference)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: scores so far are kept; the same command continues", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 
 def score_run(run: Path) -> None:
     """Scores every checkpoint of one run on validation: one job of a sweep. Scored checkpoints stay scored."""
+    score([RunFolder(run)])
+
+
+def score(folders: list[RunFolder], device_number: int = 0) -> None:
+    """Scores every checkpoint on validation that no other process is scoring."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.evaluation.evaluator import Evaluator
-    from sft_dist.evaluation.sweep import score_checkpoints
+    from sft_dist.evaluation.sweep import ValidationScores
     from sft_dist.logging_setup import quiet_libraries
 
     quiet_libraries()
-    folder = RunFolder(run)
-    if not list(score_checkpoints(Evaluator(), folder, folder.recipe(), False, [])):
-        log.info("%s  no checkpoint to evaluate", folder.id)
+    validation = ValidationScores(Evaluator(device_number), {folder: folder.recipe() for folder in folders})
+    validation.update()
+    if not validation.scored:
+        log.info("%s  no checkpoint to evaluate", ", ".join(folder.id for folder in folders))
 
 
 def evaluate_runs(order: Path) -> None:
@@ -70,17 +95,46 @@ def evaluate_runs(order: Path) -> None:
     request = json.loads(order.read_text(encoding="utf-8"))
     saved = [folder for folder in map(RunFolder, map(Path, request["runs"])) if any(folder.checkpoints.glob("step-*"))]
     if saved:
-        sweep(saved, Path(request["leaderboard"]))
+        sweep_and_track(saved, Path(request["leaderboard"]))
     else:
         log.info("none of these runs saved a checkpoint, so there is nothing to evaluate")
 
 
-def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool = False) -> dict[str, Any]:
-    """Returns what leaderboard.json holds. Raises UserError when there is nothing to evaluate or runs cannot be compared."""
+def sweep_and_track(
+    folders: list[RunFolder],
+    leaderboard: Path | None = None,
+    force: bool = False,
+    follow: bool = False,
+    reference: RunFolder | None = None,
+) -> None:
+    """Sweeps, and logs the scores to the trackers of the runs. Raises UserError as `sweep` does."""
+    board = sweep(folders, leaderboard, force, follow, reference)
+    # Imported late: invalid arguments are refused before torch is loaded.
+    from sft_dist.trackers import track_sweep
+
+    track_sweep(folders, board, leaderboard or leaderboard_folder(folders))
+
+
+def leaderboard_folder(folders: list[RunFolder]) -> Path:
+    """Returns where the leaderboard goes unless it is said: into the only run, or above several."""
+    return folders[0].path if len(folders) == 1 else folders[0].path.parent
+
+
+def sweep(
+    folders: list[RunFolder],
+    leaderboard: Path | None = None,
+    force: bool = False,
+    follow: bool = False,
+    reference: RunFolder | None = None,  # a run that the winner should not be worse than
+) -> dict[str, Any]:
+    """Returns what leaderboard.json holds; with `follow`, once all runs have ended. Raises UserError when there is nothing to
+    evaluate or runs cannot be compared."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints.store import Checkpoint
+    from sft_dist.evaluation.baseline import worse_than
+    from sft_dist.evaluation.comparison import with_statistics
     from sft_dist.evaluation.evaluator import Evaluator
-    from sft_dist.evaluation.sweep import score_checkpoints, score_winner
+    from sft_dist.evaluation.sweep import ValidationScores, score_untrained, score_winner
     from sft_dist.logging_setup import quiet_libraries
 
     quiet_libraries()
@@ -88,14 +142,16 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
     recipes = {folder: folder.recipe() for folder in folders}
     metric, direction = common_metric(list(recipes.values()))
     evaluator = Evaluator()
-    scored: list[Scored] = []
-    damaged: list[str] = []
-    for folder, recipe in recipes.items():
-        scored += score_checkpoints(evaluator, folder, recipe, force, damaged)
-    if not scored:
+    validation = ValidationScores(evaluator, recipes, force)
+    if follow:
+        validation.follow()
+    else:
+        validation.update()
+    ranking = sorted(validation.scored, key=lambda candidate: rank_key(candidate, metric, direction))
+    ranking, damaged = validation.exclude_damaged(ranking), validation.damaged
+    if not ranking:
         names = ", ".join(str(folder.path) for folder in folders)
         raise UserError(f"no checkpoint to evaluate in {names}" + "".join(f"\n    {line}" for line in damaged))
-    ranking = sorted(scored, key=lambda candidate: rank_key(candidate, metric, direction))
     winner = ranking[0]
     if note := undefined_everywhere(winner.scores, metric):
         log.warning("%s", note)
@@ -103,13 +159,21 @@ def sweep(folders: list[RunFolder], leaderboard: Path | None = None, force: bool
     final: dict[str, dict[str, Any]] = {
         split: score_winner(evaluator, winner, recipe, split, force) for split in recipe.evaluate.report_on
     }
+    untrained = score_untrained(evaluator, winner, recipe, force)
     labels = Checkpoint(winner.folder.checkpoint(winner.step), winner.step).trainer_state()["labels"]
-    target = leaderboard or (folders[0].path if len(folders) == 1 else folders[0].path.parent)
+    target = leaderboard or leaderboard_folder(folders)
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Before the export, which may be refused: the scores stand all the same.
-    board = _written(target, compose(ranking, recipes, labels, final, damaged))
-    if note := board["no_better_than_guessing"]:
-        log.warning("the winner is no better than guessing: %s", note)
+    board = with_statistics(compose(ranking, recipes, labels, untrained, final, damaged), ranking, recipes)
+    if reference:
+        board["worse_than_reference"] = worse_than(winner, recipe, reference)
+    _written(target, board)  # before the export, which may be refused: the scores stand all the same
+    for than in ("guessing", "untrained"):
+        if note := board[f"no_better_than_{than}"]:
+            log.warning(
+                "the winner is no better than %s: %s", "the untrained model" if than == "untrained" else than, note
+            )
+    if note := board["test_note"]:
+        log.warning("%s", note)
     if (form := export_form(recipe)) == "none":
         return board
     # Imported late: invalid arguments are refused before torch is loaded.

@@ -28,8 +28,8 @@ from datasets import Dataset
 from sft_dist.batches.chunks import Chunk, StreamPosition
 from sft_dist.batches.loader import die_with_parent
 from sft_dist.batches.plan import BatchPlan
-from sft_dist.data.prepare import NoRowsLeft, prepare_chunk
-from sft_dist.data.rows import Examples, table_digest
+from sft_dist.data.prepare import prepare_chunk
+from sft_dist.data.rows import Examples, NoRowsLeft, table_digest
 from sft_dist.data.sources import stream_tables
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import read_json, write_json

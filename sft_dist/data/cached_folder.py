@@ -3,6 +3,7 @@ files have changed since is built again."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
@@ -20,6 +21,11 @@ DIGESTS = "digests.json"  # of every other file in the folder
 
 log = logging.getLogger("sft_dist")
 _verified: dict[Path, dict[str, tuple[int, ...]]] = {}  # folder -> states of its files when this process compared them
+
+
+def cache_key(*parts: str) -> str:
+    """Returns a name for what depends on these texts and nothing else."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
 @contextmanager

@@ -12,9 +12,16 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from sft_dist.recipe.errors import UserError
+
 NUM_COMPARED = 1000  # rows of a table whose content is in its digest
 BATCH = 10_000  # rows of a column that are gathered at a time
 ROW = "row"  # column: the row's number in its source
+GROUP = "group"  # column of rows: the name of the row's group, where data.split.group names a column
+
+
+class NoRowsLeft(UserError):
+    """Every row was dropped."""
 
 
 @dataclass(frozen=True)

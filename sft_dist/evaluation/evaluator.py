@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,8 +14,11 @@ from sft_dist.data.rows import Examples
 from sft_dist.data.splits import check_splits
 from sft_dist.engines.precision import autocast
 from sft_dist.evaluation.inference import assemble, forward, length_sorted_batches, scores_of
+from sft_dist.evaluation.kept_batches import KeptBatches
+from sft_dist.evaluation.predictions import keep_predictions
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
+from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
 from sft_dist.tasks.base import Loss
 from sft_dist.tasks.models import build_model, load_processor
@@ -26,6 +29,7 @@ from sft_dist.tuning import load_weights
 class _Loaded:
     data_key: str
     data: Prepared
+    collate: KeptBatches = field(default_factory=KeptBatches)
     model_key: str = ""
     model: nn.Module | None = None
 
@@ -33,19 +37,30 @@ class _Loaded:
 class Evaluator:
     """Reads data again only when the data settings change, and the base only when model or tuning do."""
 
-    def __init__(self) -> None:
-        self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    def __init__(self, device_number: int = 0) -> None:
+        self.device = _device(device_number)
         self._loaded: _Loaded | None = None
 
     def score(self, recipe: Recipe, checkpoint: Checkpoint, split: str) -> dict[str, Any]:
         """Scores of one checkpoint on one split. Raises UserError when the split is empty, or not the one that the run began
         with: rows that were trained on could then be tested on."""
-        loaded = self._load(recipe)
-        examples = _examples(loaded.data, split)
-        ids = {name: rows.ids for name, rows in loaded.data.splits.items()}
-        check_splits(checkpoint.run_folder.splits_file, ids, loaded.data.contents)
+        loaded = self._load(recipe, checkpoint.run_folder, split)
         model = self._model(loaded, recipe)
         load_weights(model, checkpoint.model)
+        return self._scores(loaded, model, recipe, split, checkpoint)
+
+    def score_untrained(self, recipe: Recipe, folder: RunFolder, split: str) -> dict[str, Any]:
+        """Scores of the model that the run began with: the base and, where the task has one, the new head. Raises UserError like
+        `score`."""
+        loaded = self._load(recipe, folder, split)
+        loaded.model = None  # a checkpoint's weights are in it; two models might not fit into the memory
+        return self._scores(loaded, self._model(loaded, recipe), recipe, split)
+
+    def _scores(
+        self, loaded: _Loaded, model: nn.Module, recipe: Recipe, split: str, checkpoint: Checkpoint | None = None
+    ) -> dict[str, Any]:
+        """Also keeps the predictions, where they are a checkpoint's."""
+        examples = _examples(loaded.data, split)
         # The task in memory may come from another run of a matrix, which has the same data and another loss.
         task = task_of(recipe)
         task.labels = loaded.data.task.labels
@@ -61,16 +76,23 @@ class Evaluator:
             batches,
             self.device,
             autocast(self.device, recipe.train.precision),
+            collate=loaded.collate,
         )
         predictions, totals = assemble(parts, len(examples))
+        if checkpoint:
+            keep_predictions(checkpoint, split, predictions, loaded.data)
         scores = scores_of(task, loss, predictions, totals, examples, loaded.data.processor)
         return {"examples": len(examples), **scores}
 
-    def _load(self, recipe: Recipe) -> _Loaded:
+    def _load(self, recipe: Recipe, folder: RunFolder, split: str) -> _Loaded:
+        """Raises UserError when the split is empty or not the one that the run began with."""
         key = recipe.model_dump_json(include={"task", "data", "model"})
         if self._loaded is None or self._loaded.data_key != key:
             task = task_of(recipe)
             self._loaded = _Loaded(key, prepare(recipe, task, load_processor(recipe, task)))
+        _examples(self._loaded.data, split)
+        ids = {name: rows.ids for name, rows in self._loaded.data.splits.items()}
+        check_splits(folder.splits_file, ids, self._loaded.data.contents)
         return self._loaded
 
     def _model(self, loaded: _Loaded, recipe: Recipe) -> nn.Module:
@@ -79,6 +101,13 @@ class Evaluator:
             loaded.model = build_model(recipe, loaded.data.task, loaded.data.processor).to(self.device)
             loaded.model_key = key
         return loaded.model
+
+
+def _device(number: int) -> torch.device:
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None:
+        return torch.device("cpu")
+    return torch.device(accelerator.type, number % torch.accelerator.device_count())
 
 
 def _examples(data: Prepared, split: str) -> Examples:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from numbers import Real
@@ -48,6 +48,7 @@ def forward(
     device: torch.device,
     autocast: AbstractContextManager[None],
     raw_model: nn.Module | None = None,  # not wrapped for distribution, where `model` is
+    collate: Callable[[Task, Examples, np.ndarray, Any], tuple[dict[str, Any], Any]] = collate,
 ) -> list[BatchPredictions]:
     model.eval()
     batch_predictions = []

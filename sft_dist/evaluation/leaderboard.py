@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from sft_dist.recipe.metrics import directions, selection_metric
 from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
 from sft_dist.run.varying import describe_settings, format_setting, naming_settings, settings_in, varying_settings
+
+_NAMED_ROWS = 10
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ def compose(
     ranking: list[Scored],  # the winner first
     recipes: dict[RunFolder, Recipe],
     labels: list[str],  # of the winner
+    untrained: dict[str, Any],  # validation scores of the model that the winner began as
     final: dict[str, dict[str, Any]],  # split -> the winner's scores
     damaged: list[str],
 ) -> dict[str, Any]:
@@ -84,10 +87,20 @@ def compose(
         "differences": varying_settings(
             {folder.id: settings_in(recipe.model_dump()) for folder, recipe in recipes.items()}
         ),
+        "untrained": untrained,
+        "no_better_than_untrained": no_better_than_untrained(winner.scores, untrained, metric, direction),
         "no_better_than_guessing": no_better_than_guessing(winner.scores, labels),
         "damaged": damaged,
         "export": None,  # the folder, once the winner is exported
     }
+
+
+def no_better_than_untrained(scores: dict[str, Any], untrained: dict[str, Any], metric: str, direction: str) -> str:
+    """Returns what to say when the validation scores are not above those of the model before training, else ""."""
+    score, start = scores.get(metric), untrained.get(metric)
+    if start is None or score is None or (score > start if direction == "max" else score < start):
+        return ""
+    return f"{metric} is {score:.4f}: before training it is {start:.4f}"
 
 
 def no_better_than_guessing(scores: dict[str, Any], labels: list[str]) -> str:
@@ -121,10 +134,21 @@ def render(board: dict[str, Any]) -> str:
     for position, row in enumerate(board["rows"], 1):
         settings = board["differences"].get(row["run"], {})
         cells = [format_setting(settings.get(key)) for key in varied] + [
-            format_score(row["validation"].get(name)) for name in names
+            format_interval(row["validation"].get(name), row.get("intervals", {}).get(name)) for name in names
         ]
         rows.append([str(position), row["run"], str(row["step"]), *cells])
-    notes = (undefined_everywhere(winner["validation"], metric), board.get("no_better_than_guessing"))
+    if untrained := board.get("untrained"):
+        cells = [*("" for _ in varied), *(format_score(untrained.get(name)) for name in names)]
+        rows.append(["", "untrained", "0", *cells])
+    notes = (
+        undefined_everywhere(winner["validation"], metric),
+        board.get("no_better_than_guessing"),
+        board.get("no_better_than_untrained"),
+        board.get("selection_note"),
+        not_distinguishable(board),
+        *map(_seed_note, board.get("seeds", [])),
+        board.get("test_note"),
+    )
     point = describe_settings(naming_settings(board["differences"]).get(winner["run"], {}))
     better = "higher" if board["direction"] == "max" else "lower"
     lines = [
@@ -141,7 +165,10 @@ def render(board: dict[str, Any]) -> str:
         if split in winner:
             scores = {name: value for name, value in winner[split].items() if not isinstance(value, (list, dict))}
             lines += ["", f"## The winner on {split}, scored once", ""]
-            lines += _table([["score", "value"], *([name, format_score(value)] for name, value in scores.items())])
+            intervals = winner.get("intervals", {}).get(split, {})
+            values = [[name, format_interval(value, intervals.get(name))] for name, value in scores.items()]
+            lines += _table([["score", "value"], *values])
+            lines += _calibration(winner.get("calibration", {}), split)
             lines += _confusion(winner[split].get("confusion_matrix"), board["labels"])
     if undefined := [row for row in board["rows"] if "undefined" in row["validation"]]:
         lines += ["", "## Without scores, ranked last", ""]
@@ -151,6 +178,16 @@ def render(board: dict[str, Any]) -> str:
     if board["export"]:
         lines += ["", f"The winner as a Hugging Face folder: `{board['export']}`"]
     return "\n".join(lines) + "\n"
+
+
+def _calibration(report: Mapping[str, Any], split: str) -> list[str]:
+    """How far probabilities are from the truth, beside what perfect ones would show at this size."""
+    if split not in report:
+        return []
+    scores, scaled, temperature = report[split], report.get(f"{split}_scaled"), report.get("temperature")
+    line = f"Calibration: ECE {scores['ece']:.3f} (perfect probabilities: {scores['ece_null_floor']:.3f}), smooth ECE {scores['smooth_ece']:.3f}"
+    after = f"; with temperature {temperature:.2f}, fitted on validation, ECE {scaled['ece']:.3f}" if scaled else ""
+    return ["", f"{line}{after}."]
 
 
 def _confusion(matrix: list[Any] | None, labels: list[str]) -> list[str]:
@@ -170,6 +207,36 @@ def _table(rows: list[list[str]]) -> list[str]:
     padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     padded.insert(1, ["-" * width for width in widths])
     return [f"| {' | '.join(row)} |" for row in padded]
+
+
+def not_distinguishable(board: dict[str, Any]) -> str:
+    """Returns which candidates may be as good as the winner, and what difference this set can show; else an empty text."""
+    close = [f"{row['run']} step {row['step']}" for row in board["rows"] if row.get("not_distinguishable")]
+    size = board.get("smallest_difference", {}).get(board["metric"])
+    detectable = (
+        f"differences in {board['metric']} below {size:.3g} do not show at this size (80 % power)" if size else ""
+    )
+    if not close:
+        return detectable
+    listed = ", ".join(close[:_NAMED_ROWS]) + (
+        f" and {len(close) - _NAMED_ROWS} more" if len(close) > _NAMED_ROWS else ""
+    )
+    return f"not distinguishable from the winner at this size: {listed}{f'; {detectable}' if detectable else ''}"
+
+
+def _seed_note(spread: dict[str, Any]) -> str:
+    point = describe_settings(spread["settings"])
+    error = spread["within_set_error"]
+    within = f", standard error within the set {error:.3g}" if error is not None else ""
+    deviation = f"standard deviation between seeds {spread['between_seed_sd']:.3g}"
+    return f"{spread['runs']} seeds{f' of {point}' if point else ''}: mean {spread['mean']:.4f}, {deviation}{within}"
+
+
+def format_interval(value: Any, ends: Sequence[float] | None) -> str:
+    """`0.845 [0.807, 0.877]`, and the score alone where there is no interval."""
+    if ends is None or not isinstance(value, float):
+        return format_score(value)
+    return f"{value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
 
 
 def format_score(value: Any) -> str:

@@ -15,10 +15,11 @@ import pyarrow.compute as pc
 from datasets import Audio, Dataset, DatasetDict, Image
 
 from sft_dist.data.cached_folder import cached_folder
+from sft_dist.data.columns import columns_of
 from sft_dist.data.formats.cache import streams_folder
 from sft_dist.data.formats.dialect import DELIMITERS, dialect_of, fields_of_any_size
 from sft_dist.data.formats.media import as_stored
-from sft_dist.data.prepare import IDENTITY, REASON, TARGET, columns_of, read_row, read_rows
+from sft_dist.data.read_rows import IDENTITY, REASON, TARGET, read_row, read_rows
 from sft_dist.data.rows import ROW, Rows
 from sft_dist.data.sources import load_rows, stream_tables
 from sft_dist.quality.findings import Finding, RowId, RowIndex, make_finding, rows_text, share_text

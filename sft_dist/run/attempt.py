@@ -16,9 +16,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from sft_dist.recipe.errors import InUse, UserError
-from sft_dist.recipe.files import write_json
+from sft_dist.recipe.files import read_json, write_json
 from sft_dist.run.folder import AttemptFolder, RunFolder
-from sft_dist.run.locks import open_lock_file, try_acquire
+from sft_dist.run.locks import is_locked, open_lock_file, try_acquire
 from sft_dist.run.requeue_policy import slurm_job
 
 log = logging.getLogger("sft_dist")
@@ -27,6 +27,20 @@ log = logging.getLogger("sft_dist")
 def timestamp() -> str:
     """Returns the time in UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def is_running(folder: RunFolder) -> bool:
+    """Whether a trainer holds the run's lock, or a process of the last attempt still has its output open (it is starting)."""
+    attempts = folder.all_attempts()
+    files = [folder.lock_file, *([attempts[-1].launcher_log] if attempts else [])]
+    return any(is_locked(file) for file in files)
+
+
+def has_ended(folder: RunFolder) -> bool:
+    """Whether a run was started and no process trains it any more. A job that Slurm will start again counts as ended."""
+    attempts = folder.all_attempts()
+    finished = any((read_json(attempt.outcome_file) or {}).get("state") == "finished" for attempt in attempts)
+    return finished or (bool(attempts) and not is_running(folder))
 
 
 def take_lock(folder: RunFolder) -> int:

@@ -44,6 +44,19 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def held(path: Path, wait: bool) -> Iterator[bool]:
+    """Locks a file, which is made if it does not exist, unless another process holds it; yields whether the caller may proceed.
+    With `wait`, it may, once no other process holds it."""
+    descriptor = open_lock_file(path)
+    try:
+        if wait:
+            acquire(descriptor)
+        yield wait or try_acquire(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def is_locked(path: Path) -> bool:
     """Whether a living process holds the lock of a file. False when the file does not exist."""
     try:

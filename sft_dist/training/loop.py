@@ -35,12 +35,12 @@ log = logging.getLogger("sft_dist")
 
 
 def run(t: Training) -> tuple[str, str]:
-    """Train from `progress.step` to the end. Returns (state, reason): finished or stopped."""
+    """Trains from `progress.step` to the end. Returns (state, reason): finished or stopped."""
     chunk: Chunk | None = None
     num_micro_batches = t.batch.world_size * t.batch.accumulation
     validate_at, save_at = set(t.steps.eval_points), set(t.steps.save_points)
     if t.progress.step in validate_at - set(t.progress.validated) and t.validation is not None:
-        log.info("step %d: its validation was interrupted and runs first", t.progress.step)
+        log.info("step %d: its validation was interrupted; running it first", t.progress.step)
         use_evaluation_weights(t)
         if reason := validate(t):
             return "stopped", reason

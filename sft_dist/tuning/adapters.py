@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.model_folder import convolution_targets
 from sft_dist.recipe.schema import AdapterTuning, Ia3Tuning, LoraTuning, PrefixTuning, PromptTuning, QloraTuning
 from sft_dist.recipe.tied_embeddings import tied_problem
 from sft_dist.tuning.model_options import without_flash
@@ -22,11 +25,13 @@ _TAG_HEADS = ("classifier", "score")
 
 
 def add_adapter(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) -> nn.Module:
-    """The model in PEFT's wrapper. Raises UserError when the model cannot have such adapters."""
-    from peft import get_peft_model
+    """Returns the model in PEFT's wrapper. Raises UserError when the model cannot have such adapters."""
+    with without_compiler():
+        from peft import get_peft_model
 
-    if lost := list(_lost_names(model, tuning)):
-        raise UserError(lost)
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if problems := [*_lost_names(model, tuning), *convolution_targets(tuning, model_type)]:
+        raise UserError(problems)
     try:
         wrapped = get_peft_model(model, _config(model, tuning, peft_task))
     except ValueError as error:
@@ -34,6 +39,23 @@ def add_adapter(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) 
     if isinstance(tuning, (PrefixTuning, PromptTuning)):
         _check_virtual_tokens(wrapped, tuning)
     return wrapped
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Within it, `torch.compile` returns a function as it is, and does not import the compiler (2.4 s).
+
+    PEFT imports bitsandbytes where that is installed, which compiles functions of 4-bit weights when it is imported. Only
+    devices for which it has no kernels use them; there they run uncompiled."""
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 def require_mergeable(model: nn.Module) -> None:
@@ -94,23 +116,25 @@ def _config(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) -> P
 
 
 def _not_in_the_base(model: nn.Module) -> list[str]:
-    """Layers that are trained and saved whole: those with weights that the pretrained model lacks, which is the head (PEFT
-    finds it for its own tasks alone), and batch norms, whose running statistics change even while their weights do not."""
+    """Returns the layers that are trained and saved whole: those with weights that the pretrained model lacks, which is the
+    head (PEFT finds it for its own tasks alone), and batch norms, whose running statistics change even while their weights do
+    not."""
     heads = {name.rpartition(".")[0] for name in getattr(model, "new_weights", ())}
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
     return sorted(heads | norms)
 
 
 def _half_heads(model: nn.Module) -> list[str]:
-    """Layers such as DistilBERT's `pre_classifier`: PEFT trains them whole because of the end of their name, and fails when
+    """Returns layers such as DistilBERT's `pre_classifier`: PEFT trains them whole because of the end of their name, and fails when
     `all-linear` has given them an adapter before."""
     names = [name for name, _ in model.named_children() if name.endswith(("classifier", "score"))]
     return [name for name in names if name not in ("classifier", "score")]
 
 
 def _check_virtual_tokens(model: nn.Module, tuning: PrefixTuning | PromptTuning) -> None:
-    """PEFT wraps models that cannot run like this, and some that then give wrong answers: decoders find a text's last
-    token by the padding of its ids, which a prompt of embeddings hides. So two texts are run together and one alone."""
+    """Raises UserError for models that cannot run with virtual tokens, or answer wrongly with them, which PEFT wraps all the
+    same: decoders find a text's last token by the padding of its ids, which a prompt of embeddings hides. So two texts are
+    run together and one alone."""
     pad = model.config.pad_token_id or 0  # type: ignore[union-attr]
     a, b, c = [number for number in range(5, 9) if number != pad][:3]  # any tokens will do
     ids = torch.tensor([[a, b, c, a], [c, b, pad, pad]], device=model.device)  # type: ignore[arg-type]
@@ -123,7 +147,7 @@ def _check_virtual_tokens(model: nn.Module, tuning: PrefixTuning | PromptTuning)
     except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
         raise UserError(_refused(model.get_base_model(), tuning, f"it fails: {error}")) from error  # type: ignore[operator]
     if together.shape != alone.shape or not torch.allclose(together, alone, rtol=1e-3, atol=1e-4):
-        reason = "a text would be answered differently beside a longer one: the padding is not seen"
+        reason = "its answer to a text changes with the padding, which it does not recognise"
         raise UserError(_refused(model.get_base_model(), tuning, reason))  # type: ignore[operator]
 
 
@@ -138,10 +162,11 @@ def _refused(model: nn.Module, tuning: AdapterTuning, reason: str) -> Problem:
 
 
 def _lost_names(model: nn.Module, tuning: AdapterTuning) -> Iterator[Problem]:
-    """PEFT is content when one of several names is found, and ignores a layer to save that is nowhere."""
+    """Reports names of layers that the model lacks: PEFT accepts several names if one of them exists, and ignores a layer to
+    save that does not."""
     layers = [name for name, _ in model.named_modules() if name]
     last_parts = tuple(sorted({name.rsplit(".", 1)[-1] for name in layers}))
-    problem = "no layer of the model has such a name"
+    problem = "matches no layer of the model"
     for name in tuning.modules_to_save:
         if not _is_there(name, layers):
             yield Problem(problem, "tuning.modules_to_save", value=name, valid=last_parts)
@@ -159,7 +184,7 @@ def _lost_names(model: nn.Module, tuning: AdapterTuning) -> Iterator[Problem]:
 
 
 def _linear(model: nn.Module) -> list[str]:
-    """Last parts of the names of linear layers."""
+    """Returns the last parts of the names of linear layers."""
     from transformers.pytorch_utils import Conv1D
 
     modules = model.named_modules()

@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from peft import AutoPeftModelForSequenceClassification, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import launch.evaluate
+from launch.subprocesses import start_module
 from sft_dist import evaluate, export, predict
 from sft_dist.checkpoints import store as ckpt
 from sft_dist.checkpoints.store import sealed
@@ -32,6 +35,7 @@ from sft_dist.evaluation.evaluator import Evaluator
 from sft_dist.recipe.errors import UserError
 from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
+from sft_dist.tasks.models import build_model
 from tests.conftest import write_reviews
 from tests.integration import harness
 
@@ -316,11 +320,15 @@ def test_logits_of_the_sweep_are_those_of_the_checkpoint_loaded_afresh(trained, 
     monkeypatch.setattr(judge_module, "scores_of", watch)
     folder = copied(name, keep_evaluation=False)
     board = evaluate.sweep([folder])
-    assert len(seen) == len(SAVED[name]) + 1  # each on validation, one on test
+    assert len(seen) == len(SAVED[name]) + 2  # each on validation, one on test, and the untrained model
     tokenizer = AutoTokenizer.from_pretrained(trained[name].checkpoint(4) / "model")
     texts = {split: rows_of(folder, split).column("text") for split in ("validation", "test")}
     fresh = [plain_logits(load_checkpoint(folder, step), tokenizer, texts["validation"]) for step in SAVED[name]]
     fresh.append(plain_logits(load_checkpoint(folder, board["winner"]["step"]), tokenizer, texts["test"]))
+    recipe = folder.recipe()
+    task = task_of(recipe)
+    task.labels = json.loads((trained[name].checkpoint(4) / "trainer.json").read_text())["labels"]
+    fresh.append(plain_logits(build_model(recipe, task, tokenizer), tokenizer, texts["validation"]))
     for found, expected in zip(seen, fresh, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
     assert not np.allclose(seen[0], seen[2], atol=1e-3)  # checkpoints differ, so equality says something
@@ -352,6 +360,34 @@ def test_test_is_scored_once_for_the_winner_alone_and_never_again(copied, scored
     assert record.stat().st_mtime_ns == written
     evaluate.sweep([folder], force=True)
     assert len(scored) == len(SAVED["lora"]) + 1
+
+
+def test_processes_share_the_checkpoints_and_a_killed_one_changes_nothing(copied, boards, tmp_path):
+    folder = copied("lora", keep_evaluation=False)
+    killed = start_module("sft_dist.evaluate", [folder.path, "--score-only"])
+    while not any(folder.evaluation.glob("step-*.validation.json")):
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    assert launch.evaluate.run_sweep([folder.path], folder.path, force=False, processes=2) == 0
+    expected = json.dumps(boards["lora"]).replace(str(trained_path(boards["lora"])), str(folder.path))
+    assert json.loads((folder.path / "leaderboard.json").read_text()) == json.loads(expected)
+
+
+def trained_path(board):
+    return board["winner"]["folder"]
+
+
+def test_a_run_is_followed_to_its_end(tiny_model, source, tmp_path):
+    processes = harness.start(write_recipe(tmp_path / "full.yaml", tiny_model, source, "freeze"), tmp_path / "runs", 1)
+    while not any((tmp_path / "runs").glob("*/*/attempts/001/start.json")):
+        assert any(process.is_alive() for process in processes)
+        time.sleep(0.01)
+    folder = RunFolder(harness.the_run(tmp_path / "runs"))
+    board = evaluate.sweep([folder], follow=True)
+    harness.finish(processes, tmp_path / "runs")
+    assert sorted(row["step"] for row in board["rows"]) == SAVED["freeze"]
 
 
 def test_a_checkpoint_that_changed_is_scored_again(boards, copied, scored):

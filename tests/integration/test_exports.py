@@ -16,6 +16,7 @@ import transformers
 from PIL import Image
 
 from sft_dist import predict
+from sft_dist.evaluation.outputs import json_line
 from sft_dist.export import export
 from tests.checkpoints import STEP, run_with_checkpoint
 from tests.sft_dist.tasks import tiny_audio, tiny_vision
@@ -193,7 +194,7 @@ def exported(inputs: dict[str, list[str]], tmp_path_factory: pytest.TempPathFact
         role = work.input_roles[0]
         files = inputs[role if role in inputs else "text"]
         given = {"image": files, "audio": files, "prompt": list(QUESTIONS)}.get(role, TEXTS)
-        rows = [json.loads(line) for line in predict.predict(folder, files, as_json=True)]
+        rows = [json.loads(json_line(prediction)) for prediction in predict.predict(folder, files)]
         made[name] = (task["type"], str(folder), given, rows)
     return made
 

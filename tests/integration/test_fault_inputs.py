@@ -356,10 +356,10 @@ SHOWN_BY = {
         "::test_the_planned_command_starts_the_planned_processes_whatever_accelerate_config_says"
     ],
     "39": [
-        "sft_dist/test_predict.py::test_tables_are_read_as_for_training",
-        "sft_dist/test_predict.py::test_a_table_that_training_refuses_is_refused",
-        "sft_dist/test_predict.py::test_conversations_are_read_as_for_training",
-        "sft_dist/test_predict.py::test_rows_of_standard_input_are_read_as_those_of_a_file",
+        "sft_dist/evaluation/test_inputs.py::test_tables_are_read_as_for_training",
+        "sft_dist/evaluation/test_inputs.py::test_a_table_that_training_refuses_is_refused",
+        "sft_dist/evaluation/test_inputs.py::test_conversations_are_read_as_for_training",
+        "sft_dist/evaluation/test_inputs.py::test_rows_of_standard_input_are_read_as_those_of_a_file",
     ],
 }
 # 25 and 26 are about exports.

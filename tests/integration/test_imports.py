@@ -45,6 +45,22 @@ def test_full_tuning_loads_no_library_that_it_does_not_use(tiny_model, reviews, 
     assert UNUSED & loaded == set()
 
 
+def test_peft_does_not_bring_the_compiler_along():
+    program = """
+import sys
+from sft_dist.tuning.adapters import without_compiler
+with without_compiler():
+    import bitsandbytes
+import os, torch
+assert "bitsandbytes.backends.default.ops" in sys.modules and "torch._inductor.lowering" not in sys.modules
+assert "TORCHDYNAMO_DISABLE" not in os.environ
+assert torch.compile(torch.sin) is not torch.sin
+"""
+    env = {name: value for name, value in os.environ.items() if name != "TORCHDYNAMO_DISABLE"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def _prepare_data(file: Path) -> None:
     recipe = validate(read(str(file), []))
     task = task_of(recipe)

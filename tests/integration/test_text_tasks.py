@@ -120,6 +120,7 @@ def test_a_chat_model_learns_who_it_is(tmp_path):
     assert "Sprout" in said or "gardener" in said, said
 
 
+@pytest.mark.long
 def test_packed_conversations_in_two_processes(tmp_path):
     """Alpaca, packed, on a small random Llama: 4,000 tokens are 8.3 in the dark; a few steps know the common words."""
     need("tiny-llama"), need("alpaca")
@@ -169,6 +170,7 @@ def spanish(number: int) -> str:
     return SPANISH.split()[number]
 
 
+@pytest.mark.long
 def test_numbers_are_translated_by_two_processes(tmp_path):
     """English to Spanish numbers below a thousand, those of the test never seen. Untrained T5: chrF below 10; after 230 steps
     above 40 (42 was measured after 114)."""

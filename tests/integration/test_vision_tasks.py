@@ -48,6 +48,7 @@ def said_of(folder: Path, *pictures: Path) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.long
 def test_clothes_are_told_apart(tmp_path):
     """Ten balanced classes, so chance is an accuracy of 0.1."""
     import pandas

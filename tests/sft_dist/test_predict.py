@@ -1,18 +1,20 @@
-"""Which pictures and recordings `predict` opens: those that the user names, and those that lie beside a table."""
+"""One prediction for each row, and which pictures and recordings are opened: those that the user names, and those that lie
+beside a table."""
 
 from __future__ import annotations
 
-import io
+import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from sft_dist.predict import _media, read_inputs
+from sft_dist.export import export
+from sft_dist.predict import _media, main
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
-from sft_dist.tasks.instruction_tuning import InstructionTuning
-from tests.tiny_text import recipe_of
+from tests.checkpoints import STEP, run_with_checkpoint
 
 
 def recipe(**data: bool) -> Recipe:
@@ -61,60 +63,54 @@ def test_urls_are_opened_where_the_recipe_allows_them(table):
                 _media(name, file, recipe())
 
 
-def test_tables_are_read_as_for_training(tmp_path: Path) -> None:
-    """A text that begins with a quotation mark, long fields, other delimiters, texts that look like numbers."""
-    long = "word " * 40_000
-    tables = {
-        "a.tsv": ('text\tid\n"quoted start\t1\nnext\t2\n', ['"quoted start', "next"]),
-        "b.csv": (f"text,id\n{long},1\n0013,2\n,3\n", [long, "0013", ""]),
-        "c.csv": ("text;id\ngood, very;1\n", ["good, very"]),
-        "d.jsonl": ('{"text": "2001-01-01"}\n{"text": null}\n', ["2001-01-01", ""]),
-    }
-    for name, (content, texts) in tables.items():
-        (tmp_path / name).write_text(content)
-        assert [row["text"] for row in read_inputs(str(tmp_path / name), recipe(), ["text"])] == texts
+@pytest.fixture(scope="module")
+def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = {
+        "task": "text-classification", "model": {"path": str(tiny_model)}, "data": {"source": "none.jsonl"}, "tuning": "full",
+        "evaluate": {"micro_batch": 1},
+    }  # fmt: skip
+    run, _, _ = run_with_checkpoint(tmp_path_factory.mktemp("run"), settings, ["neg", "pos"], lambda *_: None)
+    return export(run, STEP, run.export, "merged", {}, {})
 
 
-def test_a_table_that_training_refuses_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("text,id\ngood, very,1\nbad,2\n")
-    with pytest.raises(UserError, match="line 2: expected 2 fields, found 3"):
-        list(read_inputs(str(tmp_path / "a.csv"), recipe(), ["text"]))
-
-
-def test_conversations_are_read_as_for_training(tmp_path: Path) -> None:
-    """Up to the question: the answers at the end are what the model is to write."""
-    turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "hi"}]
-    answer, tool = {"role": "assistant", "content": "bye"}, {"name": "f", "parameters": {}}
-    rows = [
-        {"messages": turns},
-        {"messages": [*turns, answer], "prompt": "not this"},
-        {"instruction": "hi", "input": "you", "output": "bye"},
-        {"prompt": 5},
-        {"prompt": None},
-        {"messages": [*turns, answer], "tools": [tool]},
-        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "bye"}]},
+def test_each_row_has_one_prediction_and_keeps_its_id(model, tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"id": 7, "text": "a"}\n{"id": 8}\n{"id": 9, "text": "b"}\n')
+    given = [str(model), str(tmp_path / "a.jsonl"), "--id", "id"]
+    assert main([*given, "-o", str(tmp_path / "out.csv")]) == 2
+    with (tmp_path / "out.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["id"], row["text"], row["label"] != "") for row in rows] == [
+        ("7", "a", True),
+        ("8", "", False),
+        ("9", "b", True),
     ]
-    task = InstructionTuning(recipe_of("instruction-tuning"))
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    inputs = read_inputs(str(tmp_path / "a.jsonl"), task.recipe, ["prompt"], task.question_of)
-    questions = [json.loads(task.from_input(row)["asked"]) for row in inputs]
-    assert questions[0] == questions[1] == turns
-    assert [question[-1]["content"] for question in questions] == ["hi", "hi", "hi\nyou", "5", "", "hi", "hi"]
-    assert [turn["role"] for turn in questions[5]] == ["tools", "system", "user"]
+    assert "error: " in (message := capsys.readouterr().err)
+    assert "a.jsonl:2: no column 'text'" in message
+    assert main([*given, "--json", "--skip-bad"]) == 0
+    assert [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()] == [7, 9]
 
 
-def test_rows_of_standard_input_are_read_as_those_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    def texts(content: str) -> list[str]:
-        monkeypatch.setattr("sys.stdin", io.StringIO(content))
-        return [row["text"] for row in read_inputs("-", recipe(), ["text"])]
+def test_an_output_that_is_an_input_is_refused(model, tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("text\na\n")
+    assert main([str(model), str(tmp_path / "a.csv"), "-o", str(tmp_path / "a.csv")]) == 2
+    assert "is one of the inputs" in capsys.readouterr().err
+    assert (tmp_path / "a.csv").read_text() == "text\na\n"
 
-    assert texts('{"text": "a"}\n\n{"text": null}\n{"text": 5}\n') == ["a", "", "5"]
-    assert texts('{"body": "a"}\n{"text": "b"}\n') == ['{"body": "a"}', '{"text": "b"}']
-    assert texts("") == []
-    for second, message in (
-        ("b", "standard input:2: not JSON"),
-        ("[]", "input:2: expected an object"),
-        ("{}", "no column"),
-    ):
-        with pytest.raises(UserError, match=message):
-            texts('{"text": "a"}\n' + second)
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", '{"model_type": "bert", "hidden_size": "many"}'),
+        ("config.json", '{"model_type": "bert", "num_hidden_layers": null}'),
+        ("config.json", '{"model_type": "unheard-of"}'),
+        ("tokenizer.json", '{"model": {"type": "WordPiece"}}'),
+        ("tokenizer_config.json", '{"tokenizer_class": 5}'),
+        ("model.safetensors", "no weights"),
+    ],
+)
+def test_a_broken_model_folder_is_the_user_s_error(model, tmp_path, capsys, file, content):
+    folder = shutil.copytree(model, tmp_path / "model")
+    (folder / file).write_text(content)
+    (tmp_path / "a.txt").write_text("a\n")
+    assert main([str(folder), str(tmp_path / "a.txt")]) == 2
+    assert str(folder) in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A web server for tests of what is read from one."""
+"""A web server for tests of what is read from one, and a file of rows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sft_dist.data import media
+from tests.sft_dist.data.row_files import ROWS, write_csv
 from tests.sft_dist.data.web import Web, serving
 
 
@@ -17,3 +18,8 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setattr(media, "is_public", lambda address: True)
     with serving(tmp_path / "web") as web:
         yield web
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Path:
+    return write_csv(tmp_path / "rows.csv", ROWS)

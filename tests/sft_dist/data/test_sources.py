@@ -22,7 +22,8 @@ from PIL import Image as Pictures
 from sft_dist.data.sources import load_rows, stream_rows
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import cache_root
-from sft_dist.recipe.schema import Data
+from sft_dist.recipe.schema import Data, SplitSources, Streaming
+from tests.sft_dist.data.row_files import ROWS, WRITERS, all_texts, prepared, write_csv, write_jsonl
 
 
 def write(path: Path, texts: list[str], label: str = "a") -> str:
@@ -37,12 +38,82 @@ def texts_of(source: Any, of: str = "train", **settings: Any) -> list[str]:
 
 def mistake(source: Any, **settings: Any) -> str:
     with pytest.raises(UserError) as caught:
-        load_rows(Data(source=source, **settings))
+        load_rows(Data(source=str(source) if isinstance(source, Path) else source, **settings))
     return str(caught.value)
 
 
 def numbered(prefix: str, count: int) -> list[str]:
     return [f"{prefix}{number}" for number in range(count)]
+
+
+# ── files ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_gives_the_same_rows(tmp_path, name):
+    found = prepared(WRITERS[name](tmp_path / name, ROWS))
+    assert {split: len(rows) for split, rows in found.splits.items()} == {"train": 24, "validation": 3, "test": 3}
+    assert all_texts(found) == sorted(row["text"] for row in ROWS)
+    by_text = {row["text"]: row["label"] for row in ROWS}
+    for rows in found.splits.values():
+        assert rows.column("label") == [by_text[text] for text in rows.column("text")]
+        assert [f"text {number}" for number in rows.ids] == rows.column("text")
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl"])
+def test_words_that_some_readers_take_for_nothing_are_texts(tmp_path, name):
+    words = ["NA", "null", "None", "nan", "N/A", "n/a", "NULL", "#N/A", "-", "?"]
+    rows = [{"text": word, "label": ["NA", "none"][n % 2]} for n, word in enumerate(words)]
+    found = prepared(WRITERS[name](tmp_path / name, rows), split={"validation": 0.0, "test": 0.2})
+    assert all_texts(found) == sorted(words)
+    assert set(found.splits["train"].column("label")) == {"NA", "none"}
+    assert not any(found.dropped.values())
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv"])
+def test_class_names_keep_their_leading_zeros(tmp_path, name):
+    labels = ["007", "7", "010"]
+    rows = [{"text": f"text {n}", "agent": labels[n % 3], "number": n} for n in range(30)]
+    file = write_csv(tmp_path / name, rows, "," if name.endswith("csv") else "\t")
+    found = prepared(file, columns={"label": "agent"}, labels=labels, split={"validation": 0.2, "test": 0.2})
+    assert found.task.labels == labels
+    assert set(found.splits["train"].column("label")) == set(labels)
+    assert load_rows(Data(source=str(file)))["train"]["number"][:3] == ["0", "1", "2"]
+
+
+def test_a_glob_and_a_list_join_their_files(tmp_path):
+    for part in range(3):
+        write_csv(tmp_path / f"part-{part}.csv", ROWS[part * 10 : part * 10 + 10])
+    assert all_texts(prepared(str(tmp_path / "part-*.csv"))) == sorted(row["text"] for row in ROWS)
+    listed = prepared([str(tmp_path / "part-0.csv"), str(tmp_path / "part-2.csv")])
+    assert all_texts(listed) == sorted(row["text"] for row in [*ROWS[:10], *ROWS[20:]])
+
+
+def test_named_splits_of_a_saved_data_set_are_kept(tmp_path):
+    parts = {"train": ROWS[:20], "dev": ROWS[20:26], "test": ROWS[26:]}
+    saved = DatasetDict({name: Dataset.from_list(rows) for name, rows in parts.items()})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    found = prepared(tmp_path / "saved")
+    for split, name in {"train": "train", "validation": "dev", "test": "test"}.items():
+        assert found.splits[split].column("text") == [row["text"] for row in parts[name]]
+
+
+def test_a_folder_of_split_files_reads_texts_like_a_single_file(tmp_path):
+    rows = [*ROWS[:20], {"text": "NA", "label": "pos", "lang": "en"}]
+    write_csv(tmp_path / "train.csv", rows)
+    write_csv(tmp_path / "test.csv", ROWS[20:])
+    found = prepared(tmp_path, split={"validation": 0.0})
+    assert found.splits["train"].column("text") == [row["text"] for row in rows]
+    assert found.splits["test"].column("text") == [row["text"] for row in ROWS[20:]]
+
+
+def test_one_source_a_split(tmp_path):
+    files = {
+        "train": [str(write_csv(tmp_path / "a.csv", ROWS[:10])), str(write_csv(tmp_path / "b.csv", ROWS[10:20]))],
+        "test": str(write_jsonl(tmp_path / "c.jsonl", ROWS[20:])),
+    }
+    found = prepared(files, split={"validation": 0.1})
+    assert {split: len(rows) for split, rows in found.splits.items()} == {"train": 18, "validation": 2, "test": 10}
+    assert found.splits["test"].column("text") == [row["text"] for row in ROWS[20:]]
 
 
 # ── URLs and samples ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -198,6 +269,48 @@ def test_media_in_parquet_are_never_decoded(tmp_path, streaming):
     assert found == {name: values[0] for name, values in data.items()}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet"])
+def test_pictures_that_a_table_names_lie_beside_it_else_where_the_program_was_called(tmp_path, monkeypatch, name):
+    """Training runs in the run's folder, and must find what the data check found."""
+    beside, here, run = tmp_path / "data", tmp_path / "here", tmp_path / "run"
+    for folder, names in ((beside, ("pictures/a.png", "both.png")), (here, ("b.png", "both.png")), (run, ())):
+        for number, one in enumerate(names):
+            (folder / one).parent.mkdir(parents=True, exist_ok=True)
+            Pictures.new("RGB", (8, 8), (number, len(folder.name), 0)).save(folder / one)
+        folder.mkdir(exist_ok=True)
+    images = ["pictures/a.png", "both.png", "b.png", str(here / "both.png"), "https://x.org/c.png", "gone.png"]
+    rows = [{"picture": image, "mask": images[0], "label": "xy"[n % 2]} for n, image in enumerate(images)]
+    if name.endswith("csv"):
+        write_csv(beside / name, rows)
+    elif name.endswith("jsonl"):
+        write_jsonl(beside / name, rows)
+    else:
+        Dataset.from_list(rows).to_parquet(beside / name)
+    monkeypatch.chdir(here)
+    wanted = [str(beside / images[0]), str(beside / images[1]), str(here / "b.png"), *images[3:]]
+    data = Data(source=str(beside / name), columns={"image": "picture"}, allow_urls=True)
+    found = load_rows(data)["train"]
+    assert found["picture"][:] == wanted
+    assert found.column_names == ["picture", "mask", "label"]
+    assert found["mask"][:] == [wanted[0]] * len(rows)
+    streamed = data.model_copy(
+        update={"source": SplitSources(train=str(beside / name)), "streaming": Streaming(buffer=2)}
+    )
+    assert sorted(row["picture"] for row in stream_rows(streamed)) == sorted(wanted)
+    monkeypatch.chdir(run)
+    assert load_rows(data)["train"]["picture"][:2] == wanted[:2]
+
+
+def test_each_table_of_several_folders_has_its_own_pictures(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        Pictures.new("RGB", (8, 8)).save(tmp_path / folder / "0.png")
+        write_csv(tmp_path / folder / "rows.csv", [{"image": "0.png", "label": folder}])
+    found = load_rows(Data(source=str(tmp_path / "*" / "rows.csv")))["train"]
+    assert found["image"][:] == [str(tmp_path / folder / "0.png") for folder in ("a", "b")]
+
+
 # ── streams ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.fixture
 def shards(tmp_path: Path) -> list[str]:
@@ -302,3 +415,77 @@ def test_each_source_says_itself_what_is_a_number(tmp_path):
     labels = load_rows(Data(source=sources))["train"]["label"][:]
     assert labels == [value for column in values.values() for value in column]
     assert list(map(type, labels)) == [type(value) for column in values.values() for value in column]
+
+
+# ── mistakes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_a_file_that_is_not_what_its_name_says_is_named_with_the_reason(tmp_path):
+    for name in ("rows.parquet", "rows.json", "rows.jsonl", "rows.arrow"):
+        (tmp_path / name).write_bytes(b"\x00\x01 this is no data {")
+        said = mistake(tmp_path / name)
+        assert "data.source: could not be read" in said
+        assert name in said
+
+
+def test_an_empty_file_is_a_mistake(tmp_path):
+    (tmp_path / "empty.csv").write_text("")
+    assert "data.source: could not be read" in mistake(tmp_path / "empty.csv")
+
+
+def test_a_header_without_rows_is_a_mistake(tmp_path):
+    (tmp_path / "header.csv").write_text("text,label\n")
+    said = mistake(tmp_path / "header.csv")
+    assert "data.source: the source has no rows" in said
+    assert "header.csv" in said
+
+
+def test_an_unknown_suffix_lists_the_known_ones(tmp_path):
+    (tmp_path / "rows.xlsx").write_bytes(b"PK")
+    said = mistake(tmp_path / "rows.xlsx")
+    assert "found: .xlsx" in said
+    assert ".parquet" in said
+
+
+def test_files_of_two_formats_in_one_glob_are_a_mistake(tmp_path):
+    write_csv(tmp_path / "part.csv", ROWS)
+    write_jsonl(tmp_path / "part.jsonl", ROWS)
+    assert "found: .csv, .jsonl" in mistake(str(tmp_path / "part.*"))
+
+
+def test_files_with_different_columns_in_one_list_are_a_mistake(tmp_path):
+    first = write_csv(tmp_path / "a.csv", [{"text": "a", "label": 1}])
+    second = write_csv(tmp_path / "b.csv", [{"text": "b", "class": "x"}])
+    assert "data.source" in mistake([str(first), str(second)])
+
+
+def test_a_missing_file_and_an_empty_glob_are_mistakes(tmp_path, rows_file):
+    said = mistake(tmp_path / "row.csv")
+    assert "no such file or folder" in said
+    assert "rows.csv" in said
+    assert "no file matches" in mistake(str(tmp_path / "*.parquet"))
+
+
+def test_a_data_set_without_training_rows_names_its_splits(tmp_path):
+    for names in (["test"], ["first", "second"]):
+        saved = DatasetDict({name: Dataset.from_list(ROWS) for name in names})
+        saved.save_to_disk(str(tmp_path / names[0]))
+        said = mistake(tmp_path / names[0])
+        assert "data.source: has no training split" in said
+        assert f"splits {', '.join(names)}" in said
+
+
+def test_a_split_that_its_source_does_not_have_is_a_mistake_and_never_the_training_rows(tmp_path):
+    saved = DatasetDict({"train": Dataset.from_list(ROWS[:20]), "test": Dataset.from_list(ROWS[20:])})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    source = str(tmp_path / "saved")
+    assert "data.source.validation: has no validation split" in mistake({"train": source, "validation": source})
+
+
+def test_a_list_cannot_hold_data_sets_with_splits(tmp_path, rows_file):
+    DatasetDict({name: Dataset.from_list(ROWS) for name in ("train", "test")}).save_to_disk(str(tmp_path / "saved"))
+    assert "a list of sources cannot hold" in mistake([str(tmp_path / "saved"), str(rows_file)])
+
+
+def test_a_folder_without_data_is_a_mistake(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "readme.xyz").write_text("nothing here")
+    assert "data.source: could not be read" in mistake(tmp_path / "folder")

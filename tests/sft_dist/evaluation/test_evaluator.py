@@ -6,11 +6,16 @@ import csv
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from sft_dist.checkpoints.store import Checkpoint
 from sft_dist.data.prepare import prepare
 from sft_dist.data.splits import keep_splits
 from sft_dist.evaluation.evaluator import Evaluator
+from sft_dist.evaluation.leaderboard import Scored
+from sft_dist.evaluation.predictions import predictions_file, read_predictions
+from sft_dist.evaluation.sweep import score_untrained
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
@@ -41,6 +46,7 @@ def run(tiny_model, reviews, tmp_path):
     checkpoint.model.mkdir(parents=True)
     model = build_model(recipe, task, processor)
     save_weights(model, model.state_dict(), checkpoint.model)
+    (checkpoint.path / "manifest.json").write_text("{}")
     keep_splits(folder.splits_file, {split: rows.ids for split, rows in data.splits.items()}, data.contents)
     return recipe, checkpoint
 
@@ -56,6 +62,44 @@ def rewrite(file, change):
 def test_the_rows_that_were_held_out_are_scored(run):
     recipe, checkpoint = run
     assert Evaluator().score(recipe, checkpoint, "test")["examples"] == 12
+
+
+@pytest.mark.slow
+def test_predictions_are_kept_with_rows_and_groups(run, tmp_path):
+    recipe, checkpoint = run
+    checkpoint.run_folder.splits_file.unlink()
+    rewrite(tmp_path / "rows.csv", lambda rows: [[*row[:2], f"g{number // 4}"] for number, row in enumerate(rows)])
+    split = recipe.data.split.model_copy(update={"group": "score"})
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"split": split})})
+    scores = Evaluator().score(recipe, checkpoint, "validation")
+    answers = read_predictions(predictions_file(checkpoint, "validation"), checkpoint.fingerprint())
+    assert answers is not None
+    task = task_of(recipe)
+    data = prepare(recipe, task, load_processor(recipe, task))
+    examples = data.examples["validation"]
+    assert {name: scores[name] for name in ("accuracy", "roc_auc")}.items() <= task.score(
+        answers.predictions, examples, None
+    ).items()
+    with (tmp_path / "rows.csv").open(newline="") as stream:
+        names = [row["score"] for row in csv.DictReader(stream)]
+    pairs = {(names[row], int(group)) for row, group in zip(answers.rows, answers.groups, strict=True)}
+    assert len(pairs) == len({name for name, _ in pairs}) == len({group for _, group in pairs}) > 1
+    assert read_predictions(predictions_file(checkpoint, "validation"), "other weights") is None
+
+
+@pytest.mark.slow
+def test_the_untrained_model_has_none_of_a_checkpoint_s_weights(run):
+    recipe, checkpoint = run
+    weights = load_file(checkpoint.model / "model.safetensors")
+    save_file(
+        {name: torch.zeros_like(value) for name, value in weights.items()}, checkpoint.model / "model.safetensors"
+    )
+    evaluator = Evaluator()
+    winner = Scored(checkpoint.run_folder, 5, "", evaluator.score(recipe, checkpoint, "validation"))
+    untrained = score_untrained(evaluator, winner, recipe, force=False)
+    assert untrained["loss"] != winner.scores["loss"]
+    assert untrained == Evaluator().score_untrained(recipe, checkpoint.run_folder, "validation")
+    assert score_untrained(None, winner, recipe, force=False) == untrained  # recorded
 
 
 @pytest.mark.slow

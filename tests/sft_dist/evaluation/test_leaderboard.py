@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from sft_dist.evaluation.leaderboard import Scored, no_better_than_guessing, rank_key, render
+from sft_dist.evaluation.leaderboard import Scored, no_better_than_guessing, no_better_than_untrained, rank_key, render
 
 
 def ranked(direction, *scores):
@@ -76,3 +76,28 @@ def test_a_winner_that_is_no_better_than_a_constant_answer_is_said_so(scores, no
     text = render(board)
     assert (f"Note: {note}." in text) == bool(note)
     assert "Winner: run r (lr=1e-4 seed=2), step 1" in text
+
+
+@pytest.mark.parametrize(
+    ("score", "start", "direction", "note"),
+    [
+        (0.5, 0.5, "max", "f1 is 0.5000: before training it is 0.5000"),
+        (0.6, 0.5, "max", ""),
+        (0.6, 0.5, "min", "f1 is 0.6000: before training it is 0.5000"),
+        (0.5, None, "max", ""),
+        (None, 0.5, "max", ""),  # `undefined_everywhere` says so
+    ],
+)
+def test_a_winner_that_is_no_better_than_the_untrained_model_is_said_so(score, start, direction, note):
+    assert no_better_than_untrained({"f1": score}, {"f1": start}, "f1", direction) == note
+
+
+def test_the_untrained_model_has_a_row_without_a_rank():
+    row = {"run": "r", "step": 1, "validation": {"examples": 4, "f1": 0.7}, "checkpoint": "/c"}
+    board = {
+        "metric": "f1", "direction": "max", "winner": row, "rows": [row], "differences": {}, "labels": [], "damaged": [],
+        "export": None, "untrained": {"examples": 4, "f1": 0.25}, "no_better_than_untrained": "no better",
+    }  # fmt: skip
+    text = render(board)
+    assert "|     | untrained | 0    | 0.2500 |" in text
+    assert "Note: no better." in text

@@ -15,9 +15,8 @@ import pytest
 
 from launch.local import runner
 from launch.plan import Plan
-from launch.run_state import is_running
 from launch.slurm import submit
-from sft_dist.run.attempt import take_lock
+from sft_dist.run.attempt import is_running, take_lock
 from sft_dist.run.folder import RunFolder
 from sft_dist.run.locks import acquire, is_locked, locked, open_lock_file, try_acquire
 

@@ -202,6 +202,7 @@ def test_augmented_boxes_still_hold_their_objects(folders):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_it_learns_where_coloured_shapes_are(folders):
     """On the pictures it is trained on: from nothing to most of them in 150 steps."""
     task, model, examples, processor, loss = ready(folders["rt_detr"], [scene(i, 1) for i in range(16)])

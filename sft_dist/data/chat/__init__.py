@@ -1,0 +1,1 @@
+"""Conversations: turns, the shapes of rows they come in, and their tokens with a mark on those the model is to learn."""

@@ -1,0 +1,52 @@
+from launch.report.scores import read_leaderboards
+from sft_dist.recipe.files import write_json
+from tests.launch.report.run_files import leaderboard, write_run
+
+
+def test_the_leaderboard_of_all_runs_is_filtered_to_those_of_the_report(tmp_path):
+    one, two = (write_run(tmp_path, train={"seed": seed}) for seed in (1, 2))
+    board = leaderboard({(one.id, 20): 0.6, (two.id, 40): 0.8, ("ffffffffff", 40): 0.9, (one.id, 40): 0.7})
+    write_json(tmp_path / "demo/leaderboard.json", board)
+    (table,) = read_leaderboards([one.path, two.path])
+    assert [(row["run"], row["step"], row["scores"]["accuracy"]) for row in table["rows"]] == [
+        (1, 40, 0.8), (0, 40, 0.7), (0, 20, 0.6)
+    ]  # fmt: skip
+    assert table["finals"] == []  # the winner is not in this report
+
+
+def test_leaderboards_of_single_runs_become_one_table(tmp_path):
+    one, two = (write_run(tmp_path, train={"seed": seed}) for seed in (1, 2))
+    write_json(one.path / "leaderboard.json", leaderboard({(one.id, 20): 0.6, (one.id, 40): 0.9}))
+    write_json(two.path / "leaderboard.json", leaderboard({(two.id, 40): 0.8}))
+    (table,) = read_leaderboards([one.path, two.path])
+    assert [row["scores"]["accuracy"] for row in table["rows"]] == [0.9, 0.8, 0.6]
+    assert [final["run"] for final in table["finals"]] == [0, 1]
+
+
+def test_intervals_and_tests_are_passed_on(tmp_path):
+    run = write_run(tmp_path)
+    board = leaderboard(
+        {(run.id, 20): 0.6, (run.id, 40): 0.9}, smallest_difference={"accuracy": 0.1}, selection_note="the best of 2"
+    )
+    board["rows"][1] |= {"intervals": {"accuracy": [0.5, 0.7]}, "not_distinguishable": False, "p_value": 0.004}
+    write_json(run.path / "leaderboard.json", board)
+    (table,) = read_leaderboards([run.path])
+    assert table["rows"][1]["intervals"] == {"accuracy": [0.5, 0.7]}
+    assert table["rows"][1]["p_value"] == 0.004
+    assert "p_value" not in table["rows"][0]
+    assert (table["smallest_difference"], table["selection_note"]) == ({"accuracy": 0.1}, "the best of 2")
+
+
+def test_a_damaged_leaderboard_is_none(tmp_path):
+    run = write_run(tmp_path)
+    (run.path / "leaderboard.json").write_text('{"rows": 3}')
+    assert read_leaderboards([run.path]) == []
+
+
+def test_matrices_of_several_labels_are_not_shown(tmp_path):
+    run = write_run(tmp_path)
+    board = leaderboard({(run.id, 40): 0.9})
+    board["winner"]["test"]["confusion_matrix"] = [[[1, 2], [3, 4]], [[1, 2], [3, 4]]]
+    write_json(run.path / "leaderboard.json", board)
+    (table,) = read_leaderboards([run.path])
+    assert list(table["finals"][0]["confusion"]) == ["validation"]
