@@ -15,6 +15,7 @@ from sft_dist.checkpoints.optimizer_state import Piece, SavedState, load_pieces,
 from sft_dist.engines.base import NonFiniteGradient, Setup, copy_tensors, start_accelerator
 from sft_dist.engines.precision import autocast
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.tuning.half_precision import store_frozen_in_16_bits
 
 
 class Replicated:
@@ -35,6 +36,7 @@ class Replicated:
 
     def prepare(self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
         self.raw_model = model
+        store_frozen_in_16_bits(model, self.precision)
         self.model = self.accelerator.prepare(model)
         self.optimizer = build_optimizer(model)
         if self.precision == "fp8":
