@@ -4,8 +4,10 @@
 
 Trains the runs first, 30 steps each of a tiny model, in processes forked after the imports, and evaluates their 200 checkpoints; runs that
 DIR has already are kept. Then each curve is stretched to 10,000 steps with noise of its own, which nothing compresses, and the report is
-made again. Exit code 1 when a page misses the goals: 0.25 MB of code, 1 MB of data, drawn within 1 s (the median of five). The browser
-is Debian's `chromium` with `chromium-driver`.
+made again. Exit code 1 when a page misses the goals: 0.25 MB of code, 1 MB of data, drawn within 1 s of processor time of the page's main
+thread (the median of five). The time by the clock is printed beside it, because a machine that others use makes it longer. Charts are
+drawn when they come near the screen; the last column is the processor time until the section of curves is drawn too. The browser is
+Debian's `chromium` with `chromium-driver`.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from sft_dist.recipe.load import read  # noqa: E402
 from sft_dist.run.folder import RunFolder, run_id  # noqa: E402
 from tests.conftest import write_reviews  # noqa: E402
 
-MAX_CODE_BYTES, MAX_DATA_BYTES, MAX_LOAD_S = 250_000, 2**20, 1.0
+MAX_CODE_BYTES, MAX_DATA_BYTES, MAX_DRAWN_S = 250_000, 2**20, 1.0
 STEPS, LONG_STEPS = 30, 10_000
 MATRIX = {
     "train.lr": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
@@ -55,10 +57,13 @@ def main() -> int:
         long_folders = [stretch(path, folder / "long/sweep", seed) for seed, path in enumerate(folders)]
         (folder / "long/sweep/leaderboard.json").write_bytes((folders[0].parent / "leaderboard.json").read_bytes())
         measurements[f"{len(folders)} runs of {LONG_STEPS:,} steps"] = measure(long_folders, folder / "long.html")
-    print("| report | code, kB | data, kB | made in, s | drawn in, s |\n|---|---|---|---|---|")
-    for name, (code, data, made_s, drawn_s) in measurements.items():
-        print(f"| {name} | {code / 1000:.0f} | {data / 1000:.0f} | {made_s:.1f} | {drawn_s:.2f} |")
-    return int(any(c > MAX_CODE_BYTES or d > MAX_DATA_BYTES or s > MAX_LOAD_S for c, d, _, s in measurements.values()))
+    print("| report | code, kB | data, kB | made in, s | drawn: CPU, s | by the clock, s | with all curves: CPU, s |")
+    print("|---|---|---|---|---|---|---|")
+    for name, (code, data, made_s, times) in measurements.items():
+        drawn = " | ".join(f"{seconds:.2f}" for seconds in times)
+        print(f"| {name} | {code / 1000:.0f} | {data / 1000:.0f} | {made_s:.1f} | {drawn} |")
+    goals = (MAX_CODE_BYTES, MAX_DATA_BYTES, MAX_DRAWN_S)
+    return int(any(c > goals[0] or d > goals[1] or times[0] > goals[2] for c, d, _, times in measurements.values()))
 
 
 def make_runs(folder: Path, count: int) -> list[Path]:
@@ -143,26 +148,33 @@ def stretch(path: Path, parent: Path, seed: int) -> Path:
     return target
 
 
-def measure(folders: Sequence[Path], file: Path) -> tuple[int, int, float, float]:
-    """Returns bytes of code and of data, and the seconds of making and of drawing the page."""
+def measure(folders: Sequence[Path], file: Path) -> tuple[int, int, float, list[float]]:
+    """Returns bytes of code and of data, the seconds of making the page, and those of `drawing_times`."""
     started = time.perf_counter()
     write_report([str(folders[0].parent)], None, file)
     made_s = time.perf_counter() - started
     page = file.read_text()
-    data = page.split('id="data">')[1].split("</script>")[0]
-    return len(page.encode()) - len(data), len(data), made_s, load_s(file)
+    data = page.split('id="packed">')[1].split("</script>")[0]
+    return len(page.encode()) - len(data), len(data), made_s, drawing_times(file)
 
 
-def load_s(file: Path) -> float:
-    """Returns the median of five loads, from the navigation to the drawn page."""
+def drawing_times(file: Path) -> list[float]:
+    """Returns medians of five loads: the processor time and the time by the clock from the navigation to the drawn page, and the
+    processor time until all curves of the section are drawn, too."""
     from tests.browser import open_browser
 
+    times = []
     with open_browser() as browser:
-        times = []
         for _ in range(5):
+            browser.get("about:blank")
+            before = browser.cpu_s()
             browser.get(file.as_uri())
-            times.append(browser.wait_until_drawn() / 1000)
-    return statistics.median(times)
+            clock_s = browser.wait_until_drawn() / 1000
+            drawn_s = browser.cpu_s() - before
+            browser.run("document.getElementById('curves').scrollIntoView()")
+            browser.wait_until("page.charts['gradient norm'] && page.charts['examples per second']")
+            times.append((drawn_s, clock_s, browser.cpu_s() - before))
+    return [statistics.median(column) for column in zip(*times, strict=True)]
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ page.draw = (data) => {
   document.getElementById("footer").replaceChildren("Made by sft-dist from the files of the run folders; works offline. Charts: uPlot (MIT).");
   Object.values(page.charts).forEach((chart) => chart.destroy());
   page.charts = {};
+  page.zoomed = false;
   pending.splice(0).forEach((action) => action());
 };
 
@@ -78,7 +79,7 @@ function live() {
   // Nobody's place is lost: while something on the page has the focus or is zoomed, a button waits.
   function offer(data) {
     const main = document.getElementById("main");
-    const busy = page.data && (main.contains(document.activeElement) || page.zoomed());
+    const busy = page.data && (main.contains(document.activeElement) || page.zoomed);
     const update = () => { status.nextSibling?.remove(); redraw(data); };
     if (!busy) return update();
     status.nextSibling?.remove();
@@ -89,7 +90,7 @@ function live() {
 }
 
 (async () => {
-  const packed = document.getElementById("data").textContent;
+  const packed = document.getElementById("packed").textContent;
   if (packed) page.draw(await unpack(packed));
   else await live();
   document.documentElement.dataset.ready = String(Math.round(performance.now()));

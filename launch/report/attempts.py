@@ -21,11 +21,13 @@ PRODUCTIVE = "training"
 def attempts_of(folder: RunFolder, lines: Sequence[Line]) -> list[dict[str, Any]]:
     """Returns every attempt, oldest first: its time, its end and the phases between, in seconds since 1970."""
     attempts = folder.all_attempts()
-    running = bool(attempts) and is_running(folder)
+    running = attempts[-1:] if is_running(folder) else []
     first = first_steps(lines)
     return [
-        _attempt(folder, attempt, [line for line in lines if line["attempt"] == attempt.number], first, alive)
-        for attempt, alive in zip(attempts, [False] * (len(attempts) - 1) + [running], strict=True)
+        _attempt(
+            folder, attempt, [line for line in lines if line["attempt"] == attempt.number], first, attempt in running
+        )
+        for attempt in attempts
     ]
 
 

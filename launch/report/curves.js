@@ -24,20 +24,19 @@ page.curvesSection = (data) => {
   if (!curves.length) return null;
   const few = data.runs.length <= FEW_RUNS;
   const groups = chartGroups(curves, data, few);
-  const state = { hidden: new Set(), colorBy: page.colorings(data)[0] };
+  const range = stepRange(curves);
+  const state = { hidden: new Set(), colorBy: page.colorings(data)[0], range, zoom: range };
   const sync = uPlot.sync("steps");
   const charts = [];
-  const range = stepRange(curves);
 
   const grid = page.element("div", { class: "charts" });
   const minor = page.element("div", { class: "charts" });
   const details = page.details("More validation scores", minor);
   for (const group of groups) {
-    const chart = makeChart(group, data, state, sync, few, range);
+    const chart = makeChart(group, data, state, sync, few);
     charts.push(chart);
     (group.minor ? minor : grid).append(chart.figure);
   }
-  details.addEventListener("toggle", () => charts.forEach((chart) => chart.resize()));
 
   const redraw = () => charts.forEach((chart) => chart.draw());
   new ResizeObserver(() => charts.forEach((chart) => chart.resize())).observe(grid);
@@ -47,7 +46,15 @@ page.curvesSection = (data) => {
     + (thinned > 1 ? ` Of every ${page.count(thinned)} neighbouring steps the lowest and the highest value are drawn.` : "");
   const section = page.section("curves", "Curves", note,
     legend(data, state, redraw, few), grid, groups.some((group) => group.minor) ? details : null);
-  page.whenShown(() => charts.forEach((chart) => chart.start()));
+  // Charts are drawn when they come near the screen: those of 100 runs take a while.
+  const observer = new IntersectionObserver((entries) => {
+    for (const { target } of entries.filter((entry) => entry.isIntersecting)) {
+      observer.unobserve(target);
+      charts.find((chart) => chart.figure === target).start();
+    }
+  }, { rootMargin: "100% 0%" });
+  page.whenShown(() => charts.forEach((chart) => observer.observe(chart.figure)));
+  window.addEventListener("beforeprint", () => charts.forEach((chart) => chart.start()));
   return section;
 };
 
@@ -83,8 +90,6 @@ function wide(curves) {
   return low > 0 && values.reduce((a, b) => Math.max(a, b), 0) / low > 50;
 }
 
-page.zoomed = () => Object.values(page.charts).some((chart) => chart.scales.x.min > chart.fullRange[0] || chart.scales.x.max < chart.fullRange[1]);
-
 // All charts have the same steps, so that what stands above another happened at the same time.
 function stepRange(curves) {
   const first = Math.min(...curves.map((curve) => curve.steps[0]));
@@ -92,7 +97,7 @@ function stepRange(curves) {
   return [first, Math.max(last, first + 1)];
 }
 
-function makeChart(group, data, state, sync, few, range) {
+function makeChart(group, data, state, sync, few) {
   const steps = [...new Set(group.curves.flatMap((curve) => curve.steps))].sort((a, b) => a - b);
   const place = new Map(steps.map((step, index) => [step, index]));
   const series = [];
@@ -130,10 +135,10 @@ function makeChart(group, data, state, sync, few, range) {
       legend: { show: false },
       cursor: {
         sync: { key: "steps", scales: ["x", null] }, focus: { prox: 24 }, drag: { x: true, y: false, setScale: false }, points: { size: 6 },
-        bind: { dblclick: () => () => zoomTo(...range) },
+        bind: { dblclick: () => () => zoomTo(...state.range) },
       },
       focus: { alpha: few ? 0.35 : 0.15 },
-      scales: { x: { time: false, range: (_, min, max) => (min === null ? range : [min, max]) }, y: { distr: group.logarithmic && positive ? 3 : 1 } },
+      scales: { x: { time: false, range: (_, min, max) => (min === null ? state.range : [min, max]) }, y: { distr: group.logarithmic && positive ? 3 : 1 } },
       axes: [{ ...axis, size: 28, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? short(tick) : "")) },
         { ...axis, size: 54, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : page.number(tick))) }],
       series: [{}, ...series.map((entry) => ({
@@ -167,18 +172,17 @@ function makeChart(group, data, state, sync, few, range) {
 
   function draw() {
     if (!started) return;
-    const zoom = plot && [plot.scales.x.min, plot.scales.x.max];
     plot?.destroy();
     plot = new uPlot(options(), [steps, ...series.map((entry) => entry.values)], holder);
     sync.sub(plot);
-    const [min, max] = zoom ?? range;
-    plot.setScale("x", { min, max });
-    plot.fullRange = range;
+    plot.setScale("x", { min: state.zoom[0], max: state.zoom[1] });
     page.charts[group.title] = plot;
   }
 
   // All charts show the same steps.
   function zoomTo(min, max) {
+    state.zoom = [min, max];
+    page.zoomed = min > state.range[0] || max < state.range[1];
     for (const each of Object.values(page.charts)) {
       each.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
       each.setScale("x", { min, max });
@@ -191,10 +195,10 @@ function makeChart(group, data, state, sync, few, range) {
     const index = plot.cursor.idx ?? 0;
     const center = steps[index];
     const move = (to) => plot.setCursor({ left: plot.valToPos(steps[Math.min(steps.length - 1, Math.max(0, to))], "x"), top: plot.over.clientHeight / 2 });
-    const zoom = (factor) => zoomTo(Math.max(range[0], center - (center - min) * factor), Math.min(range[1], center + (max - center) * factor));
+    const zoom = (factor) => zoomTo(Math.max(state.range[0], center - (center - min) * factor), Math.min(state.range[1], center + (max - center) * factor));
     const actions = {
       ArrowLeft: () => move(index - 1), ArrowRight: () => move(index + 1), Home: () => move(0), End: () => move(steps.length - 1),
-      "+": () => zoom(0.5), "=": () => zoom(0.5), "-": () => zoom(2), 0: () => zoomTo(...range),
+      "+": () => zoom(0.5), "=": () => zoom(0.5), "-": () => zoom(2), 0: () => zoomTo(...state.range),
     };
     if (!actions[event.key]) return;
     event.preventDefault();
@@ -203,7 +207,7 @@ function makeChart(group, data, state, sync, few, range) {
 
   return {
     figure, draw,
-    start() { started = true; draw(); },
+    start() { if (!started) { started = true; draw(); } },
     resize() { if (plot && holder.clientWidth > 0 && plot.width !== holder.clientWidth) plot.setSize({ width: holder.clientWidth, height: 220 }); },
   };
 }

@@ -20,8 +20,9 @@ function fill(element, attributes, children) {
 }
 
 // ── numbers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+// 1 is a perfect score as often as a number of examples.
 page.score = (value) =>
-  value === null || value === undefined ? "–" : Number.isInteger(value) ? page.count(value) : value.toFixed(4);
+  value === null || value === undefined ? "–" : Number.isInteger(value) && Math.abs(value) > 1 ? page.count(value) : value.toFixed(4);
 
 page.count = (value) => (typeof value === "number" ? value.toLocaleString("en-US") : "–");
 

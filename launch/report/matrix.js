@@ -6,7 +6,7 @@ const WIDTH = 960;
 page.matrixSection = (data) => {
   const scores = page.bestScores(data);
   if (data.runs.length < 2 || !data.varying.length || !scores || scores.filter((score) => score !== null).length < 2) return null;
-  const metric = data.leaderboards[0]?.metric ?? "best validation score";
+  const metric = data.leaderboards[0]?.metric ?? "score";
   const keys = data.varying.filter((key) => new Set(data.runs.map((run) => JSON.stringify(run.point[key]))).size > 1).slice(0, 8);
   return page.section("matrix", "What varies", `Each line is a run, from its settings to its best ${metric} on validation.`,
     parallel(data, keys, scores, metric), page.element("h3", {}, "Effect of each setting"),

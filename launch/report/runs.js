@@ -12,8 +12,8 @@ page.summarySection = (data) => {
     page.element("p", { class: "lead" }, trained),
     page.element("div", { class: "tiles" }, tiles(data)),
     page.element("div", { class: "findings" },
-      page.element("div", {}, block("Result", result), block("Significance", significance)),
-      page.element("div", {}, block("Next", next))));
+      [[...block("Result", result), ...block("Significance", significance)], block("Next", next)]
+        .filter((column) => column.length).map((column) => page.element("div", {}, column))));
 };
 
 // Texts in backticks are commands.
@@ -176,7 +176,7 @@ function attemptsTable(lanes, several) {
     { title: "host", value: (lane) => lane.attempt.host },
     { title: "processes", number: true, value: (lane) => lane.attempt.processes },
     { title: "steps", value: (lane) => (lane.attempt.last_step === null ? null : `${page.count(lane.attempt.first_step ?? 0)} to ${page.count(lane.attempt.last_step)}`) },
-    { title: "end", value: (lane) => `${lane.attempt.state} ${lane.attempt.cause}`, cell: (lane) => [state(lane.attempt.state), lane.attempt.state === "finished" ? "" : ` ${lane.attempt.cause}`] },
+    { title: "end", value: (lane) => `${lane.attempt.state} ${lane.attempt.cause}`, cell: (lane) => [state(lane.attempt.state), lane.attempt.state === "finished" || !lane.attempt.cause ? "" : `: ${lane.attempt.cause}`] },
   ];
   const table = page.table(columns, lanes, { label: "attempts", limit: 15 });
   return lanes.length > 4 ? page.details(`${page.count(lanes.length)} attempts`, table) : table;

@@ -144,7 +144,7 @@ class RunFolder:
 
     @property
     def trackers_file(self) -> Path:
-        """What names the run in its trackers, so that a resumed run goes on there."""
+        """What names the run in its trackers, so that a resumed run continues there."""
         return self.path / "trackers.json"
 
     @property

@@ -32,7 +32,14 @@ class Page:
         self.browser.prefer(scheme)
         self.browser.get(self.file.as_uri())
         self.browser.wait_until_drawn()
+        draw_charts(self.browser)
         return self.browser
+
+
+def draw_charts(browser: Browser) -> None:
+    """They wait until they come near the screen."""
+    browser.run("document.getElementById('curves').scrollIntoView()")
+    browser.wait_until("page.charts.loss && page.charts['learning rate']")
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +159,7 @@ def test_tables_sort_and_filter(matrix):
     accuracies = column(browser, "leaderboard", "accuracy")
     assert accuracies == sorted(accuracies, reverse=True)
     head = browser.driver.find_element("xpath", "//*[@id='leaderboard']//th/button[text()='accuracy']")
+    browser.run("arguments[0].scrollIntoView({ block: 'center' })", head)  # else the bar of sections may cover it
     head.click()
     head.click()
     assert column(browser, "leaderboard", "accuracy") == sorted(accuracies)
@@ -226,10 +234,11 @@ def test_the_board_shows_a_run_as_it_goes_on(browser, tmp_path, monkeypatch):
     try:
         browser.get(server.url)
         browser.wait_until_drawn()
+        draw_charts(browser)
         assert browser.run("return page.charts.loss.data[0].at(-1)") == 10
         with run.metrics_file.open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines_of(range(11, 21)))
-        browser.wait_until("page.charts.loss.data[0].at(-1) === 20")
+        browser.wait_until("page.charts.loss?.data[0].at(-1) === 20")
         assert browser.run("return document.getElementById('live').textContent") == "live"
         assert browser.console() == []
     finally:

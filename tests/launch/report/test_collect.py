@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from launch.report.collect import collect, read_run
@@ -33,6 +35,15 @@ def test_runs_are_called_by_what_varies(tmp_path):
     assert data["varying"] == ["train.seed"]
     assert "train.seed" not in data["settings"]
     assert [card["runs"] for card in data["data"]] == [[0, 1]]  # the same data
+
+
+def test_a_run_that_was_never_started_has_a_recipe_and_no_more(tmp_path):
+    run = write_run(tmp_path)
+    shutil.rmtree(run.attempts)
+    run.metrics_file.unlink()
+    data = data_of(tmp_path)
+    assert (data["runs"][0]["state"], data["runs"][0]["attempts"], data["curves"]) == ("sealed", [], [])
+    assert data["cost"]["goodput"] is None
 
 
 def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path):

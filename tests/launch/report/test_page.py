@@ -15,7 +15,7 @@ def test_no_text_of_the_data_becomes_html():
     assert HOSTILE not in page
     assert "<img" not in page
     assert f"<title>{html.escape(HOSTILE)}</title>" in page
-    packed = re.search(r'id="data">([^<]*)</script>', page)[1]
+    packed = re.search(r'id="packed">([^<]*)</script>', page)[1]
     assert re.fullmatch(r"[A-Za-z0-9+/=]+", packed)
     assert json.loads(gzip.decompress(base64.b64decode(packed))) == {"title": HOSTILE}
 
