@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart fetch-samples test test-fast test-long test-slurm check bench bench-checkpoint bench-memory clean
+.PHONY: help setup quickstart fetch-samples test test-fast test-long test-slurm check bench bench-checkpoint bench-memory bench-report clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -19,9 +19,10 @@ $(STAMP): pyproject.toml constraints.txt samples.txt
 	$(BIN)/python -m compileall -q launch sft_dist  # else the first start of each program compiles them
 	touch $@
 
-quickstart: setup  ## train, evaluate and export recipes/text-classification/quickstart.yaml
+quickstart: setup  ## train, evaluate, export and report recipes/text-classification/quickstart.yaml
 	$(BIN)/python -m launch run recipes/text-classification/quickstart.yaml
 	$(BIN)/python -m launch eval recipes/text-classification/quickstart.yaml --require accuracy=0.75
+	$(BIN)/python -m launch report recipes/text-classification/quickstart.yaml
 
 fetch-samples: setup ## real weights and data for recipes and tests, into the cache (docs/samples.md)
 	$(BIN)/python -m samples.fetch
@@ -65,6 +66,9 @@ bench: setup     ## start-up times beside `accelerate launch --help`; encoding b
 
 bench-checkpoint: setup ## checkpoints of a real model under each strategy, and 1,000 kills while saving
 	$(BIN)/python benchmarks/checkpoint.py --kills 1000
+
+bench-report: setup ## the report of a matrix of 100 runs: size, and time until it is drawn
+	$(BIN)/python benchmarks/report.py
 
 bench-memory: setup ## preparing 5 GB of text within 1 GB of memory
 	$(BIN)/python benchmarks/memory.py --gigabytes 5 --limit 1

@@ -2,7 +2,7 @@
 
     python benchmarks/report.py [--runs N] [--folder DIR]
 
-Trains the runs first, 40 steps each of a tiny model, in processes forked after the imports, and evaluates their 200 checkpoints; runs that
+Trains the runs first, 30 steps each of a tiny model, in processes forked after the imports, and evaluates their 200 checkpoints; runs that
 DIR has already are kept. Then each curve is stretched to 10,000 steps with noise of its own, which nothing compresses, and the report is
 made again. Exit code 1 when a page misses the goals: 0.25 MB of code, 1 MB of data, drawn within 1 s (the median of five). The browser
 is Debian's `chromium` with `chromium-driver`.
@@ -34,10 +34,10 @@ from sft_dist.run.folder import RunFolder, run_id  # noqa: E402
 from tests.conftest import write_reviews  # noqa: E402
 
 MAX_CODE_BYTES, MAX_DATA_BYTES, MAX_LOAD_S = 250_000, 2**20, 1.0
-STEPS, LONG_STEPS = 40, 10_000
+STEPS, LONG_STEPS = 30, 10_000
 MATRIX = {
     "train.lr": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
-    "train.global_batch": [8, 32],
+    "train.global_batch": [8, 16],
     "tuning.method": ["full", "bitfit"],
     "train.seed": [1, 2, 3, 4, 5],
 }
@@ -67,7 +67,8 @@ def make_runs(folder: Path, count: int) -> list[Path]:
     recipe_file = write_recipe(folder)
     runs = expand(read(str(recipe_file)))[:count]
     folders = [folder / "runs/sweep" / run_id(run.recipe) for run in runs]
-    from sft_dist import evaluate, train  # imports torch, in the parent of all runs once
+    from sft_dist import evaluate, train
+    from tests.integration import harness_preload  # noqa: F401  (what every run imports, once for all)
 
     for run, path in zip(runs, folders, strict=True):
         RunFolder(path).create(run.recipe)

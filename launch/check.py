@@ -136,7 +136,7 @@ def _unfinished(returncode: int) -> UserError:
     cause, hint = "it crashed; its traceback is above", "report it with that traceback"
     if returncode < 0:
         cause = f"it was killed by {signal.Signals(-returncode).name}"
-        hint = "run the check where there is more memory" if returncode == -signal.SIGKILL else "check it again"
+        hint = "run the check on a machine with more memory" if returncode == -signal.SIGKILL else "check it again"
     message = f"the data check did not finish: {cause}"
     return UserError(Problem(message, "data", hint=f"{hint}; `submit --no-check` submits unchecked data"))
 
@@ -217,7 +217,7 @@ def _check_names(allow: Collection[str]) -> None:
     for name in allow:
         if name not in valid:
             hint = similar_to(name, valid)
-            raise UserError(Problem("no error has this name", "--allow", value=name, valid=valid, hint=hint))
+            raise UserError(Problem("not the name of an error", "--allow", value=name, valid=valid, hint=hint))
 
 
 def _rows(finding: dict[str, Any]) -> str | None:

@@ -65,7 +65,7 @@ PICKLE = click.option("--allow-pickle", "pickle", is_flag=True, help="Allow weig
 OTHER_VERBS = {
     "train": "run", "fit": "run", "start": "run", "launch": "run", "evaluate": "eval", "test": "eval", "validate": "check",
     "sbatch": "submit", "scancel": "cancel", "squeue": "status", "list": "status", "ls": "status", "ps": "status",
-    "continue": "resume", "tail": "logs", "generate": "predict", "infer": "predict", "help": "--help",
+    "continue": "resume", "tail": "logs", "generate": "predict", "infer": "predict", "compare": "diff", "reproduce": "replay", "help": "--help",
 }  # fmt: skip
 PROCESSES = click.option("--processes", type=click.IntRange(1), metavar="N", help="Processes on this machine.")
 
@@ -166,6 +166,8 @@ def init(task: str, output: Path | None) -> None:
 @cli.command()
 def schema() -> None:
     """Print the recipe's JSON Schema, for editors.
+
+    With `# yaml-language-server: $schema=recipe.schema.json` as the first line of a recipe they complete and check it.
 
     Example: sft-dist schema > recipe.schema.json
     """
@@ -433,9 +435,12 @@ def resume(
 @_targets("[RECIPE_OR_FOLDER]...", required=False)
 @click.option("-w", "--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @click.option("--every", type=click.IntRange(5), default=30, metavar="SECONDS", help="Seconds between refreshes.")
+@click.option("--state", "states", multiple=True, metavar="STATE", help="Show only runs in this state (repeatable).")
 @RUNS
 @AS_JSON
-def status(targets: tuple[str, ...], watch: bool, every: int, runs: str | None, as_json: bool) -> None:
+def status(
+    targets: tuple[str, ...], watch: bool, every: int, states: tuple[str, ...], runs: str | None, as_json: bool
+) -> None:
     """Show the state of runs; of all runs without arguments.
 
     Slurm is queried only about submitted runs: one squeue, and one sacct when a job has left the queue.
@@ -444,7 +449,7 @@ def status(targets: tuple[str, ...], watch: bool, every: int, runs: str | None, 
     """
     from launch.status import show_status
 
-    show_status(targets, runs, every if watch else None, as_json)
+    show_status(targets, runs, every if watch else None, as_json, states)
 
 
 @cli.command()
@@ -512,6 +517,46 @@ def stop(run: str, wait: float, runs: str | None) -> None:
     sys.exit(1 if end.state == "running" else 0)
 
 
+@cli.command()
+@click.argument("a", metavar="A", shell_complete=_completer("complete_runs"))
+@click.argument("b", metavar="B", shell_complete=_completer("complete_runs"))
+@RUNS
+@AS_JSON
+def diff(a: str, b: str, runs: str | None, as_json: bool) -> None:
+    """Show what differs between two runs: recipe, code, data, environment, hardware, and where their curves part.
+
+    Example: sft-dist diff 0a1b 4c5d
+    """
+    from launch.diff import show_difference
+    from launch.run_folders import find_run, runs_root
+
+    root = runs_root(runs)
+    click.echo(show_difference(find_run(a, root), find_run(b, root), as_json))
+
+
+@cli.command()
+@RUN
+@PROCESSES
+@COMMITS
+@PICKLE
+@RUNS
+@AS_JSON
+def replay(
+    run: str, processes: int | None, commits: tuple[str, ...], pickle: bool, runs: str | None, as_json: bool
+) -> None:
+    """Train a RUN again, with its recipe, seed and source, in a new folder beside it, and compare the curves.
+
+    Exit code 0: every loss is the same number; 1: the curve differs, and it is said where and what else differs.
+
+    Example: sft-dist replay 0a1b
+    """
+    from launch.replay import replay_run
+    from launch.run_folders import find_run, runs_root
+    from sft_dist.recipe.trust import Trust
+
+    sys.exit(replay_run(find_run(run, runs_root(runs)), processes, as_json, Trust(frozenset(commits), pickle)))
+
+
 @cli.command("eval")
 @_targets("RECIPE_OR_FOLDER... [KEY=VALUE]...")
 @click.option(
@@ -520,6 +565,12 @@ def stop(run: str, wait: float, runs: str | None) -> None:
     multiple=True,
     metavar="SCORE=NUMBER",
     help="Exit with 1 if the winner's test score is worse.",
+)
+@click.option(
+    "--no-worse-than",
+    "reference",
+    metavar="RUN",
+    help="Exit with 1 if the winner is worse than this run's best, beyond chance.",
 )
 @click.option("--force", is_flag=True, help="Re-evaluate checkpoints that have scores already.")
 @click.option(
@@ -547,6 +598,7 @@ def stop(run: str, wait: float, runs: str | None) -> None:
 def evaluate(
     targets: tuple[str, ...],
     required: tuple[str, ...],
+    reference: str | None,
     force: bool,
     processes: int | None,
     cluster: str | None,
@@ -565,21 +617,25 @@ def evaluate(
     Example: sft-dist eval my.yaml --require accuracy=0.75
     Example: sft-dist eval my.yaml --model my-export --data new.csv
     """
-    from launch.evaluate import evaluate_model, evaluate_runs, send_to_cluster
+    from launch.evaluate import evaluate_model, evaluate_runs
     from launch.run_folders import runs_root
     from sft_dist.recipe.trust import Trust
 
-    if cluster and cluster != "local" and (required or force or follow or as_json):
-        raise click.UsageError("--cluster takes none of --require, --force, --follow and --json")
+    if cluster and cluster != "local" and (required or reference or force or follow or as_json):
+        raise click.UsageError("--cluster takes none of --require, --no-worse-than, --force, --follow and --json")
     trust = Trust(frozenset(commits), pickle)
     if model or data:
-        if not model or required or force or follow or processes or cluster:
+        if not model or required or reference or force or follow or processes or cluster:
             raise click.UsageError("--data needs --model MODEL, and both only a RECIPE, KEY=VALUE and --json")
         sys.exit(evaluate_model(targets, model, data, as_json, trust))
     if cluster and cluster != "local":
+        from launch.slurm.sweep import send_to_cluster
+
         click.echo(send_to_cluster(targets, runs_root(runs), cluster, processes, trust))
         return
-    sys.exit(evaluate_runs(targets, runs_root(runs), required, force, as_json, trust, processes or 1, follow))
+    sys.exit(
+        evaluate_runs(targets, runs_root(runs), required, force, as_json, trust, reference, processes or 1, follow)
+    )
 
 
 @cli.command()
@@ -603,6 +659,25 @@ def report(targets: tuple[str, ...], output: Path | None, runs: str | None) -> N
     from launch.report.write import write_report
 
     click.echo(write_report(targets, runs, output))
+
+
+@cli.command()
+@_targets("[RECIPE_OR_FOLDER]...", required=False)
+@click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="Port.", show_default="a free one")
+@RUNS
+def board(targets: tuple[str, ...], port: int, runs: str | None) -> None:
+    """Show the report of all runs in a browser on this machine, kept up to date, until Ctrl-C.
+
+    Prints the address, which has a token: whoever knows it, on this machine, can read the page. From another
+    machine: ssh -L N:127.0.0.1:N HOST, with the same --port N.
+
+    Example: sft-dist board --port 8600
+    """
+    from launch.report.board import open_board, serve
+
+    server = open_board(targets, runs, port)
+    click.echo(server.url)
+    serve(server)
 
 
 @cli.command()

@@ -1,4 +1,4 @@
-"""`sft-dist eval`: starts the evaluation sweep over run folders, and compares the winner with `--require`."""
+"""`sft-dist eval`: starts the evaluation sweep over run folders; `--require` and `--no-worse-than` decide about the exit code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.run_folders import find_runs, is_one_run
+from launch.run_folders import find_run, find_runs, is_one_run
 from launch.subprocesses import run_module, start_module
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json
@@ -28,6 +28,7 @@ def evaluate_runs(
     force: bool,
     as_json: bool,
     trust: Trust = NO_TRUST,
+    reference: str | None = None,
     processes: int = 1,
     follow: bool = False,
 ) -> int:
@@ -35,11 +36,12 @@ def evaluate_runs(
     bounds = [parse_requirement(text) for text in required]
     folders, leaderboard_in = find_folders(targets, root, follow)
     trust |= trust_in_targets(targets)
-    if code := run_sweep(folders, leaderboard_in, force, trust, processes, follow):
+    compared = find_run(reference, root) if reference else None
+    if code := run_sweep(folders, leaderboard_in, force, trust, compared, processes, follow):
         return code
     leaderboard = read_leaderboard(leaderboard_in)
     print(json.dumps(leaderboard, indent=2, ensure_ascii=False) if as_json else _leaderboard_text(leaderboard_in))
-    lines = missed_requirements(leaderboard, bounds)
+    lines = [*missed_requirements(leaderboard, bounds), *leaderboard.get("worse_than_reference", [])]
     for line in lines:
         print(line, file=sys.stderr)
     return 1 if lines else 0
@@ -82,6 +84,7 @@ def run_sweep(
     leaderboard: Path,
     force: bool,
     trust: Trust = NO_TRUST,
+    reference: Path | None = None,
     processes: int = 1,
     follow: bool = False,
 ) -> int:
@@ -98,6 +101,7 @@ def run_sweep(
         for number in range(1, processes)
     ]
     options = [*(["--force"] if force else []), *(["--follow"] if follow else []), *trust.arguments()]
+    options += ["--no-worse-than", str(reference)] if reference else []
     try:
         return run_module("sft_dist.evaluate", [*folders, "--leaderboard", leaderboard, *options], env)
     finally:
@@ -110,25 +114,6 @@ def evaluate_model(targets: Sequence[str], model: str, data: str | None, as_json
     """Prints the scores of a model under a recipe; returns the exit code."""
     options = ["--model", model, *(["--data", data] if data else []), *(["--json"] if as_json else [])]
     return run_module("sft_dist.evaluate_model", [*options, *trust.arguments(), "--", *targets])
-
-
-def send_to_cluster(
-    targets: Sequence[str], root: Path, name: str, processes: int | None = None, trust: Trust = NO_TRUST
-) -> str:
-    """Sends the sweep to Slurm as an array of at most `processes` tasks and a job that chooses; returns what was sent. Raises
-    UserError."""
-    from launch.planning import (  # planning is slow to import, and runs here need no plan
-        plan_run_folder,
-        target_cluster,
-    )
-    from launch.slurm.sweep import MAX_TASKS, describe, send_sweep
-
-    cluster = target_cluster(name)
-    assert cluster is not None
-    folders, leaderboard_in = find_folders(targets, root)
-    trust |= trust_in_targets(targets)
-    runs = [plan_run_folder(folder, cluster=cluster, trust=trust) for folder in folders]
-    return describe(send_sweep(runs, cluster, leaderboard_in, processes or MAX_TASKS), cluster)
 
 
 def forget_scores(folders: Sequence[Path]) -> None:

@@ -68,7 +68,11 @@ def expand(source: Source) -> list[Run]:
     if size > MAX_RUNS:
         product = " x ".join(str(len(axis)) for axis in axes)
         raise UserError(
-            Problem(f"{product} = {size:,} runs; at most {MAX_RUNS:,}", path="matrix", mark=source.mark(("matrix",)))
+            Problem(
+                f"{product} = {size:,} runs; at most {MAX_RUNS:,} are allowed",
+                path="matrix",
+                mark=source.mark(("matrix",)),
+            )
         )
     base = {key: value for key, value in source.data.items() if key != "matrix"}
     first = tuple(value for axis in axes for value in axis[0])

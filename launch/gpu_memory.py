@@ -181,7 +181,7 @@ def shapes_of_folder(path: Path) -> Shapes:
     shapes: Shapes = {}
     for file in files:
         if Path(file).name != file:
-            raise ValueError(f"{index}: {file} is not beside it")
+            raise ValueError(f"{index}: {file} is missing beside it")
         shapes |= {name: tuple(map(index_of, entry["shape"])) for name, entry in read_header(path / file).items()}
     return shapes
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from launch.run_folders import all_run_folders
 from launch.slurm.records import jobs_of, newest, output_of
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.files import irregular
 from sft_dist.recipe.text import printable
 from sft_dist.run.attempt import is_running
 from sft_dist.run.folder import AttemptFolder, RunFolder
@@ -38,13 +39,16 @@ def log_file(folder: RunFolder, attempt: int | None, rank: int | None) -> Path:
     if not file.exists():
         logs = ", ".join(sorted(path.name for path in attempt_folder.path.glob("*.log"))) or "none"
         raise UserError(f"{file.name} is not in attempt {attempt_folder.number}; logs there: {logs}")
+    if kind := irregular(file):  # reading a pipe would wait for a writer
+        raise UserError(f"{file} is {kind}, not a file")
     return file
 
 
 def job_output(folder: RunFolder) -> Path | None:
     """Returns the output of the newest job, which says why its start failed where there was no attempt."""
     record = newest(jobs_of(folder.path))
-    return output_of(folder.path, record) if record else None
+    file = output_of(folder.path, record) if record else None
+    return None if file is None or irregular(file) else file
 
 
 def print_log(folder: RunFolder, attempt: int | None, rank: int | None, follow: bool) -> None:

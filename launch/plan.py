@@ -20,6 +20,7 @@ from launch.strategy import Launch, Shape, StrategyChoice, accelerate_launch, ch
 from sft_dist.recipe.arithmetic import Batch, Steps, batch_of, steps_of
 from sft_dist.recipe.errors import Problem, UserError, collected
 from sft_dist.recipe.machine import is_installed, needs_gpu
+from sft_dist.recipe.model_folder import length_warnings
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.strategies import Strategy
 from sft_dist.recipe.units import bytes_of
@@ -213,13 +214,13 @@ def _shape(machine: Machine, nodes: int, processes: int) -> Shape:
             message = f"jobs on {machine.cluster} have at most {machine.max_nodes} nodes"
             hint = f"nearest that fits: {machine.max_nodes}"
         else:
-            message = f"{nodes} nodes need a cluster, and this is one machine"
+            message = f"{nodes} nodes need a cluster, but this is one machine"
             hint = "set resources.nodes=1 to run here, or submit it with --cluster"
         problems.append(Problem(message, path="resources.nodes", value=str(nodes), hint=hint))
     if machine.gpus and processes > machine.gpus:
         problems.append(
             Problem(
-                f"{processes} processes need {processes} GPUs, and {machine.noun} has {machine.gpus}",
+                f"{processes} processes need {processes} GPUs, but {machine.noun} has {machine.gpus}",
                 path="resources.processes_per_node",
                 value=str(processes),
                 valid=("auto", *(str(count) for count in range(1, machine.gpus + 1))),
@@ -272,18 +273,21 @@ def _warnings(
     if not shape.on_gpu and shape.processes_per_node * threads > machine.cores:
         warnings.append(
             f"{shape.processes_per_node} processes x {threads} threads on {machine.cores} cores: "
-            "more threads than cores is several times slower"
+            "with more threads than cores, training is several times slower"
         )
     if rows.unknown:
         warnings.append(f"the number of steps is not known before the data is read: {rows.unknown}")
     if rows.train is not None and rows.train < recipe.train.global_batch:
-        warnings.append(f"one batch ({recipe.train.global_batch}) is more than all {rows.train} training examples")
+        warnings.append(
+            f"the global batch ({recipe.train.global_batch}) is larger than the training set ({rows.train} examples)"
+        )
     if rows.splits and not rows.splits.get("validation"):
         warnings.append("no validation examples: the last checkpoint will be chosen")
     if steps and steps.warmup >= steps.total:
         warnings.append(f"warm-up takes all {steps.total} steps: the full learning rate is never reached")
     if shape.on_gpu and shape.processes_per_node < machine.gpus and not machine.cluster:
         warnings.append(f"{machine.gpus - shape.processes_per_node} of {machine.gpus} GPUs stay idle")
+    warnings += length_warnings(recipe)
     idle = [f"resources.{key}" for key in ("time", "memory") if getattr(recipe.resources, key) is not None]
     if idle and not machine.cluster:
         warnings.append(f"{' and '.join(idle)} take effect on a cluster only")

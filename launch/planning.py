@@ -21,6 +21,7 @@ from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import read_json
 from sft_dist.recipe.load import read
 from sft_dist.recipe.machine import missing_packages
+from sft_dist.recipe.model_folder import unusable_targets
 from sft_dist.recipe.references import check_references
 from sft_dist.recipe.schema import Recipe, Train
 from sft_dist.recipe.source import Source
@@ -106,9 +107,10 @@ def plan_run_folder(
     machine: Machine | None = None,
     cluster: Cluster | None = None,
     trust: Trust = NO_TRUST,
+    target: Path | None = None,
 ) -> PlannedRun:
-    """Plans a run folder again: this machine may run other processes than the first plan's, and with another strategy. Raises
-    UserError, also where its recipe needs more than `trust`."""
+    """Plans a run folder again: this machine may run other processes than the first plan's, and with another strategy. `target`:
+    another folder, to train the same there. Raises UserError, also where its recipe needs more than `trust`."""
     folder = RunFolder(path)
     recipe = folder.recipe()
     require_unchanged(path, TRAINING)
@@ -119,7 +121,7 @@ def plan_run_folder(
     rows = RowCounts(**counts) if counts.get("splits") else count_rows(recipe)
     machine = Machine.node_of(cluster) if cluster else machine or detect_machine()
     replanned = replace(run, recipe=with_strategy(recipe, strategy)) if strategy else run
-    return PlannedRun(run, plan_run(replanned, machine, rows, path, python_of(cluster), processes, cluster))
+    return PlannedRun(run, plan_run(replanned, machine, rows, target or path, python_of(cluster), processes, cluster))
 
 
 def with_strategy(recipe: Recipe, name: str) -> Recipe:
@@ -157,7 +159,7 @@ def require_references(runs: Sequence[Run], source: Source) -> None:
     for run in runs:
         distinct.setdefault((id(run.recipe.model), id(run.recipe.data)), run)
     _raise_located(list(distinct.values()), source, check_references)
-    _raise_located(runs, source, unmergeable_targets)
+    _raise_located(runs, source, lambda recipe: [*unmergeable_targets(recipe), *unusable_targets(recipe)])
 
 
 def _count_once(run: Run, counts: dict[tuple[int, int], RowCounts]) -> RowCounts:

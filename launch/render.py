@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 MAX_POINTS = 8
 MAX_ROWS = 20
+BAR_CHARS = 12
+SPARK_CHARS = 16
+SPARKS = "▁▂▃▄▅▆▇█"
 
 
 # ── plans ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -42,7 +46,7 @@ def describe_plans(plans: Sequence[tuple[Plan, str]]) -> str:
     head = f"{first.name}: {len(plans):,} runs in {first.folder.parent}\n\n"
     warnings = list(dict.fromkeys(warning for plan, _ in plans for warning in plan.warnings))
     notes = "".join(f"\nwarning: {warning}" for warning in warnings)
-    return f"{head}{text}\n{notes}\n\nThe first of them:\n\n{describe_plan(*plans[0], warnings=False)}"
+    return f"{head}{text}\n{notes}\n\nThe first run:\n\n{describe_plan(*plans[0], warnings=False)}"
 
 
 def describe_plan(plan: Plan, state: str, warnings: bool = True) -> str:
@@ -123,7 +127,7 @@ def _steps(plan: Plan) -> list[str]:
 def _examples(plan: Plan) -> str:
     if not plan.rows.splits:
         return "not counted"
-    streamed = ["a stream to train on"] if plan.rows.train is None else []
+    streamed = ["a training stream"] if plan.rows.train is None else []
     text = ", ".join([*streamed, *(f"{count:,} {split}" for split, count in plan.rows.splits.items())])
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in plan.rows.dropped.items() if count)
     labels = f"; {len(plan.rows.labels)} labels" if plan.rows.labels else ""
@@ -203,6 +207,49 @@ def train_line(entry: dict[str, Any]) -> str:
     if (eta_s := entry.get("eta_s")) is not None:
         texts.append(f"{format_duration(eta_s)} left")
     return "  ".join(texts)
+
+
+def live_line(entry: Mapping[str, Any], losses: Sequence[float | None], width: int, unicode: bool = True) -> str:
+    """`[████░░░░] 120/400  loss 0.5312 █▅▂▁  3:20 left  41.9 examples/s  1.9 GB`: what fits into the width, the step first.
+
+    `losses`: of all steps so far that were logged, None where a loss was NaN or infinite.
+    """
+    step, total = entry.get("step") or 0, entry.get("total_steps") or 0
+    loss, eta_s, speed, memory = (entry.get(name) for name in ("loss", "eta_s", "examples_per_s", "memory_gb"))
+    curve = f" {spark_line(losses)}" if unicode and losses else ""
+    texts = {  # in the order of the line
+        "bar": progress_bar(step / total if total else 0.0, unicode),
+        "step": f"{step}/{total or '?'}",
+        "loss": "" if loss is None else f"loss {loss:.4f}",
+        "curve": "" if loss is None else f"loss {loss:.4f}{curve}",
+        "left": "" if eta_s is None else f"{format_duration(eta_s)} left",
+        "speed": "" if speed is None else f"{speed:.1f} examples/s",
+        "memory": "" if memory is None else f"{memory:.1f} GB",
+    }
+    names = ["step"]
+    for name in ("loss", "left", "bar", "curve", "memory", "speed"):  # the most useful first
+        wider = [key for key in texts if key in (*names, name) and texts[key] and (key, name) != ("loss", "curve")]
+        if len("  ".join(texts[key] for key in wider)) <= width:
+            names = wider
+    return "  ".join(texts[key] for key in names)[:width]
+
+
+def progress_bar(share: float, unicode: bool = True) -> str:
+    full, empty = ("█", "░") if unicode else ("#", "-")
+    count = min(BAR_CHARS, int(share * BAR_CHARS))
+    return f"[{full * count}{empty * (BAR_CHARS - count)}]"
+
+
+def spark_line(values: Sequence[float | None], width: int = SPARK_CHARS) -> str:
+    """Draws a curve in one line of text, each character the mean of as many values; a gap where all of them are None."""
+    count = min(width, len(values))
+    bounds = [round(position * len(values) / count) for position in range(count + 1)] if count else []
+    groups = [[value for value in values[a:b] if value is not None] for a, b in pairwise(bounds)]
+    means = [sum(group) / len(group) if group else None for group in groups]
+    numbers = [mean for mean in means if mean is not None]
+    low, high = min(numbers, default=0.0), max(numbers, default=0.0)
+    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(" " if mean is None else SPARKS[round((mean - low) * scale)] for mean in means)
 
 
 def validation_line(entry: dict[str, Any]) -> str:

@@ -77,11 +77,11 @@ def _count(recipe: Recipe, python: str) -> dict[str, Any]:
                 return answer
         except (IndexError, ValueError):
             pass
-        return {"unknown": "the count printed no result"}
+        return {"unknown": "counting printed no result"}
     if process.returncode == 2:
         raise _user_error_in(out) or UserError(err.strip() or "the data could not be read")
     lines = err.strip().splitlines()
-    return {"unknown": lines[-1] if lines else f"the count ended with exit code {process.returncode}"}
+    return {"unknown": lines[-1] if lines else f"counting ended with exit code {process.returncode}"}
 
 
 def _user_error_in(out: str) -> UserError | None:

@@ -37,7 +37,7 @@ def run_recipe(
     if not debug:
         return run_all(runs, LocalRunner())
     if len(runs) > 1:
-        raise click.UsageError(f"--debug trains one run, and the recipe has {len(runs)}")
+        raise click.UsageError(f"--debug trains one run, but the recipe has {len(runs)}")
     return _debug(runs[0])
 
 
@@ -72,10 +72,10 @@ def _run(run: PlannedRun, runner: LocalRunner, prefix: str) -> RunState:
     if (plan.folder / "recipe.json").is_file():
         before = state_of(plan.folder)
         if before.state == "finished":
-            _print(f"{name} is finished already (--fresh trains it again)")
+            _print(f"{name} is already finished (--fresh trains it again)")
             return before
         if before.state == "running":
-            _print(f"{name} is running already")
+            _print(f"{name} is already running")
             return before
         if before.attempts:
             _print(f"{name} was {before.state} at step {before.step}; resuming")

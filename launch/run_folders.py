@@ -58,8 +58,8 @@ def find_run(text: str, root: Path) -> Path:
     if len(folders) == 1:
         return folders[0]
     if not folders:
-        raise UserError(f"{text}: no run of it in {root}")
-    raise UserError(f"{text!r} fits several runs: {join_names(_describe_runs(folders))}")
+        raise UserError(f"{text}: it has no run in {root}")
+    raise UserError(f"{text!r} matches several runs: {join_names(_describe_runs(folders))}")
 
 
 def find_runs(text: str, root: Path, overrides: Sequence[str] = ()) -> list[Path]:
@@ -93,7 +93,7 @@ def find_sealed(text: str, root: Path, overrides: Sequence[str]) -> Path | None:
     if not is_one_run(text):
         return None
     if overrides:
-        raise UserError(f"{text} is sealed; KEY=VALUE needs the recipe file, and makes another run")
+        raise UserError(f"{text} is sealed; KEY=VALUE works with a recipe file only, and makes another run")
     return find_run(text, root)
 
 
@@ -143,9 +143,7 @@ def _refuse_other_settings(target: str, root: Path, overrides: Sequence[str]) ->
         lines.append(
             f"{path.parent.name}/{path.name} has {describe_settings(of_run)}, the recipe {describe_settings(of_recipe)}"
         )
-    message = (
-        f"{target}: no run of these settings in {root}, but {len(old_folders)} of other settings: {'; '.join(lines)}"
-    )
+    message = f"{target}: no run with these settings in {root}, but {len(old_folders)} with other settings: {'; '.join(lines)}"
     raise UserError(Problem(message, hint=f"name the old runs by their folder, {_relative(parent)}, or by their ids"))
 
 
@@ -268,7 +266,7 @@ def _check_names(folder: RunFolder) -> None:
     if not re.fullmatch(NAME_PATTERN.strip("^$"), name) or not _ID.fullmatch(folder.path.name):
         raise UserError(f"not a run folder's name: {name}/{folder.path.name}")
     if folder.path.is_symlink() or folder.path.parent.is_symlink():
-        raise UserError(f"a symbolic link is in the place of the run folder: {folder.path}")
+        raise UserError(f"the run folder must not be a symbolic link: {folder.path}")
 
 
 # ── the source ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -285,6 +283,17 @@ def _copy_source(source: Path) -> None:
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.copyfile(package / module, copy)
     staging.rename(target)
+
+
+def copy_sealed_source(original: RunFolder, target: RunFolder) -> None:
+    """Gives a new folder beside a run the source of that run. A run without a copy of its source gives none."""
+    if not original.source.is_dir():
+        return
+    target.path.mkdir(mode=0o700)
+    if original.source.is_symlink():  # runs of one matrix share it
+        target.source.symlink_to(os.readlink(original.source))
+    else:
+        shutil.copytree(original.source, target.source, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def is_sealed_before_packages(source: Path) -> bool:

@@ -20,13 +20,14 @@ from sft_dist.run.folder import AttemptFolder, RunFolder
 from sft_dist.run.manifest import RECIPE, SCRIPTS, TRAINING, changed_files, source_digest
 from sft_dist.run.varying import varying_between
 
+# What a run can be in. With Slurm asked, also pending and ending.
+STATES = ("sealed", "pending", "running", "ending", "finished", "stopped", "failed", "killed", "unreadable")
 TAIL_BYTES = 64 * 1024  # of metrics.jsonl; the newest train and validation lines are in it
 
 
 @dataclass(frozen=True)
 class RunState:
-    """The state of one run. `state`: sealed, running, finished, stopped, failed, killed or unreadable; with Slurm asked, also pending
-    and ending."""
+    """The state of one run; `state` is one of STATES."""
 
     name: str
     id: str

@@ -51,9 +51,9 @@ def _check_processes(row: Strategy, processes: int) -> None:
     if row.min_processes <= processes <= (row.max_processes or processes):
         return
     if processes < row.min_processes:
-        reason, fix = f"needs at least {row.min_processes} processes, and {processes} is planned", row.min_processes
+        reason, fix = f"needs at least {row.min_processes} processes, but {processes} is planned", row.min_processes
     else:
-        reason, fix = f"runs one process, and {processes} are planned", 1
+        reason, fix = f"runs one process, but {processes} are planned", 1
     problem = Problem(
         f"strategy `{row.name}` {reason}",
         path="train.strategy",
@@ -146,12 +146,12 @@ def _choose(
     settings = recipe.train.strategy
     row = _replicated(shape.world_size)
     processes = "there is one process" if shape.world_size == 1 else f"there are {shape.world_size} processes"
-    question, unknown = None, "the GPUs' memory is not known" if shape.on_gpu else ""
+    question, unknown = None, "the memory of the GPUs is unknown" if shape.on_gpu else ""
     if gpu_memory and shape.on_gpu:
         try:
             question = _Question(recipe, shape, sizes_of(recipe), gpu_memory, is_available)
         except SizesUnknown as error:
-            unknown = f"the model's size is not known: {error}"
+            unknown = f"the size of the model is unknown: {error}"
     if settings.name != "auto":
         warnings = _memory_warning(question, settings) if question else ()
         return StrategyChoice(settings.model_dump(), "the recipe says so", warnings)
@@ -196,7 +196,7 @@ def _offloads(settings: StrategySettings) -> bool:
 
 
 def _memory_reason(question: _Question, replicated: StrategySettings, settings: StrategySettings) -> str:
-    gpu = f"a GPU has {_gb(question.gpu_memory)}, of which {ACTIVATION_SHARE:.0%} is left to activations"
+    gpu = f"a GPU has {_gb(question.gpu_memory)}, of which {ACTIVATION_SHARE:.0%} is reserved for activations"
     size = _gb(question.bytes_of(settings))
     if settings is replicated:
         return f"each needs about {size}; {gpu}"
@@ -208,8 +208,8 @@ def _memory_warning(question: _Question, settings: StrategySettings) -> tuple[st
     if question.fits(settings):
         return ()
     warning = (
-        f"memory may not be enough: {settings.name} needs about {_gb(question.bytes_of(settings))} a GPU before activations, "
-        f"and a GPU has {_gb(question.gpu_memory)}"
+        f"memory may not be enough: {settings.name} needs about {_gb(question.bytes_of(settings))} per GPU before activations, "
+        f"but a GPU has {_gb(question.gpu_memory)}"
     )
     for candidate in _alternatives(question):
         if question.fits(candidate):
@@ -242,7 +242,7 @@ def _main_memory_warning(recipe: Recipe, shape: Shape, node_memory: int | None) 
         return ()
     return (
         f"a node's main memory may not be enough: {shape.processes_per_node} processes read {_gb(4 * sizes.all)} of fp32 "
-        f"weights each, {_gb(total)} together, and a node has {_gb(node_memory)}; use fewer processes a node",
+        f"weights each, {_gb(total)} together, but a node has {_gb(node_memory)}; use fewer processes per node",
     )
 
 

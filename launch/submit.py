@@ -53,14 +53,12 @@ def _submit(
     from launch.slurm.divide import divide, plan_jobs
     from launch.slurm.queue import read_queue
     from launch.slurm.render import describe_dry_run, describe_submission
-    from launch.slurm.software import missing_software
+    from launch.slurm.software import warn_of_missing_software
     from launch.slurm.submit import submit
 
-    missing = missing_software(cluster)
-    for line in missing:
-        print(f"warning: {line}; a job that lacks it on its node, too, fails", file=sys.stderr)
+    lacks_software = warn_of_missing_software(cluster)
     if not dry_run:
-        return describe_submission(submit(runs, cluster, max_parallel, evaluate, bool(missing)), cluster)
+        return describe_submission(submit(runs, cluster, max_parallel, evaluate, lacks_software), cluster)
     queue = read_queue()
     by_state = divide(runs, queue)
     return describe_dry_run(by_state, plan_jobs(runs, by_state, queue, cluster, evaluate), max_parallel)

@@ -38,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--force", action="store_true", help="re-evaluate checkpoints that have scores")
     parser.add_argument(
+        "--no-worse-than", type=Path, metavar="RUN", help="compare the winner with this run's best checkpoint"
+    )
+    parser.add_argument(
         "--follow", action="store_true", help="score checkpoints as they are written, until the runs end"
     )
     parser.add_argument("--score-only", action="store_true", help="score on validation, and choose nothing")
@@ -51,10 +54,13 @@ def main(arguments: list[str] | None = None) -> int:
         _require_run_folders(folders)
         for folder in folders:
             require_trust(folder.recipe(), trust_in(options), folder.recipe_file)
+        reference = RunFolder(options.no_worse_than.resolve()) if options.no_worse_than else None
+        if reference:
+            _require_run_folders([reference])
         if options.score_only:
             score(folders, options.device_number)
         else:
-            sweep(folders, options.leaderboard, options.force, options.follow)
+            sweep_and_track(folders, options.leaderboard, options.force, options.follow, reference)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -97,19 +103,45 @@ def evaluate_runs(order: Path) -> None:
     request = json.loads(order.read_text(encoding="utf-8"))
     saved = [folder for folder in map(RunFolder, map(Path, request["runs"])) if any(folder.checkpoints.glob("step-*"))]
     if saved:
-        sweep(saved, Path(request["leaderboard"]))
+        sweep_and_track(saved, Path(request["leaderboard"]))
     else:
         log.info("none of these runs saved a checkpoint, so there is nothing to evaluate")
 
 
+def sweep_and_track(
+    folders: list[RunFolder],
+    leaderboard: Path | None = None,
+    force: bool = False,
+    follow: bool = False,
+    reference: RunFolder | None = None,
+) -> None:
+    """Sweeps, and logs the scores to the trackers of the runs. Raises UserError as `sweep` does."""
+    board = sweep(folders, leaderboard, force, follow, reference)
+    # Imported late: invalid arguments are refused before torch is loaded.
+    from sft_dist.trackers import track_sweep
+
+    track_sweep(folders, board, leaderboard or leaderboard_folder(folders))
+
+
+def leaderboard_folder(folders: list[RunFolder]) -> Path:
+    """Returns where the leaderboard goes unless it is said: into the only run, or above several."""
+    return folders[0].path if len(folders) == 1 else folders[0].path.parent
+
+
 def sweep(
-    folders: list[RunFolder], leaderboard: Path | None = None, force: bool = False, follow: bool = False
+    folders: list[RunFolder],
+    leaderboard: Path | None = None,
+    force: bool = False,
+    follow: bool = False,
+    reference: RunFolder | None = None,  # a run that the winner should not be worse than
 ) -> dict[str, Any]:
     """Returns what leaderboard.json holds; with `follow`, once all runs have ended. Raises UserError when there is nothing to
     evaluate or runs cannot be compared."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints.store import Checkpoint
+    from sft_dist.evaluation.comparison import with_statistics
     from sft_dist.evaluation.evaluator import Evaluator
+    from sft_dist.evaluation.gate import worse_than
     from sft_dist.evaluation.sweep import ValidationScores, score_untrained, score_winner
     from sft_dist.logging_setup import quiet_libraries
 
@@ -137,15 +169,19 @@ def sweep(
     }
     untrained = score_untrained(evaluator, winner, recipe, force)
     labels = Checkpoint(winner.folder.checkpoint(winner.step), winner.step).trainer_state()["labels"]
-    target = leaderboard or (folders[0].path if len(folders) == 1 else folders[0].path.parent)
+    target = leaderboard or leaderboard_folder(folders)
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Before the export, which may be refused: the scores stand all the same.
-    board = _written(target, compose(ranking, recipes, labels, untrained, final, damaged))
+    board = with_statistics(compose(ranking, recipes, labels, untrained, final, damaged), ranking, recipes)
+    if reference:
+        board["worse_than_reference"] = worse_than(winner, recipe, reference)
+    _written(target, board)  # before the export, which may be refused: the scores stand all the same
     for than in ("guessing", "untrained"):
         if note := board[f"no_better_than_{than}"]:
             log.warning(
                 "the winner is no better than %s: %s", "the untrained model" if than == "untrained" else than, note
             )
+    if note := board["test_note"]:
+        log.warning("%s", note)
     if (form := export_form(recipe)) == "none":
         return board
     # Imported late: invalid arguments are refused before torch is loaded.

@@ -7,20 +7,31 @@ Calls `training.build`, then `loop.run`, and records how the attempt ended. Work
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
+from bdb import BdbQuit
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.arithmetic import batch_of
+from sft_dist.recipe.errors import Problem, UserError, collected
 from sft_dist.recipe.load import read, validate
+from sft_dist.recipe.machine import missing_packages
+from sft_dist.recipe.model_folder import unusable_targets
+from sft_dist.recipe.references import check_references
+from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.tied_embeddings import unmergeable_targets
 from sft_dist.recipe.units import seconds_of
 from sft_dist.run.folder import AttemptFolder, RunFolder, run_id
+from sft_dist.run.locks import is_locked
+from sft_dist.run.manifest import write_manifest
 from sft_dist.run.rank_environment import read_launcher, remove_torchrun_folder, require_all_ranks
 
 if TYPE_CHECKING:
@@ -44,24 +55,39 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     rank = int(os.environ.get("RANK", "0"))
     remove_torchrun_folder(os.environ)
+    folder, is_new = None, False
     try:
         require_all_ranks(os.environ, *read_launcher())
-        return train(open_run(options.target, options.overrides, Path(options.runs)))
+        folder, is_new = open_run(options.target, options.overrides, Path(options.runs))
+        code = train(folder)
     except UserError as error:
         if rank == 0:
             print(error, file=sys.stderr)
-        return 2
+        code = 2
+    if code == 2 and rank == 0 and folder and is_new:
+        _remove_refused(folder)
+    return code
 
 
-def open_run(target: str, overrides: list[str], runs: Path) -> RunFolder:
-    """The run folder a target stands for; made when the target is a recipe. Raises UserError."""
+def _remove_refused(folder: RunFolder) -> None:
+    """Removes the folder of a run that was refused before its first step, with its parent if nothing else is in it."""
+    if is_locked(folder.lock_file) or folder.metrics_file.exists() or folder.checkpoints.exists():
+        return
+    shutil.rmtree(folder.path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.path.parent.rmdir()
+
+
+def open_run(target: str, overrides: list[str], runs: Path) -> tuple[RunFolder, bool]:
+    """Returns the run folder a target stands for, and whether it was made, which only a recipe that can be trained is. Raises
+    UserError."""
     if Path(target).is_dir():
         folder = RunFolder(Path(target).resolve())
         if not folder.recipe_file.is_file():
             raise UserError(f"{target}: no recipe.json in it, so it is not a run folder")
         if overrides:
             raise UserError(f"{target} is sealed; settings can be replaced only with a recipe file")
-        return folder
+        return folder, False
     source = read(target, overrides)
     if source.data.get("matrix"):
         raise UserError(
@@ -69,8 +95,22 @@ def open_run(target: str, overrides: list[str], runs: Path) -> RunFolder:
         )
     recipe = validate(source)
     folder = RunFolder((runs / recipe.name / run_id(recipe)).resolve())
-    folder.create(recipe)
-    return folder
+    is_new = not folder.recipe_file.exists()
+    if is_new:
+        _require_trainable(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+        folder.create(recipe)
+        write_manifest(folder.path)
+    return folder, is_new
+
+
+def _require_trainable(recipe: Recipe, world_size: int) -> None:
+    """Raises UserError for what a plan would refuse and this program would find late."""
+    checks = (check_references, missing_packages, unmergeable_targets, unusable_targets)
+    problems: list[Problem] = [problem for check in checks for problem in check(recipe)]
+    with collected(problems):
+        batch_of(recipe, world_size)
+    if problems:
+        raise UserError(problems)
 
 
 def train(folder: RunFolder) -> int:
@@ -88,6 +128,7 @@ def train(folder: RunFolder) -> int:
     from sft_dist.engines import start_engine
     from sft_dist.logging_setup import quiet_libraries
     from sft_dist.run import attempt as at
+    from sft_dist.run.environment import cpu_name, package_versions
     from sft_dist.run.failures import Failure
     from sft_dist.run.heartbeat import Heartbeat
     from sft_dist.training import loop
@@ -118,6 +159,8 @@ def train(folder: RunFolder) -> int:
                 first_step=t.progress.step,
                 total_steps=t.steps.total,
                 torch=torch.__version__,
+                packages=package_versions(),
+                device=torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
                 startup_s=round(time.monotonic() - started, 1),
                 **at.job_facts(),
             )
@@ -130,6 +173,10 @@ def train(folder: RunFolder) -> int:
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return 0
+    except BdbQuit:
+        at.record_outcome(attempt, "stopped", t.progress.step if t else 0, "ended in the debugger")
+        log.info("ended in the debugger")
+        return 1
     except BaseException as raised:
         failure = explained(raised, recipe, accelerator.num_processes, t, heartbeat.reached[1])
         at.record_error(attempt, rank, t.progress.step if t else 0, failure)

@@ -50,8 +50,11 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
     def prefer(self, scheme: str) -> None:
-        """`light` or `dark`"""
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        """`light` or `dark`; without animations, so that nothing moves while a test clicks on it."""
+        features = [
+            {"name": "prefers-color-scheme", "value": scheme},
+            {"name": "prefers-reduced-motion", "value": "reduce"},
+        ]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
     def console(self) -> list[str]:
@@ -80,7 +83,7 @@ def open_browser() -> Iterator[Browser]:
 def unavailable() -> str:
     """Returns why there is no browser; installs Debian's packages first where $SFT_DIST_REQUIRE_CHROMIUM is 1."""
     if not DRIVER.exists() and os.environ.get("SFT_DIST_REQUIRE_CHROMIUM") == "1":
-        install = ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]
+        install = ["apt-get", "-o", "DPkg::Lock::Timeout=300", "install", "-y", "--no-install-recommends", *PACKAGES]
         if subprocess.run(install, capture_output=True).returncode:
             subprocess.run(["apt-get", "update"], check=True, capture_output=True)
             subprocess.run(install, check=True, capture_output=True)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from launch.render import train_line, validation_line
+from launch.render import live_line, train_line, validation_line
 from launch.run_state import parse_line
 from sft_dist.recipe.units import format_duration
 
@@ -24,17 +24,23 @@ class Progress:
         self._offset = metrics.stat().st_size if metrics.exists() else 0
         self._incomplete = b""
         self._text = ""
+        self._entry: dict[str, Any] = {}
+        self._losses: list[float | None] = []
         self._started = time.monotonic()
         self._printed = time.monotonic()
+        self._train_printed = time.monotonic()
 
     def update(self) -> None:
         """Prints new entries."""
         for entry in self._new_entries():
             kind = entry.get("kind")
             if kind == "train":
-                self._text = train_line(entry)
-                if not self._live and (time.monotonic() - self._printed >= PLAIN_EVERY_S or _is_last(entry)):
+                self._text, self._entry = train_line(entry), entry
+                self._losses.append(entry.get("loss"))
+                # Validations may come more often, and must not keep the loss from being seen.
+                if not self._live and (time.monotonic() - self._train_printed >= PLAIN_EVERY_S or _is_last(entry)):
                     self._print(self._text)
+                    self._train_printed = time.monotonic()
             elif kind == "validation":
                 self._print(validation_line(entry))
             elif kind == "checkpoint":
@@ -43,8 +49,12 @@ class Progress:
         if not self._live and not self._text and time.monotonic() - self._printed >= PLAIN_EVERY_S:
             self._print(waiting)
         if self._live:
-            self._stream.write(f"\r\x1b[K{(self._text or waiting)[: _width(self._stream)]}")
+            self._stream.write(f"\r\x1b[K{self._live_text() or waiting}")
             self._stream.flush()
+
+    def _live_text(self) -> str:
+        unicode = (getattr(self._stream, "encoding", None) or "").lower().startswith("utf")
+        return live_line(self._entry, self._losses, _width(self._stream), unicode) if self._entry else ""
 
     def say(self, text: str) -> None:
         """Prints a line that stays."""

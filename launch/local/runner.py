@@ -44,7 +44,7 @@ class LocalRunner:
     def run(self, folder: RunFolder, plan: Plan) -> RunState:
         """Starts a new attempt and waits for its end. A run that hangs is restarted once. Raises UserError when it is running."""
         if is_running(folder):
-            raise UserError(f"{plan.name}/{folder.id} is running already; see `sft-dist status` and `sft-dist logs -f`")
+            raise UserError(f"{plan.name}/{folder.id} is already running; see `sft-dist status` and `sft-dist logs -f`")
         attempt = self._attempt(folder, plan)
         if attempt.hang_file.exists() and not self.interrupted:
             print(f"{state_of(folder.path).cause}\nrestarting it", file=self._stream, flush=True)
@@ -155,9 +155,9 @@ def run_in_this_process(folder: RunFolder, plan: Plan) -> int:
     It runs the installed code, where the breakpoints are, not the run folder's copy.
     """
     if plan.world_size != 1:
-        raise UserError(f"--debug runs in one process, and {plan.world_size} are planned; add --processes 1")
+        raise UserError(f"--debug runs in one process, but {plan.world_size} are planned; add --processes 1")
     if is_running(folder):
-        raise UserError(f"{plan.name}/{folder.id} is running already")
+        raise UserError(f"{plan.name}/{folder.id} is already running")
     folder.stop_file.unlink(missing_ok=True)
     os.environ.update({key: value for key, value in plan.env.items() if key != "PYTHONPATH"})
     if plan.device == "cpu":

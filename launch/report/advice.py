@@ -16,7 +16,7 @@ UNFINISHED = ("failed", "killed", "stopped")
 def summarise(data: Mapping[str, Any]) -> dict[str, Any]:
     """Returns sentences by their role: trained, result, significance, next."""
     return {
-        "trained": _trained(data),
+        "trained": _trained(data) if data["runs"] else "",
         "result": [sentence for table in data["leaderboards"] for sentence in _result(data, table)],
         "significance": [sentence for table in data["leaderboards"] for sentence in _significance(table)],
         "next": list(_next_steps(data)),
@@ -85,18 +85,17 @@ def _interval(final: Mapping[str, Any], split: str, metric: str) -> str:
 
 def _significance(table: Mapping[str, Any]) -> Iterator[str]:
     rows = table["rows"]
-    tested = [row for row in rows if "not_distinguishable" in row]
-    if len(tested) > 1:
-        equal = sum(bool(row["not_distinguishable"]) for row in tested[1:])
+    tested = [row for row in rows[1:] if row.get("p_value") is not None]
+    if tested:
+        equal = sum(bool(row.get("not_distinguishable")) for row in tested)
         yield (
-            f"{equal} of the {len(tested) - 1} other checkpoints are not distinguishable from the best at this size."
+            f"{equal} of the {len(tested)} other checkpoints are not distinguishable from the best at this size."
             if equal
-            else f"The best differs significantly from all {len(tested) - 1} other checkpoints."
+            else f"The best differs significantly from all {len(tested)} other checkpoints."
         )
     if (difference := table["smallest_difference"].get(table["metric"])) is not None:
         yield f"The smallest difference in {table['metric']} that this validation set can show is {_format(difference)}."
-    if table["selection_note"]:
-        yield table["selection_note"]
+    yield from (note for note in (table["selection_note"], table["test_note"]) if note)
 
 
 def _format(value: float) -> str:

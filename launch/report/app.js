@@ -21,14 +21,17 @@ page.draw = (data) => {
   page.data = data;
   const states = [...new Set(data.runs.map((run) => run.state))];
   document.getElementById("header").replaceChildren(
-    page.element("p", { class: "kicker" }, "sft-dist report"),
+    page.element("p", { class: "kicker" }, page.live ? "sft-dist board" : "sft-dist report"),
     page.element("h1", {}, data.title, data.runs.length === 1 && data.runs[0].name !== data.runs[0].id ? page.element("span", { class: "point" }, ` ${data.runs[0].name}`) : null),
     page.element("p", { class: "by" }, data.runs.length === 1 ? page.element("code", {}, data.runs[0].id) : `${page.count(data.runs.length)} runs`, " · ",
       states.length === 1 ? page.element("span", { class: `state ${states[0]}` }, states[0]) : states.join(", "), ` · ${data.time.slice(0, 16).replace("T", " ")} UTC`));
+  document.title = data.title;
   const drawn = SECTIONS.map(([id, title, draw]) => [id, title(), draw(data).filter(Boolean)]).filter(([, , sections]) => sections.length);
   document.getElementById("main").replaceChildren(...drawn.flatMap(([, , sections]) => sections));
   document.getElementById("contents").replaceChildren(page.element("ul", {}, drawn.map(([id, title]) => page.element("li", {}, page.element("a", { href: `#${id}` }, title)))));
   document.getElementById("footer").replaceChildren("Made by sft-dist from the files of the run folders; works offline. Charts: uPlot (MIT).");
+  Object.values(page.charts).forEach((chart) => chart.destroy());
+  page.charts = {};
   pending.splice(0).forEach((action) => action());
 };
 
@@ -37,8 +40,57 @@ async function unpack(base64) {
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
 }
 
+// Draws anew what is already on the screen, and keeps the place in it.
+function redraw(data) {
+  const open = new Set([...document.querySelectorAll("details[open] > summary")].map((summary) => summary.textContent));
+  const { scrollY } = window;
+  page.draw(data);
+  for (const summary of document.querySelectorAll("summary")) summary.parentNode.open = open.has(summary.textContent);
+  window.scrollTo({ top: scrollY, behavior: "instant" });
+}
+
+// Colours of charts are computed, not inherited.
+page.dark.addEventListener("change", () => page.data && redraw(page.data));
+
+// ── the board: the same page, whose data a server on this machine keeps up to date ──────────────────────────────────────
+const POLL_MS = 5000;
+
+function live() {
+  page.live = true;
+  let tag = null;
+  const status = document.getElementById("live");
+  const poll = async () => {
+    try {
+      const response = await fetch("data", { headers: tag ? { "If-None-Match": tag } : {} });
+      if (response.status === 200) {
+        const data = await response.json();
+        tag = response.headers.get("ETag");
+        offer({ ...data, time: new Date().toISOString() });
+      }
+      if (response.ok || response.status === 304) status.textContent = "live";
+      else throw new Error(response.statusText);
+    } catch {
+      status.textContent = "the board has stopped";
+    }
+    setTimeout(poll, POLL_MS);
+  };
+
+  // Nobody's place is lost: while something on the page has the focus or is zoomed, a button waits.
+  function offer(data) {
+    const main = document.getElementById("main");
+    const busy = page.data && (main.contains(document.activeElement) || page.zoomed());
+    const update = () => { status.nextSibling?.remove(); redraw(data); };
+    if (!busy) return update();
+    status.nextSibling?.remove();
+    status.after(page.element("button", { type: "button", class: "quiet", click: update }, "Show new data"));
+  }
+
+  return poll();
+}
+
 (async () => {
   const packed = document.getElementById("data").textContent;
   if (packed) page.draw(await unpack(packed));
+  else await live();
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
 })();

@@ -101,7 +101,7 @@ def _names(states: Sequence[RunState], naming: Mapping[int, dict[str, Any]]) -> 
 
 def title_of(states: Sequence[RunState]) -> str:
     """Returns the names of the recipes."""
-    names = list(dict.fromkeys(state.name for state in states))
+    names = list(dict.fromkeys(state.name for state in states)) or ["no runs yet"]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

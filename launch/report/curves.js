@@ -40,7 +40,6 @@ page.curvesSection = (data) => {
   details.addEventListener("toggle", () => charts.forEach((chart) => chart.resize()));
 
   const redraw = () => charts.forEach((chart) => chart.draw());
-  page.dark.addEventListener("change", redraw);
   new ResizeObserver(() => charts.forEach((chart) => chart.resize())).observe(grid);
 
   const thinned = Math.max(...curves.map((curve) => curve.bucket));
@@ -83,6 +82,8 @@ function wide(curves) {
   const low = values.reduce((a, b) => Math.min(a, b), Infinity);
   return low > 0 && values.reduce((a, b) => Math.max(a, b), 0) / low > 50;
 }
+
+page.zoomed = () => Object.values(page.charts).some((chart) => chart.scales.x.min > chart.fullRange[0] || chart.scales.x.max < chart.fullRange[1]);
 
 // All charts have the same steps, so that what stands above another happened at the same time.
 function stepRange(curves) {
@@ -127,7 +128,10 @@ function makeChart(group, data, state, sync, few, range) {
     return {
       width: Math.max(holder.clientWidth, 200), height: 220,
       legend: { show: false },
-      cursor: { sync: { key: "steps", scales: ["x", null] }, focus: { prox: 24 }, drag: { x: true, y: false }, points: { size: 6 } },
+      cursor: {
+        sync: { key: "steps", scales: ["x", null] }, focus: { prox: 24 }, drag: { x: true, y: false, setScale: false }, points: { size: 6 },
+        bind: { dblclick: () => () => zoomTo(...range) },
+      },
       focus: { alpha: few ? 0.35 : 0.15 },
       scales: { x: { time: false, range: (_, min, max) => (min === null ? range : [min, max]) }, y: { distr: group.logarithmic && positive ? 3 : 1 } },
       axes: [{ ...axis, size: 28, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? short(tick) : "")) },
@@ -137,7 +141,7 @@ function makeChart(group, data, state, sync, few, range) {
         width: few ? 1.6 : 1, dash: mixed && entry.kind === "validation" ? [5, 4] : undefined,
         points: { show: entry.kind === "validation" && steps.length < 60, size: 5 }, spanGaps: false,
       }))],
-      hooks: { setCursor: [read], setSeries: [read] },
+      hooks: { setCursor: [read], setSeries: [read], setSelect: [select] },
     };
   }
 
@@ -149,8 +153,16 @@ function makeChart(group, data, state, sync, few, range) {
     const focused = series.findIndex((entry, number) => chart.series[number + 1]._focus && !state.hidden.has(entry.run));
     const shown = focused >= 0 ? [series[focused]] : series.length <= 2 ? series : [];
     const values = shown.map((entry) => [entry, nearest(entry.values, index)]).filter(([, value]) => value !== undefined);
-    const text = values.map(([entry, value]) => `${data.runs.length > 1 ? `${name(entry)} ` : mixed ? `${entry.kind} ` : ""}${page.number(value)}`).join(", ");
+    const text = values.map(([entry, value]) => `${data.runs.length > 1 ? `${name(entry)} ` : mixed ? `${entry.kind === "train" ? "training" : entry.kind} ` : ""}${page.number(value)}`).join(", ");
     readout.textContent = `step ${page.count(steps[index])}${text ? `: ${text}` : ""}`;
+  }
+
+  // The selection appears in all charts; the one under the pointer decides.
+  function select(chart) {
+    const { left, width } = chart.select;
+    if (width < 3 || !holder.matches(":hover")) return;
+    const [min, max] = [left, left + width].map((position) => chart.posToVal(position, "x"));
+    zoomTo(min, max);
   }
 
   function draw() {
@@ -161,12 +173,16 @@ function makeChart(group, data, state, sync, few, range) {
     sync.sub(plot);
     const [min, max] = zoom ?? range;
     plot.setScale("x", { min, max });
+    plot.fullRange = range;
     page.charts[group.title] = plot;
   }
 
   // All charts show the same steps.
   function zoomTo(min, max) {
-    for (const each of Object.values(page.charts)) each.setScale("x", { min, max });
+    for (const each of Object.values(page.charts)) {
+      each.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+      each.setScale("x", { min, max });
+    }
   }
 
   function keys(event) {
@@ -263,7 +279,6 @@ function legend(data, state, redraw, few) {
     paint();
     redraw();
   } }, hidden ? "none" : "all");
-  page.dark.addEventListener("change", paint);
   paint();
   const tools = page.element("div", { class: "tools" }, page.element("label", {}, "colour by ", select), set(false), set(true));
   return page.element("div", { class: "legend" }, tools, few ? chips : page.details(`${data.runs.length} runs`, chips));

@@ -53,7 +53,6 @@ function parallel(data, keys, scores, metric) {
     page.svg("text", { x: x(index), y: 14, "text-anchor": index === axes.length - 1 ? "end" : index ? "middle" : "start", class: "head" }, lastWords(each.title, keys)),
     each.ticks.map(([share, text]) => page.svg("text", { x: x(index) + (index === axes.length - 1 ? 6 : -6), y: y(share) + 4, "text-anchor": index === axes.length - 1 ? "start" : "end", class: "tick" }, clipped(text, 14)))));
   const svg = page.svg("svg", { viewBox: `0 0 ${WIDTH} ${height}`, class: "parallel", role: "img", "aria-label": `Parallel coordinates of ${data.runs.length} runs over ${keys.join(", ")} and ${metric}; the table of runs has the same numbers.` }, page.svg("g", {}, lines), frame);
-  page.dark.addEventListener("change", () => lines.forEach((line) => line.setAttribute("stroke", page.shade(page.share(scores, Number(line.dataset.run))))));
   return page.element("figure", {}, page.element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Parallel coordinates" }, svg),
     page.element("figcaption", {}, page.element("span", { class: "ramp", "aria-hidden": "true" }), ` ${metric}, low to high`, readout));
 }

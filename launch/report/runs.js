@@ -57,6 +57,8 @@ page.runsSection = (data) => {
   const scores = page.bestScores(data);
   const table = data.leaderboards[0];
   const rows = data.runs.map((run, number) => ({ ...run, number, score: scores?.[number] ?? null }));
+  const sign = table?.direction === "min" ? 1 : -1;
+  rows.sort((a, b) => (a.score === null) - (b.score === null) || sign * (a.score - b.score));
   const keys = data.varying.slice(0, 6);
   const columns = [
     { title: "run", value: (run) => run.id, cell: (run) => page.element("code", {}, run.id) },
@@ -68,7 +70,7 @@ page.runsSection = (data) => {
     { title: "step", number: true, value: (run) => run.step, cell: (run) => `${page.count(run.step)} / ${page.count(run.total_steps)}` },
     { title: "time", number: true, value: (run) => run.cost.total, cell: (run) => page.duration(run.cost.total || null) },
   ];
-  return page.section("runs", "Runs", "", page.table(columns, rows, { label: "runs", limit: 20 }));
+  return page.section("runs", "Runs", "", page.table(columns, rows, { label: "runs", limit: 15 }));
 };
 
 function state(name) {
@@ -88,11 +90,12 @@ page.timeSection = (data) => {
 
 // One lane an attempt of a single run, or one lane a run; pauses of more than a tenth of the whole are cut out.
 function timeline(lanes, several) {
+  lanes = [...lanes].sort((a, b) => a.attempt.start - b.attempt.start);
   const keys = several ? [...new Set(lanes.map((lane) => lane.run))] : lanes.map((lane) => lane.attempt);
   const laneOf = (lane) => keys.indexOf(several ? lane.run : lane.attempt);
   const clock = compressed(lanes.map((lane) => [lane.attempt.start, lane.attempt.end]));
   const rowHeight = keys.length > 30 ? 7 : keys.length > 12 ? 12 : 22;
-  const left = keys.length > 30 ? 8 : 150, width = 960, bottom = 22, height = keys.length * rowHeight + bottom;
+  const left = keys.length > 30 ? 8 : several ? 190 : 80, width = 960, bottom = 22, height = keys.length * rowHeight + bottom;
   const x = (time) => left + clock.place(time) * (width - left - 12);
   const bars = lanes.map((lane) => {
     const up = laneOf(lane) * rowHeight + 1;
@@ -105,7 +108,7 @@ function timeline(lanes, several) {
       failed ? page.svg("path", { class: "failed", d: cross(x(attempt.end) + 5, up + (rowHeight - 3) / 2, Math.min(4, rowHeight / 3)) }, page.svg("title", {}, `${attempt.state}: ${attempt.cause}`)) : null);
   });
   const names = keys.length > 30 ? [] : keys.map((key, lane) => page.svg("text", { x: left - 8, y: lane * rowHeight + rowHeight / 2 + 3, "text-anchor": "end", class: "tick" },
-    several ? clipped(key.name, 24) : `attempt ${key.number}`));
+    several ? clipped(key.name, 28) : `attempt ${key.number}`));
   const pauses = clock.cuts.map(([time, duration]) => page.svg("g", {},
     page.svg("line", { class: "pause", x1: x(time), x2: x(time), y1: 0, y2: height - bottom }), page.svg("title", {}, `pause of ${page.duration(duration)}`)));
   const ticks = [0, 0.25, 0.5, 0.75, 1].map((share) => page.svg("text", {
@@ -175,7 +178,7 @@ function attemptsTable(lanes, several) {
     { title: "steps", value: (lane) => (lane.attempt.last_step === null ? null : `${page.count(lane.attempt.first_step ?? 0)} to ${page.count(lane.attempt.last_step)}`) },
     { title: "end", value: (lane) => `${lane.attempt.state} ${lane.attempt.cause}`, cell: (lane) => [state(lane.attempt.state), lane.attempt.state === "finished" ? "" : ` ${lane.attempt.cause}`] },
   ];
-  const table = page.table(columns, lanes, { label: "attempts", limit: 20 });
+  const table = page.table(columns, lanes, { label: "attempts", limit: 15 });
   return lanes.length > 4 ? page.details(`${page.count(lanes.length)} attempts`, table) : table;
 }
 

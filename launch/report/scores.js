@@ -6,7 +6,7 @@ page.leaderboardSections = (data) =>
 
 function leaderboard(data, table, number) {
   const rows = table.rows.map((row, index) => ({ ...row, rank: index + 1, name: data.runs[row.run].name }));
-  const names = [...new Set(rows.flatMap((row) => Object.keys(row.scores)))].filter((name) => name !== table.metric && name !== "examples");
+  const names = [...new Set(rows.flatMap((row) => Object.keys(row.scores)))].filter((name) => name !== table.metric && name !== "examples" && rows.some((row) => typeof row.scores[name] === "number"));
   const range = intervalRange(rows, table.metric);
   const columns = [
     { title: "#", number: true, better: "min", value: (row) => row.rank },
@@ -23,10 +23,10 @@ function leaderboard(data, table, number) {
   const examples = rows[0]?.scores.examples;
   const better = table.direction === "min" ? "lower" : "higher";
   const note = `Every checkpoint on validation${examples ? ` (${page.count(examples)} examples)` : ""}; ${better} ${table.metric} is better.`
-    + (rows.some((row) => row.not_distinguishable) ? " ≈ marks what cannot be told from the best at this size." : "");
+    + (rows.some((row) => row.not_distinguishable) ? " ≈ marks checkpoints that are not distinguishable from the best at this size." : "");
   const several = data.leaderboards.length > 1;
   return page.section(`leaderboard${number || ""}`, several ? `Leaderboard by ${table.metric}` : "Leaderboard", note,
-    page.table(columns, rows, { label: "leaderboard", limit: 30, rowClass: (row) => (row.rank === 1 ? "best" : null) }), ...table.finals.slice(0, 1).map((final) => finalScores(final)));
+    page.table(columns, rows, { label: "leaderboard", limit: 15, rowClass: (row) => (row.rank === 1 ? "best" : null) }), ...table.finals.slice(0, 1).map((final) => finalScores(final)));
 }
 
 function scoreCell(row, metric) {

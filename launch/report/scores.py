@@ -45,6 +45,7 @@ def _empty_table(board: Board) -> dict[str, Any]:
         "directions": board.get("directions") or {},
         "smallest_difference": board.get("smallest_difference") or {},
         "selection_note": str(board.get("selection_note") or ""),
+        "test_note": str(board.get("test_note") or ""),
         "rows": [],
         "finals": [],
         "notes": [],
@@ -76,16 +77,13 @@ def _finals(board: Board, parent: Path, numbers: Mapping[tuple[str, str], int]) 
     if number is None:
         return []
     splits = {split: winner[split] for split in ("validation", *FINAL_SPLITS) if isinstance(winner.get(split), dict)}
-    intervals = {split: scores["intervals"] for split, scores in splits.items() if "intervals" in scores}
-    if "test_intervals" in winner:
-        intervals["test"] = winner["test_intervals"]
     return [
         {
             "run": number,
             "step": winner.get("step"),
             "labels": [str(label) for label in board.get("labels") or []],
             "scores": {split: scalars(scores) for split, scores in splits.items()},
-            "intervals": intervals,
+            "intervals": winner.get("intervals") or {},
             "confusion": {split: matrix for split, scores in splits.items() if (matrix := _matrix(scores))},
             "export": board.get("export"),
         }

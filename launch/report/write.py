@@ -14,7 +14,7 @@ from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import write_text
 
 MAX_DATA_BYTES = 2**20 * 3 // 4  # base64 makes 4 bytes of 3
-MAX_POINTS, MIN_POINTS = 4000, 20  # of a curve
+MAX_POINTS, MIN_POINTS_OF_MANY, MIN_POINTS = 4000, 240, 20  # of a curve
 
 
 def write_report(targets: Sequence[str], runs: str | None, output: Path | None) -> Path:
@@ -23,8 +23,9 @@ def write_report(targets: Sequence[str], runs: str | None, output: Path | None) 
     if not states:
         raise UserError(f"no runs in {runs_root(runs)}; first: sft-dist run")
     file = output or _default_file(states)
+    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
     try:
-        write_text(file, render_page(packed_data(states), title_of(states)), durable=False)
+        write_text(file, render_page(packed_data(states, time), title_of(states)), durable=False)
     except OSError as error:
         raise UserError(f"{file}: cannot be written ({error.strerror}); name another file with -o") from error
     return file
@@ -39,11 +40,10 @@ def _default_file(states: Sequence[RunState]) -> Path:
     return (parents.pop() if len(parents) == 1 else folders[0].parent.parent) / "report.html"
 
 
-def packed_data(states: Sequence[RunState]) -> bytes:
-    """Returns the page's data within its limit: with half as many points a curve until they fit."""
+def packed_data(states: Sequence[RunState], time: str = "") -> bytes:
+    """Returns the page's data within its limit: with half as many points a curve until they fit. `time`: of the page, if it stays as it is."""
     subjects = [read_run(state) for state in states]
-    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    max_points = max(MAX_POINTS // len(states), 240)
+    max_points = max(MAX_POINTS // max(len(states), 1), MIN_POINTS_OF_MANY)
     while True:
         content = pack({**collect(subjects, max_points), "time": time})
         if len(content) <= MAX_DATA_BYTES or max_points <= MIN_POINTS:

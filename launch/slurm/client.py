@@ -25,7 +25,7 @@ def sbatch(options: Sequence[str], script: Path) -> str:
     output = run_command(["sbatch", "--parsable", *options, str(script)])
     job_id = output.strip().split(";")[0]
     if not job_id.isdecimal():
-        raise UserError(f"sbatch answered {output.strip()[:200]!r} instead of a job id")
+        raise UserError(f"sbatch printed {output.strip()[:200]!r} instead of a job id")
     return job_id
 
 

@@ -56,12 +56,12 @@ SBATCH_OPTIONS = (
     "sockets-per-node", "spread-job", "switches", "thread-spec", "threads-per-core", "time-min", "tmp",
     "tres-bind", "tres-per-task", "use-min-nodes", "wait-all-nodes", "wckey",
 )  # fmt: skip
-# Options that this program writes itself, and the setting that decides each.
+# Options that this program writes itself, and the setting that decides each, "" where none does.
 OWN_OPTIONS = {
     "partition": "partition", "account": "account", "qos": "qos", "constraint": "constraint",
     "nodes": "the recipe's resources.nodes", "time": "the recipe's resources.time", "mem": "the recipe's resources.memory",
     "gpus": "gpus_per_node", "gpus-per-node": "gpus_per_node", "cpus-per-task": "cpus_per_node",
-    "comment": "nothing: it says which submission a job belongs to", "requeue": "preemption.requeue", "no-requeue": "preemption.requeue", "signal": "preemption.signal_lead",
+    "comment": "", "requeue": "preemption.requeue", "no-requeue": "preemption.requeue", "signal": "preemption.signal_lead",
 }  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def _mount(text: str) -> str:
     _one_line(text)
     parts = text.split(":")
     if len(parts) > 3 or "," in text or not all(path.startswith("/") for path in parts[:2]) or ".." in text.split("/"):
-        raise ValueError("expected `/here`, `/here:/inside` or `/here:/inside:ro`")
+        raise ValueError("expected `/outside`, `/outside:/inside` or `/outside:/inside:ro`")
     return text
 
 
@@ -106,7 +106,8 @@ def _image(text: str) -> str:
 Word = Annotated[str, _matching(_WORD, "a name of letters, digits and `_.,:@+-`")]
 Module = Annotated[str, _matching(_MODULE, "a module's name, such as cuda/12.4")]
 Variable = Annotated[
-    str, _matching(_VARIABLE, "an environment variable's name, none of Slurm's, the shell's or this program's own")
+    str,
+    _matching(_VARIABLE, "an environment variable that belongs neither to Slurm nor to the shell nor to this program"),
 ]
 Line = Annotated[str, AfterValidator(_one_line)]
 AbsolutePath = Annotated[str, AfterValidator(_path)]
@@ -125,7 +126,8 @@ class Container(Section):
 
 class Preemption(Section):
     signal_lead: Time = Field(
-        "2min", description="How long before the end Slurm warns the job, which has to save in that time."
+        "2min",
+        description="How long before the end Slurm warns the job, which must save a checkpoint within that time.",
     )
     requeue: bool = Field(True, description="Whether a job may requeue itself after it was stopped.")
 
@@ -133,9 +135,11 @@ class Preemption(Section):
 class Cluster(Section):
     """One way to use one cluster: where jobs go, what a node has, how software is found there."""
 
-    name: Annotated[str, Field(pattern=NAME_PATTERN)] = Field(description="Default: the file's name.")
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] = Field(
+        description="Name of the cluster [default: the file's name]."
+    )
     description: str = Field("", description="For people.")
-    partition: Word | None = Field(None, description="Partition, or several: `gpu,gpu-long`. Default: the cluster's.")
+    partition: Word | None = Field(None, description="Partition, or several: `gpu,gpu-long` [default: the cluster's].")
     account: Word | None = Field(None, description="Account to charge.")
     qos: Word | None = Field(None, description="Quality of service.")
     constraint: Annotated[str, _matching(_CONSTRAINT, "node features such as `h100&nvlink`")] | None = Field(
@@ -167,7 +171,7 @@ class Cluster(Section):
         default_factory=mapping, description="NCCL settings, such as `NCCL_SOCKET_IFNAME: ib0`."
     )
     shared_folder: AbsolutePath | None = Field(
-        None, description="Folder every node sees; runs outside it are refused before they fail."
+        None, description="Folder that every node sees; runs outside it are refused."
     )
     scratch: AbsolutePath | None = Field(None, description="Folder on each node's own disk, for temporary files.")
     preemption: Preemption = Field(
@@ -293,6 +297,11 @@ def own_folder() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "sft-dist" / "clusters"
 
 
+def _own_hint(option: str) -> str:
+    setting = OWN_OPTIONS[option]
+    return f"set {setting}" if setting else "remove it: it names the submission that a job belongs to"
+
+
 def _option_problems(options: dict[Any, Any]) -> list[Problem]:
     """Checks `sbatch:`, whose keys and values become `#SBATCH` lines as they are."""
     problems = []
@@ -302,7 +311,7 @@ def _option_problems(options: dict[Any, Any]) -> list[Problem]:
         path = f"sbatch.{key}"
         name = key.removeprefix("--")
         if name in OWN_OPTIONS:
-            problems.append(Problem(f"--{name} is written by this program", path, hint=f"set {OWN_OPTIONS[name]}"))
+            problems.append(Problem(f"--{name} is set by this program", path, hint=_own_hint(name)))
         elif name != key and name in SBATCH_OPTIONS:
             problems.append(Problem("write it without `--`", path, hint=f"{name}: {value}"))
         elif key not in SBATCH_OPTIONS:

@@ -20,7 +20,9 @@ from launch.run_state import RunState, state_of, states_of
 from launch.slurm.client import CommandRunner, run_command
 from launch.slurm.records import JobRecord, jobs_of, newest, output_of, reason_of
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.files import read_json
 from sft_dist.run.causes import CAUSE_BY_SLURM_STATE
+from sft_dist.run.folder import RunFolder
 
 # The comment comes last, because it may contain a `|`.
 SQUEUE = ("squeue", "--noheader", "--array", "--format=%i|%T|%r|%N|%L|%E|%k")
@@ -100,7 +102,7 @@ def query(job_ids: Sequence[str], accounting: bool = True, run: CommandRunner = 
     try:
         queued = read_queue(run)
     except UserError as error:
-        note = f"{error}; the states are those in the run folders"
+        note = f"{error}; showing the states of the run folders"
         return Answer(commands=("squeue",), notes=(note,), is_complete=False)
     absent = sorted({job_id.split("_")[0] for job_id in job_ids if job_id not in queued}, key=int)
     if not absent or not accounting:
@@ -153,14 +155,18 @@ def _timestamp(text: str) -> float | None:
 
 
 # ── merging ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-def merge(state: RunState, record: JobRecord, answer: Answer, now_s: float, reason: str = "") -> RunState:
+def merge(
+    state: RunState, record: JobRecord, answer: Answer, now_s: float, reason: str = "", action: str = ""
+) -> RunState:
     """Returns a run's state with what Slurm knows of its newest training job. `reason`: a line of the job's own output, where there
-    was no attempt yet."""
+    was no attempt yet; `action`: of the requeue policy after the newest attempt, empty before it has decided."""
     state = replace(state, job=record.id)
     if state.state == "finished":
         return state
     if job := answer.queued.get(record.id):
-        return _merge_queued(state, job, reason)
+        return _merge_queued(state, job, reason, action)
+    if action == "requeue" and (job := answer.ended.get(record.id)) and job.state not in FINAL:
+        return replace(state, state="ending", cause=f"{state.cause}; requeued")
     if job := answer.ended.get(record.id):
         return _merge_ended(state, record, job, now_s, reason)
     if state.state == "sealed" and answer.is_complete:
@@ -168,13 +174,16 @@ def merge(state: RunState, record: JobRecord, answer: Answer, now_s: float, reas
     return state
 
 
-def _merge_queued(state: RunState, job: Job, reason: str) -> RunState:
+def _merge_queued(state: RunState, job: Job, reason: str, action: str) -> RunState:
     if job.is_pending:
         previous = f"attempt {state.attempts} ended ({state.cause}); " if state.attempts and state.cause else ""
         previous = f"its start failed ({reason}); " if reason else previous
         return replace(state, state="pending", cause=previous + explain(job))
     if job.state == "COMPLETING":
-        return state if state.state in ("failed", "stopped") else replace(state, state="ending", cause="")
+        # A program that waits for the end must not take a failure for it while the job may still be requeued.
+        if state.state == "stopped" or (state.state == "failed" and action not in ("", "requeue")):
+            return state
+        return replace(state, state="ending", cause=f"{state.cause}; requeued" if action == "requeue" else "")
     return replace(state, state="running", cause=f"on {job.nodes}, {job.time_left} left" if job.nodes else "")
 
 
@@ -203,6 +212,14 @@ def _reason(state: RunState, record: JobRecord | None) -> str:
     return "" if record is None or state.attempts else reason_of(Path(state.folder), record)
 
 
+def _action(state: RunState) -> str:
+    """What the requeue policy decided after the newest attempt, else empty."""
+    if not state.attempts or state.state not in ("failed", "killed"):
+        return ""
+    decision = read_json(RunFolder(Path(state.folder)).all_attempts()[-1].decision_file)
+    return str(decision.get("action", "")) if isinstance(decision, dict) else ""
+
+
 def explain(job: Job) -> str:
     """Returns why a job is pending."""
     if job.reason == "Dependency" and "(failed)" in job.dependency:
@@ -226,7 +243,7 @@ def query_states(
     answer = query([*unfinished, *evaluations], _has_accounting(trainings), run)
     now_s = time.time()
     merged = [
-        merge(state, job, answer, now_s, _reason(state, job)) if job else state
+        merge(state, job, answer, now_s, _reason(state, job), _action(state)) if job else state
         for state, job in zip(states, trainings, strict=True)
     ]
     return merged, answer, _evaluation_lines(evaluations.values(), answer)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PURPOSE = {
     "score": "scores the checkpoints of each run after its training",
-    "eval": "chooses among all checkpoints after that, tests the winner and exports it",
+    "eval": "then chooses the best of all checkpoints, tests it and exports it",
 }
 MAX_NAMED = 10  # runs of a state
 
@@ -63,7 +63,7 @@ def describe_dry_run(by_state: RunsByState, jobs: Sequence[JobPlan], parallel: i
         size = f"one array of {len(job.runs):,}" if job.is_array else "one job"
         cap = f", at most {parallel} at a time" if parallel and job.is_array else ""
         purpose = describe_request(job.request) if job.kind == "train" else PURPOSE[job.kind]
-        lines.append(f"would send {size}{cap}: {purpose}")
+        lines.append(f"would submit {size}{cap}: {purpose}")
     return "\n".join(lines)
 
 
@@ -71,7 +71,7 @@ def describe_submission(submission: Submission, cluster: Cluster) -> str:
     lines = [_counts(submission.by_state), *(f"job {job_id}: {_purpose(job)}" for job_id, job in submission.jobs)]
     if num_calls := len(submission.jobs):
         calls = f"{num_calls} call{'s' if num_calls > 1 else ''} of sbatch"
-        lines.append(f"sent to {cluster.name} with {calls}; next: sft-dist status")
+        lines.append(f"submitted to {cluster.name} with {calls}; next: sft-dist status")
     return "\n".join(lines)
 
 
@@ -86,5 +86,5 @@ def _purpose(job: JobPlan) -> str:
 def _counts(by_state: RunsByState) -> str:
     unchanged = {"finished": by_state.done, "running": by_state.running, "waiting": by_state.waiting}
     counts = [f"{len(runs):,} {state}" for state, runs in unchanged.items() if runs]
-    missing = f"{len(by_state.missing):,} to send"
+    missing = f"{len(by_state.missing):,} to submit"
     return f"{missing}; skipped: {', '.join(counts)}" if counts else missing

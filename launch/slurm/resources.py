@@ -50,7 +50,7 @@ def _cpus(resources: Resources, cluster: Cluster, processes: int, share: float, 
         threads = cluster.cpus_per_node // processes
         problems.append(
             Problem(
-                f"{processes} processes x {resources.threads_per_process} threads need {cpus} CPUs, and a node of "
+                f"{processes} processes x {resources.threads_per_process} threads need {cpus} CPUs, but a node of "
                 f"{cluster.name} has {cluster.cpus_per_node}",
                 "resources.threads_per_process",
                 value=str(resources.threads_per_process),
@@ -95,7 +95,7 @@ def _time(resources: Resources, cluster: Cluster, problems: list[Problem]) -> in
     if time_s and time_s < shortest_s:
         problems.append(
             Problem(
-                f"Slurm warns {cluster.preemption.signal_lead} before the end, so nothing would be trained",
+                f"Slurm warns {cluster.preemption.signal_lead} before the end, so there would be no time to train",
                 "resources.time",
                 value=resources.time,
                 hint=_nearest(f"{math.ceil(shortest_s / 60)}min"),

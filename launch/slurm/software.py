@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,3 +49,11 @@ def missing_software(cluster: Cluster, loader: ModuleLoader = load_modules) -> l
     if cluster.modules and (reason := loader(cluster.modules)):
         lines.append(f"modules of cluster {cluster.name}: {reason} on this machine")
     return lines
+
+
+def warn_of_missing_software(cluster: Cluster) -> bool:
+    """Prints a warning for each setting that does not work on this machine; returns whether there is one."""
+    lines = missing_software(cluster)
+    for line in lines:
+        print(f"warning: {line}; a job that lacks it on its node, too, fails", file=sys.stderr)
+    return bool(lines)

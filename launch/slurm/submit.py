@@ -82,7 +82,7 @@ def submit(
 
 def _already_sent(jobs: Sequence[tuple[str, JobPlan]]) -> str:
     names = ", ".join(f"job {job_id} ({job.kind} of {len(job.runs):,} runs)" for job_id, job in jobs)
-    return f"already in the queue: {names}; run `sft-dist submit` again to send the rest"
+    return f"already in the queue: {names}; run `sft-dist submit` again to submit the rest"
 
 
 def script_of(run: PlannedRun, cluster: Cluster, lacks_software: bool = False) -> str:
@@ -104,7 +104,7 @@ def check_folders(runs: Sequence[PlannedRun], cluster: Cluster) -> None:
     if cluster.shared_folder and not parent.is_relative_to(Path(cluster.shared_folder).resolve()):
         problems.append(
             Problem(
-                f"the nodes of {cluster.name} see {cluster.shared_folder}, and the runs would lie outside it",
+                f"the nodes of {cluster.name} see {cluster.shared_folder}, but the runs would lie outside it",
                 "--runs",
                 value=str(parent.parent),
                 hint=f"such as --runs {cluster.shared_folder}/runs",

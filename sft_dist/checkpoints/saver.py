@@ -135,9 +135,9 @@ class Saver:
         """What another rank has to say, once it has."""
         while (note := read_json(_note(staging_dir, rank))) is None:
             if _bare_note(staging_dir, rank).exists():
-                return {"error": "could not write its part, nor report why; most likely: No space left on device"}
+                return {"error": "could neither write its files nor report why; most likely: No space left on device"}
             if time.monotonic() > self._give_up_at:
-                return {"error": "has not finished its part"}
+                return {"error": "did not finish writing its files"}
             time.sleep(POLL_INTERVAL_S)
         answer: dict[str, Any] = note
         return answer

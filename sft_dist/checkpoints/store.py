@@ -146,7 +146,7 @@ def verify(checkpoint: Checkpoint, hashed: tuple[str, ...] = EVERY_FILE) -> list
 
 def _problems(checkpoint: Checkpoint, hashed: tuple[str, ...]) -> list[str]:
     if not (checkpoint.path / MANIFEST).is_file():
-        return [f"{MANIFEST}: missing, so the checkpoint is half-written"]
+        return [f"{MANIFEST}: missing, so the checkpoint is incomplete"]
     manifest = read_json(checkpoint.path / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         return [f"{MANIFEST}: not readable"]
@@ -157,7 +157,7 @@ def _problems(checkpoint: Checkpoint, hashed: tuple[str, ...]) -> list[str]:
     if manifest != sealed(manifest):
         return [f"{MANIFEST}: content changed (SHA-256 differs)"]
     if other := other_run(checkpoint):
-        return [f"{MANIFEST}: belongs to another run ({other}), whose recipe is another"]
+        return [f"{MANIFEST}: belongs to another run ({other}) with a different recipe"]
     problems = []
     for name, expected in manifest["files"].items():
         sha256 = expected["sha256"] if name.startswith(hashed) else None
@@ -165,7 +165,7 @@ def _problems(checkpoint: Checkpoint, hashed: tuple[str, ...]) -> list[str]:
             problems.append(f"{name}: {problem}")
     listed = {*manifest["files"], MANIFEST}
     problems += [
-        f"{path.relative_to(checkpoint.path)}: was added"
+        f"{path.relative_to(checkpoint.path)}: not in the manifest"
         for path in _files(checkpoint.path)
         if str(path.relative_to(checkpoint.path)) not in listed
     ]
@@ -179,7 +179,7 @@ def _problem(folder: Path, path: Path, size: int, sha256: str | None) -> str:
         if not path.is_file():
             return "missing"
         if path.stat().st_size != size:
-            return f"{path.stat().st_size} bytes, {size} were written"
+            return f"{path.stat().st_size} bytes, but {size} were written"
         return "" if sha256 is None or _sha256(path) == sha256 else "content changed (SHA-256 differs)"
     except OSError as error:  # a bad disk
         return f"cannot be read ({error.strerror})"

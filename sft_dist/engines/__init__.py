@@ -33,7 +33,7 @@ def start_engine(recipe: Recipe, folder: RunFolder) -> Engine:
     if planned_on_gpu:
         require_gpu(torch.accelerator.is_available())  # before the others wait for this process
     options = strategy_options(recipe, folder)
-    setup = Setup(recipe.train.precision, tuple(recipe.train.tracking), str(folder.path), options)
+    setup = Setup(recipe.train.precision, str(folder.path), options)
     engine: Engine = engine_class(options["name"])(setup)
     if planned_on_gpu:
         require_gpu(engine.accelerator.device.type != "cpu")

@@ -33,7 +33,6 @@ class Setup:
     """The settings of an engine, before there is a model."""
 
     precision: str  # fp32 | bf16 | fp16 | fp8
-    trackers: tuple[str, ...]
     project_dir: str
     strategy: dict[str, object]  # the recipe's options of the strategy, such as offload_optimizer
 
@@ -91,7 +90,6 @@ def start_accelerator(setup: Setup, **options: Any) -> Accelerator:
     handlers = [InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT), *options.pop("kwargs_handlers", ())]
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
-        log_with=list(setup.trackers) or None,
         project_dir=setup.project_dir,
         kwargs_handlers=handlers,
         **{"mixed_precision": "no", **options},
@@ -99,7 +97,7 @@ def start_accelerator(setup: Setup, **options: Any) -> Accelerator:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != world_size:
         raise RuntimeError(
-            f"{world_size} processes were started, Accelerate runs {accelerator.num_processes} "
+            f"{world_size} processes were started, but Accelerate runs {accelerator.num_processes} "
             f"({accelerator.distributed_type})"
         )
     return accelerator
@@ -107,11 +105,11 @@ def start_accelerator(setup: Setup, **options: Any) -> Accelerator:
 
 def require_gpu(available: bool) -> None:
     """For a run that was planned for GPUs: on one node without a driver it would train on the CPU, and the other nodes
-    would wait for it. Raises RuntimeError, which `recipe/causes.py` knows as a fault of the host."""
+    would wait for it. Raises RuntimeError, which `sft_dist.run.causes` takes for a fault of the host."""
     if not available:
         raise RuntimeError(
-            f"the run was planned for GPUs, and torch {torch.__version__} finds none on {socket.gethostname()}: the driver "
-            "does not answer, the GPU has fallen off the bus, or torch is built without CUDA; see nvidia-smi there"
+            f"the run was planned for GPUs, but torch {torch.__version__} finds none on {socket.gethostname()}: the driver "
+            "does not respond, the GPU has fallen off the bus, or torch is built without CUDA; run nvidia-smi there"
         )
 
 

@@ -50,7 +50,7 @@ class Fsdp2:
 
     def _check(self, weights: int) -> None:
         if not isinstance(self.model, FSDPModule):
-            raise RuntimeError(f"the model should run as FSDPModule and is {type(self.model).__name__}")
+            raise RuntimeError(f"the model should be an FSDPModule but is {type(self.model).__name__}")
         parameters = list(self.model.parameters())
         if len(parameters) != weights:
             raise RuntimeError(f"{weights} weights became {len(parameters)}: tied weights were sharded separately")
@@ -58,7 +58,7 @@ class Fsdp2:
             raise RuntimeError(f"{len(unsharded)} weights are not sharded, such as {unsharded[0]}")
         if self.mesh.size() != self.accelerator.num_processes:
             raise RuntimeError(
-                f"weights are shared by {self.mesh.size()} of {self.accelerator.num_processes} processes"
+                f"weights are sharded across {self.mesh.size()} of {self.accelerator.num_processes} processes"
             )
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:

@@ -40,7 +40,7 @@ class Replicated:
         if self.precision == "fp8":
             check_eight_bits(model)
         if self.accelerator.num_processes > 1 and not isinstance(self.model, DistributedDataParallel):
-            raise RuntimeError(f"the model should run as DistributedDataParallel and is {type(self.model).__name__}")
+            raise RuntimeError(f"the model should be a DistributedDataParallel but is {type(self.model).__name__}")
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
         if last or not isinstance(self.model, DistributedDataParallel):
@@ -94,9 +94,7 @@ def require_eight_bits(capability: tuple[int, int], name: str) -> None:
     """Raises UserError for a GPU whose first matrix product in 8 bits would fail: Ada (8.9) and Hopper brought them."""
     if capability < (8, 9):
         major, minor = capability
-        message = (
-            f"{name} has no matrix products in 8 bits: its compute capability is {major}.{minor}, and they need 8.9"
-        )
+        message = f"{name} does not support fp8: its compute capability is {major}.{minor}, and fp8 needs 8.9"
         raise UserError(Problem(message, "train.precision", value="fp8", valid=("bf16", "fp16", "fp32")))
 
 
@@ -104,5 +102,5 @@ def check_eight_bits(model: nn.Module) -> None:
     """Raises UserError when no layer computes in 8 bits. torchao skips the first, the last, and those whose sides are no
     multiples of 16, and says nothing when none is left."""
     if not any(type(module).__name__ == "Float8Linear" for module in model.modules()):
-        message = f"no layer of {type(model).__name__} can compute in 8 bits: sides have to be multiples of 16"
+        message = f"no layer of {type(model).__name__} can compute in fp8: both dimensions must be multiples of 16"
         raise UserError(Problem(message, "train.precision", value="fp8", valid=("bf16", "fp16", "fp32")))

@@ -76,11 +76,11 @@ class Zero:
             "number of ranks": (self.model.dp_world_size, self.accelerator.num_processes),
             "optimizer": (self.zero.optimizer, self.optimizer),
             "dtype of the weights": (self.zero.dtype, torch.float32),
-            "number of elements a rank": self._shares(),
+            "number of elements per rank": self._shares(),
         }
         for fact, (is_, should_be) in wiring.items():
             if is_ != should_be:
-                raise RuntimeError(f"DeepSpeed: the {fact} should be {should_be} and is {is_}")
+                raise RuntimeError(f"DeepSpeed: the {fact} should be {should_be} but is {is_}")
 
     def _shares(self) -> tuple[int, int]:
         """Elements that a rank updates, as DeepSpeed has it and as it should be; both with padding."""

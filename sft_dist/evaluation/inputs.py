@@ -175,13 +175,13 @@ class InputReader:
             number, line = entry
             if not line.strip():
                 continue
-            place = f"{title}:{number}"
+            location = f"{title}:{number}"
             try:
-                yield self._input(row_of_line(_decoded(line, number), place), place, number, file)
+                yield self._input(row_of_line(_decoded(line, number), location), location, number, file)
             except json.JSONDecodeError as error:
-                yield Input(place, file, fault=f"{place}: not JSON ({error})")
+                yield Input(location, file, fault=f"{location}: not JSON ({error})")
             except (UserError, ValueError) as error:
-                yield Input(place, file, fault=_with_place(place, error))
+                yield Input(location, file, fault=_with_location(location, error))
 
     def _texts(self, lines: Iterable[tuple[int, bytes] | None], title: str, file: str) -> Iterator[Input | None]:
         self._refuse_id(title)
@@ -191,27 +191,27 @@ class InputReader:
                 yield None
                 continue
             number, line = entry
-            place = f"{title}:{number}"
+            location = f"{title}:{number}"
             try:
                 text = _decoded(line, number)
             except ValueError as error:
-                yield Input(place, file, fault=_with_place(place, error))
+                yield Input(location, file, fault=_with_location(location, error))
                 continue
             texts = text.split("\t") if len(roles) > 1 else [text]
             if len(texts) == len(roles):
-                yield Input(place, file, dict(zip(roles, texts, strict=True)))
+                yield Input(location, file, dict(zip(roles, texts, strict=True)))
             else:
                 message = f"{len(roles)} texts separated by a tab are needed ({', '.join(roles)})"
-                yield Input(place, file, fault=f"{place}: {message}")
+                yield Input(location, file, fault=f"{location}: {message}")
 
-    def _input(self, row: Mapping[str, Any], place: str, number: int, file: str) -> Input:
+    def _input(self, row: Mapping[str, Any], location: str, number: int, file: str) -> Input:
         columns = {self.id_column: row[self.id_column]} if self.id_column in row else {}
         try:
             if self.id_column and not columns:
                 raise UserError(Problem(f"no column {self.id_column!r}", "--id", valid=tuple(map(str, row))))
-            return Input(place, file, self._texts_in(row, number), columns)
+            return Input(location, file, self._texts_in(row, number), columns)
         except UserError as error:
-            return Input(place, file, {}, columns, _with_place(place, error))
+            return Input(location, file, {}, columns, _with_location(location, error))
 
     def _texts_in(self, row: Mapping[str, Any], number: int) -> dict[str, str]:
         mapped = self.recipe.data.columns
@@ -255,8 +255,8 @@ def _decoded(line: bytes, number: int) -> str:
         raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def _with_place(place: str, error: Exception) -> str:
-    return str(error) if place in str(error) else f"{place}: {error}"
+def _with_location(location: str, error: Exception) -> str:
+    return str(error) if location in str(error) else f"{location}: {error}"
 
 
 def _text(value: Any) -> str:

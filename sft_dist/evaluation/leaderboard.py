@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from sft_dist.recipe.metrics import directions, selection_metric
 from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
 from sft_dist.run.varying import describe_settings, format_setting, naming_settings, settings_in, varying_settings
+
+_NAMED_ROWS = 10
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def render(board: dict[str, Any]) -> str:
     for position, row in enumerate(board["rows"], 1):
         settings = board["differences"].get(row["run"], {})
         cells = [format_setting(settings.get(key)) for key in varied] + [
-            format_score(row["validation"].get(name)) for name in names
+            format_interval(row["validation"].get(name), row.get("intervals", {}).get(name)) for name in names
         ]
         rows.append([str(position), row["run"], str(row["step"]), *cells])
     if untrained := board.get("untrained"):
@@ -142,6 +144,10 @@ def render(board: dict[str, Any]) -> str:
         undefined_everywhere(winner["validation"], metric),
         board.get("no_better_than_guessing"),
         board.get("no_better_than_untrained"),
+        board.get("selection_note"),
+        not_distinguishable(board),
+        *map(_seed_note, board.get("seeds", [])),
+        board.get("test_note"),
     )
     point = describe_settings(naming_settings(board["differences"]).get(winner["run"], {}))
     better = "higher" if board["direction"] == "max" else "lower"
@@ -159,7 +165,9 @@ def render(board: dict[str, Any]) -> str:
         if split in winner:
             scores = {name: value for name, value in winner[split].items() if not isinstance(value, (list, dict))}
             lines += ["", f"## The winner on {split}, scored once", ""]
-            lines += _table([["score", "value"], *([name, format_score(value)] for name, value in scores.items())])
+            intervals = winner.get("intervals", {}).get(split, {})
+            values = [[name, format_interval(value, intervals.get(name))] for name, value in scores.items()]
+            lines += _table([["score", "value"], *values])
             lines += _confusion(winner[split].get("confusion_matrix"), board["labels"])
     if undefined := [row for row in board["rows"] if "undefined" in row["validation"]]:
         lines += ["", "## Without scores, ranked last", ""]
@@ -188,6 +196,34 @@ def _table(rows: list[list[str]]) -> list[str]:
     padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     padded.insert(1, ["-" * width for width in widths])
     return [f"| {' | '.join(row)} |" for row in padded]
+
+
+def not_distinguishable(board: dict[str, Any]) -> str:
+    """Returns which candidates may be as good as the winner, and what difference this set can show; else an empty text."""
+    close = [f"{row['run']} step {row['step']}" for row in board["rows"] if row.get("not_distinguishable")]
+    size = board.get("smallest_difference", {}).get(board["metric"])
+    shown = f"differences in {board['metric']} below {size:.3g} do not show at this size (80 % power)" if size else ""
+    if not close:
+        return shown
+    listed = ", ".join(close[:_NAMED_ROWS]) + (
+        f" and {len(close) - _NAMED_ROWS} more" if len(close) > _NAMED_ROWS else ""
+    )
+    return f"not distinguishable from the winner at this size: {listed}{f'; {shown}' if shown else ''}"
+
+
+def _seed_note(spread: dict[str, Any]) -> str:
+    point = describe_settings(spread["settings"])
+    error = spread["within_set_error"]
+    within = f", standard error within the set {error:.3g}" if error is not None else ""
+    deviation = f"standard deviation between seeds {spread['between_seed_sd']:.3g}"
+    return f"{spread['runs']} seeds{f' of {point}' if point else ''}: mean {spread['mean']:.4f}, {deviation}{within}"
+
+
+def format_interval(value: Any, ends: Sequence[float] | None) -> str:
+    """`0.845 [0.807, 0.877]`, and the score alone where there is no interval."""
+    if ends is None or not isinstance(value, float):
+        return format_score(value)
+    return f"{value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
 
 
 def format_score(value: Any) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from sft_dist.checkpoints import store as ckpt
 from sft_dist.evaluation.evaluator import Evaluator
 from sft_dist.evaluation.leaderboard import Scored, format_score
+from sft_dist.evaluation.looks import record_look
 from sft_dist.recipe.files import read_json, write_json
 from sft_dist.recipe.metrics import selection_metric
 from sft_dist.recipe.schema import Recipe
@@ -46,7 +47,7 @@ class ValidationScores:
 
     @property
     def scored(self) -> list[Scored]:
-        """In the order of runs and steps, whoever scored them."""
+        """In the order of runs and steps, also of those that another process scored."""
         return [result for result in self._present_results() if isinstance(result, Scored)]
 
     def exclude_damaged(self, ranking: list[Scored]) -> list[Scored]:
@@ -141,7 +142,7 @@ class ValidationScores:
     def _report(
         self, folder: RunFolder, checkpoint: ckpt.Checkpoint, scores: Mapping[str, Any], remaining: str
     ) -> None:
-        steps = [other.step for other in ckpt.published(folder)]
+        steps = [saved.step for saved in ckpt.published(folder)]
         metric, _ = selection_metric(self._recipes[folder])
         log.info(
             "%s  checkpoint %d/%d  step %d  validation %s %s%s",
@@ -177,6 +178,8 @@ def score_winner(evaluator: Evaluator, winner: Scored, recipe: Recipe, split: st
     record_file = _record_file(winner.folder, checkpoint, split)
     if not force and (record := _valid_record(record_file, winner.fingerprint)):
         return record["scores"]
+    if split == "test":
+        record_look(winner.folder, winner.step, winner.fingerprint)
     scores = evaluator.score(recipe, checkpoint, split)
     write_json(record_file, {"step": winner.step, "split": split, "checkpoint": winner.fingerprint, "scores": scores})
     return scores

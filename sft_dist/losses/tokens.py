@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sft_dist.losses.classification import CrossEntropy, Focal
 from sft_dist.losses.targets import IGNORED
+from sft_dist.recipe.schema import CrossEntropyLoss, Loss
 
 CHUNK = (
     1024  # positions whose logits are fp32 at the same time; with a large vocabulary, logits take most of the memory
@@ -38,6 +39,12 @@ class TokenLoss:
 
     def _chunk_loss(self, logits: Tensor, targets: Tensor) -> Tensor:  # (positions, classes), (positions,) -> ()
         return self.inner.total(logits.float(), targets)
+
+
+def cross_entropy_of_tokens(settings: Loss | None) -> TokenLoss:
+    """The loss of a text's tokens, smoothed as the recipe says."""
+    smoothing = settings.label_smoothing if isinstance(settings, CrossEntropyLoss) else 0.0
+    return TokenLoss(CrossEntropy(None, smoothing))
 
 
 def padded(rows: list[list[int]], value: int) -> Tensor:

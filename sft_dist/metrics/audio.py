@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,22 +12,24 @@ from sft_dist.metrics.transcripts import comparable
 def transcript_scores(predicted: Sequence[str], spoken: Sequence[str]) -> dict[str, float | None]:
     """Returns word and character error rates over all texts: edits / words (characters) of the references. Above 1 when there
     are more edits than words; None when the references are empty."""
-    import jiwer
-
-    pairs = [(comparable(truth), comparable(text)) for truth, text in zip(spoken, predicted, strict=True)]
-    # A reference of punctuation alone has no words to divide by; words predicted for it are insertions.
-    words = sum(len(truth.split()) for truth, _ in pairs)
+    word_edits, words, character_edits, characters = transcript_edits(predicted, spoken).sum(axis=0).tolist()
     if not words:
         return {"wer": None, "cer": None}
-    insertions = [text for truth, text in pairs if not truth]
-    scored = [(truth, text) for truth, text in pairs if truth]
-    references, texts = [truth for truth, _ in scored], [text for _, text in scored]
-    by_word, by_character = jiwer.process_words(references, texts), jiwer.process_characters(references, texts)
-    characters = sum(len(truth) for truth in references)
-    return {
-        "wer": (_edits(by_word) + sum(len(text.split()) for text in insertions)) / words,
-        "cer": (_edits(by_character) + sum(len(text) for text in insertions)) / characters,
-    }
+    return {"wer": word_edits / words, "cer": character_edits / characters}
+
+
+def transcript_edits(predicted: Sequence[str], spoken: Sequence[str]) -> np.ndarray:  # (texts, 4)
+    """Edits and length of each reference, in words and in characters. A reference of punctuation alone has no length; what is
+    predicted for it is insertions."""
+    return np.array(
+        [
+            (*_edits(truth, text, "words"), *_edits(truth, text, "characters"))
+            for truth, text in (
+                (comparable(truth), comparable(text)) for truth, text in zip(spoken, predicted, strict=True)
+            )
+        ],
+        dtype=np.int64,
+    ).reshape(-1, 4)
 
 
 def unweighted_average_recall(
@@ -40,5 +42,12 @@ def unweighted_average_recall(
     return float(recall_score(targets, predicted, labels=np.unique(targets), average="macro", zero_division=0.0))
 
 
-def _edits(alignment: object) -> int:
-    return alignment.substitutions + alignment.deletions + alignment.insertions  # type: ignore[attr-defined]
+def _edits(truth: str, text: str, unit: str) -> tuple[int, int]:
+    """Returns edits and length of the reference."""
+    import jiwer
+
+    divided: Callable[[str], Sequence[str]] = str.split if unit == "words" else list
+    if not truth:
+        return len(divided(text)), 0
+    alignment = jiwer.process_words(truth, text) if unit == "words" else jiwer.process_characters(truth, text)
+    return alignment.substitutions + alignment.deletions + alignment.insertions, len(divided(truth))

@@ -83,6 +83,24 @@ def regression_scores(
     )
 
 
+def area_under_curves(logits: np.ndarray, targets: np.ndarray) -> float | None:
+    """`roc_auc` of one class for an example, targets (examples,), or of several, (examples, classes); None where undefined."""
+    if targets.ndim == 1:
+        return _roc_auc(softmax(logits), targets)
+    from sklearn.metrics import roc_auc_score
+
+    varied = [c for c in range(logits.shape[1]) if 0 < targets[:, c].sum() < len(targets)]
+    return float(roc_auc_score(targets[:, varied], sigmoid(logits)[:, varied], average="macro")) if varied else None
+
+
+def rank_correlation(predicted: np.ndarray, targets: np.ndarray) -> float | None:
+    """Spearman's; None where either does not vary."""
+    from scipy import stats
+
+    both_vary = np.ptp(targets) > 0 and np.ptp(predicted) > 0
+    return float(stats.spearmanr(targets, predicted).statistic) if both_vary else None
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:  # (..., classes) -> same
     exponent = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return exponent / exponent.sum(axis=-1, keepdims=True)

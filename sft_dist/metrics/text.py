@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 # One token a Han character, kana or Hangul syllable, since no spaces stand between those; else runs of letters and digits.
@@ -36,6 +36,14 @@ def entity_scores(
         micro = precision_recall_fscore_support(true, predicted, average="micro", zero_division=0)
         scores |= dict(zip(("precision", "recall", "f1"), map(float, micro[:3]), strict=True))
     return scores
+
+
+def entity_counts(target: Sequence[str], prediction: Sequence[str]) -> tuple[int, int, int]:
+    """Returns right, true and predicted entities of one example, from which `entity_scores` micro-averages."""
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    true, predicted = set(get_entities(list(target))), set(get_entities(list(prediction)))
+    return len(true & predicted), len(true), len(predicted)
 
 
 def entities_of(words: Sequence[str], tags: Sequence[str]) -> list[dict[str, Any]]:
@@ -86,6 +94,47 @@ def summary_scores(references: Sequence[str], texts: Sequence[str]) -> dict[str,
     scorer = RougeScorer(list(kinds), tokenizer=_Words())
     scores = [scorer.score(reference, text) for reference, text in zip(references, texts, strict=True)]
     return {kind: 100 * sum(score[kind].fmeasure for score in scores) / max(len(scores), 1) for kind in kinds}
+
+
+def answer_scores(references: Sequence[str], answers: Sequence[str], num_endless: int) -> dict[str, float | None]:
+    """Scores generated answers, and how healthy they are: characters for each of the references, mean share of repeated 4-grams of
+    words (Welleck et al. 2020) and of repeated sentences in an answer, share of answers without an end. None without answers.
+
+    `num_endless`: answers that no end token ended.
+    """
+    if not answers:
+        return dict.fromkeys(
+            ("rougeL", "bleu", "chrf", "generated_exact_match", "length_ratio", *_REPETITION, "no_end_token")
+        )
+    pairs = list(zip(references, answers, strict=True))
+    reference_chars = sum(map(len, references))
+    return {
+        "rougeL": summary_scores(references, answers)["rougeL"],
+        **translation_scores(references, answers),
+        "generated_exact_match": sum(reference.strip() == answer.strip() for reference, answer in pairs) / len(pairs),
+        "length_ratio": sum(map(len, answers)) / reference_chars if reference_chars else None,
+        **{name: sum(map(share_in, answers)) / len(answers) for name, share_in in _REPETITION.items()},
+        "no_end_token": num_endless / len(answers),
+    }
+
+
+def repeated_ngrams(text: str, n: int = 4) -> float:
+    """Returns the share of the n-grams of words that occurred before in the text."""
+    words = text.split()
+    return _repeated([tuple(words[start : start + n]) for start in range(len(words) - n + 1)])
+
+
+def repeated_sentences(text: str) -> float:
+    """Returns the share of the sentences and lines that occurred before in the text."""
+    return _repeated([sentence.strip() for sentence in _SENTENCE_END.split(text) if sentence.strip()])
+
+
+def _repeated(items: Sequence[Hashable]) -> float:
+    return 1 - len(set(items)) / len(items) if items else 0.0
+
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
+_REPETITION = {"repeated_ngrams": repeated_ngrams, "repeated_sentences": repeated_sentences}
 
 
 class _Words:

@@ -57,6 +57,8 @@ def _lengths(subject: Subject) -> tuple[dict[str, Lengths], str]:
             split: Lengths(encoded.lengths, encoded.num_truncated, lengths.statistics(encoded.lengths))
             for split, encoded in subject.examples.items()
         }, "tokens"
+    if subject.task.counts_tokens and (token_counts := subject.input_tokens()):
+        return {split: Lengths(sizes, 0, lengths.statistics(sizes)) for split, sizes in token_counts.items()}, "tokens"
     if subject.has("seconds"):
         by_split = {split: rows.numbers("seconds") for split, rows in subject.rows.items()}
         return {

@@ -169,7 +169,14 @@ def _digests_of(subject: Subject, split: str, ids: np.ndarray) -> np.ndarray:
 def check_label_quality(subject: Subject, say: Say) -> list[Finding]:
     counts, first, unit = count_classes(subject)
     findings = (
-        labels.check_classes(counts, first, unit, subject.task.labels, subject.task.recipe.data.labels or ())
+        labels.check_classes(
+            counts,
+            first,
+            unit,
+            subject.task.labels,
+            subject.task.recipe.data.labels or (),
+            {*counts} - {*subject.source.tables},
+        )
         if counts
         else []
     )

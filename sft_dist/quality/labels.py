@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
@@ -25,6 +25,11 @@ FOLDS = 5
 _OUTSIDE = "O"
 _NUMBERED = re.compile(r"LABEL_\d+")
 
+RANDOM_DIVISION = (
+    "the random division put all rows of the class there: set another data.split.seed, hold out less or add rows; or list every"
+    " class in data.labels, which accepts one that is never learned"
+)
+
 Counts = Mapping[str, Mapping[str, int]]  # split -> class -> rows (or tokens, boxes, pixels) of it
 
 
@@ -34,6 +39,7 @@ def check_classes(
     unit: str = "rows",
     expected_classes: Sequence[str] = (),  # classes the model will have, whether or not there are training rows of them
     given_classes: Sequence[str] = (),  # data.labels
+    divided: Collection[str] = (),  # splits that were held out at random
 ) -> list[Finding]:
     """Classes that a split lacks, that are rare, that are uneven. places_of: split -> class -> its first rows. Unevenness is
     told only where it is rows that have a class: there it can be weighed against."""
@@ -46,9 +52,8 @@ def check_classes(
             rows = places_of.get(split, {}).get(name, ())
             matches = difflib.get_close_matches(name, list(train), 1)
             guess = f"; did you mean {matches[0]!r}?" if matches else ""
-            findings.append(
-                make_finding("label-not-in-training", f"{name!r} is in {split} and not in train{guess}", rows)
-            )
+            finding = make_finding("label-not-in-training", f"{name!r} is in {split} and not in train{guess}", rows)
+            findings.append(replace(finding, advice=RANDOM_DIVISION if split in divided else ""))
         if missing := sorted(set(train) - set(classes)):
             findings.append(
                 make_finding(

@@ -18,7 +18,7 @@ from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks.base import MediaKind
 from sft_dist.run.failures import DataError
 from sft_dist.tasks.base import Task
-from sft_dist.tasks.models import load_processor
+from sft_dist.tasks.models import HubUnreachable, load_processor
 
 Say = Callable[[str], None]
 EXCERPT = 300  # characters of a row shown
@@ -92,6 +92,22 @@ class Subject:
             first += len(rows)
         return texts
 
+    def input_tokens(self) -> dict[str, np.ndarray]:
+        """Returns split -> (rows,) tokens of the inputs alone, which can be encoded where a label cannot; {} where these cannot
+        either."""
+        roles = [role for role in self.task.input_roles if self.has(role)]
+        if self.processor is None or not roles:
+            return {}
+
+        def tokens_of(rows: Rows) -> np.ndarray:
+            batches = rows.table.select_columns([*roles, ROW]).iter(batch_size=BATCH)
+            return np.concatenate([np.asarray(self.task.encode(batch, self.processor)["length"]) for batch in batches])
+
+        try:
+            return {split: tokens_of(rows) for split, rows in self.rows.items()}
+        except Exception:  # whatever it is, a finding names the row
+            return {}
+
     @property
     def reads_texts(self) -> bool:
         return bool(self.input_texts(np.arange(1)))
@@ -102,7 +118,7 @@ def load_subject(recipe: Recipe, task: Task, source: Source, say: Say) -> Subjec
     processor, notes = None, list[str]()
     try:
         processor = load_processor(recipe, task)
-    except OSError as error:
+    except (OSError, HubUnreachable) as error:
         notes.append(
             f"lengths were not checked: the processor could not be loaded ({' '.join(str(error).split())[:200]})"
         )

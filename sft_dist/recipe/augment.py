@@ -26,10 +26,10 @@ class ImageAugment(Section):
 
     flip: Share = Field(0.5, description="Share of images flipped horizontally.")
     crop: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="Smallest share of the area that a random crop keeps."
+        1.0, description="Minimum share of the area that a random crop keeps."
     )
-    rotate: Annotated[float, Field(ge=0, le=180)] = Field(0.0, description="Largest rotation in degrees.")
-    color: Share = Field(0.0, description="Largest change of brightness, contrast and saturation.")
+    rotate: Annotated[float, Field(ge=0, le=180)] = Field(0.0, description="Maximum rotation in degrees.")
+    color: Share = Field(0.0, description="Maximum change of brightness, contrast and saturation.")
     blur: Share = Field(0.0, description="Share of images that are blurred.")
     erase: Share = Field(0.0, description="Share of images with a region erased (arXiv 1708.04896).")
 
@@ -44,7 +44,7 @@ class AudioAugment(Section):
     speed: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
         None, description="Speed, which also changes the pitch: `[0.9, 1.1]`."
     )
-    gain_db: Annotated[float, Field(ge=0, le=40)] = Field(0.0, description="Largest change of loudness in decibels.")
+    gain_db: Annotated[float, Field(ge=0, le=40)] = Field(0.0, description="Maximum change of loudness in decibels.")
     shift: Share = Field(0.0, description="Shift in time by up to this share of the length.")
     time_masks: int = Field(0, ge=0, le=20, description="Time spans masked in the spectrum (arXiv 1904.08779).")
     frequency_masks: int = Field(0, ge=0, le=20, description="Frequency bands masked in the spectrum.")

@@ -10,6 +10,7 @@ from sft_dist.recipe.errors import Problem
 from sft_dist.recipe.optimizers import NAMED_OPTIMIZERS
 from sft_dist.recipe.schema import NamedOptimizer, QloraTuning, Recipe
 from sft_dist.recipe.strategies import STRATEGIES
+from sft_dist.recipe.tracking import TRACKER_PACKAGES
 
 FLASH_ATTENTION = {
     "flash_attention_2": ("flash_attn", "flash-attn"),
@@ -50,7 +51,7 @@ def _packages(recipe: Recipe) -> Iterator[tuple[str, str, str, str]]:
     if recipe.train.precision == "fp8":
         yield "train.precision", "fp8", "torchao", "torchao"
     for tracker in recipe.train.tracking:
-        yield "train.tracking", tracker, tracker, "sft-dist[tracking]"
+        yield "train.tracking", tracker.name, *TRACKER_PACKAGES[tracker.name]
     if recipe.train.liger:
         yield "train.liger", "true", "liger_kernel", "liger-kernel"
     if isinstance(recipe.tuning, QloraTuning):

@@ -13,6 +13,7 @@ from sft_dist.recipe.augment import Augment
 from sft_dist.recipe.optimizers import NamedOptimizerName
 from sft_dist.recipe.section import Section, listing, mapping, shorthand, switch
 from sft_dist.recipe.tasks import Task
+from sft_dist.recipe.tracking import check_tracking_uri
 from sft_dist.recipe.units import check_amount, check_memory, check_period, check_time
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -36,7 +37,7 @@ class Model(Section):
         description="Where the tokenizer (or image processor, or feature extractor) is, if not in `path`.",
     )
     attention: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = Field(
-        None, description="Implementation of attention [default: the model's own]."
+        None, description="Attention implementation [default: the model's own]."
     )
     allow_pickle: bool = Field(
         False, description="Accept weights in pickle files (.bin, .pt); they are read with weights_only=True."
@@ -53,7 +54,9 @@ class Model(Section):
 # ── data ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 class SplitSources(Section):
     train: str | list[str] = Field(description="Files or data set for training.")
-    validation: str | list[str] | None = Field(None, description="Files or data set on which a checkpoint is chosen.")
+    validation: str | list[str] | None = Field(
+        None, description="Files or data set by which the best checkpoint is chosen."
+    )
     test: str | list[str] | None = Field(None, description="Files or data set for the one final score.")
 
 
@@ -72,9 +75,9 @@ class Split(Section):
         lt=2**32,
         description="Seed of the split. Independent of train.seed, so runs with other seeds share one test set.",
     )
-    stratify: bool = Field(True, description="Keep the shares of classes equal in all splits (single-label problems).")
+    stratify: bool = Field(True, description="Give every split the same class proportions (single-label problems).")
     group: str | None = Field(
-        None, description="A column; rows with an equal value (a speaker, a document) all go to the same split."
+        None, description="Column whose equal values (one speaker, one document) stay in one split."
     )
 
 
@@ -117,8 +120,8 @@ class Data(Section):
     )
     weights: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2)] | None = Field(
         None,
-        description="Mix the training sources of a list by these shares, drawn by `split.seed` until one is used up "
-        "[default: all rows of all].",
+        description="Proportions in which the training sources of a list are mixed, drawn by `split.seed` until one is exhausted "
+        "[default: all rows of all sources].",
     )
     format: Literal[
         "auto",
@@ -149,8 +152,8 @@ class Data(Section):
     )
     allow_urls: bool = Field(
         False,
-        description="Open http(s) URLs that columns of images, masks and recordings contain: of the public internet, without credentials. false: they "
-        "name files in the table's folder or below.",
+        description="Fetch http(s) URLs in columns of images, masks and recordings, from the public internet only and without "
+        "credentials. false: such columns name files in the table's folder or below.",
     )
     labels: Annotated[list[str], Field(min_length=1)] | None = Field(
         None, description="The classes in the order of the model's outputs [default: all in the training rows, sorted]."
@@ -161,7 +164,7 @@ class Data(Section):
     )
     limit: Positive | None = Field(None, description="Keep this many rows, drawn by `split.seed`, before splitting.")
     split: Split = Field(
-        default_factory=lambda: Split(), description="How missing splits are made of the training rows."
+        default_factory=lambda: Split(), description="How missing splits are held out of the training rows."
     )
     clean: Clean = Field(
         default_factory=lambda: Clean(), description="How rows are cleaned before training. Dropped rows are counted."
@@ -286,7 +289,7 @@ class PrefixTuning(Section):
 
 class PromptTuning(Section):
     method: Literal["prompt"] = Field(
-        description="Train embeddings that are prepended to the text (Lester et al. 2021, arXiv 2104.08691), and the head."
+        description="Train embeddings that are prepended to the input (Lester et al. 2021, arXiv 2104.08691), and the head."
     )
     virtual_tokens: Positive = Field(20, description="Length of the prompt; it takes up positions of the model.")
     modules_to_save: list[str] = Field(default_factory=listing, description=_WHOLE_LAYERS)
@@ -329,7 +332,7 @@ class BinaryCrossEntropyLoss(Section):
 
 
 class FocalLoss(Section):
-    name: Literal["focal"] = Field(description="Cross-entropy that weights easy examples less (arXiv 1708.02002).")
+    name: Literal["focal"] = Field(description="Cross-entropy that gives easy examples less weight (arXiv 1708.02002).")
     gamma: Annotated[float, Field(ge=0)] = Field(2.0, description="Focusing parameter; 0: cross-entropy.")
     class_weights: ClassWeights | None = Field(None, description="As for cross-entropy.")
 
@@ -355,7 +358,7 @@ class OverlapLoss(Section):
 
 class OwnLoss(Section):
     name: Literal["detection", "model"] = Field(
-        description="detection: matching of boxes, with the model's own costs. model: CTC or cross-entropy, as the model needs."
+        description="detection: boxes matched to targets by the model's own costs. model: the model's own loss, CTC or cross-entropy."
     )
 
 
@@ -375,15 +378,15 @@ class AdamW(Section):
     name: Literal["adamw"] = Field(
         description="Adam with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101)."
     )
-    weight_decay: Decay = Field(0.01, description="Decay; norms and biases are never decayed.")
-    betas: Betas = Field([0.9, 0.999], description="Decay of the first and second moment.")
+    weight_decay: Decay = Field(0.01, description="Decoupled weight decay; norms and biases are never decayed.")
+    betas: Betas = Field([0.9, 0.999], description="Decay rates of the first and second moment.")
     eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="Added to the denominator.")
 
 
 class Adam(Section):
     name: Literal["adam"] = Field(description="Adam (Kingma & Ba, arXiv 1412.6980).")
     weight_decay: Decay = Field(0.0, description="L2 penalty; norms and biases are never decayed.")
-    betas: Betas = Field([0.9, 0.999], description="Decay of the first and second moment.")
+    betas: Betas = Field([0.9, 0.999], description="Decay rates of the first and second moment.")
     eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="Added to the denominator.")
 
 
@@ -396,16 +399,16 @@ class Sgd(Section):
 
 class Adafactor(Section):
     name: Literal["adafactor"] = Field(
-        description="Adafactor (arXiv 1804.04235) as torch has it: lr is scaled by the size of the weights."
+        description="Adafactor (arXiv 1804.04235) as implemented in torch: lr is scaled by the size of the weights."
     )
-    weight_decay: Decay = Field(0.0, description="Decay; norms and biases are never decayed.")
+    weight_decay: Decay = Field(0.0, description="Decoupled weight decay; norms and biases are never decayed.")
 
 
 class NamedOptimizer(Section):
     name: NamedOptimizerName = Field(
         description="An optimizer by its name in transformers. Some need a package or a GPU; both are checked before anything starts."
     )
-    weight_decay: Decay = Field(0.0, description="Decay; norms and biases are never decayed.")
+    weight_decay: Decay = Field(0.0, description="Decoupled weight decay; norms and biases are never decayed.")
     options: dict[str, bool | int | float | str | list[float]] = Field(
         default_factory=mapping,
         description="The optimizer's own arguments, such as `{betas: [0.9, 0.95], eps: 1e-6}`.",
@@ -498,9 +501,35 @@ StrategySettings = Annotated[
 ]
 
 
+# ── trackers ────────────────────────────────────────────────────────────────────────────────────────────────────────
+class TensorBoardTracker(Section):
+    name: Literal["tensorboard"] = Field(description="Event files in the run folder.")
+
+
+class ProjectTracker(Section):
+    name: Literal["wandb", "trackio"] = Field(
+        description="wandb: Weights & Biases, offline where it cannot be reached; trackio: files beside the runs."
+    )
+    project: str | None = Field(None, description="Project of the tracker [default: the recipe's name].")
+
+
+class MlflowTracker(Section):
+    name: Literal["mlflow"] = Field(description="MLflow, in a database or on a server.")
+    project: str | None = Field(None, description="Experiment of MLflow [default: the recipe's name].")
+    uri: Annotated[str, AfterValidator(check_tracking_uri)] | None = Field(
+        None,
+        description="Database or server, such as `sqlite:///mlflow.db` beside the runs or `https://HOST` "
+        "[default: $MLFLOW_TRACKING_URI, else that database].",
+    )
+
+
+TrackerSettings = TensorBoardTracker | ProjectTracker | MlflowTracker
+Tracker = Annotated[Annotated[TrackerSettings, Field(discriminator="name")], shorthand("name")]
+
+
 # ── train ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 class EarlyStopping(Section):
-    patience: Positive = Field(description="Stop after this many validations in a row without a better score.")
+    patience: Positive = Field(description="Stop after this many consecutive validations without a better score.")
     min_delta: Annotated[float, Field(ge=0)] = Field(
         0.0, description="Smallest improvement that counts, in the metric's own unit."
     )
@@ -569,11 +598,12 @@ class Train(Section):
     on_bad_loss: Literal["stop", "skip"] = Field(
         "stop", description="What to do with a step whose loss or gradient is NaN or infinite, or above `max_loss`."
     )
-    max_loss: Annotated[float, Field(gt=0)] | None = Field(None, description="A loss above this counts as bad.")
+    max_loss: Annotated[float, Field(gt=0)] | None = Field(None, description="Treat a loss above this like NaN.")
     early_stopping: EarlyStopping | None = Field(None, description="Stop when validation no longer improves.")
-    log_every: Positive = Field(10, description="Optimizer steps between two log lines.")
-    tracking: list[Literal["tensorboard"]] = Field(
-        default_factory=listing, description="Trackers to log to as well: `[tensorboard]`."
+    log_every: Positive = Field(10, description="Optimizer steps between log lines.")
+    tracking: list[Tracker] = Field(
+        default_factory=listing,
+        description="Trackers to log to, besides metrics.jsonl: names, or names and options, such as `[tensorboard, {name: wandb, project: demo}]`.",
     )
     deterministic: bool = Field(True, description="Use deterministic kernels, so that a resumed run is bit-identical.")
 
@@ -583,6 +613,8 @@ class Train(Section):
             raise ValueError("give `epochs` or `steps`, not both")
         if self.warmup is not None and self.schedule.name == "constant":
             raise ValueError("`warmup` has no effect with schedule: constant; use constant_with_warmup")
+        if len({tracker.name for tracker in self.tracking}) < len(self.tracking):
+            raise ValueError("`tracking` names a tracker twice")
         return self
 
 
@@ -592,7 +624,7 @@ class Evaluate(Section):
         None, description="Metric by which a checkpoint is chosen [default: the problem's first in the README's table]."
     )
     direction: Literal["max", "min"] | None = Field(
-        None, description="Whether larger or smaller is better [default: as the metric says]."
+        None, description="Whether larger or smaller is better [default: the metric's own]."
     )
     choose_on: Literal["validation"] = Field("validation", description="Split the checkpoint is chosen on.")
     report_on: list[Literal["train", "test"]] = Field(
@@ -613,18 +645,16 @@ class Resources(Section):
         description="Processes on each machine. auto: one per GPU; without a GPU two (one on a single core), so that a local run is distributed, too.",
     )
     threads_per_process: Positive | None = Field(
-        None, description="CPU threads of a process [default: cores / processes]."
+        None, description="CPU threads per process [default: cores / processes]."
     )
     time: Annotated[str, AfterValidator(check_time)] | None = Field(
         None, description="Time limit: `90min`, `2h30m`, `1-12:00:00`."
     )
-    memory: Annotated[str, AfterValidator(check_memory)] | None = Field(
-        None, description="Memory of a machine: `32GB`."
-    )
+    memory: Annotated[str, AfterValidator(check_memory)] | None = Field(None, description="Memory per machine: `32GB`.")
     hang_timeout: Annotated[str, AfterValidator(check_time)] = Field(
         "30min",
-        description="A process hangs if it has no heartbeat or makes no step for this long. It is named, and the run is started "
-        "again. Must be longer than the slowest step.",
+        description="A process without a heartbeat or a finished step for this long counts as hanging: it is named, and the run is "
+        "restarted. Must be longer than the slowest step.",
     )
 
 
@@ -635,7 +665,7 @@ class Matrix(BaseModel):
     __pydantic_extra__: dict[str, Annotated[list[Any], Field(min_length=1)]]
     zip: list[dict[str, Annotated[list[Any], Field(min_length=1)]]] = Field(
         default_factory=listing,
-        description="Groups whose values are taken together, first with first: `[{train.seed: [1, 2], train.lr: [1e-4, 2e-4]}]`.",
+        description="Groups whose values vary together, first with first: `[{train.seed: [1, 2], train.lr: [1e-4, 2e-4]}]`.",
     )
 
 

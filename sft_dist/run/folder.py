@@ -14,7 +14,8 @@ runs/<recipe name>/<run id>/
   checkpoints/step-00000100/   published checkpoints; each has a manifest.json
   attempts/001/          one start of the run: start.json, outcome.json, exit.json, verdict.json, hang.json, launcher.log,
                          and for every rank rank-0.log, .error.json, .beat.json, .stack
-  evaluation/            scores, one file per checkpoint and split, and those of the untrained model
+  evaluation/            scores and predictions, one file of each per checkpoint and split, scores of the untrained model;
+                         test-looks.jsonl
   leaderboard.md .json   checkpoints by their scores
   export/                the best checkpoint as a Hugging Face folder
   cancelled              Slurm jobs that the user has cancelled
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json, require_safe_owner, write_json, write_text
-from sft_dist.run.manifest import RECIPE, require_unchanged, write_manifest
+from sft_dist.run.manifest import RECIPE, require_unchanged
 
 if TYPE_CHECKING:
     from sft_dist.recipe.schema import Recipe
@@ -142,6 +143,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def trackers_file(self) -> Path:
+        """What names the run in its trackers, so that a resumed run goes on there."""
+        return self.path / "trackers.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -152,6 +158,11 @@ class RunFolder:
     @property
     def evaluation(self) -> Path:
         return self.path / "evaluation"
+
+    @property
+    def test_looks_file(self) -> Path:
+        """One JSON line for each time that a checkpoint is scored on test: step, checkpoint (its fingerprint), time."""
+        return self.evaluation / "test-looks.jsonl"
 
     @property
     def export(self) -> Path:
@@ -202,7 +213,8 @@ class RunFolder:
             raise UserError(f"{self.recipe_file}: cannot be read as a recipe: {error}") from error
 
     def create(self, recipe: Recipe, durable: bool = True) -> None:
-        """Makes the folder, private to its owner, with `recipe.json` in it; keeps an existing recipe."""
+        """Makes the folder, private to its owner, with `recipe.json` in it; keeps an existing recipe. Does not write the manifest,
+        which comes after the other files of a run."""
         try:
             self.path.mkdir(mode=0o700, exist_ok=True)
         except FileNotFoundError:
@@ -214,7 +226,6 @@ class RunFolder:
             if plugins := plugins_of(recipe):
                 write_json(self.plugins_file, [plugin.to_json() for plugin in plugins])
             write_text(self.recipe_file, recipe.model_dump_json(indent=2) + "\n", durable)
-            write_manifest(self.path, durable)
 
     def all_attempts(self) -> list[AttemptFolder]:
         """Returns every attempt so far, oldest first."""

@@ -29,9 +29,9 @@ from sft_dist.data.chat.turns import TOOLS
 from sft_dist.data.clean import clean_text
 from sft_dist.data.packing import best_fit_decreasing, leak, positions
 from sft_dist.data.rows import ROW, Examples, Rows
-from sft_dist.losses.classification import CrossEntropy
 from sft_dist.losses.targets import IGNORED
-from sft_dist.losses.tokens import CHUNK, TokenLoss, padded
+from sft_dist.losses.tokens import CHUNK, TokenLoss, cross_entropy_of_tokens, padded
+from sft_dist.metrics.text import answer_scores
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root, write_text
 from sft_dist.recipe.schema import CrossEntropyLoss, Recipe
@@ -39,6 +39,8 @@ from sft_dist.recipe.tasks.instruction_tuning import CONTEXTS, SYSTEMS, Instruct
 from sft_dist.tasks.base import BaseTask, Rngs
 from sft_dist.tasks.loading import greedy_or_beams, load_pretrained, load_tokenizer, set_generation
 
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+NO_TOKENS = np.zeros(0, dtype=np.int32)
 LEAK = 1e-4  # more than this, and packed examples see each other
 MOST_NAMED = 16
 NEED_A_CACHE = (
@@ -171,7 +173,10 @@ class InstructionTuning(BaseTask):
         return {"prompt_ids": prompts, "length": [len(ids) for ids in prompts]}
 
     def arrange(self, examples: Dataset, split: str) -> Dataset:
-        """Packs the training split; other splits stay as they are, so that scores are of single examples."""
+        """Packs the training split. Examples of other splits stay apart, so that scores are of single ones, and some are marked: their
+        last answers are generated and scored."""
+        if split != "train" and self.settings.num_generated and "answer" in examples.column_names:
+            return examples.add_column("generated", self._sample(examples))
         if split != "train" or not self.settings.packing:
             return examples
         lengths = np.asarray(examples.with_format("numpy")["length"][:])
@@ -195,6 +200,13 @@ class InstructionTuning(BaseTask):
             cache_dir=str(cache_root() / "datasets"),
             gen_kwargs={"examples": examples, "bins": [members.tolist() for members in bins]},
         )
+
+    def _sample(self, examples: Dataset) -> list[bool]:
+        """Returns which examples have their last answer generated: `num_generated`, evenly spread over those that are not truncated."""
+        rows = zip(examples["answer"], examples["truncated"], strict=True)
+        complete = np.array([number for number, (answer, cut) in enumerate(rows) if any(answer) and not cut], dtype=int)
+        sample = np.linspace(0, len(complete) - 1, min(self.settings.num_generated, len(complete))).round().astype(int)
+        return np.isin(np.arange(len(examples)), complete[sample]).tolist()
 
     def question_of(self, row: dict[str, Any], number: int) -> dict[str, str]:
         """Returns what is to be answered: a text, or the JSON text of a conversation without the answers at its end."""
@@ -231,7 +243,7 @@ class InstructionTuning(BaseTask):
         if "sizes" not in rows[0]:
             mask = padded([[1] * size for size in sizes], 0)
             inputs = {"input_ids": padded(ids, processor.pad_token_id), "attention_mask": mask, "sizes": sizes}
-            return inputs, padded(targets, IGNORED)
+            return {**inputs, **_questions(rows, processor)}, padded(targets, IGNORED)
         position_ids = [positions(row["sizes"]) for row in rows]
         if (self.recipe.model.attention or "").startswith("flash"):  # keeps packs apart in a batch of a single row only
             ids, targets, position_ids = (
@@ -276,8 +288,7 @@ class InstructionTuning(BaseTask):
         }
 
     def build_loss(self, train: Examples) -> TokenLoss:
-        loss = self.recipe.train.loss
-        return TokenLoss(CrossEntropy(None, loss.label_smoothing if isinstance(loss, CrossEntropyLoss) else 0.0))
+        return cross_entropy_of_tokens(self.recipe.train.loss)
 
     def weights(self, loss: TokenLoss, examples: Examples) -> np.ndarray:
         return examples.numbers("weight")
@@ -285,7 +296,7 @@ class InstructionTuning(BaseTask):
     def forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         if "prompt_ids" in inputs:
             return None
-        arguments = {name: value for name, value in inputs.items() if name != "sizes"}
+        arguments = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
         # Without a cache: nothing is generated here, and with one the positions would not keep packed examples apart.
         return model(**arguments, use_cache=False).logits
 
@@ -298,9 +309,11 @@ class InstructionTuning(BaseTask):
     # ── predictions ─────────────────────────────────────────────────────────────────────────────────────────────────
     def predict(self, model: nn.Module, inputs: dict[str, Any], outputs: Any, processor: Any) -> list[Any]:
         """Returns the answers' texts for prompts. For whole conversations: negative log-likelihood of each token but the
-        first, and the likeliest token at its position, (2, tokens - 1)."""
+        first, and the likeliest token at its position, (2, tokens - 1); with `num_generated`, also the tokens of the generated
+        answer up to its end, none where none is generated."""
         if "prompt_ids" in inputs:
-            return self._answer(model, inputs, processor)
+            written = self._generate(model, inputs["prompt_ids"], inputs["prompt_mask"], processor)
+            return processor.batch_decode(written, skip_special_tokens=True)
         predictions = []
         ids, logits, sizes = inputs["input_ids"], outputs, inputs["sizes"]
         if len(sizes) > len(ids):  # one row of all, for flash attention
@@ -310,17 +323,31 @@ class InstructionTuning(BaseTask):
             losses = torch.cat([F.cross_entropy(chunk.float(), targets, reduction="none") for chunk, targets in parts])
             best = torch.cat([chunk.argmax(-1) for chunk, _ in parts])
             predictions.append((losses.cpu().numpy(), best.cpu().numpy().astype(np.int32)))
-        return predictions
+        if not self.settings.num_generated:
+            return predictions
+        answers = self._answers(model, inputs, processor)
+        return [(*tokens, answers.get(number, NO_TOKENS)) for number, tokens in enumerate(predictions)]
 
-    def _answer(self, model: Any, inputs: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        prompts = inputs["prompt_ids"]
-        written = model.generate(
+    def _answers(self, model: Any, inputs: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[int, np.ndarray]:
+        """Returns the tokens of generated answers, without those that end them, by the examples' positions in the batch."""
+        if "question_ids" not in inputs:
+            return {}
+        written = self._generate(model, inputs["question_ids"], inputs["question_mask"], tokenizer).cpu().numpy()
+        stops = np.isin(written, self._generation(model, tokenizer)["eos_token_id"])
+        ends = np.where(stops.any(axis=1), stops.argmax(axis=1), written.shape[1])
+        answers = [ids[:end].astype(np.int32) for ids, end in zip(written, ends, strict=True)]
+        return dict(zip(inputs["questions_of"], answers, strict=False))
+
+    def _generate(
+        self, model: Any, prompts: Tensor, mask: Tensor, tokenizer: PreTrainedTokenizerBase
+    ) -> Tensor:  # (prompts, new tokens)
+        written: Tensor = model.generate(
             input_ids=prompts,
-            attention_mask=inputs["prompt_mask"],
+            attention_mask=mask,
             synced_gpus=torch.distributed.is_initialized(),
             **self._generation(model, tokenizer),
         )
-        return tokenizer.batch_decode(written[:, prompts.shape[1] :], skip_special_tokens=True)
+        return written[:, prompts.shape[1] :]
 
     def references(self, examples: Examples) -> list[Any]:
         """Returns the token at each position but the first, -100 where it is not of an answer."""
@@ -334,7 +361,7 @@ class InstructionTuning(BaseTask):
         nll, num_learned = 0.0, 0
         matches: list[np.ndarray] = []  # for each example with an answer, (tokens of answers,)
         rows = map(examples.at, np.arange(len(examples))[:, None])
-        for (losses, predicted), (row,) in zip(predictions, rows, strict=True):
+        for (losses, predicted, *_), (row,) in zip(predictions, rows, strict=True):
             learned = np.array(self._learned(row)[1:], dtype=bool)
             nll += float(losses[learned].sum(dtype=np.float64))
             num_learned += int(learned.sum())
@@ -345,7 +372,22 @@ class InstructionTuning(BaseTask):
             "perplexity": _perplexity(nll, num_learned),
             "token_accuracy": float(np.concatenate(matches).mean()) if matches else None,
             "exact_match": float(np.mean([match.all() for match in matches])) if matches else None,
+            **self._score_answers(predictions, examples, processor),
         }
+
+    def _score_answers(self, predictions: list[Any], examples: Examples, tokenizer: Any) -> dict[str, Any]:
+        """Scores the generated answers beside the last answers of the conversations."""
+        if not self.settings.num_generated:
+            return {}
+        marked = examples.column("generated") if "generated" in examples.table.column_names else []
+        numbers = np.flatnonzero(marked)
+        rows = [row for number in numbers for row in examples.at(np.array([number]))]
+        references = [row["input_ids"][_last_answer(row["answer"])] for row in rows]
+        written = [predictions[number][2] for number in numbers]
+        answers = tokenizer.batch_decode(references, skip_special_tokens=True)
+        texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+        num_endless = sum(len(ids) == self.settings.max_new_tokens for ids in written)
+        return dict(answer_scores(answers, texts, num_endless))
 
     def describe(self, predictions: list[Any], processor: Any) -> list[dict[str, Any]]:
         return [{"text": text} for text in predictions]
@@ -358,6 +400,29 @@ _TURNS: tuple[list[dict[str, Any]], ...] = (
     [_QUESTION, _ANSWER, _QUESTION, _ANSWER],
     [_QUESTION, _CALL, {"role": "tool", "content": "c"}, _ANSWER],
 )
+
+
+def _last_answer(answer: list[bool]) -> slice:
+    """Returns where the last answer of a conversation stands, which has one."""
+    positions_of_answers = np.flatnonzero(answer)
+    gaps = np.flatnonzero(np.diff(positions_of_answers) > 1)
+    start = positions_of_answers[gaps[-1] + 1 if len(gaps) else 0]
+    return slice(int(start), int(positions_of_answers[-1]) + 1)
+
+
+def _questions(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Returns the marked examples of a batch up to their last answers, and their positions in it.
+
+    A batch of one of several ranks without any has an example for nothing: sharded weights are gathered by all ranks together.
+    """
+    marked = [number for number, row in enumerate(rows) if row.get("generated")]
+    rank_waits = "generated" in rows[0] and torch.distributed.is_initialized()
+    generated = [rows[number] for number in marked] or rows[: 1 if rank_waits else 0]
+    if not generated:
+        return {}
+    prompts = [row["input_ids"][: _last_answer(row["answer"]).start if any(row["answer"]) else 1] for row in generated]
+    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+    return {"question_ids": batch["input_ids"], "question_mask": batch["attention_mask"], "questions_of": marked}
 
 
 def _stops(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:

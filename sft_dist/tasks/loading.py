@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, BatchEncoding, PreTrainedMod
 
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.model_files import folder_problems
+from sft_dist.recipe.model_folder import POSITIONS_AFTER_PADDING, cached_problems
 from sft_dist.recipe.references import index_problems
 from sft_dist.recipe.text import join_names
 from sft_dist.tuning.quantize import spare_heads
@@ -30,15 +31,12 @@ _GENERIC = re.compile(r"LABEL_\d+")  # transformers' names for outputs that were
 _SAMPLING_SETTINGS = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _BEAM_SETTINGS = ("early_stopping", "length_penalty")
 
-# RoBERTa and similar models number positions from the one after that of the padding token.
-_POSITIONS_AFTER_PADDING = (
-    "roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "mpnet", "longformer", "data2vec-text",
-    "ibert", "luke", "xmod", "layoutlmv3",
-)  # fmt: skip
-
 
 def load_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
-    if problems := folder_problems(Path(source), "model.tokenizer"):
+    revision = options.get("revision")
+    if problems := folder_problems(Path(source), "model.tokenizer") or cached_problems(
+        source, revision, "model.tokenizer"
+    ):
         raise UserError(problems)
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     if tokenizer.pad_token is None:
@@ -119,7 +117,7 @@ def usable_positions(config: Any) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return None
-    if config.model_type not in _POSITIONS_AFTER_PADDING:
+    if config.model_type not in POSITIONS_AFTER_PADDING:
         return positions
     pad = getattr(config, "pad_token_id", None)
     return positions - (1 if pad is None else pad) - 1

@@ -28,6 +28,10 @@ os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 
+class HubUnreachable(UserError):
+    """A model on the hub is not in the cache, and the hub cannot be reached."""
+
+
 def load_processor(recipe: Recipe, task: Task) -> Any:
     """Tokenizer, image processor or whatever else makes a row into the model's input."""
     model = recipe.model
@@ -110,6 +114,12 @@ def _explained(error: Exception, model: Model, path: str = "model.path") -> Exce
     if model.attention and "attention" in text.lower():
         return UserError(Problem(text.split(". ")[0], "model.attention", value=model.attention))
     source = model.path if path == "model.path" else str(model.tokenizer)
+    if isinstance(error, OSError) and is_hub(source) and ("couldn't connect to" in text or "offline mode" in text):
+        message = (
+            "the hub cannot be reached, and the Hugging Face cache of this machine does not have all files of the model"
+        )
+        hint = f"download it where there is a network, into the same cache: hf download {source}; or name a folder"
+        return HubUnreachable(Problem(message, path, value=source, hint=hint))
     return _of_broken_file(source, path) or (error if isinstance(error, OSError) else _not_loaded(error, source, path))
 
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_dist.data.rows import Examples
-from sft_dist.losses.classification import CrossEntropy
 from sft_dist.losses.targets import IGNORED
-from sft_dist.losses.tokens import TokenLoss, padded
+from sft_dist.losses.tokens import TokenLoss, cross_entropy_of_tokens, padded
 from sft_dist.metrics.text import summary_scores, translation_scores
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import CrossEntropyLoss, Recipe
@@ -107,8 +106,7 @@ class TextToText(BaseTask):
         return {**greedy_or_beams(self.settings.num_beams), "max_new_tokens": self.settings.max_target_length}
 
     def build_loss(self, train: Examples) -> TokenLoss:
-        loss = self.recipe.train.loss
-        return TokenLoss(CrossEntropy(None, loss.label_smoothing if isinstance(loss, CrossEntropyLoss) else 0.0))
+        return cross_entropy_of_tokens(self.recipe.train.loss)
 
     def weights(self, loss: TokenLoss, examples: Examples) -> np.ndarray:
         return examples.numbers("weight")

@@ -116,6 +116,10 @@ class TokenClassification(BaseTask):
             names |= {OUTSIDE, *(prefix + kind for kind in types for prefix in prefixes)}
         self.labels = sorted_labels(names)
 
+    @property
+    def scheme(self) -> TagScheme:
+        return self._scheme(self.labels)
+
     def _scheme(self, names: Iterable[str], train: Rows | None = None) -> TagScheme:
         """Returns the scheme of tags. Raises UserError naming training rows whose tags are of another one."""
         try:
@@ -228,13 +232,13 @@ class TokenClassification(BaseTask):
     def score(self, predictions: list[Any], examples: Examples, processor: Any) -> dict[str, Any]:
         """Scores words, not pieces; a truncated word counts as outside all entities."""
         targets = self.references(examples)
-        scheme = self._scheme(self.labels)
+        scheme = self.scheme
         predicted = [scheme.normalize(prediction["tags"]) for prediction in predictions]
         scores = entity_scores([scheme.normalize(tags) for tags in targets], predicted)
         return {**scores, "tag_scheme": {"name": scheme.name}}
 
     def describe(self, predictions: list[Any], processor: Any) -> list[dict[str, Any]]:
-        scheme = self._scheme(self.labels)
+        scheme = self.scheme
         entities = [
             entities_of(prediction["words"], scheme.normalize(prediction["tags"])) for prediction in predictions
         ]

@@ -30,6 +30,7 @@ from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
 from sft_dist.tasks.loading import largest_tokens, usable_positions
 from sft_dist.tasks.models import build_model, load_processor
+from sft_dist.trackers import hyperparameters, trackers_of
 from sft_dist.training.progress import Progress
 from sft_dist.training.rank_consistency import require_agreement
 from sft_dist.training.snapshot import restore
@@ -95,7 +96,8 @@ def build(
     schedule = build_schedule(engine.optimizer, recipe.train.schedule, steps.warmup, steps.total)
     if checkpoint:
         restore(checkpoint, engine, schedule)
-    accelerator.init_trackers("tracking")
+    accelerator.log_with = trackers_of(recipe, folder) if accelerator.is_main_process else []
+    accelerator.init_trackers("tracking", hyperparameters(recipe))
 
     metric, direction = selection_metric(recipe)
     return Training(
@@ -126,12 +128,12 @@ def _log_training(recipe: Recipe, data: Prepared, train: Examples, model: nn.Mod
     counts = [f"{len(rows)} {split}" for split, rows in data.examples.items()]
     log.info(
         "%s; dropped %s",
-        ", ".join(["a stream to train on", *counts] if recipe.data.streaming else counts),
+        ", ".join(["a training stream", *counts] if recipe.data.streaming else counts),
         ", ".join(f"{count} {reason}" for reason, count in data.dropped.items() if count) or "nothing",
     )
     if train.num_truncated:
         log.info(
-            "%d of %d training examples reach data.max_length %d and are cut there",
+            "%d of %d training examples reach data.max_length %d and are truncated",
             train.num_truncated,
             len(train),
             recipe.data.max_length,
@@ -156,8 +158,8 @@ def _check_positions(model: nn.Module, longest: int, virtual: int) -> None:
     """
     positions = usable_positions(model.config)
     if positions is not None and positions < longest + virtual:
-        virtual_text = f" and {virtual} virtual ones before it" if virtual else ""
-        problem = f"the model has {positions} positions, and texts have up to {longest} tokens{virtual_text}"
+        virtual_text = f" and {virtual} virtual tokens before them" if virtual else ""
+        problem = f"the model has {positions} positions, but texts have up to {longest} tokens{virtual_text}"
         hint = (
             f"set data.max_length={positions - virtual}" if positions > virtual else "use fewer tuning.virtual_tokens"
         )
@@ -174,7 +176,7 @@ def _check_token_ids(
     for split, encoded in examples.items():
         largest = int(largest_tokens(encoded).max())
         if largest >= num_rows:
-            message = f"the tokenizer makes tokens of the {split} rows that the model has no embedding for"
+            message = f"the tokenizer encodes the {split} rows with tokens that the model has no embedding for"
             value = f"token {tokenizer.convert_ids_to_tokens(largest)!r}, id {largest}; the model has ids 0 to {num_rows - 1}"
             hint = (
                 "use the model's own tokenizer, or save the model after model.resize_token_embeddings(len(tokenizer))"
@@ -189,7 +191,7 @@ def _resume_point(folder: RunFolder, accelerator: Accelerator) -> ckpt.Checkpoin
     step: list[int | None] = [None]
     if accelerator.is_main_process:
         for name in ckpt.clear_unfinished(folder):
-            log.warning("%s was only half-written when the run ended; it is removed", name)
+            log.warning("%s was incomplete when the run ended; removing it", name)
         newest, damaged = ckpt.newest_good(folder)
         for newer in ckpt.present(folder):
             if (newest is None or newer.step > newest.step) and (other := ckpt.other_run(newer)):
@@ -200,7 +202,7 @@ def _resume_point(folder: RunFolder, accelerator: Accelerator) -> ckpt.Checkpoin
                     Problem(message, hint="restore recipe.json, move the checkpoint out of the way, or start a new run")
                 )
         for line in damaged:
-            log.warning("%s; using %s", line, newest.path.name if newest else "nothing: training starts over")
+            log.warning("%s; %s", line, f"using {newest.path.name}" if newest else "training starts over")
         for newer in ckpt.present(folder):
             if newest is None or newer.step > newest.step:
                 ckpt.mark_damaged(newer.path)

@@ -40,7 +40,7 @@ def run(t: Training) -> tuple[str, str]:
     num_micro_batches = t.batch.world_size * t.batch.accumulation
     validate_at, save_at = set(t.steps.eval_points), set(t.steps.save_points)
     if t.progress.step in validate_at - set(t.progress.validated) and t.validation is not None:
-        log.info("step %d: its validation was interrupted and runs first", t.progress.step)
+        log.info("step %d: its validation was interrupted; running it first", t.progress.step)
         use_evaluation_weights(t)
         if reason := validate(t):
             return "stopped", reason

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
+import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from sft_dist.recipe.arithmetic import Steps
@@ -55,6 +57,13 @@ class Records:
         return float(self.progress.stream["place"]["epoch"]) if self.progress.stream else None
 
 
+def peak_memory() -> int:
+    """Returns the most bytes that this process has used so far: of its GPU, else of main memory."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 class MetricsLogger:
     """Speed, and a line of the log every `log_every` steps."""
 
@@ -83,6 +92,7 @@ class MetricsLogger:
             "grad_norm": grad_norm,
             "examples_per_s": round(rate, 2),
             "eta_s": round(eta_s, 1),
+            "memory_gb": round(peak_memory() / 1e9, 3),
         }
         self.records.write("train", values)
         self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)

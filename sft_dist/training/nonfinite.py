@@ -43,7 +43,7 @@ def describe_bad_gradient(
 ) -> str:
     """Where the NaN or infinity in the gradient of a step comes from. Every rank must call it."""
     source = _trace_gradient(t, step, forward_backward)
-    return f"the gradient of step {step} is bad ({error}) though its loss is {loss:g}; {source}"
+    return f"step {step}: {error} although the loss is {loss:g}; {source}"
 
 
 def handle_bad_step(t: Training, step: int, loss: float, grad_norm: float, problem: str) -> None:
@@ -59,7 +59,7 @@ def handle_bad_step(t: Training, step: int, loss: float, grad_norm: float, probl
         raise TrainingError(problem)
     if t.progress.bad_steps_in_a_row >= MAX_BAD_STEPS_IN_A_ROW:
         last = problem or "the gradient overflows at any loss scale"
-        raise TrainingError(f"the last {MAX_BAD_STEPS_IN_A_ROW} steps up to step {step} were all skipped; {last}")
+        raise TrainingError(f"the last {MAX_BAD_STEPS_IN_A_ROW} steps, up to step {step}, were all skipped; {last}")
     if problem:
         t.engine.discard_gradients()
         t.records.write("skipped", {"loss": loss, "why": problem}, step)
@@ -82,7 +82,7 @@ def _worst_loss(t: Training, step: int, totals: list[Tensor]) -> str:
     mean, rank, rows = max(per_micro_batch, key=lambda entry: entry[0] if math.isfinite(entry[0]) else math.inf)
     worst = f"rank {rank} has {mean:g} an example on rows {_format_rows(rows)}"
     if len(per_micro_batch) > 1 and not any(math.isfinite(mean) for mean, _, _ in per_micro_batch):
-        return f"{worst}, and none of the {len(per_micro_batch)} micro-batches is better: the weights are no longer sound, see train.lr"
+        return f"{worst}, and none of the {len(per_micro_batch)} micro-batches has a finite one: training has diverged; lower train.lr"
     return f"{worst}, the worst of {len(per_micro_batch)} micro-batches"
 
 
@@ -101,14 +101,14 @@ def _trace_gradient(t: Training, step: int, forward_backward: Callable[[int, Mic
         for micro_step in range(len(micro_batches)):  # `check_gradient` reads it
             forward_backward(micro_step, t.source.at(step, micro_step))
     except RuntimeError as error:  # some layers cannot be watched
-        return f"its source could not be found ({error})"
+        return f"its source could not be traced ({error})"
     finally:
         for hook in hooks:
             hook.remove()
     per_micro_batch = _gather_per_micro_batch(t, step, bad, micro_batches)
     guilty = [(rank, rows) for is_bad, rank, rows in per_micro_batch if is_bad]
     if not guilty:
-        return f"it comes from none of the {len(per_micro_batch)} micro-batches by itself"
+        return f"none of the {len(per_micro_batch)} micro-batches produces it on its own"
     rank, rows = guilty[0]
     return (
         f"it comes from rank {rank}, rows {_format_rows(rows)}, {len(guilty)} of {len(per_micro_batch)} micro-batches"
@@ -155,9 +155,10 @@ def check_weights(t: Training, weights: dict[str, Tensor] | None) -> None:
     trained = {name for name, parameter in t.engine.raw_model.named_parameters() if parameter.requires_grad}
     bad = [name for name, value in (weights or {}).items() if _is_bad(value, name in trained)]
     if bad := gather_object([bad])[0]:
+        remainder = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
         raise TrainingError(
-            f"step {t.progress.step} or earlier produced NaN or infinity in {len(bad)} parameters or buffers, {bad[0]} first; the step is "
-            "not saved; lower train.lr or look for NaN in the data"
+            f"step {t.progress.step} or earlier produced NaN or infinity in {bad[0]}{remainder}; the step is not saved; lower "
+            "train.lr or look for NaN in the data"
         )
 
 

@@ -49,7 +49,7 @@ def explained(error: BaseException, recipe: Recipe, world_size: int, t: Training
     moment = f"step {t.progress.step + (phase == 'training')}, {stage}" if t else stage
     message = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     failure = OutOfMemory(
-        f"{device} is out of memory ({moment}){_batch_in_hand(t, phase)}. To fit: {advised}. [{message}]"
+        f"{device} is out of memory ({moment}){_batch_in_hand(t, phase)}. To make it fit: {advised}. [{message}]"
     )
     failure.__cause__ = error
     return failure
@@ -83,12 +83,12 @@ def _smaller_micro_batch(recipe: Recipe, world_size: int, on_gpu: bool) -> Chang
     batch = batch_of(recipe, world_size)
     share = batch.global_batch // batch.world_size
     smaller = [size for size in range(1, batch.micro_batch // 2 + 1) if share % size == 0]
-    effect = f"half of {batch.micro_batch} or less; the same training, because the global batch stays"
+    effect = f"half of {batch.micro_batch} or less; the results stay the same, because the global batch does"
     return ("train.micro_batch", smaller[-1], effect) if smaller else None
 
 
 def _checkpointed_gradients(recipe: Recipe, world_size: int, on_gpu: bool) -> Change | None:
-    effect = "the same training, about a third slower"
+    effect = "the results stay the same; about a third slower"
     return None if recipe.train.gradient_checkpointing else ("train.gradient_checkpointing", True, effect)
 
 
@@ -99,13 +99,13 @@ def _half_precision(recipe: Recipe, world_size: int, on_gpu: bool) -> Change | N
 
 def _shorter_texts(recipe: Recipe, world_size: int, on_gpu: bool) -> Change | None:
     longest = recipe.data.max_length
-    return ("data.max_length", longest // 2, "longer texts are cut") if longest > 1 else None
+    return ("data.max_length", longest // 2, "longer texts are truncated") if longest > 1 else None
 
 
 def _sharded(recipe: Recipe, world_size: int, on_gpu: bool) -> Change | None:
     """The next strategy that shards more between the processes."""
     name = STRATEGIES.get(recipe.train.strategy.name, UNPLANNED).next_strategy
-    effect = f"{world_size} processes share what each has a copy of now"
+    effect = f"{world_size} processes shard what each now holds in full"
     return ("train.strategy", {"name": name}, effect) if name and world_size > 1 else None
 
 
@@ -114,12 +114,12 @@ def _offloaded(recipe: Recipe, world_size: int, on_gpu: bool) -> Change | None:
         return None
     for option in STRATEGIES.get(recipe.train.strategy.name, UNPLANNED).offload_options:
         if getattr(recipe.train.strategy, option) == "none":
-            return (f"train.strategy.{option}", "cpu", "the machine's memory instead of the GPU's, slower")
+            return (f"train.strategy.{option}", "cpu", "main memory instead of GPU memory; slower")
     return None
 
 
 def _adapters(recipe: Recipe, world_size: int, on_gpu: bool) -> Change | None:
-    effect = "gradients and optimizer state for a few weights only; another training, so try its lr anew"
+    effect = "gradients and optimizer state for few weights only; training differs, so tune train.lr again"
     return ("tuning", {"method": "lora"}, effect) if recipe.tuning.method == "full" else None
 
 
@@ -163,9 +163,7 @@ def _batch_in_hand(t: Training | None, phase: str) -> str:
         lengths = t.validation.lengths
         batches = length_sorted_batches(lengths, t.recipe.evaluate.micro_batch)[rank :: t.batch.world_size]
     examples, longest, tokens = largest(lengths, batches)
-    return (
-        f"; rank {rank}'s largest micro-batch has {examples} examples, the longest of {longest} tokens, {tokens} in all"
-    )
+    return f"; rank {rank}'s largest micro-batch has {examples} examples, the longest of {longest} tokens, {tokens} tokens in total"
 
 
 def _in_optimizer(error: BaseException) -> bool:

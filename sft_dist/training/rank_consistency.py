@@ -46,7 +46,7 @@ def require_agreement(recipe: Recipe, data: Prepared, examples: Mapping[str, Exa
     }
     if differing := differences(gather_object([(socket.gethostname(), facts)])):
         raise UserError(
-            "the processes do not agree on what to train\n" + "\n".join(f"    {line}" for line in differing)
+            "the ranks were started with different inputs:\n" + "\n".join(f"    {line}" for line in differing)
         )
 
 

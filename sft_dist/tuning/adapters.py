@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.model_folder import convolution_targets
 from sft_dist.recipe.schema import AdapterTuning, Ia3Tuning, LoraTuning, PrefixTuning, PromptTuning, QloraTuning
 from sft_dist.recipe.tied_embeddings import tied_problem
 from sft_dist.tuning.model_options import without_flash
@@ -28,8 +29,9 @@ def add_adapter(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) 
     with without_compiler():
         from peft import get_peft_model
 
-    if lost := list(_lost_names(model, tuning)):
-        raise UserError(lost)
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if problems := [*_lost_names(model, tuning), *convolution_targets(tuning, model_type)]:
+        raise UserError(problems)
     try:
         wrapped = get_peft_model(model, _config(model, tuning, peft_task))
     except ValueError as error:
@@ -143,7 +145,7 @@ def _check_virtual_tokens(model: nn.Module, tuning: PrefixTuning | PromptTuning)
     except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
         raise UserError(_refused(model.get_base_model(), tuning, f"it fails: {error}")) from error  # type: ignore[operator]
     if together.shape != alone.shape or not torch.allclose(together, alone, rtol=1e-3, atol=1e-4):
-        reason = "a text would be answered differently beside a longer one: the padding is not seen"
+        reason = "its answer to a text changes with the padding, which it does not recognise"
         raise UserError(_refused(model.get_base_model(), tuning, reason))  # type: ignore[operator]
 
 
@@ -161,7 +163,7 @@ def _lost_names(model: nn.Module, tuning: AdapterTuning) -> Iterator[Problem]:
     """PEFT is content when one of several names is found, and ignores a layer to save that is nowhere."""
     layers = [name for name, _ in model.named_modules() if name]
     last_parts = tuple(sorted({name.rsplit(".", 1)[-1] for name in layers}))
-    problem = "no layer of the model has such a name"
+    problem = "matches no layer of the model"
     for name in tuning.modules_to_save:
         if not _is_there(name, layers):
             yield Problem(problem, "tuning.modules_to_save", value=name, valid=last_parts)

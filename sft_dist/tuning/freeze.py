@@ -77,7 +77,7 @@ def _no_head(tuning: FreezeTuning, model: nn.Module) -> Iterator[Problem]:
         tuning.train_first_layers or tuning.train_last_layers or tuning.train or tuning.train_embeddings
     )
     if is_head_only and not has_head(model):
-        message = f"{type(model).__name__} has no head of its own (its weights are those of the embeddings), so next to nothing would be trained"
+        message = f"{type(model).__name__} has no separate head (it shares the weights of the embeddings), so almost nothing would be trained"
         hint = "set train_last_layers: 1 or more, train_embeddings: true, or use lora"
         yield Problem(message, "tuning.train_last_layers", value=str(tuning.train_last_layers), hint=hint)
 
@@ -107,6 +107,6 @@ def _matches(tuning: FreezeTuning, names: list[str]) -> tuple[set[str], list[Pro
             continue
         if not matches:
             hint = f"names look like: {', '.join(names[:: max(1, len(names) // 6)])}"
-            problems.append(Problem("no weight has a name that matches", path, value=pattern, hint=hint))
+            problems.append(Problem("matches the name of no weight", path, value=pattern, hint=hint))
         names_matched.update(matches)
     return names_matched, problems

@@ -93,13 +93,11 @@ def compile_model(model: nn.Module) -> None:
 def use_liger(model: PreTrainedModel) -> None:
     """Liger's kernels for norms, rotary positions and feed-forward layers; the loss stays ours. Raises UserError."""
     if not torch.cuda.is_available():
-        raise UserError(Problem("Liger kernels need a GPU, and there is none", "train.liger", value="true"))
+        raise UserError(Problem("Liger kernels need a GPU; none was found", "train.liger", value="true"))
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN, _apply_liger_kernel_to_instance
 
     kind = model.config.model_type
     if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         valid = tuple(sorted(MODEL_TYPE_TO_APPLY_LIGER_FN))
-        raise UserError(
-            Problem(f"Liger has no kernels for {kind}; it has some for these", "train.liger", value="true", valid=valid)
-        )
+        raise UserError(Problem(f"Liger has no kernels for {kind}", "train.liger", value="true", valid=valid))
     _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)

@@ -79,7 +79,7 @@ def _model_names(model: Any, state: Mapping[str, Tensor]) -> dict[str, str]:
     own = {id(value): name for name, value in state.items()}
     written = revert_weight_conversion(model, dict(state))
     if merged := sorted(name for name, value in written.items() if id(value) not in own):
-        raise ValueError(f"{type(model).__name__} is written in other pieces than it has, such as {merged[0]}")
+        raise ValueError(f"{type(model).__name__} saves parameters under names it does not have, such as {merged[0]}")
     return {name: own[id(value)] for name, value in written.items()}
 
 

@@ -163,7 +163,7 @@ def _train(
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
         os.environ |= {name: str(value) for name, value in names.items()}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    engine = Replicated(Setup("fp32", (), str(folder.path), {"name": "ddp"}))
+    engine = Replicated(Setup("fp32", str(folder.path), {"name": "ddp"}))
     model = build_model()
     newest, _ = ckpt.newest_good(folder)
     if newest:

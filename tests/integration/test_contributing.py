@@ -130,7 +130,7 @@ def test_a_cluster_is_one_file(checkout: Checkout, recipe: str) -> None:
     script = checkout.command("sft-dist", "plan", recipe, "--cluster", "lab", "--script")
     assert "#SBATCH --partition=gpu\n" in script
     assert "/shared/venvs/sft" in script
-    assert "would send one job: 1 node, 4 GPUs, 64 CPUs" in checkout.command(
+    assert "would submit one job: 1 node, 4 GPUs, 64 CPUs" in checkout.command(
         "sft-dist", "submit", recipe, "--cluster", "lab", "--dry-run"
     )
 

@@ -173,7 +173,7 @@ def test_the_first_hour_of_the_readme(tmp_path: Path, tiny_model: Path) -> None:
     assert "page" in user.type(check)
     assert "2 processes" in user.type(plan)
     assert "finished at step" in user.type(run)
-    assert "finished already" in user.type(run)  # as its comment says
+    assert "already finished" in user.type(run)  # as its comment says
     assert user.num_ranks("runs") == [2]
     user.type(debug, SFT_DIST_RUNS="debugged")
     assert user.num_ranks("debugged") == [1]

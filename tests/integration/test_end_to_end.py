@@ -88,7 +88,7 @@ def test_a_token_in_the_environment_lands_nowhere(trained):
 def test_running_again_trains_nothing(place, trained):
     folder, _ = trained
     before = (folder / "metrics.jsonl").read_bytes()
-    assert "finished already" in command(place, "launch", "run", "tiny.yaml").stderr
+    assert "already finished" in command(place, "launch", "run", "tiny.yaml").stderr
     assert (folder / "metrics.jsonl").read_bytes() == before
     assert [path.name for path in (folder / "attempts").iterdir()] == ["001"]
 
@@ -139,6 +139,18 @@ def test_a_mistake_found_while_training_is_the_users_and_keeps_its_words(place, 
     )
     assert "did you mean `hidden_dropout_prob`" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_replay_has_the_same_curve_to_the_last_bit(place, trained):
+    """After the tests above, which expect one run."""
+    folder, _ = trained
+    done = command(place, "launch", "replay", folder.name, "--json")
+    difference = json.loads(done.stdout)
+    assert difference["identical_curve"], difference["curves"]
+    assert difference["curves"]["train"]["num_steps"] == len(losses(folder))
+    assert not any(section["differences"] or section["unrecorded"] for section in difference["sections"].values())
+    assert losses(folder.with_name(f"{folder.name}-2")) == losses(folder)
+    assert "the curve is reproduced" in done.stderr
 
 
 @pytest.mark.long

@@ -25,7 +25,11 @@ VERBS = (
     "logs",
     "cancel",
     "stop",
+    "diff",
+    "replay",
     "eval",
+    "report",
+    "board",
     "export",
     "predict",
 )
@@ -48,6 +52,7 @@ VERBS = (
         ["status"],
         ["status", "demo.yaml"],
         ["logs", "0123"],
+        ["diff", "0123", "4567"],
     ],
     ids=" ".join,
 )
@@ -68,7 +73,7 @@ def test_nothing_heavy_is_imported_short_of_training(workplace: Workplace, argum
         text=True,
         check=True,
     )
-    assert f"HEAVY [] {2 if arguments[0] == 'logs' else 0}" in done.stdout, done.stdout + done.stderr
+    assert f"HEAVY [] {2 if arguments[0] in ('logs', 'diff') else 0}" in done.stdout, done.stdout + done.stderr
 
 
 def test_help_needs_nothing_but_click_and_the_standard_library() -> None:

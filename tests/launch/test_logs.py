@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -113,3 +114,12 @@ def test_where_a_job_never_came_to_an_attempt_its_own_output_is_the_log(folder, 
         assert capfdbinary.readouterr().out == b"module: command not found\n"
     with pytest.raises(UserError, match="was never started"):
         logs.log_file(folder, None, 0)
+
+
+def test_a_pipe_in_the_place_of_a_log_is_refused_and_not_waited_for(folder):
+    attempt = folder.new_attempt()
+    os.mkfifo(attempt.launcher_log)
+    os.mkfifo(attempt.rank_log(0))
+    for rank in (None, 0):
+        with pytest.raises(UserError, match="is a named pipe, not a file"):
+            logs.log_file(folder, None, rank)

@@ -128,7 +128,9 @@ def test_deterministic_gpu_runs_set_the_cublas_workspace() -> None:
 
 
 def test_what_will_surprise_is_said() -> None:
-    assert "more than all 10" in " ".join(planned(rows=RowCounts({"train": 10, "validation": 5})).warnings)
+    assert "larger than the training set (10 examples)" in " ".join(
+        planned(rows=RowCounts({"train": 10, "validation": 5})).warnings
+    )
     assert "no validation examples" in " ".join(planned(rows=RowCounts({"train": 100})).warnings)
     assert "warm-up takes all" in " ".join(planned(train={"warmup": "5 epochs"}).warnings)
     assert "take effect on a cluster only" in " ".join(planned(resources={"time": "2h"}).warnings)

@@ -58,7 +58,7 @@ def test_runs_are_found_by_folder_id_and_unique_beginning(tmp_path: Path, folder
     assert find_run(ID, root) == folder.path
     assert find_run("012", root) == folder.path
     assert find_run(f"demo/{other.id}", root) == other.path
-    with pytest.raises(UserError, match="fits several runs"):
+    with pytest.raises(UserError, match="matches several runs"):
         find_run("01", root)
     with pytest.raises(UserError, match="no run 'ff'"):
         find_run("ff", root)
@@ -102,7 +102,7 @@ def test_after_an_edit_of_the_recipe_its_old_runs_are_named_with_the_difference(
     edited = write_recipe(tmp_path, 200.0)
     with pytest.raises(UserError) as error:
         find_runs(str(edited), root)
-    assert f"1 of other settings: demo/{old.name} has epochs=2, the recipe epochs=200" in str(error.value)
+    assert f"1 with other settings: demo/{old.name} has epochs=2, the recipe epochs=200" in str(error.value)
     assert find_runs(str(edited), root, ["train.epochs=2.0"]) == [old]
 
 
@@ -111,7 +111,7 @@ def test_runs_that_a_text_does_not_tell_apart_are_named_by_their_settings(tmp_pa
     for lr in (1e-4, 1e-3):
         recipe = make_recipe(train={"lr": lr})
         RunFolder(root / "demo" / run_id(recipe)).create(recipe)
-    with pytest.raises(UserError, match=r"(?s)fits several runs: demo/.* \(lr=1e-[34]\), demo/.* \(lr=1e-[34]\)"):
+    with pytest.raises(UserError, match=r"(?s)matches several runs: demo/.* \(lr=1e-[34]\), demo/.* \(lr=1e-[34]\)"):
         find_run("demo", root)
 
 

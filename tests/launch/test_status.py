@@ -7,6 +7,7 @@ import json
 import pytest
 
 from launch.status import show_status
+from sft_dist.recipe.errors import UserError
 from tests.launch.test_run_state import make_run
 
 
@@ -41,3 +42,13 @@ def test_watching_ends_with_an_interrupt(runs, capsys, monkeypatch):
     show_status([], str(runs), 5, as_json=False)
     assert pauses == [5, 5, 5]
     assert capsys.readouterr().out.count("sealed") == 3
+
+
+def test_runs_are_shown_by_their_state(runs, capsys):
+    make_run(runs / "demo" / "0123456789")
+    show_status([], str(runs), None, as_json=False, selected=["failed", "killed"])
+    assert capsys.readouterr().out == "none of 1 runs is failed or killed\n"
+    show_status([], str(runs), None, as_json=False, selected=["sealed"])
+    assert "demo/0123456789" in capsys.readouterr().out
+    with pytest.raises(UserError, match="did you mean `failed`"):
+        show_status([], str(runs), None, as_json=False, selected=["faild"])

@@ -113,14 +113,14 @@ def test_a_sweep_is_trained_scored_and_evaluated_though_one_run_was_killed(
     runs = [RunFolder(Path(plan["folder"])) for plan in plans]
     train = jobs_of(runs[0].path)[0].job
     sent = sft_dist("submit", "tiny.yaml", "--no-check", "--cluster", "devcluster")  # what is running is evaluated, too
-    assert "0 to send" in sent
+    assert "0 to submit" in sent
     score, evaluation = (jobs_of(runs[2].path)[place] for place in (1, 2))
     assert [score.kind, score.task, evaluation.kind, evaluation.task] == ["score", 2, "eval", None]
     waits = f"pending, waits for another job (afterany:{train}_*(unfulfilled))"
     told = sft_dist("status")
     assert f"evaluation, job {score.job}: 3 {waits}" in told
     assert f"evaluation, job {evaluation.job}: pending" in told
-    assert "0 to send; skipped" in sft_dist("submit", "tiny.yaml", "--no-check", "--cluster", "devcluster")
+    assert "0 to submit; skipped" in sft_dist("submit", "tiny.yaml", "--no-check", "--cluster", "devcluster")
     assert len(jobs_of(runs[2].path)) == 3
 
     idle_cluster.wait_until(lambda: len([*runs[2].checkpoints.glob("step-*")]) >= 5, 300, "checkpoints of the long run")

@@ -133,7 +133,7 @@ def test_an_array_of_twenty_keeps_to_its_cap_and_trains_every_run_once(workplace
     assert {len(run.all_attempts()) for run in runs} == {1}
     assert 2 <= most <= 4
     assert [record.id for run in runs for record in jobs_of(run.path)] == [f"{job}_{task}" for task in range(20)]
-    assert "0 to send; skipped: 20 finished" in workplace.sft_dist(
+    assert "0 to submit; skipped: 20 finished" in workplace.sft_dist(
         "submit", "demo.yaml", "--no-check", "--cluster", "./here.yaml", sweep, "resources.processes_per_node=1"
     )
 

@@ -7,6 +7,7 @@ quotation mark, and many writers of tsv quote nothing.
 from __future__ import annotations
 
 import csv
+import io
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,10 +20,12 @@ import fsspec
 
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import irregular
+from sft_dist.recipe.references import COMPRESSIONS
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}  # data.format -> the delimiter where the file shows no other
 _OTHER_DELIMITERS = (";", "\t", "|")
 _SAMPLE_BYTES, _SAMPLE_ROWS = 2**18, 200
+MAX_LINE_BYTES = 2**28  # of a packed file, whose size does not show what it holds
 _ANNOUNCED = re.compile(r'"?sep=(.)"?\s*')
 _NULL = re.compile(rb"(?m)(?:^|[,;\t|])\\N(?=[,;\t|\r\n]|\Z)")
 
@@ -190,7 +193,41 @@ def opened(file: str) -> IO[bytes]:
     """The bytes of a file or URL, unpacked when its name says that they are packed. Raises UserError for pipes and devices."""
     if kind := irregular(file):
         raise UserError(Problem(f"could not be read: {file} is {kind}, not a file", "data.source"))
-    return fsspec.open(file, "rb", compression="infer").open()
+    content: IO[bytes] = fsspec.open(file, "rb", compression="infer").open()
+    return _BoundedReader(content, file) if file.lower().endswith(COMPRESSIONS) else content
+
+
+class _BoundedReader(io.BufferedReader):
+    """Reads a packed file. Raises UserError for a line, or a document that is read whole, of more than MAX_LINE_BYTES."""
+
+    def __init__(self, content: Any, file: str) -> None:
+        super().__init__(content)
+        self._file = file
+        self._line_bytes = 0  # since the last line break
+
+    def readline(self, size: int | None = -1) -> bytes:
+        return self._checked(super().readline(MAX_LINE_BYTES + 1 if size is None or size < 0 else size))
+
+    def __next__(self) -> bytes:
+        if line := self.readline():
+            return line
+        raise StopIteration
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._checked(super().read(MAX_LINE_BYTES + 1 if size is None or size < 0 else size))
+
+    def read1(self, size: int = -1) -> bytes:
+        return self._checked(super().read1(size))
+
+    def _checked(self, data: bytes) -> bytes:
+        _, line_break, last = data.rpartition(b"\n")
+        self._line_bytes = len(last) if line_break else self._line_bytes + len(last)
+        if max(self._line_bytes, len(data)) > MAX_LINE_BYTES:
+            message = (
+                f"could not be read: {self._file} has a line, or a document, of more than {MAX_LINE_BYTES:,} bytes"
+            )
+            raise UserError(Problem(message, "data.source", hint="write one row a line, or unpack the file"))
+        return data
 
 
 @contextmanager

@@ -138,15 +138,27 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
+class _InfinityError(ValueError):
+    """A number is infinite, which JSON does not have, and which no task can use."""
+
+
+def _constant(name: str) -> None:
+    """Returns None for `NaN`, which Python and pandas write for a missing value."""
+    if name != "NaN":
+        raise _InfinityError(name)
+
+
 def _parsed(text: str, location: str) -> Any:
-    """Returns the value of a JSON text. Raises UserError where a key is repeated or the value is nested deeper than tables can
-    store, ValueError for any other fault."""
+    """Returns the value of a JSON text. Raises UserError where a key is repeated, a number is infinite or the value is nested deeper
+    than tables can store, ValueError for any other fault."""
     try:
-        value = json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
         if text.count("[") + text.count("{") > _MAX_DEPTH and _depth(value) > _MAX_DEPTH:
             raise RecursionError
     except _RepeatedKeyError as error:
         raise _repeated_key(location, error) from None
+    except _InfinityError as error:
+        raise _infinite(location, error) from None
     except RecursionError:
         raise unreadable(f"{location}: nested more than {_MAX_DEPTH} deep") from None
     return value
@@ -154,6 +166,10 @@ def _parsed(text: str, location: str) -> Any:
 
 def _repeated_key(location: str, error: _RepeatedKeyError) -> UserError:
     return unreadable(f"{location}: an object has two values of the key {str(error)!r}")
+
+
+def _infinite(location: str, error: _InfinityError) -> UserError:
+    return unreadable(f"{location}: {error} is not a number of JSON", hint="write null where a value is missing")
 
 
 def _depth(value: Any) -> int:
@@ -177,7 +193,7 @@ def _rows_of_columns(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _concatenated(file: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Objects one after the other, each over any number of lines."""
-    decoder, position = json.JSONDecoder(object_pairs_hook=_object), 0
+    decoder, position = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant), 0
     while position < len(text):
         if text[position].isspace():
             position += 1
@@ -186,6 +202,8 @@ def _concatenated(file: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
             row, position = decoder.raw_decode(text, position)
         except _RepeatedKeyError as error:
             raise _repeated_key(file, error) from None
+        except _InfinityError as error:
+            raise _infinite(file, error) from None
         if not isinstance(row, dict):
             raise ValueError(f"{file}: expected objects with the columns as keys")
         yield f"{file}, line {text.count(chr(10), 0, position) + 1}", row

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
 MAX_ROWS = 200_000_000
-MAX_WAIT_S = 300.0  # for the next row of SQLite
+MAX_WAIT_S = 300.0  # for the next row of SQLite, and for each statement of a server
+MAX_CONNECT_S = 30  # for a server to accept the connection
 MAX_RECURSION_S = 60.0  # of a query WITH RECURSIVE, which need not end
 MAX_VALUE_BYTES = 256 * 2**20  # of one value, which functions such as `zeroblob` and `group_concat` make
 _STEPS = 100_000  # of SQLite's virtual machine, between two looks at the clock
@@ -44,6 +45,11 @@ _READ_ONLY = {
     "mysql": "SET SESSION TRANSACTION READ ONLY",
     "mariadb": "SET SESSION TRANSACTION READ ONLY",
 }
+_CONNECT_OPTIONS = {  # driver -> its name for the seconds to wait for a connection
+    "psycopg2": "connect_timeout", "psycopg": "connect_timeout", "pg8000": "timeout", "mysqldb": "connect_timeout",
+    "pymysql": "connect_timeout", "mysqlconnector": "connection_timeout", "mariadbconnector": "connect_timeout",
+}  # fmt: skip
+_ENDED = re.compile(r"interrupted|statement timeout|(?i:maximum statement execution time|max_statement_time) exceeded")
 _QUOTED = re.compile(
     r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|(\$\w*\$).*?\1|--[^\n]*|/\*(?!!).*?\*/""", re.DOTALL
 )
@@ -68,9 +74,9 @@ def read_sql(text: str) -> Dataset:
     try:
         engine = create_engine(url)
         try:
-            query = (
-                table_or_query if re.search(r"\s", table_or_query) else _whole_table(engine, table_or_query, redacted)
-            )
+            with _guarded():
+                is_query = re.search(r"\s", table_or_query)
+                query = table_or_query if is_query else _whole_table(engine, table_or_query, redacted)
         finally:
             engine.dispose()
         Path(tables_folder()).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -88,7 +94,7 @@ def read_sql(text: str) -> Dataset:
         cause = error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
         if isinstance(cause, UserError):
             raise cause from None
-        if "interrupted" in str(cause):
+        if _ENDED.search(str(cause)):
             limits = f"{MAX_WAIT_S:g} s without a row, or {MAX_RECURSION_S:g} s WITH RECURSIVE"
             raise unreadable(
                 f"the query was interrupted after {limits}", redacted, hint="bound it with LIMIT"
@@ -120,23 +126,41 @@ def _require_one_select(query: str, redacted: str) -> None:
 
 @contextmanager
 def _guarded() -> Iterator[None]:
-    """Connections that are opened meanwhile can only read."""
+    """Connections that are opened meanwhile can only read, and neither they nor their statements are waited for without end."""
     from sqlalchemy import Engine, event
 
+    event.listen(Engine, "do_connect", _limit_connect)
     event.listen(Engine, "engine_connect", _guard)
     try:
         yield
     finally:
         event.remove(Engine, "engine_connect", _guard)
+        event.remove(Engine, "do_connect", _limit_connect)
+
+
+def _limit_connect(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> None:
+    if name := _CONNECT_OPTIONS.get(dialect.driver):
+        options.setdefault(name, MAX_CONNECT_S)
+
+
+def _time_limit(name: str) -> str:
+    """Returns the statement that limits each later one of a session. MySQL ends SELECT alone, which is all that is read."""
+    return {
+        "postgresql": f"SET statement_timeout = {1000 * MAX_WAIT_S:.0f}",
+        "mysql": f"SET SESSION max_execution_time = {1000 * MAX_WAIT_S:.0f}",
+        "mariadb": f"SET SESSION max_statement_time = {MAX_WAIT_S:g}",
+    }[name]
 
 
 def _guard(connection: Any) -> None:
-    name, driver = connection.dialect.name, connection.connection.dbapi_connection
+    dialect, driver = connection.dialect, connection.connection.dbapi_connection
+    name = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
     if name == "sqlite":
         _guard_sqlite(driver)
     elif name in _READ_ONLY:
         cursor = driver.cursor()
         cursor.execute(_READ_ONLY[name])
+        cursor.execute(_time_limit(name))
         cursor.close()
         driver.commit()  # the next transaction is read-only; nothing was written in this one
 

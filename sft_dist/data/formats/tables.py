@@ -1,8 +1,8 @@
 """Tables (csv, tsv, json, parquet, arrow) and lines of text.
 
 What a text file says is kept: every cell of a csv is a text, whatever it looks like ("007", "1.10", "2001-01-01", "NA"),
-and an empty one, or `\\N` of a database, is missing. A task that needs a number converts the text. Parquet, Arrow and JSON say themselves
-which values are numbers.
+and an empty one, or `\\N` of a database, is missing. `="007"`, as Excel writes a text, is that text. A task that needs a number converts the text. Parquet, Arrow
+and JSON say themselves which values are numbers.
 """
 
 from __future__ import annotations
@@ -163,8 +163,17 @@ def _tables(file: str, dialect: Dialect) -> Iterator[pa.Table]:
         for chunk in chunks:
             cells_by_name = {name: pa.array(chunk[name], pa.string()) for name in chunk.columns}
             yield pa.table(
-                {name: pc.if_else(pc.is_in(cells, marks), missing, cells) for name, cells in cells_by_name.items()}
+                {
+                    name: pc.if_else(pc.is_in(cells, marks), missing, _without_formula(cells))
+                    for name, cells in cells_by_name.items()
+                }
             )
+
+
+def _without_formula(cells: pa.Array) -> pa.Array:
+    if not pc.any(pc.starts_with(cells, '="')).as_py():
+        return cells
+    return pc.replace_substring_regex(cells, '^="([^"]*)"$', r"\1")
 
 
 def _header(file: str, dialect: Dialect) -> list[str]:

@@ -10,7 +10,7 @@ from sft_dist.recipe.tasks.classification import CLASS_LOSSES, ONE_CLASS_METRICS
 
 class AudioClassificationTask(TaskSettings):
     type: Literal["audio-classification"] = Field(description="One class for a recording: a keyword, an emotion.")
-    max_seconds: Seconds = Field(10.0, description="Longer recordings are truncated to this.")
+    max_seconds: Seconds = Field(10.0, description="Longest recording; longer ones are truncated.")
 
     work = "sft_dist.tasks.audio_classification:AudioClassification"
     columns: ClassVar[Columns] = {"audio": "required", "label": "required"}

@@ -47,10 +47,10 @@ class ClassificationSettings(TaskSettings):
 
     problem: str
     threshold: Probability | None = Field(
-        None, description="multi-label only: predict a class from this probability on. Default: 0.5."
+        None, description="multi-label only: lowest probability of a predicted class [default: 0.5]."
     )
     label_separator: Annotated[str, Field(min_length=1, max_length=8)] | None = Field(
-        None, description="multi-label only: separates class names in a text column, such as '|'. Default: ','."
+        None, description="multi-label only: separates class names in a text column, such as '|' [default: ',']."
     )
 
     samples: ClassVar[Mapping[str, str]] = {"threshold": "0.5", "label_separator": "'|'"}

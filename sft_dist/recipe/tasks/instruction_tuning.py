@@ -1,12 +1,12 @@
 """Facts of instruction tuning."""
 
 from collections.abc import Collection, Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from sft_dist.recipe.errors import Problem
-from sft_dist.recipe.tasks.base import Columns, Kind, Positive, Starters, TaskSettings
+from sft_dist.recipe.tasks.base import Columns, Kind, Metrics, Positive, Starters, TaskSettings
 
 # Columns of the usual data sets, by what they hold; of several that have a value in a row the first is read.
 CONVERSATIONS = ("messages", "conversations", "conversation", "data")  # OpenAI; ShareGPT, Vicuna, OpenHermes; UltraChat
@@ -16,18 +16,38 @@ ANSWERS = ("output", "completion", "response", "answer")
 SYSTEMS = ("system", "system_prompt")
 TOOL_COLUMNS = ("tools", "functions")
 
+CROSS_ENTROPY = ("cross-entropy",)
+TEXT = (("rouge_score", "sft-dist[text]"), ("sacrebleu", "sft-dist[text]"))
+TOKEN_METRICS: Metrics = {"loss": "min", "perplexity": "min", "token_accuracy": "max", "exact_match": "max"}
+# Of written answers. Their length_ratio is a score without a better direction.
+ANSWER_METRICS: Metrics = {
+    "rougeL": "max",
+    "bleu": "max",
+    "chrf": "max",
+    "generated_exact_match": "max",
+    "repeated_ngrams": "min",
+    "repeated_sentences": "min",
+    "no_end_token": "min",
+}
+
 
 class InstructionTuningTask(TaskSettings):
-    type: Literal["instruction-tuning"] = Field(description="Answers in conversations (causal language models).")
+    type: Literal["instruction-tuning"] = Field(description="Answers to conversations (causal language models).")
     train_on: Literal["answers", "all"] = Field("answers", description="Tokens that count in the loss.")
     packing: bool = Field(
-        False, description="Fill sequences of data.max_length with several conversations, which do not see each other."
+        False,
+        description="Pack several conversations into each sequence of data.max_length; they do not attend to each other.",
     )
     system: str | None = Field(None, description="System message for conversations that have none.")
     chat_template: str | None = Field(
-        None, description="A file with a Jinja chat template. Default: the tokenizer's own."
+        None, description="A file with a Jinja chat template [default: the tokenizer's own]."
     )
-    max_new_tokens: Positive = Field(256, description="Longest answer `predict` writes.")
+    max_new_tokens: Positive = Field(256, description="Longest answer that is written, in tokens.")
+    num_generated: Annotated[int, Field(ge=0, le=10**9)] = Field(
+        0,
+        description="Examples of a split whose last answer is also written and scored at each evaluation: ROUGE-L, BLEU, chrF, "
+        "repetitions, missing ends. A written answer takes up to `max_new_tokens` forward passes.",
+    )
 
     work = "sft_dist.tasks.instruction_tuning:InstructionTuning"
     writes_text = True
@@ -37,7 +57,8 @@ class InstructionTuningTask(TaskSettings):
     # perplexity: exp of the mean negative log-likelihood of the tokens that `train_on` names, so exp(loss) unless the loss is
     # smoothed. token_accuracy and exact_match are of the answers.
     kinds = (
-        Kind({"loss": "min", "perplexity": "min", "token_accuracy": "max", "exact_match": "max"}, ("cross-entropy",)),
+        Kind(TOKEN_METRICS, CROSS_ENTROPY),
+        Kind({**TOKEN_METRICS, **ANSWER_METRICS}, CROSS_ENTROPY, packages=TEXT),
     )
     starters: ClassVar[Starters] = {
         "instruction-tuning": {
@@ -74,6 +95,10 @@ class InstructionTuningTask(TaskSettings):
         if "text" in columns:
             hint += "; a column of whole texts (`text`) has to be divided into `prompt` and `completion`, or `messages`"
         return Problem(message, "data.columns", value=", ".join(columns), valid=valid, hint=hint)
+
+    @property
+    def kind(self) -> Kind:
+        return self.kinds[1 if self.num_generated else 0]
 
     @property
     def packs(self) -> bool:

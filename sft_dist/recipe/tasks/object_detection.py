@@ -9,7 +9,7 @@ from sft_dist.recipe.tasks.base import Columns, Kind, Media, Probability, Starte
 
 class ObjectDetectionTask(TaskSettings):
     type: Literal["object-detection"] = Field(description="Boxes with classes in an image.")
-    threshold: Probability = Field(0.5, description="`predict` prints boxes from this score on.")
+    threshold: Probability = Field(0.5, description="Lowest score of the boxes that `predict` prints.")
 
     work = "sft_dist.tasks.object_detection:ObjectDetection"
     columns: ClassVar[Columns] = {

@@ -10,7 +10,7 @@ from sft_dist.recipe.tasks.base import Columns, Kind, Media, Starters, TaskSetti
 class SemanticSegmentationTask(TaskSettings):
     type: Literal["semantic-segmentation"] = Field(description="A class for every pixel.")
     ignore_index: Annotated[int, Field(ge=0, le=255)] = Field(
-        255, description="Value in the masks that means: no class, ignore this pixel."
+        255, description="Value of the pixels in a mask that have no class and are ignored."
     )
 
     work = "sft_dist.tasks.semantic_segmentation:SemanticSegmentation"

@@ -12,7 +12,7 @@ class SpeechRecognitionTask(TaskSettings):
     type: Literal["speech-recognition"] = Field(description="The transcript of a recording (CTC and Whisper models).")
     language: str | None = Field(None, description="Language token, for multilingual Whisper models: `en`.")
     max_seconds: Seconds = Field(30.0, description="Drop longer recordings.")
-    num_beams: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Beams of the search (Whisper).")
+    num_beams: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Number of beams (Whisper).")
 
     work = "sft_dist.tasks.speech_recognition:SpeechRecognition"
     writes_text = True

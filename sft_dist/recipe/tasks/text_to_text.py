@@ -21,12 +21,14 @@ SUMMARIZATION = Kind(
 
 
 class TextToTextTask(TaskSettings):
-    type: Literal["translation", "summarization"] = Field(description="A text for a text (encoder-decoder models).")
+    type: Literal["translation", "summarization"] = Field(
+        description="One text from another, as in translation (encoder-decoder models)."
+    )
     prefix: str = Field("", description="Text before every source, as T5 expects: `translate English to German: `.")
     source_language: str | None = Field(None, description="Code of the source's language, for multilingual models.")
     target_language: str | None = Field(None, description="Code of the target's language, for multilingual models.")
     max_target_length: Positive = Field(128, description="Longest target in tokens; longer ones are truncated.")
-    num_beams: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Beams of the search that writes the text.")
+    num_beams: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Number of beams.")
 
     work = "sft_dist.tasks.text_to_text:TextToText"
     writes_text = True

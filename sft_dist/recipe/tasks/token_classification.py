@@ -10,7 +10,7 @@ from sft_dist.recipe.tasks.base import Columns, Kind, Starters, TaskSettings
 class TokenClassificationTask(TaskSettings):
     type: Literal["token-classification"] = Field(description="A tag for every word, as in named entity recognition.")
     label_all_pieces: bool = Field(
-        False, description="Train on every piece of a word. Default: on the first piece only, which is the one scored."
+        False, description="Train on every token of a word [default: the first only, which is the one scored]."
     )
 
     work = "sft_dist.tasks.token_classification:TokenClassification"

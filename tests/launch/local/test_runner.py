@@ -41,7 +41,7 @@ def test_a_run_trains_to_its_end_shows_progress_and_is_skipped_the_next_time(wor
 
     again = workplace.run("run", "demo.yaml")
     assert again.returncode == 0
-    assert "finished already" in again.stderr
+    assert "already finished" in again.stderr
     assert len(folder.all_attempts()) == 1
 
 

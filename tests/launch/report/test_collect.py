@@ -60,9 +60,9 @@ def test_runs_without_scores_are_to_be_evaluated(tmp_path):
 def test_the_result_names_score_interval_and_size(tmp_path):
     run = write_run(tmp_path)
     board = leaderboard({(run.id, 40): 0.9, (run.id, 20): 0.6})
-    board["winner"]["test"]["intervals"] = {"accuracy": [0.78, 0.94]}
-    for row, equal in zip(board["rows"], (False, True), strict=True):
-        row["not_distinguishable"] = equal
+    board["winner"]["intervals"] = {"test": {"accuracy": [0.78, 0.94]}}
+    for row, p in zip(board["rows"], (None, 0.3), strict=True):
+        row |= {"p_value": p, "not_distinguishable": p is not None}
     write_json(run.path / "leaderboard.json", board)
     summary = data_of(tmp_path)["summary"]
     text = f"Best by accuracy: {run.id}, step 40: 0.8800 [0.7800, 0.9400] on test (60 examples), 0.9000 on validation (50 examples)."

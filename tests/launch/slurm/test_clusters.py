@@ -63,8 +63,8 @@ def test_every_mistake_is_named_at_once_with_its_place(tmp_path: Path) -> None:
         "did you mean `gpus_per_node`?",
         ":3:16: cpus_per_node: expected a whole number",
         ":4:11: max_time: expected a time with units",
-        "environment.A B: expected an environment variable's name",
-        "environment.BASH_ENV: expected an environment variable's name",
+        "environment.A B: expected an environment variable that belongs",
+        "environment.BASH_ENV: expected an environment variable that belongs",
         "environment.OK: expected text, found true/false",
         "valid: apptainer, pyxis",
         ":7:7: venv: expected an absolute path",
@@ -80,7 +80,7 @@ def test_further_sbatch_options_are_real_ones_and_not_those_this_program_writes(
     with pytest.raises(UserError) as caught:
         read_cluster(file)
     text = str(caught.value)
-    assert "sbatch.partition: --partition is written by this program" in text
+    assert "sbatch.partition: --partition is set by this program" in text
     assert "did you mean `reservation`?" in text
     assert "sbatch.mail-user: expected text without blanks" in text
     assert "write it without `--`" in text

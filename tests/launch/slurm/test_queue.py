@@ -107,7 +107,7 @@ def test_a_sacct_that_fails_is_said_and_does_no_harm():
 def test_without_squeue_the_folders_word_stands():
     answer = query(["15"], run=Slurm(squeue=None))
     assert answer.queued == {}
-    assert "the states are those in the run folders" in answer.summary()
+    assert "showing the states of the run folders" in answer.summary()
 
 
 # ── merging ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -276,3 +276,14 @@ def test_a_start_that_fails_is_explained_while_it_happens_and_afterwards(tmp_pat
     assert line in state.cause
     assert "*" not in state.cause
     assert (folder.path / state.cause.rpartition("see ")[2]).is_file()
+
+
+@pytest.mark.parametrize(("action", "shown"), [("", "ending"), ("requeue", "ending"), ("stop", "failed")])
+def test_a_run_has_not_failed_while_its_job_may_be_requeued(action, shown):
+    failed = replace(STATE, state="failed", cause="killed by signal 9", attempts=1)
+    record = JobRecord("30", None, "devcluster", "train", "")
+    answer = Answer({"30": Job("30", "COMPLETING")})
+    end = merge(failed, record, answer, NOW, action=action)
+    assert end.state == shown
+    left = Answer({}, {"30": Job("30", "REQUEUED")})
+    assert merge(failed, record, left, NOW, action="requeue").state == "ending"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.software import load_modules, missing_software
+from launch.slurm.software import load_modules, missing_software, warn_of_missing_software
 from tests.launch.slurm.conftest import make_cluster
 
 
@@ -41,3 +41,10 @@ def test_modules_are_loaded_as_the_job_does(
     if "unset" not in definition:
         assert load_modules(["cuda/12"]) == ""
     assert missing_software(make_cluster(modules=["nosuch"])) == [f"modules of cluster here: {reason} on this machine"]
+
+
+def test_the_warning_is_printed_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert warn_of_missing_software(make_cluster(venv="/not/there"))
+    assert "warning: venv of cluster here: /not/there/bin/activate is not on this machine; " in capsys.readouterr().err
+    assert not warn_of_missing_software(make_cluster())
+    assert capsys.readouterr().err == ""

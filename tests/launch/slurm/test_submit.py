@@ -361,7 +361,7 @@ def test_submit_and_plan_diff_tell_the_same_story(workplace: Workplace, slurm: S
 
     assert diff() == {"missing": 3, "waiting": 0, "running": 0, "done": 0}
     dry = workplace.run("submit", *words, "--dry-run", "--max-parallel", "2")
-    assert "would send one array of 3, at most 2 at a time: 1 node, 4 CPUs; at most 01:00:00" in dry.stdout
+    assert "would submit one array of 3, at most 2 at a time: 1 node, 4 CPUs; at most 01:00:00" in dry.stdout
     assert not slurm.calls("sbatch")
     sent = workplace.run("submit", *words, "--no-check", "--max-parallel", "2")
     assert sent.returncode == 0, sent.stderr
@@ -428,7 +428,7 @@ def test_the_cluster_local_trains_and_evaluates_what_a_cluster_would(
     told = json.loads(sft_dist("status", "--json").stdout)
     assert [(run["best_step"], run["best_score"] is None) for run in told] == [(run["step"], False) for run in told]
     again = sft_dist("submit", "tiny.yaml", "--cluster", "local").stderr
-    assert again.count("finished already") == 2
+    assert again.count("already finished") == 2
     assert "checkpoint 1/" not in again
 
 

@@ -234,7 +234,7 @@ def test_a_rank_that_cannot_even_say_why_does_not_keep_rank_0_waiting(folder, mo
     )
     ranks.each(lambda saver: saver.save(20, write(saver)))
     results = ranks.each(finish)
-    assert "rank 1: could not write its part" in str(results[0])
+    assert "rank 1: could neither write its files nor report why" in str(results[0])
     assert "No space left on device" in str(results[1])
     assert os.listdir(folder.checkpoints) == []
 
@@ -262,7 +262,7 @@ def test_when_another_rank_has_died_the_wait_ends_and_nothing_is_left(folder):
     save = rank_0._save
     rank_0.wait_for_pending(0.2)
     save.join(30)  # the disk may be slow
-    with pytest.raises(SaveError, match="rank 1: has not finished its part"):
+    with pytest.raises(SaveError, match="rank 1: did not finish writing its files"):
         rank_0.poll()
     assert os.listdir(folder.checkpoints) == []
 

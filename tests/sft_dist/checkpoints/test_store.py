@@ -113,7 +113,7 @@ def test_swapped_shards_are_noticed_within_a_checkpoint_and_between_two(folder):
 def test_an_added_file_and_a_foreign_manifest_are_noticed(folder):
     first, second = publish(folder, 10), publish(folder, 20, "other")
     (first.path / "pytorch_model.bin").write_bytes(b"x")
-    assert ckpt.verify(first) == ["pytorch_model.bin: was added"]
+    assert ckpt.verify(first) == ["pytorch_model.bin: not in the manifest"]
     (second.path / ckpt.MANIFEST).write_bytes((first.path / ckpt.MANIFEST).read_bytes())
     assert ckpt.verify(second) == ["manifest.json: belongs to step 10"]
 
@@ -168,7 +168,7 @@ def test_a_half_written_newest_checkpoint_is_named_and_not_used(folder):
     assert os.listdir(folder.checkpoints) == ["step-00000010"]
     # As a copy between machines leaves it when it is cut short: under its name.
     (publish(folder, 30).path / ckpt.MANIFEST).unlink()
-    said = "step-00000030 is damaged: manifest.json: missing, so the checkpoint is half-written"
+    said = "step-00000030 is damaged: manifest.json: missing, so the checkpoint is incomplete"
     assert ckpt.newest_good(folder) == (good, [said])
     assert [c.step for c in ckpt.published(folder)] == [10]
 

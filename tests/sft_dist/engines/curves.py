@@ -42,7 +42,7 @@ def train(case: Case) -> Curve:
     from sft_dist.checkpoints.optimizer_state import SavedState, write_pieces
     from sft_dist.engines.base import NonFiniteGradient, Setup
 
-    engine = engine_of(case.strategy["name"])(Setup(case.precision, (), "/tmp", case.strategy))
+    engine = engine_of(case.strategy["name"])(Setup(case.precision, "/tmp", case.strategy))
     model = build(case.model)
     if case.resume_from:
         model.load_state_dict(torch.load(case.resume_from / "weights.pt", weights_only=True))

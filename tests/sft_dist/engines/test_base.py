@@ -21,7 +21,7 @@ from tests.sft_dist.engines.ranks import on_ranks
 
 def timeouts(strategy: str) -> set[Any]:
     """Of every group there is once the model is shared out."""
-    engine = engine_of(strategy)(Setup("fp32", (), "", {"name": strategy}))
+    engine = engine_of(strategy)(Setup("fp32", "", {"name": strategy}))
     engine.prepare(build("bert"), OPTIMIZERS["adamw"])
     groups = list(dist.distributed_c10d._world.pg_map)
     return {group._get_backend(torch.device("cpu")).options._timeout for group in groups}

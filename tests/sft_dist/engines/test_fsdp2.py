@@ -115,7 +115,7 @@ def held_and_read(folder: Path) -> tuple[int, int]:
             self.read_elements += last - first if state_key == "exp_avg" else 0
             return super().read(name, state_key, first, last)
 
-    engine = Fsdp2(Setup("fp32", (), "/tmp", FSDP2))
+    engine = Fsdp2(Setup("fp32", "/tmp", FSDP2))
     engine.prepare(build("bert"), OPTIMIZERS["adamw"])
     with Spy(folder / "state") as saved:
         engine.load(saved)

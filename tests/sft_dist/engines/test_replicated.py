@@ -16,11 +16,11 @@ class Float8Linear(nn.Linear):
 def test_a_gpu_without_eight_bits_is_named() -> None:
     require_eight_bits((8, 9), "L4")
     require_eight_bits((9, 0), "H200")
-    with pytest.raises(UserError, match=r"A100 has no matrix products in 8 bits: its compute capability is 8\.0"):
+    with pytest.raises(UserError, match=r"A100 does not support fp8: its compute capability is 8\.0"):
         require_eight_bits((8, 0), "A100")
 
 
 def test_a_model_of_which_no_layer_was_converted_is_refused() -> None:
     check_eight_bits(nn.Sequential(nn.Linear(3, 3), Float8Linear(16, 16)))
-    with pytest.raises(UserError, match="no layer of Sequential can compute in 8 bits"):
+    with pytest.raises(UserError, match="no layer of Sequential can compute in fp8"):
         check_eight_bits(nn.Sequential(nn.Linear(3, 3)))

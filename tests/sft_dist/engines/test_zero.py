@@ -229,7 +229,7 @@ def train_dropping(strategies: list[dict[str, Any]], dropped: set[int]) -> list[
     small_limits()
     found = []
     for strategy in strategies:
-        engine = engine_of(strategy["name"])(Setup("fp32", (), "", strategy))
+        engine = engine_of(strategy["name"])(Setup("fp32", "", strategy))
         engine.prepare(build("bert"), OPTIMIZERS["adamw"])
         rank, world = engine.accelerator.process_index, engine.accelerator.num_processes
         losses = []
@@ -261,7 +261,7 @@ def test_dropped_gradients_change_nothing() -> None:
 def held() -> dict[str, Any]:
     """What one rank of a stage 3 run has between two steps."""
     small_limits()
-    engine = engine_of("zero3")(Setup("fp32", (), "", ZERO3))
+    engine = engine_of("zero3")(Setup("fp32", "", ZERO3))
     model = build("bert")
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     engine.prepare(model, OPTIMIZERS["adamw"])
@@ -290,7 +290,7 @@ def wrong_wiring() -> str:
 
     configured = zero.deepspeed_config
     zero.deepspeed_config = lambda strategy, precision: configured({**strategy, "name": "zero1"}, precision)
-    engine = zero.Zero(Setup("fp32", (), "", ZERO2))
+    engine = zero.Zero(Setup("fp32", "", ZERO2))
     with pytest.raises(RuntimeError) as error:
         engine.prepare(build("bert"), OPTIMIZERS["adamw"])
     return str(error.value)

@@ -6,7 +6,16 @@ import math
 
 import pytest
 
-from sft_dist.metrics.text import bleu_tokenizer, entities_of, entity_scores, summary_scores, translation_scores
+from sft_dist.metrics.text import (
+    answer_scores,
+    bleu_tokenizer,
+    entities_of,
+    entity_scores,
+    repeated_ngrams,
+    repeated_sentences,
+    summary_scores,
+    translation_scores,
+)
 
 
 def test_an_entity_counts_when_its_type_and_both_ends_are_right():
@@ -85,3 +94,24 @@ def test_rouge_is_that_of_rouge_score_and_knows_other_letters():
     }
     assert summary_scores(["η γάτα κοιμάται", "猫在睡觉"], ["η γάτα κοιμάται", "猫在睡觉"])["rougeL"] == 100
     assert summary_scores(["猫在睡觉"], ["狗在睡觉"])["rouge1"] == 75
+
+
+def test_answers_are_scored_beside_the_references_and_for_their_health():
+    references = ["Paris is the capital.", "eight legs"]
+    loop = "no no no no no no"  # 3 4-grams, of which 2 repeat the first
+    scores = answer_scores(references, [" Paris is the capital.\n", loop], num_endless=1)
+    assert scores["generated_exact_match"] == 0.5
+    assert scores["length_ratio"] == (23 + 17) / (21 + 10)
+    assert scores["repeated_ngrams"] == pytest.approx((0 + 2 / 3) / 2)
+    assert scores["repeated_sentences"] == 0
+    assert scores["no_end_token"] == 0.5
+    assert scores["rougeL"] == pytest.approx((100 + 0) / 2)
+    assert set(answer_scores([], [], 0)) == set(scores)
+    assert set(answer_scores([], [], 0).values()) == {None}
+
+
+def test_repetitions_are_shares_of_what_an_answer_says():
+    assert repeated_ngrams("a b c d") == repeated_ngrams("a") == repeated_ngrams("") == 0
+    assert repeated_ngrams("a b c d a b c d") == pytest.approx(1 / 5)
+    assert repeated_sentences("Yes. Yes. No!\nYes.") == pytest.approx(2 / 4)
+    assert repeated_sentences("はい。はい。") == pytest.approx(1 / 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sft_dist.quality.build_report import build_report
 from sft_dist.quality.findings import make_finding
+from sft_dist.tasks.loading import load_tokenizer
 from tests.sft_dist.quality.test_subject import recipe_of, subject_of
 
 
@@ -30,3 +31,14 @@ def test_recordings_are_measured_in_seconds():
     report = build_report(subject, findings, None, False, lambda text: None)
     assert (report.length_unit, report.lengths["train"].numbers.tolist()) == ("seconds", [2.5])
     assert report.excerpts == {("train", 0): "a.wav | [x]"}
+
+
+def test_inputs_are_measured_in_tokens_where_a_label_keeps_rows_from_being_encoded(tiny_model):
+    recipe = recipe_of("token-classification")
+    rows = {"tokens": [["unbelievable", "film"]], "tags": [["O", "B-X"]]}
+    subject = subject_of(recipe, train=rows)
+    subject.processor = load_tokenizer(str(tiny_model))
+    report = build_report(subject, [], None, False, lambda text: None)
+    assert report.length_unit == "tokens"
+    (count,) = report.lengths["train"].numbers.tolist()
+    assert count == len(subject.processor("unbelievable film").input_ids)

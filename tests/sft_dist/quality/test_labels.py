@@ -43,3 +43,14 @@ def test_a_row_of_several_rare_classes_is_named_once():
     places = {"train": {"a": [("train", 1), ("train", 2)], "b": [("train", 2), ("train", 3)]}}
     (finding,) = check_classes({"train": {"a": 2, "b": 2}}, places, "words")
     assert finding.rows == (("train", 1), ("train", 2), ("train", 3))
+
+
+def test_a_class_that_the_random_division_has_kept_from_training_is_not_blamed_on_the_data():
+    counts = {"train": {"a": 20, "b": 20}, "test": {"a": 5, "b": 5, "c": 1}}
+    (own,) = [finding for finding in check_classes(counts, {}) if finding.kind == "label-not-in-training"]
+    (held_out,) = [f for f in check_classes(counts, {}, divided={"test"}) if f.kind == "label-not-in-training"]
+    assert "data.where" in own.hint
+    assert "data.split.seed" in held_out.hint
+    assert [f.kind for f in check_classes(counts, {}, "rows", ["a", "b", "c"], ["a", "b", "c"])] == [
+        "label-without-rows"
+    ]

@@ -27,6 +27,7 @@ NOT_DIGESTED = {
     "recipe/entry_points.py": "finds tasks of other packages, whose code is in the fingerprint itself",
     "recipe/masking.py": "hides passwords in messages",
     "recipe/model_damage.py": "refuses damaged files of models",
+    "recipe/model_folder.py": "refuses models and adapters, and says how long texts may be",
     "recipe/model_files.py": "refuses models, and changes no row",
     "recipe/metrics.py": "scores of predictions",
     "recipe/augment.py": "settings of random changes, made when a batch is made",

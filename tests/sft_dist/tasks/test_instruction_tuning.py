@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from sft_dist.losses.targets import IGNORED
+from sft_dist.metrics.text import answer_scores
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.tasks import task_of
@@ -313,6 +314,68 @@ def test_exact_match_is_greedy_decoding_giving_the_answer(tokenizer):
     for place, (text, answer) in enumerate(zip(written, QUESTIONS.values(), strict=True)):
         alone = one.score([predictions[place]], type(examples)(examples.table.select([place])), tokenizer)
         assert bool(alone["exact_match"]) == (text == answer)
+
+
+def test_answers_are_generated_of_as_many_examples_as_the_recipe_says_and_scored(tokenizer):
+    one, model = task(num_generated=2, max_new_tokens=5), causal_model("llama", len(tokenizer))
+    examples = examples_of(one, rows(one), tokenizer)
+    assert list(examples.column("generated")) == [True, False, False, False, True]
+    predictions = predictions_of(one, model, examples, tokenizer)
+    assert [len(answer) > 0 for *_, answer in predictions] == [True, False, False, False, True]
+    asked = {"asked": [one.from_input({"prompt": question})["asked"] for question in QUESTIONS]}
+    written = predictions_of(one, model, examples_of(one, asked, tokenizer, "input"), tokenizer)
+    generated = [tokenizer.decode(predictions[number][2], skip_special_tokens=True) for number in (0, 4)]
+    assert generated == [written[0], written[4]], "as `predict` answers"
+    scores = one.score(predictions, examples, tokenizer)
+    answers = list(QUESTIONS.values())
+    endless = sum(len(predictions[number][2]) == 5 for number in (0, 4))
+    expected = answer_scores([answers[0], answers[4]], generated, endless)
+    assert {name: scores[name] for name in expected} == expected
+    assert set(one.recipe.task.kind.metrics) - {"loss"} <= set(scores)
+    plain = task()
+    without = plain.score(
+        predictions_of(plain, model, examples_of(plain, rows(plain), tokenizer), tokenizer), examples, tokenizer
+    )
+    assert {name: scores[name] for name in without} == without, "the scores of tokens stay as they are"
+
+
+def test_an_answer_that_ends_is_told_from_one_that_goes_on(tokenizer, monkeypatch):
+    one, model = task(num_generated=5, max_new_tokens=3), causal_model("llama", len(tokenizer))
+    examples = examples_of(one, rows(one), tokenizer)
+    end, letter = tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.encode("a")[0]
+    written = torch.tensor([[letter, end, letter], [letter] * 3, [end, end, end], [letter, letter, end], [letter] * 3])
+    monkeypatch.setattr(one, "_generate", lambda *ignored: written)
+    predictions = predictions_of(one, model, examples, tokenizer)
+    assert [answer.tolist() for *_, answer in predictions] == [
+        [letter], [letter] * 3, [], [letter] * 2, [letter] * 3,
+    ]  # fmt: skip
+    assert one.score(predictions, examples, tokenizer)["no_end_token"] == pytest.approx(2 / 5)
+
+
+def test_the_last_answer_of_a_conversation_is_generated_and_never_one_that_is_cut(tokenizer):
+    one = task(num_generated=1)
+    turns = [("user", "hm?"), ("assistant", "the"), ("user", "and the dog?"), ("assistant", "door")]
+    chats = [
+        {"messages": [{"role": role, "content": text} for role, text in turns]},
+        {"prompt": "a", "completion": "b " * 60},
+    ]
+    stored = {"chat": [one.read(row, number)["chat"] for number, row in enumerate(reversed(chats))]}
+    examples = examples_of(one, stored, tokenizer)
+    assert list(examples.column("generated")) == [False, True]
+    inputs, _ = one.collate(examples.at(np.array([0, 1])), tokenizer, None)
+    assert inputs["questions_of"] == [1]
+    question = tokenizer.decode(inputs["question_ids"][0])
+    assert question.endswith("and the dog?<|im_end|>\n<|im_start|>assistant\n")
+    assert "generated" not in examples_of(one, stored, tokenizer, "train").table.column_names
+    assert "question_ids" not in one.collate(examples.at(np.array([0])), tokenizer, None)[0]
+
+
+def test_a_rank_without_marked_examples_generates_for_nothing_beside_the_others(tokenizer, monkeypatch):
+    one = task(num_generated=1)
+    examples = examples_of(one, rows(one), tokenizer)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    inputs, _ = one.collate(examples.at(np.array([1, 2])), tokenizer, None)
+    assert (len(inputs["question_ids"]), inputs["questions_of"]) == (1, [])
 
 
 def test_every_token_that_ends_a_turn_ends_an_answer(tmp_path: Path) -> None:

@@ -271,3 +271,16 @@ def test_memory_that_runs_out_is_not_the_users_fault(folder: Path, monkeypatch: 
     monkeypatch.setattr("sft_dist.tasks.text_classification.load_pretrained", full)
     with pytest.raises(torch.OutOfMemoryError):
         built(recipe_of(folder))
+
+
+def test_a_model_of_the_hub_that_cannot_be_reached_is_named_with_what_to_do(tiny_model, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    recipe = recipe_of(tiny_model)
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": "nobody/no-such-model"})})
+    for load in (lambda: load_processor(recipe, task_of(recipe)), lambda: build_model(recipe, task_of(recipe), None)):
+        with pytest.raises(UserError) as caught:
+            load()
+        (problem,) = caught.value.problems
+        assert (problem.path, problem.value) == ("model.path", "nobody/no-such-model")
+        assert "hub cannot be reached" in problem.message
+        assert "hf download nobody/no-such-model" in problem.hint

@@ -51,3 +51,4 @@ def test_the_first_step_the_last_and_every_nth_are_logged(tmp_path, log_every, s
         metrics.log_step(1.0, 0.1, 2.0, 8)
     assert [line["step"] for line in lines(tmp_path / "m")] == steps
     assert {line["grad_norm"] for line in lines(tmp_path / "m")} == {2.0}
+    assert all(0.01 < line["memory_gb"] < 1000 for line in lines(tmp_path / "m"))

@@ -29,7 +29,7 @@ SMALL = BertConfig(
 
 def training_of(model, folder):
     """As much of a training as a snapshot asks for."""
-    engine = Replicated(Setup("fp32", (), str(folder), {"name": "single"}))
+    engine = Replicated(Setup("fp32", str(folder), {"name": "single"}))
     engine.prepare(model, build_optimizer)
     return SimpleNamespace(
         engine=engine, accelerator=engine.accelerator, progress=Progress(), schedule=build_schedule(engine.optimizer),

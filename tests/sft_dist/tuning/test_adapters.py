@@ -122,7 +122,7 @@ def test_a_layer_name_that_is_nowhere_lists_those_there_are(kind, near):
     with pytest.raises(UserError) as caught:
         apply_tuning(build(kind), lora(target_modules=["qurey"]), "SEQ_CLS")
     said = str(caught.value)
-    assert "tuning.target_modules: no layer of the model has such a name" in said
+    assert "tuning.target_modules: matches no layer of the model" in said
     assert re.search(rf"valid: all-linear, .*\b{near}\b", said)
 
 
@@ -207,7 +207,7 @@ def test_a_prefix_before_a_model_without_past_keys_is_refused(kind):
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2"])
 def test_a_prompt_before_a_decoder_is_refused_because_padding_would_change_answers(kind):
-    with pytest.raises(UserError, match=r"(?s)tuning\.method: .*the padding is not seen.*found: prompt"):
+    with pytest.raises(UserError, match=r"(?s)tuning\.method: .*changes with the padding.*found: prompt"):
         apply_tuning(build(kind), virtual("prompt"), "SEQ_CLS")
 
 
@@ -218,3 +218,24 @@ def test_further_layers_can_be_trained_whole_beside_virtual_tokens(method):
     assert whole == {"base_model.bert.pooler", "base_model.classifier"}
     with pytest.raises(UserError, match=r"(?s)tuning\.modules_to_save.*poler"):
         apply_tuning(build("bert"), virtual(method, modules_to_save=["poler"]), "SEQ_CLS")
+
+
+def test_whisper_runs_with_its_convolutions_trained_whole_and_not_with_adapters_on_them():
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    sizes = {
+        "d_model": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+    }
+    config = WhisperConfig(
+        vocab_size=50, max_source_positions=10, num_mel_bins=8, encoder_ffn_dim=16, decoder_ffn_dim=16, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, begin_suppress_tokens=None, **sizes,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="convolutions conv1 and conv2"):
+        apply_tuning(WhisperForConditionalGeneration(config), lora(target_modules=["q_proj", "conv1"]), None)
+    whole = lora(target_modules=["q_proj"], modules_to_save=["conv1", "conv2"])
+    model = apply_tuning(WhisperForConditionalGeneration(config), whole, None)
+    model(input_features=torch.zeros(1, 8, 20), labels=torch.tensor([[5, 6]])).loss.backward()

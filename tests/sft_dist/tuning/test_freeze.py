@@ -122,7 +122,7 @@ def test_all_mistakes_are_said_at_once():
         "tuning.train_last_layers",
     }
     said = str(caught.value)
-    assert "tuning.train.1: no weight has a name that matches" in said
+    assert "tuning.train.1: matches the name of no weight" in said
     assert "bert.encoder.layer." in said
     assert "tuning.train.2: not a regular expression" in said
 

@@ -104,9 +104,7 @@ def test_the_last_layers_of_an_encoder_decoder_are_the_decoder_s_and_then_the_en
 
 @pytest.mark.parametrize("kind", TIED)
 def test_only_the_head_of_a_model_whose_head_is_its_embeddings_is_a_mistake(kind):
-    with pytest.raises(
-        UserError, match=r"(?s)tuning\.train_last_layers: .*has no head of its own.*train_last_layers: 1"
-    ):
+    with pytest.raises(UserError, match=r"(?s)tuning\.train_last_layers: .*has no separate head.*train_last_layers: 1"):
         apply_tuning(build_stacked(kind), FreezeTuning(method="freeze", train_last_layers=0), None)
     model = apply_tuning(build_stacked(kind), FreezeTuning(method="freeze", train_last_layers=1), None)
     assert build_optimizer(model, Train(lr=1.0)).param_groups

@@ -75,3 +75,12 @@ def test_whole_numbers_beyond_64_bits_inside_mixed_columns_are_texts(tmp_path, n
     file = tmp_path / "rows.json"
     file.write_text(json.dumps([{"messages": [{"role": "user"}]}, {"messages": {"a": [number, 7]}}]))
     assert read_json([str(file)], streaming=False)[1] == {"messages": {"a": [str(number), 7]}}
+
+
+@pytest.mark.parametrize("layout", ["{row}\n", "[{row}]", "{row}\n\n{row}"])
+def test_nan_is_a_missing_value_and_infinity_is_refused_by_row(tmp_path, layout):
+    rows = read(tmp_path / "a.jsonl", layout.replace("{row}", '{"text": NaN, "n": 1}'))
+    assert rows[0] == {"text": None, "n": 1}
+    for value in ("Infinity", "-Infinity"):
+        with pytest.raises(UserError, match=f"a.jsonl.*: {value} is not a number of JSON"):
+            read(tmp_path / "a.jsonl", layout.replace("{row}", '{"text": "a", "n": VALUE}'.replace("VALUE", value)))

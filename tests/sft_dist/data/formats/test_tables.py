@@ -1,10 +1,12 @@
 import csv
+import gzip
 import json
 import sqlite3
 
 import pandas as pd
 import pytest
 
+from sft_dist.data.formats import dialect
 from sft_dist.data.formats.tables import read_table
 from sft_dist.data.sources import load_rows
 from sft_dist.recipe.errors import UserError
@@ -98,3 +100,24 @@ def test_rows_that_are_longer_than_the_header_are_refused(tmp_path):
     file = written(tmp_path / "a.csv", "text,label\n1,a,b\n2,c,d\n")
     with pytest.raises(UserError, match="line 2: expected 2 fields, found 3"):
         rows_of(file, "csv")
+
+
+def test_a_text_that_excel_is_told_to_keep_is_that_text(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text('text,label\n="007",a\n"=""1,5""",b\n="a"&"b",c\n=1,d\n')
+    rows = read_table("csv", [str(file)], False)
+    assert list(rows["text"]) == ["007", "1,5", '="a"&"b"', "=1"]
+
+
+@pytest.mark.parametrize("name", ["csv", "json"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_one_huge_line_of_a_packed_file_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch, name, streaming):
+    monkeypatch.setattr(dialect, "MAX_LINE_BYTES", 10_000)
+    rows = {"csv": "text\n" + "a" * 5_000 + "\nb\n", "json": '{"text": "a"}\n' * 5_000}
+    file = tmp_path / f"a.{name}.gz"
+    file.write_bytes(gzip.compress(rows[name].encode()))
+    assert len(list(read_table(name, [str(file)], streaming))) == rows[name].count("\n") - (name == "csv")
+    for content in (rows[name] + "c" * 20_000, "c" * 20_000):
+        file.write_bytes(gzip.compress(content.encode()))
+        with pytest.raises(UserError, match=r"a\.\w+\.gz has a line, or a document, of more than 10,000 bytes"):
+            list(read_table(name, [str(file)], streaming))

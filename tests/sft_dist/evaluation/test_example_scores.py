@@ -1,0 +1,51 @@
+"""What the examples add up to is the score that the task reports, for every metric of every task."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sft_dist.evaluation.example_scores import example_scores
+from sft_dist.evaluation.statistics import ExampleSubsets, interval, p_value
+from tests.sft_dist.evaluation.task_predictions import CASES
+
+
+def value_of(scores):
+    if isinstance(scores, ExampleSubsets):
+        return scores.evaluate(scores.predictions, np.concatenate(scores.units))
+    return scores.value
+
+
+@pytest.mark.parametrize("groups", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_sums_over_examples_give_the_task_s_scores(name, groups):
+    task, predictions, examples = CASES[name]()
+    recorded = task.score(predictions, examples, None)
+    numbers = np.arange(len(examples)) // 2 if groups else None
+    scores = example_scores(task, None, predictions, examples, numbers)
+    expected = {metric for metric in task.recipe.task.kind.metrics if metric != "loss"}
+    assert expected <= set(scores)
+    for metric in expected:
+        assert value_of(scores[metric]) == pytest.approx(recorded[metric], nan_ok=True), metric
+        assert scores[metric].num_units == (-(-len(examples) // 2) if groups else len(examples))
+
+
+@pytest.mark.parametrize("problem", ["single-label", "multi-label", "regression"])
+def test_the_loss_of_the_examples_is_that_of_the_split(problem):
+    import torch
+
+    task, predictions, examples = CASES[problem]()
+    loss = task.build_loss(examples)
+    sums = example_scores(task, loss, predictions, examples)["loss"]
+    total = loss.total(torch.from_numpy(np.stack(predictions)), task.targets_of(examples.column("label")))
+    assert sums.value == pytest.approx(float(total) / float(task.weights(loss, examples).sum()), rel=1e-6)
+
+
+def test_average_precision_of_boxes_has_interval_and_test():
+    task, predictions, examples = CASES["object-detection"]()
+    scores = example_scores(task, None, predictions, examples)["map50"]
+    few = ExampleSubsets(scores.predictions, scores.units, scores.evaluate, 210 * len(examples))
+    low, high = interval(few)
+    assert 0 <= low < high <= 1
+    assert p_value(few, few) == 1.0
+    assert interval(ExampleSubsets(scores.predictions, scores.units, scores.evaluate, len(examples))) is None
