@@ -617,7 +617,7 @@ def evaluate(
     Example: sft-dist eval my.yaml --require accuracy=0.75
     Example: sft-dist eval my.yaml --model my-export --data new.csv
     """
-    from launch.evaluate import evaluate_model, evaluate_runs, send_to_cluster
+    from launch.evaluate import evaluate_model, evaluate_runs
     from launch.run_folders import runs_root
     from sft_dist.recipe.trust import Trust
 
@@ -629,6 +629,8 @@ def evaluate(
             raise click.UsageError("--data needs --model MODEL, and both only a RECIPE, KEY=VALUE and --json")
         sys.exit(evaluate_model(targets, model, data, as_json, trust))
     if cluster and cluster != "local":
+        from launch.slurm.sweep import send_to_cluster
+
         click.echo(send_to_cluster(targets, runs_root(runs), cluster, processes, trust))
         return
     root = runs_root(runs)

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from launch.planning import PlannedRun
+from launch.evaluate import find_folders, trust_in_targets
+from launch.planning import PlannedRun, plan_run_folder
 from launch.run_folders import shared_source
-from launch.slurm.clusters import Cluster
+from launch.slurm.clusters import Cluster, load_cluster
 from launch.slurm.functions import Work, check_installed, send
 from launch.slurm.queue import Queue, read_queue
 from launch.slurm.records import JobRecord, jobs_of, record_job
 from launch.slurm.submit import check_folders, evaluation_request, exclusive
 from sft_dist.recipe.files import write_json
+from sft_dist.recipe.trust import NO_TRUST, Trust
 from sft_dist.run.folder import RunFolder
 
 MAX_TASKS = 20  # more processes would take longer to start than to score
@@ -33,6 +35,18 @@ class SentSweep:
     evaluation: str
     num_tasks: int = 0
     is_new: bool = True
+
+
+def send_to_cluster(
+    targets: Sequence[str], root: Path, name: str, processes: int | None = None, trust: Trust = NO_TRUST
+) -> str:
+    """Sends the sweep to Slurm as an array of at most `processes` tasks and a job that chooses; returns what was sent. Raises
+    UserError."""
+    cluster = load_cluster(name)
+    folders, leaderboard_in = find_folders(targets, root)
+    trust |= trust_in_targets(targets)
+    runs = [plan_run_folder(folder, cluster=cluster, trust=trust) for folder in folders]
+    return describe(send_sweep(runs, cluster, leaderboard_in, processes or MAX_TASKS), cluster)
 
 
 def send_sweep(

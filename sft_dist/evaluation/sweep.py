@@ -142,7 +142,7 @@ class ValidationScores:
     def _report(
         self, folder: RunFolder, checkpoint: ckpt.Checkpoint, scores: Mapping[str, Any], remaining: str
     ) -> None:
-        steps = [other.step for other in ckpt.published(folder)]
+        steps = [saved.step for saved in ckpt.published(folder)]
         metric, _ = selection_metric(self._recipes[folder])
         log.info(
             "%s  checkpoint %d/%d  step %d  validation %s %s%s",

@@ -40,6 +40,7 @@ DONE_ELSEWHERE = {
     "sft-dist init ordinal-text": "needs the plugin: tests/integration/test_plugins.py",
     "sft-dist run ratings.yaml": "needs the plugin: tests/integration/test_plugins.py",
     "sft-dist init language-identification": "needs the new task: tests/integration/test_contributing.py",
+    "sft-dist eval": "needs trained runs: tests/integration/test_evaluation.py, test_sweep.py; parsed here",
     "sft-dist cluster": "tests/integration/test_contributing.py and tests/slurm; parsed here",
     "sft-dist submit": "needs Slurm: tests/slurm/test_quickstart.py, test_submit_evaluation.py; parsed here",
     "sft-dist plan my.yaml --cluster mine": "tests/launch/test_cli.py; parsed here",

@@ -83,6 +83,7 @@ def test_an_adapter_and_a_merged_model_score_as_their_checkpoint(
                 parameter.normal_(0, 0.1)
     checkpoint = Checkpoint(RunFolder(tmp_path / "run").checkpoint(1), 1)
     save_weights(model, model.state_dict(), checkpoint.model)
+    (checkpoint.path / "manifest.json").write_text("{}")
     expected = Evaluator().score(recipe, checkpoint, "validation")
     adapter = scores_of(capsys, recipe_file, "--model", checkpoint.model)
     assert adapter == json.loads(json.dumps(expected))
