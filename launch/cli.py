@@ -615,7 +615,6 @@ def evaluate(
     Scores are kept: what was interrupted continues with the same command.
 
     Example: sft-dist eval my.yaml --require accuracy=0.75
-    Example: sft-dist eval my.yaml --model my-export --data new.csv
     """
     from launch.evaluate import evaluate_model, evaluate_runs
     from launch.run_folders import runs_root
