@@ -5,9 +5,9 @@
 Both score the same validation rows (the quickstart's reviews) in batches of the same size, with one thread, taking turns; CPU time is
 user and system time of all their processes. `Trainer` pads each batch to its longest text, as its users have it.
 
-    sweep        `sft-dist eval --force`, with neither a test split nor an export
+    sweep        `sft-dist eval --force`, with neither a test split nor an export; it scores the untrained model, too
     Trainer      the sum over 6 processes
-    rest         the same without the forward passes: 6 times the time of the model alone, on each one's own batches
+    rest         the same without the forward passes, which are measured by the model alone on each one's own batches
     one more     what another checkpoint adds to a sweep, divided by the time of the model alone on the sweep's batches
 
 Exits with 1 when a goal is missed: Trainer's rest is at least 4 times the sweep's, and one more checkpoint costs at most 1.2.
@@ -36,7 +36,7 @@ SETTINGS = {
     "full": ["tuning={method: full}", "train.lr=5e-5"],
 }
 SHARED_SETTINGS = [
-    f"train={{steps: {2 * NUM_CHECKPOINTS}, lr: 1e-3, global_batch: 32, save_every: 2 steps, keep_last: {NUM_CHECKPOINTS}}}",
+    f"train={{steps: {2 * NUM_CHECKPOINTS}, lr: 1e-3, global_batch: 32, save_every: 2 steps, eval_every: 12 steps, keep_last: {NUM_CHECKPOINTS}}}",
     "evaluate={metric: accuracy, report_on: [], export: none}",
     "resources.processes_per_node=1",
 ]
@@ -79,7 +79,8 @@ def main() -> int:
 
 
 def _rounds(tuning: str, folder: Path, rounds: int) -> list[dict[str, float]]:
-    _cpu_time(["-m", "launch", "run", QUICKSTART, *SHARED_SETTINGS, *SETTINGS[tuning], "--runs", folder / "runs", "-y"])
+    settings = [*SHARED_SETTINGS, *SETTINGS[tuning]]
+    _cpu_time(["-m", "sft_dist.train", QUICKSTART, *settings, "--runs", folder / "runs"])
     (run,) = (file.parent for file in folder.glob("runs/*/*/recipe.json"))
     _measure("rows", run, folder)
     return [_round(run, folder) for _ in range(rounds)]
@@ -92,7 +93,8 @@ def _round(run: Path, folder: Path) -> dict[str, float]:
     trainer = sum(_cpu_time([__file__, "--of", "trainer", path, folder]) for path in checkpoints)
     _require_equal_scores(run, folder)
     parts = _measure("parts", run, folder)
-    forward = NUM_CHECKPOINTS * parts["forward"], NUM_CHECKPOINTS * parts["trainer_forward"]
+    # The sweep scores the untrained model, too.
+    forward = (NUM_CHECKPOINTS + 1) * parts["forward"], NUM_CHECKPOINTS * parts["trainer_forward"]
     return {
         "sweep": sweep,
         "trainer": trainer,

@@ -81,7 +81,7 @@ def run_check(
 
 
 def _runs_to_check(target: str, overrides: Sequence[str], root: Path) -> list[Run]:
-    """The runs of a recipe, or a run by its folder or id, one for each distinct data set. Raises UserError."""
+    """Returns the runs of a recipe, or a run by its folder or id, one for each distinct data set. Raises UserError."""
     if path := find_sealed(target, root, overrides):
         folder = RunFolder(path)
         source, runs = Source({}, folder.recipe_file), [Run(folder.id, folder.recipe(), {})]
@@ -132,7 +132,7 @@ def _has_answer(done: subprocess.CompletedProcess[str]) -> bool:
 
 
 def _unfinished(returncode: int) -> UserError:
-    """The error of a check that said nothing about the data."""
+    """Returns the error of a check that said nothing about the data."""
     cause, hint = "it crashed; its traceback is above", "report it with that traceback"
     if returncode < 0:
         cause = f"it was killed by {signal.Signals(-returncode).name}"
@@ -185,7 +185,7 @@ def _run_group(command: list[str], env: dict[str, str]) -> subprocess.CompletedP
 
 
 def _report_file(recipe: Recipe) -> Path:
-    """The cache file of the report about this data, as this model reads it."""
+    """Returns the cache file of the report about this data, as this model reads it."""
     key = [
         data_fingerprint(recipe, replan=True), code_digest(), recipe.data.max_length,
         recipe.model.model_dump(mode="json"), model_state(recipe),

@@ -574,8 +574,22 @@ def replay(
 )
 @click.option("--force", is_flag=True, help="Re-evaluate checkpoints that have scores already.")
 @click.option(
-    "--processes", type=click.IntRange(1), default=1, metavar="N", help="Processes that share the checkpoints."
+    "--processes",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Processes that share the checkpoints; on a cluster, tasks of the array.",
+    show_default="1; 20 on a cluster",
 )
+@click.option(
+    "--cluster",
+    metavar="NAME",
+    shell_complete=_completer("complete_clusters"),
+    help="Send this to a Slurm cluster: an array that scores, and a job that chooses.",
+)
+@click.option(
+    "--model", metavar="MODEL", help="Evaluate this export, adapter, folder or hub id under the RECIPE instead."
+)
+@click.option("--data", metavar="SOURCE", help="With --model: the rows to score, instead of the validation split.")
 @click.option("--follow", is_flag=True, help="Evaluate checkpoints as training writes them, until the runs end.")
 @COMMITS
 @PICKLE
@@ -586,7 +600,10 @@ def evaluate(
     required: tuple[str, ...],
     reference: str | None,
     force: bool,
-    processes: int,
+    processes: int | None,
+    cluster: str | None,
+    model: str | None,
+    data: str | None,
     follow: bool,
     commits: tuple[str, ...],
     pickle: bool,
@@ -595,14 +612,27 @@ def evaluate(
 ) -> None:
     """Evaluate every checkpoint, select one on validation, test it once, export it.
 
+    Scores are kept: what was interrupted continues with the same command.
+
     Example: sft-dist eval my.yaml --require accuracy=0.75
+    Example: sft-dist eval my.yaml --model my-export --data new.csv
     """
-    from launch.evaluate import evaluate_runs
+    from launch.evaluate import evaluate_model, evaluate_runs, send_to_cluster
     from launch.run_folders import runs_root
     from sft_dist.recipe.trust import Trust
 
+    if cluster and cluster != "local" and (required or reference or force or follow or as_json):
+        raise click.UsageError("--cluster takes none of --require, --no-worse-than, --force, --follow and --json")
     trust = Trust(frozenset(commits), pickle)
-    sys.exit(evaluate_runs(targets, runs_root(runs), required, force, as_json, trust, reference, processes, follow))
+    if model or data:
+        if not model or required or reference or force or follow or processes or cluster:
+            raise click.UsageError("--data needs --model MODEL, and both only a RECIPE, KEY=VALUE and --json")
+        sys.exit(evaluate_model(targets, model, data, as_json, trust))
+    if cluster and cluster != "local":
+        click.echo(send_to_cluster(targets, runs_root(runs), cluster, processes, trust))
+        return
+    root = runs_root(runs)
+    sys.exit(evaluate_runs(targets, root, required, force, as_json, trust, reference, processes or 1, follow))
 
 
 @cli.command()

@@ -52,7 +52,7 @@ def complete_files(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 
 def complete_overrides(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Key paths; the shell completes what follows the `=`."""
+    """Returns key paths; the shell completes what follows the `=`."""
     from sft_dist.recipe.reflection import keys_of, sections
 
     paths = [(*path, key) for path, classes in sections().items() for section in classes for key in keys_of(section)]

@@ -110,6 +110,31 @@ def run_sweep(
             helper.wait()
 
 
+def evaluate_model(targets: Sequence[str], model: str, data: str | None, as_json: bool, trust: Trust = NO_TRUST) -> int:
+    """Prints the scores of a model under a recipe; returns the exit code."""
+    options = ["--model", model, *(["--data", data] if data else []), *(["--json"] if as_json else [])]
+    return run_module("sft_dist.evaluate_model", [*options, *trust.arguments(), "--", *targets])
+
+
+def send_to_cluster(
+    targets: Sequence[str], root: Path, name: str, processes: int | None = None, trust: Trust = NO_TRUST
+) -> str:
+    """Sends the sweep to Slurm as an array of at most `processes` tasks and a job that chooses; returns what was sent. Raises
+    UserError."""
+    from launch.planning import (  # planning is slow to import, and runs here need no plan
+        plan_run_folder,
+        target_cluster,
+    )
+    from launch.slurm.sweep import MAX_TASKS, describe, send_sweep
+
+    cluster = target_cluster(name)
+    assert cluster is not None
+    folders, leaderboard_in = find_folders(targets, root)
+    trust |= trust_in_targets(targets)
+    runs = [plan_run_folder(folder, cluster=cluster, trust=trust) for folder in folders]
+    return describe(send_sweep(runs, cluster, leaderboard_in, processes or MAX_TASKS), cluster)
+
+
 def forget_scores(folders: Sequence[Path]) -> None:
     """Removes all scores, so that processes that share the scoring make each of them again once."""
     for folder in folders:

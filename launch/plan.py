@@ -201,7 +201,7 @@ def _nearest_nodes(processes: int, machine: Machine) -> str:
 
 
 def _num_processes(machine: Machine, setting: int | str) -> int:
-    """auto: one a GPU; two on a CPU, so that debugging there is distributed, too."""
+    """Returns the number of processes per node. auto: one per GPU; two on a CPU, so that debugging there is distributed, too."""
     return setting if isinstance(setting, int) else machine.gpus or min(2, machine.cores)
 
 

@@ -15,7 +15,7 @@ import click
 from launch import render
 from launch.local.runner import LocalRunner, run_in_this_process
 from launch.planning import PlannedRun, plan_run_folder, plan_runs
-from launch.run_folders import create_run_folder
+from launch.run_folders import create_run_folder, relative_path
 from launch.run_state import RunState, state_of
 from sft_dist.recipe.text import printable
 from sft_dist.recipe.trust import NO_TRUST, Trust
@@ -98,7 +98,7 @@ def _debug(run: PlannedRun) -> int:
 
 
 def _describe_end(folder: RunFolder, end: RunState) -> str:
-    return render.describe_end(end, f"sft-dist resume {shlex.quote(str(_relative(folder.path)))}")
+    return render.describe_end(end, f"sft-dist resume {shlex.quote(str(relative_path(folder.path)))}")
 
 
 def stop_run(folder: RunFolder, timeout_s: float) -> RunState:
@@ -112,14 +112,6 @@ def stop_run(folder: RunFolder, timeout_s: float) -> RunState:
     if state.state != "running":
         folder.stop_file.unlink(missing_ok=True)
     return state
-
-
-def _relative(path: Path) -> Path:
-    """Relative to the current folder, if it is below it."""
-    try:
-        return path.relative_to(Path.cwd())
-    except ValueError:
-        return path
 
 
 def _print(text: str) -> None:

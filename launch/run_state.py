@@ -79,13 +79,13 @@ def state_of(path: Path) -> RunState:
 
 
 def _planned_steps(folder: RunFolder) -> int | None:
-    """What the plan says before the ranks have loaded."""
+    """Returns what the plan says before the ranks have loaded."""
     steps = (read_json(folder.plan_file) or {}).get("steps")
     return _number(steps.get("total")) if isinstance(steps, dict) else None
 
 
 def _best(folder: RunFolder) -> dict[str, Any]:
-    """Best score and its step, from the newest checkpoint: every validated step is saved."""
+    """Returns best score and its step, from the newest checkpoint: every validated step is saved."""
     newest = max(folder.checkpoints.glob("step-*"), default=None)
     progress = ((newest and read_json(newest / "trainer.json")) or {}).get("progress") or {}
     return {key: _number(progress.get(key)) for key in ("best_score", "best_step")}
@@ -154,7 +154,7 @@ def with_points(states: Sequence[RunState]) -> list[RunState]:
 
 
 def _state_or_reason(folder: Path) -> RunState:
-    """The state, also of a folder whose files hold what this program never writes: it must not hide the other runs."""
+    """Returns the state, also of a folder whose files hold what this program never writes: it must not hide the other runs."""
     try:
         state = state_of(folder)
         # The source of a finished run decides nothing more.

@@ -50,7 +50,7 @@ def _diff(runs: Sequence[PlannedRun], cluster: Cluster | None, as_json: bool) ->
 
 
 def _for_cluster(runs: Sequence[PlannedRun], cluster: Cluster, script_only: bool) -> str:
-    """The plans, what Slurm is asked for, and the first job script."""
+    """Returns the plans, what Slurm is asked for, and the first job script."""
     from launch.slurm.render import describe_requests
     from launch.slurm.software import warn_of_missing_software
     from launch.slurm.submit import check_folders, script_of

@@ -204,8 +204,8 @@ def _comment(text: str, indent: str) -> list[str]:
 
 # ── JSON schema ─────────────────────────────────────────────────────────────────────────────────────────────────────
 def json_schema() -> dict[str, Any]:
-    """Returns the JSON Schema (2020-12) of a recipe file, for editors: it has `base`, allows a bare name for a choice, and does not
-    require what a base file or the matrix may give."""
+    """Returns the JSON Schema (2020-12) of a recipe file, for editors: it has `base`, allows a bare name for a choice, and
+    does not require what a base file or the matrix may give."""
     schema: dict[str, Any] = Recipe.model_json_schema()
     definitions = schema["$defs"]
     _add_installed_tasks(schema["properties"]["task"]["oneOf"], definitions)
@@ -260,7 +260,7 @@ def _with_shorthand(schema: dict[str, Any], names: list[str]) -> dict[str, Any]:
 
 
 def _alternatives(schema: dict[str, Any]) -> list[dict[str, Any]]:
-    """The members of nested unions, side by side."""
+    """Returns the members of nested unions, side by side."""
     if "$ref" in schema:
         return [{"$ref": schema["$ref"]}]
     members = schema.get("anyOf") or schema.get("oneOf")

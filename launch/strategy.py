@@ -65,7 +65,7 @@ def _check_processes(row: Strategy, processes: int) -> None:
 
 
 def _replicated(processes: int) -> Strategy:
-    """The strategy that shards nothing, for so many processes."""
+    """Returns the strategy that shards nothing, for so many processes."""
     rows = [row for row in STRATEGIES.values() if not row.shards]
     return next(row for row in rows if row.min_processes <= processes <= (row.max_processes or processes))
 
@@ -77,8 +77,9 @@ def _one_process(shape: Shape) -> Launch:
 
 
 def _several_processes(shape: Shape) -> Launch:
-    """On CPU the flag is `--multi_gpu` as well: Accelerate 1.15 starts ONE process for `--cpu --num_processes 2`, without
-    an error, and only `--multi_gpu` goes through torchrun. ACCELERATE_USE_CPU then makes the processes use gloo."""
+    """Returns the flags of several processes. On CPU the flag is `--multi_gpu` as well: Accelerate 1.15 starts ONE process
+    for `--cpu --num_processes 2`, without an error, and only `--multi_gpu` goes through torchrun. ACCELERATE_USE_CPU then
+    makes the processes use gloo."""
     flags = ("--multi_gpu", "--num_processes", str(shape.world_size), "--gpu_ids", "all", *_common_flags(shape))
     if shape.nodes == 1:
         flags += ("--machine_rank", "0", "--main_process_port", "0")  # 0: any free port, so that two runs do not meet
@@ -88,8 +89,8 @@ def _several_processes(shape: Shape) -> Launch:
 
 
 def _common_flags(shape: Shape) -> tuple[str, ...]:
-    """Stated in every launch: without them Accelerate reads ~/.cache/huggingface/accelerate/default_config.yaml or guesses.
-    Precision and compilation are up to the trainer, so both are off here."""
+    """Returns the flags of every launch: without them Accelerate reads ~/.cache/huggingface/accelerate/default_config.yaml or
+    guesses. Precision and compilation are up to the trainer, so both are off here."""
     return ("--num_machines", str(shape.nodes), "--mixed_precision", "no", "--dynamo_backend", "no")
 
 
@@ -161,7 +162,7 @@ def _choose(
 
 
 def _fitting(question: _Question, replicated: StrategySettings, processes: str) -> StrategyChoice:
-    """The first candidate that fits, else the one that needs least."""
+    """Returns the first candidate that fits, else the one that needs least."""
     candidates = [replicated, *_alternatives(question)]
     for settings in candidates:
         if question.fits(settings):
@@ -204,7 +205,7 @@ def _memory_reason(question: _Question, replicated: StrategySettings, settings: 
 
 
 def _memory_warning(question: _Question, settings: StrategySettings) -> tuple[str, ...]:
-    """Empty when the strategy fits; else with what would."""
+    """Returns a warning that names what would fit; none when the strategy fits."""
     if question.fits(settings):
         return ()
     warning = (
@@ -219,7 +220,7 @@ def _memory_warning(question: _Question, settings: StrategySettings) -> tuple[st
 
 
 def _more_gpus(question: _Question) -> str:
-    """How many GPUs would be enough, with the strategy that shards most and needs no package; empty when too many."""
+    """Returns how many GPUs would be enough, with the strategy that shards most and needs no package; empty when too many."""
     rows = (row for row in STRATEGIES.values() if PARAMETERS in row.shards and not row.packages)
     names = [row.name for row in rows if not refusals(row.name, question.recipe)]
     processes = question.shape.world_size
@@ -230,7 +231,8 @@ def _more_gpus(question: _Question) -> str:
 
 
 def _main_memory_warning(recipe: Recipe, shape: Shape, node_memory: int | None) -> tuple[str, ...]:
-    """Each process reads the model before anything is sharded, and rank 0 gathers all of it at every save."""
+    """Warns when main memory may not hold the models: each process reads one before anything is sharded, and rank 0 gathers all
+    of it at every save."""
     if node_memory is None or not shape.on_gpu or isinstance(recipe.tuning, QloraTuning):
         return ()
     try:

@@ -75,15 +75,23 @@ def score_run(run: Path) -> None:
     score([RunFolder(run)])
 
 
-def score(folders: list[RunFolder], device_number: int = 0) -> None:
-    """Scores every checkpoint on validation that no other process is scoring."""
+def score_share(order: Path) -> None:
+    """Scores a share of the checkpoints of several runs on validation, in one job. `order` is a JSON file with `runs`, and the
+    `index` of the share among `count`."""
+    request = json.loads(order.read_text(encoding="utf-8"))
+    score([RunFolder(Path(path)) for path in request["runs"]], share=(request["index"], request["count"]))
+
+
+def score(folders: list[RunFolder], device_number: int = 0, share: tuple[int, int] = (0, 1)) -> None:
+    """Scores every checkpoint of a share on validation that no other process is scoring."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.evaluation.evaluator import Evaluator
     from sft_dist.evaluation.sweep import ValidationScores
     from sft_dist.logging_setup import quiet_libraries
 
     quiet_libraries()
-    validation = ValidationScores(Evaluator(device_number), {folder: folder.recipe() for folder in folders})
+    recipes = {folder: folder.recipe() for folder in folders}
+    validation = ValidationScores(Evaluator(device_number), recipes, share=share)
     validation.update()
     if not validation.scored:
         log.info("%s  no checkpoint to evaluate", ", ".join(folder.id for folder in folders))
@@ -131,9 +139,9 @@ def sweep(
     evaluate or runs cannot be compared."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints.store import Checkpoint
+    from sft_dist.evaluation.baseline import worse_than
     from sft_dist.evaluation.comparison import with_statistics
     from sft_dist.evaluation.evaluator import Evaluator
-    from sft_dist.evaluation.gate import worse_than
     from sft_dist.evaluation.sweep import ValidationScores, score_untrained, score_winner
     from sft_dist.logging_setup import quiet_libraries
 

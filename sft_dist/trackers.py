@@ -86,11 +86,16 @@ class _OfflineFallback(WandBTracker):
     def start(self) -> None:
         try:
             super().start()
+            if self.run.url:
+                log.info("W&B: %s", self.run.url)
         except Exception as error:
             folder = f"{self.init_kwargs['dir']}/wandb"
             log.warning(
                 "W&B logs offline (%s); upload it with: wandb sync %s/offline-run-*", masked(str(error)), folder
             )
+            import wandb
+
+            wandb.teardown()  # its service holds the run's id, which it would refuse a second time
             self.init_kwargs["mode"] = "offline"
             super().start()
 
@@ -130,9 +135,8 @@ def _wandb(settings: Any, recipe: Recipe, folder: RunFolder) -> GeneralTracker:
         name=run_name(folder),
         resume="allow",
         dir=str(folder.path),
-        settings=wandb.Settings(
-            console="off", disable_git=True, save_code=False
-        ),  # logs and source are in the run folder
+        # Logs and source are in the run folder already.
+        settings=wandb.Settings(console="off", quiet=True, disable_git=True, save_code=False, init_timeout=30),
     )
 
 
@@ -209,10 +213,13 @@ def track_sweep(folders: Sequence[RunFolder], board: Mapping[str, Any], leaderbo
         digest = hashlib.sha256(json.dumps(board, sort_keys=True, default=str).encode()).hexdigest()
         if (read_json(folder.trackers_file) or {}).get("sweep") == digest:
             continue
-        for tracker in trackers_of(recipe, folder):
+        trackers = trackers_of(recipe, folder)
+        for tracker in trackers:
             tracker.start()
             _SENDERS[tracker.name](tracker, folder.id, board, leaderboard_in)
             tracker.finish()
+        if any(tracker.inner is None for tracker in trackers):
+            continue  # the next sweep tries again
         write_json(folder.trackers_file, {**(read_json(folder.trackers_file) or {}), "sweep": digest})
 
 
@@ -269,23 +276,30 @@ def _send_to_wandb(tracker: SafeTracker, run: str, board: Mapping[str, Any], lea
 
 
 def _send_to_mlflow(tracker: SafeTracker, run: str, board: Mapping[str, Any], leaderboard_in: Path) -> None:
-    import mlflow
-
     _send_steps(tracker, run, board, leaderboard_in)
     pages = _pages(leaderboard_in)
-    tracker.call(lambda inner: mlflow.set_tags(pages))
-    if "leaderboard" in pages:
-        tracker.call(lambda inner: mlflow.log_artifact(pages["leaderboard"]))
+
+    def send_pages(inner: Any) -> None:
+        import mlflow
+
+        mlflow.set_tags(pages)
+        if "leaderboard" in pages:
+            mlflow.log_artifact(pages["leaderboard"])
+
+    tracker.call(send_pages)
 
 
 def _send_to_trackio(tracker: SafeTracker, run: str, board: Mapping[str, Any], leaderboard_in: Path) -> None:
-    import trackio
-
     _send_steps(tracker, run, board, leaderboard_in)
     columns, rows = table_of(board)
     text = "\n\n".join(f"{name}: {file}" for name, file in _pages(leaderboard_in).items())
-    tracker.call(lambda inner: inner.run.log({"leaderboard": trackio.Table(columns=columns, data=rows)}))
-    tracker.call(lambda inner: inner.run.log({"pages": trackio.Markdown(text)}))
+
+    def send_table(inner: Any) -> None:
+        import trackio
+
+        inner.run.log({"leaderboard": trackio.Table(columns=columns, data=rows), "pages": trackio.Markdown(text)})
+
+    tracker.call(send_table)
 
 
 _SENDERS = {

@@ -70,12 +70,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _remove_refused(folder: RunFolder) -> None:
-    """Removes the folder of a run that was refused before its first step, with its parent if nothing else is in it."""
+    """Removes the folder of a run that was refused before its first step, with those above it in which nothing else is."""
     if is_locked(folder.lock_file) or folder.metrics_file.exists() or folder.checkpoints.exists():
         return
     shutil.rmtree(folder.path, ignore_errors=True)
     with contextlib.suppress(OSError):
         folder.path.parent.rmdir()
+        folder.path.parent.parent.rmdir()
 
 
 def open_run(target: str, overrides: list[str], runs: Path) -> tuple[RunFolder, bool]:

@@ -153,6 +153,7 @@ def test_no_module_imports_itself_by_a_detour():
 # Modules that import others of ours within functions: programs that answer before torch is loaded, and what needs an extra.
 IMPORT_LATE = {
     "sft_dist.batches.stream", "sft_dist.check", "sft_dist.count", "sft_dist.engines", "sft_dist.evaluate",
+    "sft_dist.evaluate_model",
     "sft_dist.evaluation.inputs", "sft_dist.export",
     "sft_dist.predict", "sft_dist.quality.preview", "sft_dist.run.folder", "sft_dist.train",
 }  # fmt: skip

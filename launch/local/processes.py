@@ -67,7 +67,7 @@ class Guard:
 
     @classmethod
     def start(cls, token: str) -> Guard:
-        """Must fork before any file is opened for the attempt: the guard would hold it open."""
+        """Starts a guard. Must fork before any file is opened for the attempt: the guard would hold it open."""
         reading, writing = os.pipe()
         process = os.fork()
         if process == 0:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def array_script(
     request: Request, cluster: Cluster, name: str, list_file: Path, num_runs: int, parallel: int | None
 ) -> str:
-    """Each task runs the `job.sbatch` of the run folder that its line of `list_file` names."""
+    """Renders the script of an array: each task runs the `job.sbatch` of the run folder that its line of `list_file` names."""
     fields = {
         "tasks": f"0-{num_runs - 1}" + (f"%{parallel}" if parallel else ""),
         "directives": "\n".join(directives(request, cluster, name)),

@@ -35,7 +35,7 @@ class JobPlan:
 
     @property
     def request(self) -> Request:
-        """Of training jobs; all runs of one job request the same."""
+        """What a training job requests; all runs of one job request the same."""
         request = self.runs[0].plan.request
         assert request is not None
         return request

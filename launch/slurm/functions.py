@@ -100,12 +100,12 @@ def parameters(
 
 
 def python_command(work: Work, cluster: Cluster) -> str:
-    """Quoted for the shell, which submitit leaves to its caller."""
+    """Returns the command of Python, quoted for the shell, which submitit leaves to its caller."""
     return contained(cluster, shlex.quote(work.python))
 
 
 def _setup(work: Work, cluster: Cluster) -> list[str]:
-    """The lines of the script before srun. submitit writes them as they are."""
+    """Returns the lines of the script before srun. submitit writes them as they are."""
     return [
         CLEAN,
         *exports(cluster, work.env),
@@ -129,7 +129,7 @@ def _srun_arguments(work: Work, cluster: Cluster) -> list[str]:
 
 @contextmanager
 def _clean_process_environment() -> Iterator[None]:
-    """submitit calls sbatch with this process's environment."""
+    """Removes Slurm's variables within it, because submitit calls sbatch with this process's environment."""
     before = dict(os.environ)
     for name in before.keys() - clean_environment(before).keys():
         del os.environ[name]

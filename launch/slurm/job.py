@@ -77,12 +77,12 @@ def _node_programs(source: Path) -> dict[str, str]:
 
 
 def requeue_functions(cluster: Cluster) -> str:
-    """Bash functions that requeue the job; they need nothing but Slurm."""
+    """Returns bash functions that requeue the job; they need nothing but Slurm."""
     return fill("requeue.sh.tmpl", {"may_requeue": _may_requeue(cluster)}).rstrip("\n")
 
 
 def _may_requeue(cluster: Cluster) -> str:
-    """A command that succeeds when jobs of this cluster may requeue themselves."""
+    """Returns a command that succeeds when jobs of this cluster may requeue themselves."""
     return "true" if cluster.preemption.requeue else "false"
 
 
@@ -94,7 +94,8 @@ def _batch_arithmetic(plan: Plan) -> str:
 
 
 def directives(request: Request, cluster: Cluster, name: str) -> list[str]:
-    """The `#SBATCH` lines of a script that traps Slurm's warning before the end; a script without a trap would die of it."""
+    """Returns the `#SBATCH` lines of a script that traps Slurm's warning before the end; a script without a trap would die of
+    it."""
     options = sbatch_options(request, cluster, name, signal=f"B:USR1@{cluster.signal_lead_s}")
     return [directive(option, value) for option, value in options.items()]
 
@@ -102,7 +103,7 @@ def directives(request: Request, cluster: Cluster, name: str) -> list[str]:
 def sbatch_options(
     request: Request, cluster: Cluster, name: str, signal: str | None = None
 ) -> dict[str, str | int | bool]:
-    """Long option of sbatch -> value, or True for an option without one."""
+    """Returns long option of sbatch -> value, or True for an option without one."""
     gpus = f"{cluster.gpu_type}:{request.gpus}" if cluster.gpu_type else request.gpus
     options: dict[str, str | int | bool | None] = {
         "job-name": name,
@@ -125,7 +126,8 @@ def sbatch_options(
 
 
 def directive(option: str, value: str | int | bool) -> str:
-    """sbatch parses these lines itself and has no reliable quoting, so anything doubtful raises ValueError."""
+    """Renders an `#SBATCH` line. sbatch parses these lines itself and has no reliable quoting, so anything doubtful raises
+    ValueError."""
     text = f"--{option}" if value is True else f"--{option}={value}"
     if not _SAFE.fullmatch(text):
         raise ValueError(f"not safe in an #SBATCH line: {text!r}")
@@ -133,7 +135,7 @@ def directive(option: str, value: str | int | bool) -> str:
 
 
 def exports(cluster: Cluster, env: Mapping[str, str]) -> list[str]:
-    """The cluster's environment, then the plan's."""
+    """Returns the cluster's environment, then the plan's."""
     variables = {**cluster.environment, **cluster.nccl, **({"TMPDIR": cluster.scratch} if cluster.scratch else {})}
     variables |= {key: value for key, value in env.items() if key != "PYTHONPATH"}
     return [f"export {key}={shlex.quote(value)}" for key, value in sorted(variables.items())]
@@ -154,7 +156,7 @@ def software(cluster: Cluster, on_failure: str) -> list[str]:
 
 
 def _launch_command(plan: Plan) -> str:
-    """The plan's command, with what only the node knows."""
+    """Returns the plan's command, with what only the node knows."""
     _, *arguments = plan.argv
     words = ['"$RUN"' if word == str(plan.folder) else shlex.quote(word) for word in arguments]
     if plan.nodes > 1:
@@ -174,7 +176,7 @@ def srun_options(cluster: Cluster) -> str:
 
 
 def contained(cluster: Cluster, command: str) -> str:
-    """Apptainer is a command around the command."""
+    """Wraps the command in the container: Apptainer is a command around it."""
     if not cluster.container or cluster.container.runtime != "apptainer":
         return command
     words = ["apptainer", "exec", *(["--nv"] if cluster.gpus_per_node else []), "--bind", '"${RUN%/*}"']

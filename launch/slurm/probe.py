@@ -101,7 +101,7 @@ def gpus_of(gres: str) -> tuple[str, int]:
 
 
 def gpu_memory_gb(names: str) -> int | None:
-    """Memory of one GPU, if its type or the node's features contain it: `a100_80gb`, `gpu_mem:40g`, or a type of one size
+    """Returns memory of one GPU, if its type or the node's features contain it: `a100_80gb`, `gpu_mem:40g`, or a type of one size
     only."""
     if match := re.search(r"(?:gpu|a\d+|h\d+|v\d+)\w*?[_:=-](\d{2,3})gb?\b", names, re.IGNORECASE):
         return int(match[1])
@@ -112,7 +112,7 @@ def gpu_memory_gb(names: str) -> int | None:
 
 
 def parse_time(limit: str) -> int | None:
-    """Slurm's `4:00:00`, `1-00:00:00`, `30:00`; None for UNLIMITED."""
+    """Parses Slurm's `4:00:00`, `1-00:00:00`, `30:00`; None for UNLIMITED."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
     if not match:
         return None

@@ -158,8 +158,8 @@ def _timestamp(text: str) -> float | None:
 def merge(
     state: RunState, record: JobRecord, answer: Answer, now_s: float, reason: str = "", action: str = ""
 ) -> RunState:
-    """Returns a run's state with what Slurm knows of its newest training job. `reason`: a line of the job's own output, where there
-    was no attempt yet; `action`: of the requeue policy after the newest attempt, empty before it has decided."""
+    """Returns a run's state with what Slurm knows of its newest training job. `reason`: a line of the job's own output, where
+    there was no attempt yet; `action`: of the requeue policy after the newest attempt, empty before it has decided."""
     state = replace(state, job=record.id)
     if state.state == "finished":
         return state
@@ -202,18 +202,18 @@ def _merge_ended(state: RunState, record: JobRecord, job: Job, now_s: float, rea
 
 
 def _output_name(state: RunState, record: JobRecord) -> str:
-    """Where the job printed before its first attempt, from the run folder."""
+    """Returns where the job printed before its first attempt, from the run folder."""
     file = output_of(Path(state.folder), record)
     return os.path.relpath(file, state.folder) if file else f"slurm-{record.id}.out"
 
 
 def _reason(state: RunState, record: JobRecord | None) -> str:
-    """Why the job's start failed, where it never came to an attempt."""
+    """Returns why the job's start failed, where it never came to an attempt."""
     return "" if record is None or state.attempts else reason_of(Path(state.folder), record)
 
 
 def _action(state: RunState) -> str:
-    """What the requeue policy decided after the newest attempt, else empty."""
+    """Returns what the requeue policy decided after the newest attempt, else empty."""
     if not state.attempts or state.state not in ("failed", "killed"):
         return ""
     decision = read_json(RunFolder(Path(state.folder)).all_attempts()[-1].decision_file)
@@ -250,7 +250,7 @@ def query_states(
 
 
 def _evaluation_lines(records: Iterable[JobRecord], answer: Answer) -> list[str]:
-    """A line for each evaluation job that is unfinished or failed; tasks of an array are counted by state."""
+    """Returns a line for each evaluation job that is unfinished or failed; tasks of an array are counted by state."""
     counts: dict[str, Counter[str]] = {}
     for record in records:
         if text := _evaluation_state(answer, record.id):

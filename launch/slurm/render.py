@@ -23,7 +23,7 @@ MAX_NAMED = 10  # runs of a state
 
 
 def describe_requests(runs: Sequence[PlannedRun], cluster: Cluster) -> str:
-    """What is requested from Slurm, a line for each different request."""
+    """Returns what is requested from Slurm, a line for each different request."""
     requests = list(dict.fromkeys(run.plan.request for run in runs if run.plan.request))
     return "\n".join(f"  {'cluster':<13}{cluster.name}: {describe_request(request)}" for request in requests)
 

@@ -55,5 +55,5 @@ def warn_of_missing_software(cluster: Cluster) -> bool:
     """Prints a warning for each setting that does not work on this machine; returns whether there is one."""
     lines = missing_software(cluster)
     for line in lines:
-        print(f"warning: {line}; a job that lacks it on its node, too, fails", file=sys.stderr)
+        print(f"warning: {line}; a job whose node lacks it too will fail", file=sys.stderr)
     return bool(lines)

@@ -49,13 +49,14 @@ def submit(
     evaluate: bool = True,
     lacks_software: bool = False,
 ) -> Submission:
-    """`lacks_software`: this machine lacks software of the cluster file. Raises UserError when Slurm does not answer, or refuses."""
+    """`lacks_software`: this machine lacks software of the cluster file. Raises UserError when Slurm does not answer, or
+    refuses."""
     check_folders(runs, cluster)
     if evaluate:
         check_installed()
     os.umask(0o077)
     parent = runs[0].plan.folder.parent
-    with _exclusive(parent):
+    with exclusive(parent):
         queue = read_queue()
         _recover_records(parent, queue)
         by_state = divide(runs, queue)
@@ -165,11 +166,11 @@ class _Submitter:
         return sbatch([f"--chdir={self._folder}", "--output=slurm-%A_%a.out", *options], script)
 
     def _send_scoring(self, job: JobPlan, comment: str, after: Sequence[str]) -> str:
-        """An array that scores checkpoints, one task per run."""
+        """Submits an array that scores checkpoints, one task per run."""
         return self._call("score_run", [run.plan.folder for run in job.runs], job.runs, comment, after)
 
     def _send_evaluation(self, job: JobPlan, comment: str, after: Sequence[str]) -> str:
-        """One job that chooses, tests and exports, and scores what has no scores yet."""
+        """Submits one job that chooses, tests and exports, and scores what has no scores yet."""
         order = self._folder / "eval.json"
         plans = [run.plan for run in job.runs]
         write_json(order, {"runs": [str(plan.folder) for plan in plans], "leaderboard": str(leaderboard_folder(plans))})
@@ -189,7 +190,7 @@ class _Submitter:
 
 
 def _queued_trainings(runs: Sequence[PlannedRun], queue: Queue) -> list[str]:
-    """Training jobs of earlier submissions, which an evaluation has to wait for."""
+    """Returns training jobs of earlier submissions, which an evaluation has to wait for."""
     return [
         record.job
         for run in runs
@@ -199,7 +200,8 @@ def _queued_trainings(runs: Sequence[PlannedRun], queue: Queue) -> list[str]:
 
 
 def evaluation_request(runs: Sequence[PlannedRun], cluster: Cluster) -> Request:
-    """One process with the threads and the memory of a training; on a GPU cluster one GPU and its share of the node.
+    """Returns a request for one process with the threads and the memory of a training; on a GPU cluster one GPU and its share
+    of the node.
 
     The time is that of the longest training: scoring takes less, and where it does not, the job is requeued and continues.
     """
@@ -238,8 +240,8 @@ def _recover_records(parent: Path, queue: Queue) -> None:
 
 
 @contextmanager
-def _exclusive(parent: Path) -> Iterator[None]:
-    """Two submissions of one recipe at the same moment would both find its runs missing."""
+def exclusive(parent: Path) -> Iterator[None]:
+    """Holds a lock: two submissions of one recipe at the same moment would both find its runs missing."""
     folder = parent / ".submissions"
     for path in (parent, folder):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -39,8 +39,8 @@ class Piece:
 
 
 def write_pieces(pieces: Iterable[Piece], folder: Path, rank: int) -> Path:
-    """This rank's file in `folder`, which is made when missing, but not its parents. Nothing is copied for it: the values
-    are written as they lie in memory."""
+    """Writes this rank's file in `folder`, which is made when missing, but not its parents. Copies nothing: the values are
+    written from where they are in memory."""
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"rank-{rank:05d}.safetensors"
     save_file({piece.key: piece.values for piece in pieces}, path)
@@ -79,20 +79,20 @@ class SavedState:
         return {name for name, _ in (*self._runs, *self._full_values)}
 
     def element_keys(self, name: str) -> set[str]:
-        """State keys with one value per element, which can be read in part."""
+        """Returns the state keys with one value per element, which can be read in part."""
         return {state_key for owner, state_key in self._runs if owner == name}
 
     def whole_keys(self, name: str) -> set[str]:
         return {state_key for owner, state_key in self._full_values if owner == name}
 
     def full_value(self, name: str, state_key: str) -> Tensor:
-        """Raises ValueError when it is in no file."""
+        """Returns a whole value. Raises ValueError when it is in no file."""
         if (name, state_key) not in self._full_values:
             raise ValueError(f"{self.folder}: {name}/{state_key} is in none of the files")
         return self._full_values[name, state_key].get_tensor(f"{name}/{state_key}")  # type: ignore[attr-defined]
 
     def read(self, name: str, state_key: str, first: int, last: int) -> Tensor:
-        """Elements `first` to `last` - 1, 1-D. Raises ValueError when some are in no file."""
+        """Returns elements `first` to `last` - 1, 1-D. Raises ValueError when some are in no file."""
         parts = []
         at = first
         for start, end, file in self._runs.get((name, state_key), ()):
@@ -114,16 +114,16 @@ def split_key(key: str) -> tuple[str, str, int | None]:
 
 # ── state ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 def names_of(model: nn.Module) -> dict[nn.Parameter, str]:
-    """Trained weight -> its name, which is the same under every strategy."""
+    """Returns trained weight -> its name, which is the same under every strategy."""
     return {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def optimizer_pieces(
     optimizer: torch.optim.Optimizer, model: nn.Module, mine: Callable[[int], bool]
 ) -> Iterator[Piece]:
-    """State of the weights whose number in the model is `mine`, copied to the CPU.
+    """Yields the state of the weights whose number in the model is `mine`, copied to the CPU.
 
-    A slot that is no tensor says so in its name: `step:int`.
+    A value that is no tensor says so in its key: `step:int`.
     """
     for number, (parameter, name) in enumerate(names_of(model).items()):
         if mine(number):
@@ -139,7 +139,7 @@ def optimizer_pieces(
 
 
 def load_pieces(optimizer: torch.optim.Optimizer, model: nn.Module, saved: SavedState) -> None:
-    """The reverse, for an optimizer that holds whole weights. Raises ValueError when the state is of other weights."""
+    """Loads a saved state into an optimizer that holds whole weights. Raises ValueError when the state is of other weights."""
     names = names_of(model)
     check_names(saved, set(names.values()))
     numbers: dict[nn.Parameter, int] = {}
@@ -160,7 +160,7 @@ def load_pieces(optimizer: torch.optim.Optimizer, model: nn.Module, saved: Saved
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-# Kind of a slot -> how it is read. Numbers stay numbers: some optimizers count with them.
+# Kind of a value -> how it is read. Numbers stay numbers: some optimizers count with them.
 _PLAIN: dict[str, Callable[[Tensor], Any]] = {
     "": lambda tensor: tensor,
     "int": lambda tensor: int(tensor.item()),
@@ -184,7 +184,7 @@ def check_names(saved: SavedState, trained: set[str]) -> None:
 
 
 def groups_state(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """What changes in the groups while training (lr, and what some optimizers count there), as plain values."""
+    """Returns what changes in the groups while training (lr, and what some optimizers count there), as plain values."""
     return [{key: _plain(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
@@ -194,7 +194,7 @@ def load_groups_state(optimizer: torch.optim.Optimizer, groups: list[dict[str, A
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no tensors: a scalar one becomes its number and its type."""
+    """Returns a scalar tensor as its number and its type, since JSON has no tensors."""
     if isinstance(value, Tensor):
         return {"tensor": value.item(), "dtype": str(value.dtype).removeprefix("torch.")}
     return value

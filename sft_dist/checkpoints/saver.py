@@ -27,19 +27,19 @@ WAIT_TIMEOUT_S = 20.0  # for what is under way once training has failed; torchru
 
 
 class SaveError(RuntimeError):
-    """A checkpoint could not be written; those before it are whole."""
+    """A checkpoint could not be written; earlier ones are intact."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that is published now."""
+    """A checkpoint that has just been published."""
 
     step: int
     seconds: float  # since training was held up for it
 
 
 class _Save(threading.Thread):
-    """One rank's part of one checkpoint."""
+    """One rank's share of one checkpoint."""
 
     def __init__(self, step: int, work: Callable[[], None]) -> None:
         super().__init__(name=f"save-{step}", daemon=True)
@@ -60,7 +60,7 @@ class _Save(threading.Thread):
 
 
 class Saver:
-    """One checkpoint at a time. `save` and `finish` are called by all ranks alike, `poll` by each for itself."""
+    """Writes one checkpoint at a time. `save` and `finish` are called by all ranks alike, `poll` by each for itself."""
 
     def __init__(
         self, folder: RunFolder, attempt: int, rank: int, world_size: int, barrier: Callable[[], None]
@@ -70,7 +70,7 @@ class Saver:
         self._give_up_at = float("inf")
 
     def save(self, step: int, write: Callable[[Path], Iterable[Path]]) -> None:
-        """Begin the checkpoint of `step`. `write` puts this rank's files, from memory, into a folder and names them.
+        """Begins the checkpoint of `step`. `write` puts this rank's files, from memory, into a folder and returns them.
 
         Raises SaveError when not even the folder can be made.
         """
@@ -85,7 +85,7 @@ class Saver:
         self._save.start()
 
     def poll(self) -> Saved | None:
-        """On rank 0: the checkpoint that has been published since the last question. Raises SaveError."""
+        """Returns, on rank 0, the checkpoint that was published since the last call. Raises SaveError."""
         if self._save is None or self._save.is_alive():
             return None
         save, self._save = self._save, None
@@ -94,7 +94,7 @@ class Saver:
         return Saved(save.step, save.seconds) if self.rank == 0 else None
 
     def finish(self) -> Saved | None:
-        """Wait until the checkpoint is published and every rank knows. Raises SaveError."""
+        """Waits until the checkpoint is published and every rank knows. Raises SaveError."""
         if self._save is not None:
             self._save.join()
         saved = self.poll()
@@ -102,7 +102,7 @@ class Saver:
         return saved
 
     def wait_for_pending(self, timeout_s: float = WAIT_TIMEOUT_S) -> None:
-        """Let a checkpoint that is under way come to its end, if it can: after an error it is the last one."""
+        """Waits for a checkpoint in progress, if it can still be finished: after an error it is the last one."""
         self._give_up_at = time.monotonic() + timeout_s  # other ranks may be gone
         if self._save is not None:
             self._save.join(timeout_s + 1)
@@ -132,7 +132,7 @@ class Saver:
             raise
 
     def _wait_for(self, staging_dir: Path, rank: int) -> dict[str, Any]:
-        """What another rank has to say, once it has."""
+        """Returns the note of another rank, once it is there."""
         while (note := read_json(_note(staging_dir, rank))) is None:
             if _bare_note(staging_dir, rank).exists():
                 return {"error": "could neither write its files nor report why; most likely: No space left on device"}
@@ -152,7 +152,7 @@ def _bare_note(staging_dir: Path, rank: int) -> Path:
 
 
 def _tell(staging_dir: Path, rank: int, error: Exception) -> None:
-    """Rank 0, which waits for a note. Where the disk is full, for an empty file there is mostly room."""
+    """Leaves a note for rank 0, which waits for it. On a full disk there is usually room for an empty file."""
     try:
         write_json(_note(staging_dir, rank), {"error": str(error)})
     except OSError:

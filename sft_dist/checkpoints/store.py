@@ -60,18 +60,18 @@ class Checkpoint:
         return json.loads(self.trainer_file.read_text())
 
     def fingerprint(self) -> str:
-        """SHA-256 of the manifest: names the content of every file in it."""
+        """The SHA-256 of the manifest, which names the content of every file in it."""
         return hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()
 
 
 def staging_dir_of(folder: RunFolder, step: int, attempt: int) -> Path:
-    """Where the checkpoint of `step` is written before it exists. Every attempt has its own: a rank of the one before may
-    still be writing, on a machine that is believed dead."""
+    """Returns where the checkpoint of `step` is written before it is published. Every attempt has its own: a rank of the previous
+    one may still be writing, on a machine that is believed dead."""
     return folder.checkpoints / f"{_WRITING}{attempt:03d}-{folder.checkpoint(step).name}"
 
 
 def begin(folder: RunFolder, step: int, attempt: int) -> Path:
-    """An empty hidden folder for the files of `step`."""
+    """Makes an empty hidden folder for the files of `step`."""
     staging_dir = staging_dir_of(folder, step, attempt)
     shutil.rmtree(staging_dir, ignore_errors=True)
     staging_dir.mkdir(mode=0o700, parents=True)
@@ -79,7 +79,7 @@ def begin(folder: RunFolder, step: int, attempt: int) -> Path:
 
 
 def describe(staging_dir: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """The files' part of the manifest; they are on the disk when this returns."""
+    """Returns the files' part of the manifest; they are on disk when this returns."""
     described = {}
     for path in files:
         described[str(path.relative_to(staging_dir))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
@@ -88,7 +88,7 @@ def describe(staging_dir: Path, files: Iterable[Path]) -> dict[str, dict[str, An
 
 
 def publish(folder: RunFolder, step: int, staging_dir: Path, files: dict[str, dict[str, Any]]) -> Checkpoint:
-    """Make the hidden folder `aside` the checkpoint of `step`. A damaged one of that step is moved out of the way."""
+    """Makes the hidden folder the checkpoint of `step`. A damaged one of that step is moved out of the way."""
     final = folder.checkpoint(step)
     content = {"format": FORMAT, "step": step, "run": _run_of(folder), "files": dict(sorted(files.items()))}
     write_json(staging_dir / MANIFEST, sealed(content))
@@ -112,18 +112,18 @@ def _run_of(folder: RunFolder) -> dict[str, str]:
 
 
 def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """With its own SHA-256 in it, so that a changed manifest is not taken for a changed file."""
+    """Returns the manifest with its own SHA-256 in it, so that a changed manifest is not taken for a changed file."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     return {**content, "sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
 
 
 def published(folder: RunFolder) -> list[Checkpoint]:
-    """All checkpoints of a run by step, verified or not."""
+    """Returns all checkpoints of a run by step, verified or not."""
     return [checkpoint for checkpoint in present(folder) if (checkpoint.path / MANIFEST).is_file()]
 
 
 def present(folder: RunFolder) -> list[Checkpoint]:
-    """All that carries a step's name, also without a manifest: what a copy that was cut short leaves behind."""
+    """Returns all folders with a step's name, also without a manifest, as an interrupted copy leaves them behind."""
     checkpoints = []
     for path in folder.checkpoints.glob("step-*") if folder.checkpoints.is_dir() else ():
         digits = path.name.removeprefix("step-")
@@ -133,7 +133,7 @@ def present(folder: RunFolder) -> list[Checkpoint]:
 
 
 def verify(checkpoint: Checkpoint, hashed: tuple[str, ...] = EVERY_FILE) -> list[str]:
-    """What is wrong with a checkpoint, file by file; empty when every byte is as it was written. Files without a prefix in
+    """Returns what is wrong with a checkpoint, file by file; empty when every byte is as it was written. Files without a prefix in
     `hashed` are compared by their sizes alone: an evaluation need not read the optimizer's state.
 
     Raises FileNotFoundError when it is gone by now: training deletes old checkpoints while others look at them.
@@ -195,7 +195,7 @@ def other_run(checkpoint: Checkpoint) -> str:
 
 
 def newest_good(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and a line for each newer one that does not."""
+    """Returns the newest checkpoint that verifies, and a line for each newer one that does not."""
     damaged: list[str] = []
     for checkpoint in reversed(present(folder)):
         problems = verify(checkpoint)
@@ -215,7 +215,7 @@ def mark_damaged(path: Path) -> Path:
 
 
 def clear_unfinished(folder: RunFolder) -> list[str]:
-    """Remove what a killed process was writing, or deleting. Call only while holding the run's lock.
+    """Removes what a killed process was writing or deleting. Call only while holding the run's lock.
 
     Returns the names of the checkpoints that will never be.
     """
@@ -228,7 +228,7 @@ def clear_unfinished(folder: RunFolder) -> list[str]:
 
 
 def prune(folder: RunFolder, keep_last: int, keep: set[int | None]) -> list[int]:
-    """Delete old checkpoints but the newest `keep_last` and the steps in `keep`. Returns the deleted steps."""
+    """Deletes old checkpoints but the newest `keep_last` and the steps in `keep`. Returns the deleted steps."""
     old = published(folder)[:-keep_last]
     deleted = [checkpoint for checkpoint in old if checkpoint.step not in keep]
     for checkpoint in deleted:

@@ -22,7 +22,7 @@ def engine_class(strategy: str) -> type[Engine]:
 
 
 def start_engine(recipe: Recipe, folder: RunFolder) -> Engine:
-    """The process group is up and checked when this returns. Raises UserError, RuntimeError."""
+    """Starts the engine; the process group is up and checked when this returns. Raises UserError, RuntimeError."""
     # Imported late: the launcher of a resumed run reads the table without torch.
     import torch
 
@@ -41,7 +41,7 @@ def start_engine(recipe: Recipe, folder: RunFolder) -> Engine:
 
 
 def strategy_options(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
-    """The strategy with its options, as it was planned: `auto` chosen, or replaced when the run was resumed. Without a plan
+    """Returns the strategy with its options, as it was planned: `auto` chosen, or replaced when the run was resumed. Without a plan
     it is the recipe's, and `auto` the whole model on every rank."""
     planned = (read_json(folder.plan_file) or {}).get("strategy")
     if isinstance(planned, dict) and planned.get("name") in STRATEGIES:

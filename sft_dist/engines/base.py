@@ -44,46 +44,46 @@ class Engine(Protocol):
     optimizer: torch.optim.Optimizer  # torch's own: the schedule changes the lr of its groups
 
     def __init__(self, setup: Setup) -> None:
-        """Start the process group and check that it is what was asked for. Raises UserError and RuntimeError."""
+        """Starts the process group and checks that it is what was asked for. Raises UserError and RuntimeError."""
 
     def prepare(self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
-        """Place the model on the device, share it out, make the optimizer; check that the wrapper is the right one.
+        """Places the model on the device, shards it and makes the optimizer; checks that the wrapper is the right one.
 
         The model comes with its final weights, on the CPU, the same on every rank. `build_optimizer` may be called
         before or after sharing out; it reads `named_parameters()` and must see their own names.
         """
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of one micro-batch; gradients are exchanged in the step's last one."""
+        """Wraps forward and backward of one micro-batch; gradients are exchanged in the step's last one."""
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Around every forward pass, with and without gradients."""
+        """Wraps every forward pass, with and without gradients."""
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients add up over a step's micro-batches and are averaged (not summed) over ranks."""
+        """Adds gradients up over a step's micro-batches; they are averaged (not summed) over ranks."""
 
     def step(self, clip_norm: float | None) -> float:
-        """Clip, update, clear the gradients. Returns the global gradient norm before clipping.
+        """Clips, updates and clears the gradients. Returns the global gradient norm before clipping.
 
         Raises NonFiniteGradient when the norm is not finite; then no weight has been changed where the strategy can tell in time.
         """
 
     def discard_gradients(self) -> None:
-        """Forget this step's gradients. Raises NotImplementedError where that cannot be done (refused at plan time)."""
+        """Discards this step's gradients. Raises NotImplementedError where that cannot be done (refused at plan time)."""
 
     def weights(self, names: set[str] | None = None) -> dict[str, Tensor] | None:
-        """Full weights and buffers of `raw_model.state_dict()`, in fp32 as they are trained, copied to the CPU, under the
+        """Returns full weights and buffers of `raw_model.state_dict()`, in fp32 as they are trained, copied to the CPU, under the
         same names; only those in `names`, if given. On rank 0; None elsewhere. Every rank must call it."""
 
     def pieces(self) -> Iterator[Piece]:
-        """This rank's part of the optimizer's state, copied to the CPU. Over all ranks each element comes exactly once."""
+        """Yields this rank's share of the optimizer state, copied to the CPU. Over all ranks each element comes exactly once."""
 
     def load(self, saved: SavedState) -> None:
-        """Put a saved state in, whichever strategy and number of ranks wrote it. Raises ValueError when it does not fit."""
+        """Loads a saved state, whichever strategy and number of ranks wrote it. Raises ValueError when it does not fit."""
 
 
 def start_accelerator(setup: Setup, **options: Any) -> Accelerator:
-    """Accelerate with the process group up, checked: set up wrongly it runs one process instead of several, silently.
+    """Starts Accelerate and checks the process group: set up wrongly, it runs one process instead of several, silently.
 
     Autocast and loss scaling are the engines', the same way for every strategy, so its mixed precision is off.
     """
@@ -104,8 +104,8 @@ def start_accelerator(setup: Setup, **options: Any) -> Accelerator:
 
 
 def require_gpu(available: bool) -> None:
-    """For a run that was planned for GPUs: on one node without a driver it would train on the CPU, and the other nodes
-    would wait for it. Raises RuntimeError, which `sft_dist.run.causes` takes for a fault of the host."""
+    """Raises RuntimeError where a run that was planned for GPUs finds none: on one node without a driver it would train on
+    the CPU, and the other nodes would wait for it. `sft_dist.run.causes` takes that error for a fault of the host."""
     if not available:
         raise RuntimeError(
             f"the run was planned for GPUs, but torch {torch.__version__} finds none on {socket.gethostname()}: the driver "
@@ -132,7 +132,7 @@ class NonFiniteGradient(RuntimeError):
 def copy_tensors(
     model: nn.Module, names: set[str] | None, copy: Callable[[Tensor], Tensor | None]
 ) -> dict[str, Tensor] | None:
-    """`copy` of each named weight and buffer of `model.state_dict()`, one after another; tied weights are copied once. None
+    """Returns `copy` of each named weight and buffer of `model.state_dict()`, one after another; tied weights are copied once. None
     where `copy` returns None, which is on all ranks but one."""
     copies: dict[int, Tensor | None] = {}
     named_copies: dict[str, Tensor] = {}

@@ -15,12 +15,13 @@ AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 def zero_stage(strategy: Mapping[str, object]) -> int:
-    """1: ranks shard the optimizer's state; 2: gradients, too; 3: parameters, too."""
+    """Returns 1 where ranks shard the optimizer state, 2 for gradients too, 3 for parameters too."""
     return len(STRATEGIES[str(strategy["name"])].shards)
 
 
 def deepspeed_config(strategy: Mapping[str, object], precision: str) -> dict[str, Any]:
-    """`strategy`: name and options as in the recipe. The keys are those of https://www.deepspeed.ai/docs/config-json/."""
+    """Returns the config for `strategy`, its name and options as in the recipe. The keys are those of
+    https://www.deepspeed.ai/docs/config-json/."""
     stage = zero_stage(strategy)
     zero: dict[str, Any] = {
         "stage": stage,

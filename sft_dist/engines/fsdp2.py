@@ -62,7 +62,7 @@ class Fsdp2:
             )
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
-        """Gradients are reduced after every micro-batch: to keep them for the last one, each rank would need room for
+        """Does nothing: gradients are reduced after every micro-batch. To keep them for the last one, each rank would need room for
         all of them."""
         return contextlib.nullcontext()
 
@@ -87,7 +87,7 @@ class Fsdp2:
         self.optimizer.zero_grad()
 
     def weights(self, names: set[str] | None = None) -> dict[str, Tensor] | None:
-        """One weight after another is gathered, so no rank ever holds more than its share and one."""
+        """Gathers one weight after another, so that no rank ever holds more than its share and one whole weight."""
         self._free_gathered()
 
         def copy(value: Tensor) -> Tensor | None:
@@ -97,7 +97,7 @@ class Fsdp2:
         return copy_tensors(self.raw_model, names, copy)
 
     def pieces(self) -> Iterator[Piece]:
-        """This rank's rows of every state key; rank 0 also yields what is not per row, such as Adam's `step`."""
+        """Yields this rank's rows of every state key; rank 0 also yields what is not per row, such as Adam's `step`."""
         for parameter, name in self.names.items():
             first, last = self._run(parameter)
             for state_key, value in self.optimizer.state.get(parameter, {}).items():
@@ -122,7 +122,7 @@ class Fsdp2:
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
     def _read(self, saved: SavedState, name: str, state_key: str, parameter: nn.Parameter) -> DTensor:
-        """This rank's rows, as the tensor that the optimizer works on."""
+        """Returns this rank's rows, as the tensor that the optimizer works on."""
         assert isinstance(parameter, DTensor)
         mine = parameter.to_local()
         values = saved.read(name, state_key, *self._run(parameter)).view(mine.shape).to(mine.device)
@@ -131,20 +131,20 @@ class Fsdp2:
         )
 
     def _run(self, parameter: nn.Parameter) -> tuple[int, int]:
-        """First element of this rank's rows, and the one after its last. Rows are cut as `torch.chunk` cuts them."""
+        """Returns the first element of this rank's rows, and the one after the last. Rows are cut as `torch.chunk` cuts them."""
         rows = parameter.shape[0]
         return rows_of(rows, self.mesh.size(), self.mesh.get_local_rank(), parameter.numel() // rows)
 
     def _free_gathered(self) -> None:
-        """After validation some weights are still whole, and the model would show those."""
+        """Frees weights that are still gathered after validation, which the model would show."""
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
 
 
 def rows_of(rows: int, ranks: int, rank: int, width: int) -> tuple[int, int]:
-    """Elements [first, last) of a weight with `rows` rows of `width` elements that `rank` has: ceil(rows / ranks) rows each,
-    the last ranks fewer or none."""
+    """Returns elements [first, last) of a weight with `rows` rows of `width` elements that `rank` has: ceil(rows / ranks)
+    rows each, the last ranks fewer or none."""
     rows_per_rank = -(-rows // ranks)
     return min(rank * rows_per_rank, rows) * width, min((rank + 1) * rows_per_rank, rows) * width
 
@@ -162,7 +162,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, reshard_after_forward: bool, offlo
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The repeated layers of every stack of the model (an encoder and a decoder are two).
+    """Returns the repeated layers of every stack of the model (an encoder and a decoder are two).
 
     transformers names the classes of layers that must not be divided, and with them some embeddings, whose weights may be
     tied to the head; so only what stands in a list counts, and nothing that shares a weight with the rest.
@@ -194,7 +194,8 @@ def _is_tied(layer: nn.Module, model: nn.Module) -> bool:
 
 
 def _start_group(world_size: int, on_gpu: bool) -> None:
-    """With both backends on a GPU: what is offloaded is reduced on the CPU. One process is a group, too."""
+    """Starts the process group, on a GPU with both backends: what is offloaded is reduced on the CPU. One process is a group,
+    too."""
     if dist.is_initialized():
         return
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"

@@ -8,6 +8,6 @@ import torch
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """fp8 is for training; evaluation runs in bf16."""
+    """Returns the autocast of a precision; evaluation of an fp8 run is in bf16."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype, enabled=precision != "fp32")

@@ -15,6 +15,7 @@ from sft_dist.checkpoints.optimizer_state import Piece, SavedState, load_pieces,
 from sft_dist.engines.base import NonFiniteGradient, Setup, copy_tensors, start_accelerator
 from sft_dist.engines.precision import autocast
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.tuning.half_precision import store_frozen_in_16_bits
 
 
 class Replicated:
@@ -35,6 +36,7 @@ class Replicated:
 
     def prepare(self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
         self.raw_model = model
+        store_frozen_in_16_bits(model, self.precision)
         self.model = self.accelerator.prepare(model)
         self.optimizer = build_optimizer(model)
         if self.precision == "fp8":
@@ -74,7 +76,7 @@ class Replicated:
         return copy_tensors(self.raw_model, names, lambda value: value.detach().to("cpu", copy=True))
 
     def pieces(self) -> Iterator[Piece]:
-        """Every rank has everything, so each writes the weights whose turn it is."""
+        """Yields the state of every n-th weight: every rank has everything, so they take turns."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         yield from optimizer_pieces(self.optimizer, self.raw_model, lambda number: number % world == rank)
         if self.scaler.is_enabled() and rank == 0:

@@ -83,7 +83,7 @@ class Zero:
                 raise RuntimeError(f"DeepSpeed: the {fact} should be {should_be} but is {is_}")
 
     def _shares(self) -> tuple[int, int]:
-        """Elements that a rank updates, as DeepSpeed has it and as it should be; both with padding."""
+        """Returns the number of elements that a rank updates, as DeepSpeed has it and as it should be; both with padding."""
         world = self.accelerator.num_processes
         if self.stage == 3:
             share = sum(-(-parameter.ds_numel // world) for parameter in self.names)
@@ -97,7 +97,8 @@ class Zero:
         return nullcontext()
 
     def autocast(self) -> AbstractContextManager[None]:
-        """DeepSpeed enters the same around the model itself. No cache with stage 3: it would hold every gathered weight."""
+        """Returns the autocast that DeepSpeed enters around the model itself. No cache with stage 3: it would hold every
+        gathered weight."""
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         enabled = self.precision in AUTOCAST
         return torch.autocast(self.accelerator.device.type, dtype, enabled=enabled, cache_enabled=self.stage < 3)
@@ -179,14 +180,14 @@ class Zero:
             self.zero.override_loss_scale(self.loss_scale.scale)
 
     def _flat(self) -> list[Tensor]:
-        """What the optimizer knows as its parameters: a rank's part of a group of weights, 1-D and padded."""
+        """Returns what the optimizer takes for its parameters: a rank's part of a group of weights, 1-D and padded."""
         flat: list[Tensor] = (
             self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
         )
         return flat
 
     def _runs(self) -> Iterator[Run]:
-        """Where this rank's elements of every trained weight lie; on every rank all weights, in one order."""
+        """Returns where this rank's elements of every trained weight are; all weights on every rank, in the same order."""
         rank = self.accelerator.process_index
         if self.stage == 3:
             for parameter, name in self.names.items():
@@ -217,7 +218,7 @@ class Run:
 
 @dataclass
 class LossScale:
-    """What fp16's loss is multiplied by, after the rule of torch.amp.GradScaler: half after an overflow, double after
+    """The factor of fp16's loss, by the rule of torch.amp.GradScaler: half after an overflow, double after
     2000 steps without one."""
 
     scale: float = 65536.0
@@ -233,7 +234,7 @@ class LossScale:
 
 
 def _import_deepspeed(on_gpu: bool) -> None:
-    """DeepSpeed reads all of this while it is imported. Raises UserError when it is not installed."""
+    """Imports DeepSpeed, with what it reads while it is imported. Raises UserError when it is not installed."""
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("LOCAL_RANK", "0")

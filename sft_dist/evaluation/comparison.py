@@ -17,11 +17,12 @@ import numpy as np
 
 from sft_dist.checkpoints.store import Checkpoint
 from sft_dist.data.prepare import Prepared, prepare
-from sft_dist.data.rows import Examples
+from sft_dist.data.rows import Examples, Rows
+from sft_dist.evaluation import class_report
 from sft_dist.evaluation.example_scores import example_scores
 from sft_dist.evaluation.leaderboard import Scored
-from sft_dist.evaluation.looks import looks_of, several_looks
 from sft_dist.evaluation.predictions import SplitPredictions, predictions_file, read_predictions
+from sft_dist.evaluation.reuse import evaluations_on_test, reuse_note
 from sft_dist.evaluation.statistics import (
     ALPHA,
     ExampleScores,
@@ -34,6 +35,7 @@ from sft_dist.evaluation.statistics import (
     standard_error,
 )
 from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.files import write_json
 from sft_dist.recipe.metrics import directions
 from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
@@ -53,13 +55,14 @@ class Answers:
     task: Task
     loss: Any
     examples: Examples
+    rows: Rows
 
     def scores(self) -> dict[str, ExampleScores]:
         return example_scores(self.task, self.loss, self.split.predictions, self.examples, self.split.groups)
 
-    def same_examples(self, other: Answers) -> bool:
+    def same_examples(self, second: Answers) -> bool:
         """Whether two checkpoints answered the same rows, so that their answers can be paired."""
-        return self.split.contents == other.split.contents and np.array_equal(self.split.rows, other.split.rows)
+        return self.split.contents == second.split.contents and np.array_equal(self.split.rows, second.split.rows)
 
 
 class AnswersReader:
@@ -84,7 +87,9 @@ class AnswersReader:
             return None
         task = task_of(recipe)
         task.labels = data.task.labels
-        return Answers(content, task, task.build_loss(data.examples.get("train", examples)), examples)
+        return Answers(
+            content, task, task.build_loss(data.examples.get("train", examples)), examples, data.splits[split]
+        )
 
     def _prepared(self, recipe: Recipe) -> Prepared:
         key = recipe.model_dump_json(include={"task", "data", "model"})
@@ -101,32 +106,61 @@ def with_statistics(
     reader: AnswersReader | None = None,
 ) -> dict[str, Any]:
     """Adds to what leaderboard.json holds: intervals and p-values of its rows, the smallest difference that validation shows, the
-    winner's intervals on other splits, the spread over seeds, and every look at test."""
+    winner's intervals on other splits, the spread over seeds, and every evaluation on test."""
     reader = reader or AnswersReader()
     metric, winner = board["metric"], ranking[0]
+    answers: dict[str, Answers] = {}
     try:
         candidates = [_metric_scores(reader, entry, recipes[entry.folder], metric) for entry in ranking]
-        final = {
-            split: _intervals(
-                reader.read(winner.folder, recipes[winner.folder], winner.step, winner.fingerprint, split)
-            )
-            for split in ("train", "test")
-            if split in board["winner"]
-        }
+        for split in (name for name in ("validation", "train", "test") if name in board["winner"]):
+            recipe = recipes[winner.folder]
+            if content := reader.read(winner.folder, recipe, winner.step, winner.fingerprint, split):
+                answers[split] = content
     except UserError as error:  # the data is gone or changed; recorded scores stand
         log.warning("no intervals and no comparisons: %s", error)
-        candidates, final = [None] * len(ranking), {}
+        candidates = [None] * len(ranking)
     rows = [{**row, **statistics} for row, statistics in zip(board["rows"], _of_rows(metric, candidates), strict=True)]
-    looks = looks_of(list(recipes))
+    final = {split: _intervals(content) for split, content in answers.items() if split != "validation"}
+    evaluations = evaluations_on_test(list(recipes))
     return {
         **board,
         "rows": rows,
-        "winner": {**board["winner"], "intervals": {"validation": rows[0]["intervals"], **final}},
+        "winner": {
+            **board["winner"],
+            "intervals": {"validation": rows[0]["intervals"], **final},
+            **_class_report(board, winner, answers),
+        },
         "smallest_difference": _smallest_differences(metric, candidates),
         "selection_note": selection_note(len(ranking)),
         "seeds": seed_spread(board, ranking, candidates),
-        "test_looks": looks,
-        "test_note": several_looks(looks),
+        "test_evaluations": evaluations,
+        "test_note": reuse_note(evaluations),
+    }
+
+
+def _class_report(board: dict[str, Any], winner: Scored, answers: dict[str, Answers]) -> dict[str, Any]:
+    """Calibration and scores of each class; writes the errors, which hold texts, beside the scores."""
+    single_label = {split: content for split, content in answers.items() if class_report.is_single_label(content.task)}
+    finite = {
+        split: content
+        for split, content in single_label.items()
+        if np.isfinite(np.stack(content.split.predictions)).all()
+    }
+    if not finite:
+        return {}
+    targets = {split: np.array(content.task.references(content.examples)) for split, content in finite.items()}
+    for split, content in finite.items():
+        parts = content.split.predictions, targets[split], content.split.rows, content.rows
+        file = winner.folder.evaluation / f"step-{winner.step:08d}.{split}.errors.json"
+        write_json(file, {"checkpoint": winner.fingerprint, **class_report.errors(content.task, *parts)})
+    predictions = {split: content.split.predictions for split, content in finite.items()}
+    return {
+        "calibration": class_report.calibration(predictions, targets),
+        "per_class": {
+            split: class_report.per_class(board["winner"][split]["confusion_matrix"], board["labels"])
+            for split in finite
+            if board["winner"][split].get("confusion_matrix")
+        },
     }
 
 
@@ -140,10 +174,10 @@ def _metric_scores(
     return (answers, scores) if answers and scores else None
 
 
-def _intervals(answers: Answers | None) -> dict[str, Interval]:
-    intervals = {name: interval(scores) for name, scores in answers.scores().items()} if answers else {}
-    names = set(directions(answers.task.recipe)) if answers else set()
-    return {name: ends for name, ends in intervals.items() if ends is not None and name in names}
+def _intervals(answers: Answers) -> dict[str, Interval]:
+    names = directions(answers.task.recipe)
+    intervals = {name: interval(scores) for name, scores in answers.scores().items() if name in names}
+    return {name: ends for name, ends in intervals.items() if ends is not None}
 
 
 Candidate = tuple[Answers, ExampleScores] | None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from sft_dist.checkpoints.store import Checkpoint
@@ -16,13 +20,15 @@ from sft_dist.engines.precision import autocast
 from sft_dist.evaluation.inference import assemble, forward, length_sorted_batches, scores_of
 from sft_dist.evaluation.kept_batches import KeptBatches
 from sft_dist.evaluation.predictions import keep_predictions
-from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
 from sft_dist.tasks.base import Loss
 from sft_dist.tasks.models import build_model, load_processor
 from sft_dist.tuning import load_weights
+
+log = logging.getLogger("sft_dist")
 
 
 @dataclass
@@ -56,6 +62,24 @@ class Evaluator:
         loaded.model = None  # a checkpoint's weights are in it; two models might not fit into the memory
         return self._scores(loaded, self._model(loaded, recipe), recipe, split)
 
+    def score_model(self, recipe: Recipe, adapter: Path | None, split: str, labels: tuple[str, ...]) -> dict[str, Any]:
+        """Scores of the recipe's own model, with the weights of an adapter where one is named. Raises UserError where they do not
+        fit, and where the model's classes, if it names them, are not those of the data."""
+        loaded = self._load(recipe, None, split)
+        if labels and [*labels] != loaded.data.task.labels:
+            raise UserError(_different_labels(labels, loaded.data.task.labels))
+        model = self._model(loaded, recipe)
+        if adapter is not None:
+            try:
+                load_weights(model, adapter)
+            except (ValueError, SafetensorError) as error:
+                raise UserError(f"{adapter}: cannot be loaded on {recipe.model.path}: {error}") from error
+        elif new := getattr(model, "new_weights", ()):
+            log.warning(
+                "%d weights are not in the model, such as %s: these are scores of an untrained head", len(new), min(new)
+            )
+        return self._scores(loaded, model, recipe, split)
+
     def _scores(
         self, loaded: _Loaded, model: nn.Module, recipe: Recipe, split: str, checkpoint: Checkpoint | None = None
     ) -> dict[str, Any]:
@@ -84,15 +108,16 @@ class Evaluator:
         scores = scores_of(task, loss, predictions, totals, examples, loaded.data.processor)
         return {"examples": len(examples), **scores}
 
-    def _load(self, recipe: Recipe, folder: RunFolder, split: str) -> _Loaded:
+    def _load(self, recipe: Recipe, folder: RunFolder | None, split: str) -> _Loaded:
         """Raises UserError when the split is empty or not the one that the run began with."""
         key = recipe.model_dump_json(include={"task", "data", "model"})
         if self._loaded is None or self._loaded.data_key != key:
             task = task_of(recipe)
             self._loaded = _Loaded(key, prepare(recipe, task, load_processor(recipe, task)))
         _examples(self._loaded.data, split)
-        ids = {name: rows.ids for name, rows in self._loaded.data.splits.items()}
-        check_splits(folder.splits_file, ids, self._loaded.data.contents)
+        if folder is not None:
+            ids = {name: rows.ids for name, rows in self._loaded.data.splits.items()}
+            check_splits(folder.splits_file, ids, self._loaded.data.contents)
         return self._loaded
 
     def _model(self, loaded: _Loaded, recipe: Recipe) -> nn.Module:
@@ -101,6 +126,15 @@ class Evaluator:
             loaded.model = build_model(recipe, loaded.data.task, loaded.data.processor).to(self.device)
             loaded.model_key = key
         return loaded.model
+
+
+def _different_labels(model: Sequence[str], data: Sequence[str]) -> Problem:
+    message = f"the model has the classes {', '.join(model)}, and the data {', '.join(data)}"
+    return Problem(
+        message,
+        "--model",
+        hint="list the model's classes in data.labels, or rename those of the data: data.clean.map_labels",
+    )
 
 
 def _device(number: int) -> torch.device:

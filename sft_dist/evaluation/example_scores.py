@@ -24,10 +24,11 @@ from sft_dist.evaluation.statistics import (
     units_of,
 )
 from sft_dist.metrics.audio import transcript_edits
-from sft_dist.metrics.classification import sigmoid
+from sft_dist.metrics.classification import area_under_curves, rank_correlation, sigmoid
 from sft_dist.metrics.text import bleu_tokenizer, entity_counts, summary_scores
 from sft_dist.recipe.metrics import installed_metric
 from sft_dist.recipe.schema import CrossEntropyLoss
+from sft_dist.recipe.tasks import TASKS
 from sft_dist.tasks.base import Loss, Task
 from sft_dist.tasks.classes import ClassTask
 from sft_dist.tasks.image_classification import top_accuracy
@@ -42,16 +43,19 @@ def example_scores(
     """Returns the metrics of a task that can be resampled, by name. Without a loss there is none for `loss`."""
     sums = _sums(task, loss, predictions, examples)
     scores: dict[str, ExampleScores] = {name: by_group(value, groups) for name, value in sums.items()}
-    for name, (values, evaluate, most) in _subset_scores(task, predictions, examples).items():
-        scores[name] = ExampleSubsets(values, units_of(len(examples), groups), evaluate, most)
+    for name, (values, evaluate, max_scored) in _subset_scores(task, predictions, examples).items():
+        scores[name] = ExampleSubsets(values, units_of(len(examples), groups), evaluate, max_scored)
     return scores
 
 
 def _sums(task: Task, loss: Loss | None, predictions: list[Any], examples: Examples) -> dict[str, ExampleSums]:
     if isinstance(task, ClassTask):
         return _of_classes(task, loss, np.stack(predictions), examples)
-    build = _BUILDERS.get(task.recipe.task.type)
-    return build(task, predictions, examples) if build else {}
+    if task.recipe.task.type not in TASKS:  # a plugin's metric of the same name may be another
+        return {}
+    metrics = task.recipe.task.kind.metrics
+    builders = [build for metric, build in _BUILDERS.items() if metric in metrics]
+    return builders[0](task, predictions, examples) if builders else {}
 
 
 def _subset_scores(task: Task, predictions: list[Any], examples: Examples) -> dict[str, tuple[Any, Any, int]]:
@@ -61,8 +65,8 @@ def _subset_scores(task: Task, predictions: list[Any], examples: Examples) -> di
         logits, targets = np.stack(predictions), np.stack(task.references(examples))
         for name in {"roc_auc", "spearman"} & set(task.recipe.task.kind.metrics):
             scores[name] = (logits, _of_class_subset(task, targets, name), _FAST)
-    if task.recipe.task.type == "object-detection":
-        for name in ("map", "map50", "map75"):
+    if task.recipe.task.type in TASKS:
+        for name in {"map", "map50", "map75"} & set(task.recipe.task.kind.metrics):
             scores[name] = (predictions, _of_task_subset(task, examples, name), _SLOW)
     if metric := installed_metric(task.recipe):
         references = task.references(examples)
@@ -75,8 +79,6 @@ def _subset_scores(task: Task, predictions: list[Any], examples: Examples) -> di
 
 
 def _of_class_subset(task: ClassTask, targets: np.ndarray, name: str) -> Any:
-    from sft_dist.metrics.classification import area_under_curves, rank_correlation
-
     def evaluate(logits: np.ndarray, indices: np.ndarray) -> float | None:
         if name == "spearman":
             return rank_correlation(logits[indices, 0], targets[indices])
@@ -181,7 +183,7 @@ def _averaged(numerator: str, average: str) -> Callable[[np.ndarray], np.ndarray
     def score(sums: np.ndarray) -> np.ndarray:
         right, true, predicted = _class_counts(sums)
         if average == "micro":
-            right, true, predicted = (part.sum(axis=-1, keepdims=True) for part in (right, true, predicted))
+            right, true, predicted = (count.sum(axis=-1, keepdims=True) for count in (right, true, predicted))
         divisor = {"precision": predicted, "recall": true, "f1": (true + predicted) / 2}[numerator]
         values = np.nan_to_num(divide(right, divisor))
         weights = true if average == "weighted" else (true + predicted > 0).astype(float)
@@ -271,11 +273,6 @@ def _of_summaries(task: Any, predictions: list[str], examples: Examples) -> dict
     return {name: _mean(np.array([score[name] for score in scores])) for name in scores[0]}
 
 
-def _of_texts(task: Any, predictions: list[str], examples: Examples) -> dict[str, ExampleSums]:
-    build = _of_translations if task.settings.type == "translation" else _of_summaries
-    return build(task, predictions, examples)
-
-
 def _of_transcripts(task: Any, predictions: list[str], examples: Examples) -> dict[str, ExampleSums]:
     edits = transcript_edits(predictions, task.references(examples))
     return {"wer": sums_of("corpus", edits[:, :2], ratio), "cer": sums_of("corpus", edits[:, 2:], ratio)}
@@ -306,11 +303,12 @@ def _of_masks(task: Any, predictions: list[np.ndarray], examples: Examples) -> d
     return {name: sums_of("corpus", np.array(rows), score) for name, score in MASK_SCORES.items()}
 
 
+# Metric -> what examples add to it and to the task's other metrics.
 _BUILDERS: dict[str, Builder] = {
-    "token-classification": _of_tags,
-    "translation": _of_texts,
-    "summarization": _of_texts,
-    "speech-recognition": _of_transcripts,
-    "instruction-tuning": _of_answers,
-    "semantic-segmentation": _of_masks,
+    "f1": _of_tags,
+    "bleu": _of_translations,
+    "rougeL": _of_summaries,
+    "wer": _of_transcripts,
+    "perplexity": _of_answers,
+    "mean_iou": _of_masks,
 }

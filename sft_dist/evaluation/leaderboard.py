@@ -168,6 +168,7 @@ def render(board: dict[str, Any]) -> str:
             intervals = winner.get("intervals", {}).get(split, {})
             values = [[name, format_interval(value, intervals.get(name))] for name, value in scores.items()]
             lines += _table([["score", "value"], *values])
+            lines += _calibration(winner.get("calibration", {}), split)
             lines += _confusion(winner[split].get("confusion_matrix"), board["labels"])
     if undefined := [row for row in board["rows"] if "undefined" in row["validation"]]:
         lines += ["", "## Without scores, ranked last", ""]
@@ -177,6 +178,16 @@ def render(board: dict[str, Any]) -> str:
     if board["export"]:
         lines += ["", f"The winner as a Hugging Face folder: `{board['export']}`"]
     return "\n".join(lines) + "\n"
+
+
+def _calibration(report: Mapping[str, Any], split: str) -> list[str]:
+    """How far probabilities are from the truth, beside what perfect ones would show at this size."""
+    if split not in report:
+        return []
+    scores, scaled, temperature = report[split], report.get(f"{split}_scaled"), report.get("temperature")
+    line = f"Calibration: ECE {scores['ece']:.3f} (perfect probabilities: {scores['ece_null_floor']:.3f}), smooth ECE {scores['smooth_ece']:.3f}"
+    after = f"; with temperature {temperature:.2f}, fitted on validation, ECE {scaled['ece']:.3f}" if scaled else ""
+    return ["", f"{line}{after}."]
 
 
 def _confusion(matrix: list[Any] | None, labels: list[str]) -> list[str]:
@@ -202,13 +213,15 @@ def not_distinguishable(board: dict[str, Any]) -> str:
     """Returns which candidates may be as good as the winner, and what difference this set can show; else an empty text."""
     close = [f"{row['run']} step {row['step']}" for row in board["rows"] if row.get("not_distinguishable")]
     size = board.get("smallest_difference", {}).get(board["metric"])
-    shown = f"differences in {board['metric']} below {size:.3g} do not show at this size (80 % power)" if size else ""
+    detectable = (
+        f"differences in {board['metric']} below {size:.3g} do not show at this size (80 % power)" if size else ""
+    )
     if not close:
-        return shown
+        return detectable
     listed = ", ".join(close[:_NAMED_ROWS]) + (
         f" and {len(close) - _NAMED_ROWS} more" if len(close) > _NAMED_ROWS else ""
     )
-    return f"not distinguishable from the winner at this size: {listed}{f'; {shown}' if shown else ''}"
+    return f"not distinguishable from the winner at this size: {listed}{f'; {detectable}' if detectable else ''}"
 
 
 def _seed_note(spread: dict[str, Any]) -> str:

@@ -140,8 +140,8 @@ def _studentized(sums: ExampleSums) -> Interval | None:
     sets, this in 94.3 (`docs/decisions/0016-honest-numbers.md`)."""
     values, counts = sums.vectors[:, 0], sums.counts
     n, value = int(counts.sum()), sums.value
-    drawn = np.random.default_rng(_SEED).multinomial(n, counts / n, NUM_RESAMPLES)
-    means, errors = drawn @ values / n, _error_of_mean(drawn, values)
+    resamples = np.random.default_rng(_SEED).multinomial(n, counts / n, NUM_RESAMPLES)
+    means, errors = resamples @ values / n, _error_of_mean(resamples, values)
     ratios = (means - value)[errors > 0] / errors[errors > 0]
     if len(ratios) < NUM_RESAMPLES // 2:
         return None
@@ -285,8 +285,9 @@ def _subset_randomization(
 ) -> float | None:
     num_shuffles = first.num_replicates // 2 - 1
     everything = np.concatenate(first.units)
-    both = first.evaluate(first.predictions, everything), second.evaluate(second.predictions, everything)
-    if num_shuffles < _MIN_REPLICATES // 2 - 1 or both[0] is None or both[1] is None:
+    score = first.evaluate(first.predictions, everything)
+    second_score = second.evaluate(second.predictions, everything)
+    if num_shuffles < _MIN_REPLICATES // 2 - 1 or score is None or second_score is None:
         return None
     rng, shuffled = np.random.default_rng(_SEED), []
     for _ in range(num_shuffles):
@@ -298,7 +299,7 @@ def _subset_randomization(
             for pair in ((first.predictions, second.predictions), (second.predictions, first.predictions))
         ]
         shuffled.append(math.nan if scores[0] is None or scores[1] is None else scores[0] - scores[1])
-    extreme = int(_at_least(np.array(shuffled), both[0] - both[1], worse).sum())
+    extreme = int(_at_least(np.array(shuffled), score - second_score, worse).sum())
     return (1 + extreme) / (1 + num_shuffles)
 
 

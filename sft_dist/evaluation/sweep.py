@@ -17,7 +17,7 @@ from typing import Any
 from sft_dist.checkpoints import store as ckpt
 from sft_dist.evaluation.evaluator import Evaluator
 from sft_dist.evaluation.leaderboard import Scored, format_score
-from sft_dist.evaluation.looks import record_look
+from sft_dist.evaluation.reuse import record_evaluation
 from sft_dist.recipe.files import read_json, write_json
 from sft_dist.recipe.metrics import selection_metric
 from sft_dist.recipe.schema import Recipe
@@ -34,14 +34,20 @@ FOLLOW_INTERVAL_S = 2.0
 class ValidationScores:
     """Validation scores of the checkpoints of some runs."""
 
-    def __init__(self, evaluator: Evaluator, recipes: Mapping[RunFolder, Recipe], force: bool = False) -> None:
-        self._evaluator, self._recipes, self._force = evaluator, recipes, force
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        recipes: Mapping[RunFolder, Recipe],
+        force: bool = False,
+        share: tuple[int, int] = (0, 1),  # of all checkpoints: number, and how many shares there are
+    ) -> None:
+        self._evaluator, self._recipes, self._force, self._share = evaluator, recipes, force, share
         self._results: dict[tuple[Path, str], Scored | str] = {}  # (path, fingerprint) -> scores, or the damage
         self._durations_s: list[float] = []
 
     @property
     def scored(self) -> list[Scored]:
-        """In the order of runs and steps, whoever scored them."""
+        """Returns records in the order of runs and steps, whichever process scored them."""
         return [result for result in self._present_results() if isinstance(result, Scored)]
 
     def exclude_damaged(self, ranking: list[Scored]) -> list[Scored]:
@@ -81,7 +87,9 @@ class ValidationScores:
             time.sleep(interval_s)
 
     def _checkpoints(self) -> list[tuple[RunFolder, ckpt.Checkpoint]]:
-        return [(folder, checkpoint) for folder in self._recipes for checkpoint in ckpt.published(folder)]
+        index, count = self._share
+        checkpoints = [(folder, checkpoint) for folder in self._recipes for checkpoint in ckpt.published(folder)]
+        return checkpoints[index::count]
 
     def _present_results(self) -> list[Scored | str]:
         """Of checkpoints that still exist with the same bytes."""
@@ -171,7 +179,7 @@ def score_winner(evaluator: Evaluator, winner: Scored, recipe: Recipe, split: st
     if not force and (record := _valid_record(record_file, winner.fingerprint)):
         return record["scores"]
     if split == "test":
-        record_look(winner.folder, winner.step, winner.fingerprint)
+        record_evaluation(winner.folder, winner.step, winner.fingerprint)
     scores = evaluator.score(recipe, checkpoint, split)
     write_json(record_file, {"step": winner.step, "split": split, "checkpoint": winner.fingerprint, "scores": scores})
     return scores

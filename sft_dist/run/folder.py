@@ -15,7 +15,7 @@ runs/<recipe name>/<run id>/
   attempts/001/          one start of the run: start.json, outcome.json, exit.json, verdict.json, hang.json, launcher.log,
                          and for every rank rank-0.log, .error.json, .beat.json, .stack
   evaluation/            scores and predictions, one file of each per checkpoint and split, scores of the untrained model;
-                         test-looks.jsonl
+                         test-evaluations.jsonl
   leaderboard.md .json   checkpoints by their scores
   export/                the best checkpoint as a Hugging Face folder
   cancelled              Slurm jobs that the user has cancelled
@@ -144,7 +144,7 @@ class RunFolder:
 
     @property
     def trackers_file(self) -> Path:
-        """What names the run in its trackers, so that a resumed run goes on there."""
+        """What names the run in its trackers, so that a resumed run continues there."""
         return self.path / "trackers.json"
 
     @property
@@ -160,9 +160,9 @@ class RunFolder:
         return self.path / "evaluation"
 
     @property
-    def test_looks_file(self) -> Path:
+    def test_evaluations_file(self) -> Path:
         """One JSON line for each time that a checkpoint is scored on test: step, checkpoint (its fingerprint), time."""
-        return self.evaluation / "test-looks.jsonl"
+        return self.evaluation / "test-evaluations.jsonl"
 
     @property
     def export(self) -> Path:

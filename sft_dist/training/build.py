@@ -51,7 +51,7 @@ def build(
     heartbeat: Callable[[int, str], None],
     cleanup: ExitStack,
 ) -> Training:
-    """Data, model, optimizer, and the newest good checkpoint in them. Raises UserError."""
+    """Loads data and model, makes the optimizer, and restores the newest good checkpoint. Raises UserError."""
     # Looked at when the run was planned, if it was planned, and then perhaps on another machine.
     if problems := [*missing_packages(recipe), *(() if torch.accelerator.is_available() else needs_gpu(recipe))]:
         raise UserError(problems)
@@ -152,7 +152,7 @@ def _log_training(recipe: Recipe, data: Prepared, train: Examples, model: nn.Mod
 
 
 def _check_positions(model: nn.Module, longest: int, virtual: int) -> None:
-    """A text longer than the model's table of positions would end in an index error deep inside it.
+    """Raises UserError for texts longer than the model's table of positions, which would end in an index error deep inside it.
 
     `virtual`: tokens that the tuning puts before each text.
     """
@@ -169,7 +169,7 @@ def _check_positions(model: nn.Module, longest: int, virtual: int) -> None:
 def _check_token_ids(
     model: nn.Module, examples: Mapping[str, Examples], tokenizer: PreTrainedTokenizerBase, recipe: Recipe
 ) -> None:
-    """A token without a row in the embeddings would end in an index error deep inside the model."""
+    """Raises UserError for tokens without a row in the embeddings, which would end in an index error deep inside the model."""
     num_rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     if len(tokenizer) <= num_rows:
         return
@@ -186,8 +186,9 @@ def _check_token_ids(
 
 
 def _resume_point(folder: RunFolder, accelerator: Accelerator) -> ckpt.Checkpoint | None:
-    """The newest checkpoint that verifies, the same on every rank. Damaged newer ones are set aside and named. Raises UserError
-    for a newer one of another run: it is whole, and to train past it would lose what one of the two runs has learned."""
+    """Returns the newest checkpoint that verifies, the same on every rank. Damaged newer ones are set aside and named. Raises
+    UserError for a newer one of another run: it is whole, and to train past it would lose what one of the two runs has
+    learned."""
     step: list[int | None] = [None]
     if accelerator.is_main_process:
         for name in ckpt.clear_unfinished(folder):

@@ -35,7 +35,7 @@ log = logging.getLogger("sft_dist")
 
 
 def run(t: Training) -> tuple[str, str]:
-    """Train from `progress.step` to the end. Returns (state, reason): finished or stopped."""
+    """Trains from `progress.step` to the end. Returns (state, reason): finished or stopped."""
     chunk: Chunk | None = None
     num_micro_batches = t.batch.world_size * t.batch.accumulation
     validate_at, save_at = set(t.steps.eval_points), set(t.steps.save_points)

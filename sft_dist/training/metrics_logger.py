@@ -32,7 +32,7 @@ class Records:
     progress: Progress
 
     def write(self, kind: str, values: dict[str, Any], step: int | None = None) -> None:
-        """Writes a line, of the current step unless another is named. NaN and infinity are no JSON: null."""
+        """Writes a line, for the current step unless another is named. JSON has no NaN and no infinity: they become null."""
         if self.file is None:
             return
         step = self.progress.step if step is None else step

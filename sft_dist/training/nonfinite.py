@@ -28,8 +28,8 @@ MAX_ROWS_NAMED = 32  # rows
 
 
 def describe_bad_loss(t: Training, step: int, loss: float, loss_sums: list[Tensor]) -> str:
-    """What is wrong with the loss of a step, empty when it is sound. `loss_sums`: (parts,) of the loss of each of this rank's
-    micro-batches. Every rank must call it."""
+    """Returns what is wrong with the loss of a step; empty when it is sound. `loss_sums`: (parts,) of the loss of each of
+    this rank's micro-batches. Every rank must call it."""
     problem = _bad_loss(t, loss)
     return f"the loss of step {step} is {problem}; {_worst_loss(t, step, loss_sums)}" if problem else ""
 
@@ -41,7 +41,7 @@ def describe_bad_gradient(
     error: NonFiniteGradient,
     forward_backward: Callable[[int, MicroBatch], Tensor],  # of one micro-batch
 ) -> str:
-    """Where the NaN or infinity in the gradient of a step comes from. Every rank must call it."""
+    """Returns where the NaN or infinity in the gradient of a step comes from. Every rank must call it."""
     source = _trace_gradient(t, step, forward_backward)
     return f"step {step}: {error} although the loss is {loss:g}; {source}"
 
@@ -118,7 +118,7 @@ def _trace_gradient(t: Training, step: int, forward_backward: Callable[[int, Mic
 def _gather_per_micro_batch(
     t: Training, step: int, values: list[Any], micro_batches: list[np.ndarray]
 ) -> list[tuple[Any, int, list[int]]]:
-    """(value, rank, rows) of each micro-batch of the step that has examples."""
+    """Returns (value, rank, rows) of each micro-batch of the step that has examples."""
     rank = t.accelerator.process_index
     ids = t.chunks.at(step).examples.ids
     values_here = [
@@ -134,7 +134,7 @@ def _format_rows(rows: list[int]) -> str:
 
 
 def check_predictions(t: Training, predictions: list[Any]) -> None:
-    """Before scores are made of them. Raises TrainingError."""
+    """Raises TrainingError for NaN or infinite predictions, before they are scored."""
     assert t.validation is not None
     bad = [
         row for row, prediction in zip(t.validation.ids.tolist(), predictions, strict=True) if is_not_finite(prediction)
@@ -147,8 +147,8 @@ def check_predictions(t: Training, predictions: list[Any]) -> None:
 
 
 def check_weights(t: Training, weights: dict[str, Tensor] | None) -> None:
-    """Before a save: the loss is known before the weights change, and a finite loss does not make the running statistics of
-    batch norms finite. Raises TrainingError on every rank.
+    """Raises TrainingError on every rank for NaN or infinite weights, before a save: the loss is known before the weights
+    change, and a finite loss does not make the running statistics of batch norms finite.
 
     A sum shows any NaN or infinity, and takes a twentieth of the time of `isfinite`.
     """
@@ -163,7 +163,7 @@ def check_weights(t: Training, weights: dict[str, Tensor] | None) -> None:
 
 
 def _is_bad(value: Tensor, is_trained: bool) -> bool:
-    """What is not trained may be infinite from the beginning, such as a mask."""
+    """Untrained tensors, such as masks, may be infinite from the beginning."""
     if not value.is_floating_point():
         return False
     total = value.sum().item()

@@ -36,7 +36,7 @@ Change = tuple[str, Any, str]  # key path, value, what else it does
 
 
 def explained(error: BaseException, recipe: Recipe, world_size: int, t: Training | None, phase: str) -> BaseException:
-    """An OutOfMemory in place of whatever says that memory is out; any other error as it is."""
+    """Returns an OutOfMemory for any error that means it; every other error as it is."""
     if not is_out_of_memory(error):
         return error
     traceback.clear_frames(error.__traceback__)  # they hold the tensors that were too many
@@ -56,7 +56,7 @@ def explained(error: BaseException, recipe: Recipe, world_size: int, t: Training
 
 
 def advice(recipe: Recipe, world_size: int, stage: str, on_gpu: bool) -> str:
-    """The first change of the table that is for this stage, applies and makes a valid recipe. Pure."""
+    """Returns the first change of the table that helps at this stage, applies, and makes a valid recipe. Pure."""
     for need, change_of in CHANGES:
         if need in FITTING[stage] and (change := change_of(recipe, world_size, on_gpu)) and _valid(recipe, change):
             path, value, effect = change
@@ -66,7 +66,7 @@ def advice(recipe: Recipe, world_size: int, stage: str, on_gpu: bool) -> str:
 
 
 def largest(lengths: np.ndarray, batches: Iterable[np.ndarray]) -> tuple[int, int, int]:
-    """(examples, tokens of the longest, tokens with padding) of the micro-batch that takes most memory."""
+    """Returns (examples, tokens of the longest, tokens with padding) of the micro-batch that needs most memory."""
     sizes = [(len(batch), int(lengths[batch].max())) for batch in batches if len(batch)]
     examples, longest = max(sizes, key=math.prod, default=(0, 0))
     return examples, longest, examples * longest
@@ -79,7 +79,7 @@ def _smaller_evaluation(recipe: Recipe, world_size: int, on_gpu: bool) -> Change
 
 
 def _smaller_micro_batch(recipe: Recipe, world_size: int, on_gpu: bool) -> Change | None:
-    """At most half, and such that the global batch still divides."""
+    """Proposes at most half, such that the global batch still divides evenly."""
     batch = batch_of(recipe, world_size)
     share = batch.global_batch // batch.world_size
     smaller = [size for size in range(1, batch.micro_batch // 2 + 1) if share % size == 0]
@@ -103,7 +103,7 @@ def _shorter_texts(recipe: Recipe, world_size: int, on_gpu: bool) -> Change | No
 
 
 def _sharded(recipe: Recipe, world_size: int, on_gpu: bool) -> Change | None:
-    """The next strategy that shards more between the processes."""
+    """Proposes the next strategy, which shards more."""
     name = STRATEGIES.get(recipe.train.strategy.name, UNPLANNED).next_strategy
     effect = f"{world_size} processes shard what each now holds in full"
     return ("train.strategy", {"name": name}, effect) if name and world_size > 1 else None
@@ -167,7 +167,7 @@ def _batch_in_hand(t: Training | None, phase: str) -> str:
 
 
 def _in_optimizer(error: BaseException) -> bool:
-    """Raised in an engine's `step`, when the activations are gone."""
+    """Whether the error is raised in an engine's `step`, when the activations are freed."""
     trace = error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code

@@ -56,6 +56,6 @@ def _prune(t: Training, keep_last: int) -> None:
 
 
 def evaluated_steps(folder: RunFolder) -> dict[int, dict[str, Any]]:
-    """Step -> its scores on validation, for those that the sweep has scored."""
+    """Returns step -> scores on validation, for the steps that the sweep has scored."""
     records = [read_json(path) for path in folder.evaluation.glob("step-*.validation.json")]
     return {record["step"]: record["scores"] for record in records if record}

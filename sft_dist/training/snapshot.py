@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One rank's part of a checkpoint, in memory."""
+    """One rank's share of a checkpoint, in memory."""
 
     model: nn.Module  # its structure and config; what its weights are by now does not matter
     processor: Any
@@ -39,7 +39,7 @@ class Snapshot:
 
     @classmethod
     def take(cls, t: Training) -> Snapshot:
-        """Every rank must call it: sharded weights are gathered."""
+        """Copies the state. Every rank must call it, because sharded weights are gathered."""
         weights = t.engine.weights(saved_names(t.engine.raw_model))
         trainer = {
             "progress": vars(t.progress),
@@ -53,7 +53,7 @@ class Snapshot:
         )
 
     def write(self, staging_dir: Path) -> list[Path]:
-        """The files of this rank."""
+        """Writes the files of this rank."""
         files = [write_pieces(self.pieces, staging_dir / "state", self.rank)]
         if self.weights is not None:
             model = staging_dir / "model"
@@ -69,7 +69,7 @@ class Snapshot:
 
 
 def restore(checkpoint: Checkpoint, engine: Engine, schedule: Any) -> None:
-    """Optimizer and schedule as they were; the weights are in the model already."""
+    """Restores optimizer and schedule; the weights are already in the model."""
     with SavedState(checkpoint.state) as saved:
         engine.load(saved)
     state = checkpoint.trainer_state()

@@ -54,7 +54,7 @@ class Training:
 
     @property
     def model(self) -> nn.Module:
-        """As wrapped for distribution."""
+        """The model as wrapped for distribution."""
         return self.engine.model
 
     @cached_property

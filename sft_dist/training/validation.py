@@ -46,7 +46,8 @@ def validate(t: Training) -> str:
 
 
 def _until_stop_request(t: Training, batches: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """All ranks have equally many batches, so they ask each other at the same ones. Raises _Interrupted on all of them."""
+    """Yields batches until a rank is asked to stop. All ranks have equally many, so they agree at the same one. Raises
+    _Interrupted on all of them."""
     for num_done, batch in enumerate(batches):
         if num_done and num_done % STOP_CHECK_INTERVAL == 0:
             _, stop = reduce_loss_and_stop(t, torch.zeros((), dtype=torch.float64, device=t.accelerator.device))

@@ -25,7 +25,7 @@ _TAG_HEADS = ("classifier", "score")
 
 
 def add_adapter(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) -> nn.Module:
-    """The model in PEFT's wrapper. Raises UserError when the model cannot have such adapters."""
+    """Returns the model in PEFT's wrapper. Raises UserError when the model cannot have such adapters."""
     with without_compiler():
         from peft import get_peft_model
 
@@ -116,23 +116,25 @@ def _config(model: nn.Module, tuning: AdapterTuning, peft_task: str | None) -> P
 
 
 def _not_in_the_base(model: nn.Module) -> list[str]:
-    """Layers that are trained and saved whole: those with weights that the pretrained model lacks, which is the head (PEFT
-    finds it for its own tasks alone), and batch norms, whose running statistics change even while their weights do not."""
+    """Returns the layers that are trained and saved whole: those with weights that the pretrained model lacks, which is the
+    head (PEFT finds it for its own tasks alone), and batch norms, whose running statistics change even while their weights do
+    not."""
     heads = {name.rpartition(".")[0] for name in getattr(model, "new_weights", ())}
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
     return sorted(heads | norms)
 
 
 def _half_heads(model: nn.Module) -> list[str]:
-    """Layers such as DistilBERT's `pre_classifier`: PEFT trains them whole because of the end of their name, and fails when
+    """Returns layers such as DistilBERT's `pre_classifier`: PEFT trains them whole because of the end of their name, and fails when
     `all-linear` has given them an adapter before."""
     names = [name for name, _ in model.named_children() if name.endswith(("classifier", "score"))]
     return [name for name in names if name not in ("classifier", "score")]
 
 
 def _check_virtual_tokens(model: nn.Module, tuning: PrefixTuning | PromptTuning) -> None:
-    """PEFT wraps models that cannot run like this, and some that then give wrong answers: decoders find a text's last
-    token by the padding of its ids, which a prompt of embeddings hides. So two texts are run together and one alone."""
+    """Raises UserError for models that cannot run with virtual tokens, or answer wrongly with them, which PEFT wraps all the
+    same: decoders find a text's last token by the padding of its ids, which a prompt of embeddings hides. So two texts are
+    run together and one alone."""
     pad = model.config.pad_token_id or 0  # type: ignore[union-attr]
     a, b, c = [number for number in range(5, 9) if number != pad][:3]  # any tokens will do
     ids = torch.tensor([[a, b, c, a], [c, b, pad, pad]], device=model.device)  # type: ignore[arg-type]
@@ -160,7 +162,8 @@ def _refused(model: nn.Module, tuning: AdapterTuning, reason: str) -> Problem:
 
 
 def _lost_names(model: nn.Module, tuning: AdapterTuning) -> Iterator[Problem]:
-    """PEFT is content when one of several names is found, and ignores a layer to save that is nowhere."""
+    """Reports names of layers that the model lacks: PEFT accepts several names if one of them exists, and ignores a layer to
+    save that does not."""
     layers = [name for name, _ in model.named_modules() if name]
     last_parts = tuple(sorted({name.rsplit(".", 1)[-1] for name in layers}))
     problem = "matches no layer of the model"
@@ -181,7 +184,7 @@ def _lost_names(model: nn.Module, tuning: AdapterTuning) -> Iterator[Problem]:
 
 
 def _linear(model: nn.Module) -> list[str]:
-    """Last parts of the names of linear layers."""
+    """Returns the last parts of the names of linear layers."""
     from transformers.pytorch_utils import Conv1D
 
     modules = model.named_modules()

@@ -14,7 +14,7 @@ from sft_dist.tuning.layers import body_of, has_head, layer_depths, num_layers
 
 
 def freeze(model: nn.Module, tuning: FreezeTuning) -> None:
-    """Train the head, what stands after the body's layers (pooler, last norm), and what the recipe names. Weights that the
+    """Trains the head, what follows the body's layers (pooler, last norm), and what the recipe names. Weights that the
     model itself keeps fixed, such as sinusoidal positions, stay so. Raises UserError."""
     total = num_layers(model)
     names = [name for name, _ in model.named_parameters()]
@@ -35,7 +35,7 @@ def freeze(model: nn.Module, tuning: FreezeTuning) -> None:
 
 
 def train_biases(model: nn.Module) -> None:
-    """Train the biases of the body and the whole head, new weights included: some models (UPerNet) have no body apart from the
+    """Trains the biases of the body and the whole head, new weights included: some models (UPerNet) have no body apart from the
     head. Raises UserError when there are no biases."""
     new = set(getattr(model, "new_weights", ()))
     heads = {id(parameter) for name, parameter in model.named_parameters() if name in new}
@@ -53,8 +53,8 @@ def train_biases(model: nn.Module) -> None:
 
 
 def unfreeze_steps(model: nn.Module, tuning: Tuning, total_steps: int, steps_per_epoch: int | None) -> dict[str, int]:
-    """Gradual unfreezing (Howard & Ruder 2018, arXiv 1801.06146): weight -> the first step that trains it, for those that
-    have to wait. Depends on the step alone, so a resumed run continues as it would have."""
+    """Returns weight -> the first step that trains it, for weights that have to wait (gradual unfreezing, Howard & Ruder
+    2018, arXiv 1801.06146). Depends on the step alone, so a resumed run continues as it would have."""
     if not isinstance(tuning, FreezeTuning) or tuning.unfreeze_every is None:
         return {}
     depths = layer_depths(model)
@@ -66,7 +66,7 @@ def unfreeze_steps(model: nn.Module, tuning: Tuning, total_steps: int, steps_per
 
 
 def zero_frozen_gradients(model: nn.Module, first: dict[str, int], step: int) -> None:
-    """Forget the gradients of weights whose turn has not come: the optimizer then passes them by, and has no state of them."""
+    """Removes the gradients of weights that are still frozen: the optimizer then skips them, and has no state for them."""
     for name, parameter in model.named_parameters():
         if step < first.get(name, 0):
             parameter.grad = None
@@ -95,7 +95,7 @@ def _too_many_layers(tuning: FreezeTuning, total: int) -> Iterator[Problem]:
 
 
 def _matches(tuning: FreezeTuning, names: list[str]) -> tuple[set[str], list[Problem]]:
-    """Weights that a pattern names, and what is wrong with the patterns."""
+    """Returns the weights that the patterns match, and what is wrong with the patterns."""
     names_matched: set[str] = set()
     problems = []
     for number, pattern in enumerate(tuning.train or []):

@@ -39,7 +39,7 @@ def num_layers(model: nn.Module) -> int:
 
 
 def body_of(model: nn.Module) -> nn.Module:
-    """The model without its head."""
+    """Returns the model without its head."""
     body: nn.Module = model.base_model  # type: ignore[assignment]
     return body
 
@@ -57,7 +57,7 @@ def has_head(model: nn.Module) -> bool:
 
 
 def layer_depths(model: nn.Module) -> dict[str, int]:
-    """Weight -> 0 for the head and what stands after the layers (pooler, last norm), 1 for the last layer, and so on through
+    """Returns weight -> 0 for the head and what follows the layers (pooler, last norm), 1 for the last layer, and so on through
     all stacks; one more than there are layers for what stands before them, and for embeddings wherever they stand.
 
     What stands between two stacks is as deep as the layer beside it: the last one of its own section, else the next one.

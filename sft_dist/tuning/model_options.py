@@ -19,7 +19,7 @@ from sft_dist.recipe.schema import Recipe
 
 
 def for_training(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """The same model, with the recipe's switches on; called before it is sharded. Raises UserError."""
+    """Returns the same model with the recipe's options on; called before it is sharded. Raises UserError."""
     if problems := missing_packages(recipe):
         raise UserError(problems)
     base = base_of(model)
@@ -33,13 +33,13 @@ def for_training(model: nn.Module, recipe: Recipe) -> nn.Module:
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
-    """Without PEFT's wrapper."""
+    """Returns the model without PEFT's wrapper."""
     return model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
 
 
 @contextmanager
 def without_flash(model: nn.Module) -> Iterator[None]:
-    """For a look at a model that is still fp32 and on the CPU, where flash attention cannot run."""
+    """Switches flash attention off within it: a model that is still in fp32 and on the CPU cannot run it."""
     base = base_of(model)
     implementation = base.config._attn_implementation or ""
     if not implementation.startswith("flash"):
@@ -53,7 +53,7 @@ def without_flash(model: nn.Module) -> Iterator[None]:
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Layers compute their activations again in the backward pass, with the same dropout. Raises UserError."""
+    """Makes layers recompute their activations in the backward pass, with the same dropout. Raises UserError."""
     if not model.supports_gradient_checkpointing:
         raise UserError(
             Problem(f"{type(model).__name__} does not support it", "train.gradient_checkpointing", value="true")
@@ -66,7 +66,7 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def compile_model(model: nn.Module) -> None:
-    """In place, so weights keep their names. Raises UserError when there is no compiler.
+    """Compiles the model in place, so that weights keep their names. Raises UserError when there is no compiler.
 
     `dynamic`: one kernel for all shapes. Otherwise the first batch gets its own, and a resumed run, whose first batch is
     another, would differ from the uninterrupted one in the last bits. Dropout draws other numbers than without compiling.
@@ -91,7 +91,7 @@ def compile_model(model: nn.Module) -> None:
 
 
 def use_liger(model: PreTrainedModel) -> None:
-    """Liger's kernels for norms, rotary positions and feed-forward layers; the loss stays ours. Raises UserError."""
+    """Installs Liger's kernels for norms, rotary positions and feed-forward layers; the loss stays ours. Raises UserError."""
     if not torch.cuda.is_available():
         raise UserError(Problem("Liger kernels need a GPU; none was found", "train.liger", value="true"))
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN, _apply_liger_kernel_to_instance

@@ -31,7 +31,7 @@ NO_OPTIONS = ("params", "lr", "weight_decay", "optim_bits", "is_paged", "args")
 
 
 def build_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the weights that are trained. Raises UserError for options it does not have."""
+    """Builds the recipe's optimizer over the trained weights. Raises UserError for options it does not have."""
     groups, optimizer = weight_groups(model, train), train.optimizer
     try:
         match optimizer:
@@ -52,7 +52,7 @@ def build_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
 
 
 def weight_groups(model: nn.Module, train: Train) -> list[dict[str, Any]]:
-    """Matrices (embeddings among them) with weight decay, apart from norms, biases and other vectors without; with
+    """Returns matrices (embeddings among them) with weight decay, and norms, biases and other vectors without; with
     `layer_decay` each of the two for every depth of the model, the head first."""
     depths = layer_depths(model) if train.layer_decay is not None else {}
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
@@ -72,7 +72,8 @@ def weight_groups(model: nn.Module, train: Train) -> list[dict[str, Any]]:
 
 
 def is_decayed(name: str, parameter: nn.Parameter, owner: nn.Module) -> bool:
-    """Most norms and biases are vectors; a few models have them with more dimensions, which their names tell."""
+    """Whether a weight is decayed. Most norms and biases are vectors; a few models have them with more dimensions, which
+    their names reveal."""
     is_norm = "norm" in type(owner).__name__.lower()
     is_bias = name.rpartition(".")[2].endswith("bias")
     # Vectors that PEFT stores with more dimensions: IA3's as (1, features), DoRA's of convolutions as (1, channels, 1, 1).
@@ -82,7 +83,7 @@ def is_decayed(name: str, parameter: nn.Parameter, owner: nn.Module) -> bool:
 
 # ── optimizers by their name in transformers ────────────────────────────────────────────────────────────────────────
 def _named(optimizer: NamedOptimizer, lr: float) -> tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]:
-    """The class and its arguments, from transformers' own table. Raises UserError."""
+    """Returns the class and its arguments, from transformers' own table. Raises UserError."""
     needs = NAMED_OPTIMIZERS[optimizer.name]
     if needs.module and not is_installed(needs.module):
         hint = f"pip install '{needs.package}'"
@@ -116,7 +117,8 @@ def _named(optimizer: NamedOptimizer, lr: float) -> tuple[Callable[..., torch.op
 
 
 def _keep_embeddings_exact(model: nn.Module) -> None:
-    """8-bit state is too coarse for embeddings, whose gradients are rare: bitsandbytes' advice, and what Trainer does."""
+    """Keeps the state of embeddings in 32 bits, as bitsandbytes advises and Trainer does: 8 bits are too coarse for their
+    rare gradients."""
     from bitsandbytes.optim import GlobalOptimManager
 
     for module in model.modules():
@@ -125,7 +127,8 @@ def _keep_embeddings_exact(model: nn.Module) -> None:
 
 
 def before_training(optimizer: torch.optim.Optimizer) -> None:
-    """Schedule-free optimizers train other weights than they evaluate and save: call this before a step's first forward.
+    """Puts the training weights of a schedule-free optimizer in place, which evaluates and saves others: call this before a
+    step's first forward.
 
     Does nothing for all others, nor when it has been called already.
     """
@@ -146,13 +149,13 @@ def before_evaluation(optimizer: torch.optim.Optimizer) -> None:
 def build_schedule(
     optimizer: torch.optim.Optimizer, schedule: Schedule, warmup_steps: int, total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Stepped once an optimizer step, whatever the world size. Raises UserError."""
+    """Builds the schedule, which is stepped once per optimizer step, whatever the world size. Raises UserError."""
     share = share_of_peak(schedule, warmup_steps, total_steps, optimizer.defaults["lr"])
     return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
 def schedule_state(schedule: torch.optim.lr_scheduler.LRScheduler) -> dict[str, Any]:
-    """The schedule's plain values; its function comes from the recipe again."""
+    """Returns the schedule's plain values; its function is built from the recipe again."""
     return {key: value for key, value in schedule.state_dict().items() if key != "lr_lambdas"}
 
 

@@ -14,7 +14,7 @@ _COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def quantization(recipe: Recipe) -> dict[str, Any]:
-    """Options of `from_pretrained`; empty where nothing is quantised. Head and adapters stay fp32."""
+    """Returns options of `from_pretrained`; empty where nothing is quantised. Head and adapters stay fp32."""
     if not isinstance(recipe.tuning, QloraTuning):
         return {}
     from transformers import BitsAndBytesConfig
@@ -30,7 +30,7 @@ def quantization(recipe: Recipe) -> dict[str, Any]:
 
 
 def spare_heads(options: dict[str, Any], auto_class: Any, config: Any, **code: Any) -> None:
-    """Adds to what `quantization` leaves whole what only the model's structure tells: with a list of its own, transformers
+    """Adds to the layers that `quantization` skips what only the model's structure tells: with a list of its own, transformers
     skips none of the layers that it would otherwise."""
     if "quantization_config" in options:
         with torch.device("meta"):
@@ -39,7 +39,7 @@ def spare_heads(options: dict[str, Any], auto_class: Any, config: Any, **code: A
 
 
 def heads_of(model: Any) -> list[str]:
-    """The output embedding, what shares its weights with another layer, and all that is put on top of the body, whatever
+    """Returns the output embedding, what shares its weights with another layer, and all that is put on top of the body, whatever
     its name: those layers may be new."""
     from transformers import PreTrainedModel
     from transformers.quantizers.base import get_keys_to_not_convert

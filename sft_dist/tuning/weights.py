@@ -19,13 +19,13 @@ _PROMPT = "prompt_encoder.default.embedding.weight"
 
 
 def saved_names(model: nn.Module) -> set[str] | None:
-    """Names in `model.state_dict()` that `save_weights` needs; None: all. Not while the model trains: sharded models gather
-    and release weights when they are asked for their state."""
+    """Returns the names in `model.state_dict()` that `save_weights` needs; None: all. Not while the model trains: sharded
+    models gather and release weights when they are asked for their state."""
     return set(_adapter_names(model, model.state_dict()).values()) if is_adapter(model) else None
 
 
 def save_weights(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Write `folder` as transformers or PEFT would. `weights`: on the CPU, under the names of `model.state_dict()`, at
+    """Writes `folder` as transformers or PEFT would. `weights`: on the CPU, under the names of `model.state_dict()`, at
     least those in `saved_names(model)`. The model may be training meanwhile."""
     if not is_adapter(model):
         _apart(model).save_pretrained(folder, state_dict=dict(weights))
@@ -43,7 +43,7 @@ def save_weights(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) 
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Put the weights of a checkpoint's `model/` into `model`, in place. Raises ValueError when they do not fit exactly."""
+    """Loads the weights of a checkpoint's `model/` into `model`, in place. Raises ValueError when they do not fit exactly."""
     weights = {name: value for path in sorted(folder.glob("*.safetensors")) for name, value in load_file(path).items()}
     state = model.state_dict()
     names = _adapter_names(model, state) if is_adapter(model) else _model_names(model, state)
@@ -64,7 +64,7 @@ def is_adapter(model: nn.Module) -> bool:
 
 
 def _apart(model: nn.Module) -> Any:
-    """The same modules under a config of their own: transformers writes into the config of the model it saves, and
+    """Returns the same modules under a config of their own: transformers writes into the config of the model it saves, and
     attention reads from it."""
     apart: Any = object.__new__(type(model))  # FSDP2's classes cannot be copied by `copy.copy`
     apart.__dict__ = {**model.__dict__, "config": copy.deepcopy(model.config)}
@@ -72,8 +72,8 @@ def _apart(model: nn.Module) -> Any:
 
 
 def _model_names(model: Any, state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Name in a file of transformers -> name in `model.state_dict()`, which is `state`. Transformers writes many models (ViT,
-    DETR, SegFormer) under the names they had in its earlier versions, so that other tools know them."""
+    """Returns name in a file of transformers -> name in `model.state_dict()`, which is `state`. Transformers writes many
+    models (ViT, DETR, SegFormer) under the names they had in its earlier versions, so that other tools know them."""
     from transformers.core_model_loading import revert_weight_conversion
 
     own = {id(value): name for name, value in state.items()}
@@ -84,7 +84,7 @@ def _model_names(model: Any, state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _adapter_names(model: nn.Module, state: Iterable[str]) -> dict[str, str]:
-    """Name in an adapter's file -> name in `model.state_dict()`, whose names (at least the adapter's) are `state`."""
+    """Returns name in an adapter's file -> name in `model.state_dict()`, whose names (at least the adapter's) are `state`."""
     from peft import get_peft_model_state_dict
 
     names = list(state)

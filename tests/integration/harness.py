@@ -1,4 +1,4 @@
-"""Starts real training processes quickly: forked from a server that has imported the libraries once.
+"""Starts real training processes quickly: forked from a server that has imported the libraries once (without a GPU).
 
 Each process is told its rank by RANK, WORLD_SIZE and MASTER_PORT, as srun or torchrun would, and can be killed like any other.
 """
@@ -17,12 +17,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 from tests.ports import free_port
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.integration.harness_preload"])
+# With a GPU every process starts by itself: some libraries (bitsandbytes, torchao) start CUDA when they are imported, and no
+# process forked afterwards can use it.
+_context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
+if not torch.cuda.is_available():
+    _context.set_forkserver_preload(["tests.integration.harness_preload"])
 
 
 def _main(

@@ -51,4 +51,4 @@ def test_runs_are_shown_by_their_state(runs, capsys):
     show_status([], str(runs), None, as_json=False, selected=["sealed"])
     assert "demo/0123456789" in capsys.readouterr().out
     with pytest.raises(UserError, match="did you mean `failed`"):
-        show_status([], str(runs), None, as_json=False, selected=["faild"])
+        show_status([], str(runs), None, as_json=False, selected=["fail"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,12 +195,24 @@ def test_wandb_without_a_server_logs_offline_and_says_how_to_upload(tmp_path, mo
         if modes[-1] != "offline":
             raise ConnectionError("no network")
 
+    service = SimpleNamespace(teardown=lambda: modes.append("teardown"))  # else the id is in use
+    monkeypatch.setitem(sys.modules, "wandb", service)
     monkeypatch.setattr(trackers.WandBTracker, "start", start)
     tracker = trackers._OfflineFallback("demo", dir="/runs/demo/1")
     with caplog.at_level(logging.WARNING):
         tracker.start()
-    assert modes == [None, "offline"]
+    assert modes == [None, "teardown", "offline"]
     assert "wandb sync /runs/demo/1/wandb/offline-run-*" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio"])
+def test_a_sweep_survives_every_tracker_that_cannot_be_started_and_tries_again(tmp_path, monkeypatch, caplog, name):
+    _, folder = make_run(tmp_path, name)
+    monkeypatch.setattr(trackers, "_MAKERS", {name: lambda *_: Broken(0)})
+    for _ in range(2):
+        track_sweep([folder], board_of(folder), folder.path)
+    assert caplog.text.count(f"{name} is switched off") == 2
+    assert not folder.trackers_file.exists()
 
 
 def test_a_run_that_is_being_trained_is_left_to_its_trainer(tmp_path, monkeypatch):

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from sft_dist.train import main
+from sft_dist.run.folder import RunFolder
+from sft_dist.train import _remove_refused, main
 
 
 @pytest.mark.parametrize(
@@ -24,3 +25,13 @@ def test_what_a_plan_refuses_makes_no_folder(tiny_model, reviews, tmp_path, monk
     assert main([str(tmp_path / "my.yaml"), "--runs", str(tmp_path / "runs")]) == 2
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_is_refused_later_is_removed_unless_something_was_trained(tmp_path):
+    for trained in (False, True):
+        folder = RunFolder(tmp_path / "runs/my/0123456789")
+        (folder.attempts / "001").mkdir(parents=True)
+        if trained:
+            folder.metrics_file.touch()
+        _remove_refused(folder)
+        assert (tmp_path / "runs").exists() == trained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,7 +96,7 @@ def test_a_sweep_is_trained_scored_and_evaluated_though_one_run_was_killed(
     (tmp_path / "tiny.yaml").write_text(
         f"task: text-classification\nmodel: {{path: {tiny_model}}}\n"
         f"data: {{source: {reviews}, max_length: 32}}\ntuning: full\n"
-        "train: {lr: 1.0e-3, global_batch: 16, save_every: 50 steps}\nresources: {processes_per_node: 1}\n"
+        "train: {lr: 1.0e-3, global_batch: 16, save_every: 1 steps, keep_last: 20}\nresources: {processes_per_node: 1}\n"
         "matrix: {train.steps: [5, 10, 100000]}\n"
     )
     env = {**idle_cluster.environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -122,7 +123,7 @@ def test_a_sweep_is_trained_scored_and_evaluated_though_one_run_was_killed(
     assert "0 to submit; skipped" in sft_dist("submit", "tiny.yaml", "--no-check", "--cluster", "devcluster")
     assert len(jobs_of(runs[2].path)) == 3
 
-    idle_cluster.wait_until(lambda: any(runs[2].checkpoints.glob("step-*")), 300, "the long run's first checkpoint")
+    idle_cluster.wait_until(lambda: len([*runs[2].checkpoints.glob("step-*")]) >= 5, 300, "checkpoints of the long run")
     idle_cluster.run("scancel", "--full", "--signal=KILL", f"{train}_2")
     idle_cluster.wait_for_job(int(train), 120)
     assert [idle_cluster.wait_for_job(int(one.job), 180)[-1] for one in (score, evaluation)] == ["COMPLETED"] * 2
@@ -133,3 +134,13 @@ def test_a_sweep_is_trained_scored_and_evaluated_though_one_run_was_killed(
     assert board["winner"]["test"]["accuracy"] is not None
     logs = [next(tmp_path.glob(f"runs/tiny/.submissions/*/eval/{score.job}_{task}_0_log.out")) for task in range(3)]
     assert [f"{run.id}  checkpoint 1/" in log.read_text() for run, log in zip(runs, logs, strict=True)] == [True] * 3
+
+    num_checkpoints = len(board["rows"])
+    assert num_checkpoints >= 20
+    for run in runs:
+        shutil.rmtree(run.evaluation)
+    sent = sft_dist("eval", "tiny.yaml", "--cluster", "devcluster", "--processes", "4")
+    assert "an array of 4 tasks" in sent
+    evaluation = jobs_of(runs[0].path)[-1]
+    assert idle_cluster.wait_for_job(int(evaluation.job), 300)[-1] == "COMPLETED"
+    assert read_json(tmp_path / "runs/tiny/leaderboard.json") == board

@@ -267,7 +267,7 @@ def test_two_nodes_train_the_curve_of_one_process(
     idle_cluster: Cluster, tmp_path: Path, tiny_model: Path, reviews: Path
 ) -> None:
     """Real torch, real accelerate, gloo between two nodes; then the evaluation that waits for it. The micro-batch is
-    given, so that one process draws the same dropout for the same four slots (docs/decisions/0001)."""
+    given, so that one process draws the same dropout for the same four micro-batches (docs/decisions/0001)."""
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(
         f"task: text-classification\nmodel: {{path: {tiny_model}}}\n"

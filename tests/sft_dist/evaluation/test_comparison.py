@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from sft_dist.data.rows import ROW, Examples
+from sft_dist.data.rows import ROW, Examples, Rows
 from sft_dist.evaluation import comparison
+from sft_dist.evaluation.baseline import worse_than
 from sft_dist.evaluation.comparison import Answers, seed_spread, selection_note, with_statistics
-from sft_dist.evaluation.gate import worse_than
 from sft_dist.evaluation.leaderboard import Scored, compose, render
-from sft_dist.evaluation.looks import looks_of, record_look
 from sft_dist.evaluation.predictions import SplitPredictions
+from sft_dist.evaluation.reuse import evaluations_on_test, record_evaluation
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.files import write_json
+from sft_dist.recipe.files import read_json, write_json
 from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
 from tests.tiny_text import recipe_of
@@ -44,7 +44,8 @@ class Reader:
         task = task_of(recipe)
         examples = Examples(Dataset.from_dict({"label": TRUE, ROW: np.arange(NUM)}), split)
         content = SplitPredictions(predictions, np.arange(NUM), None, self.contents.get(folder.id, "rows"))
-        return Answers(content, task, task.build_loss(examples), examples)
+        rows = Rows(Dataset.from_dict({"text": [f"text {i}" for i in range(NUM)], ROW: np.arange(NUM)}))
+        return Answers(content, task, task.build_loss(examples), examples, rows)
 
 
 def scored(folder, step, num_wrong):
@@ -62,6 +63,7 @@ def board_of(ranking, recipes, final=None):
 def swept(tmp_path_factory):
     folder = RunFolder(tmp_path_factory.mktemp("swept") / "run")
     folder.create(RECIPE)
+    folder.evaluation.mkdir()
     ranking = [scored(folder, 8, 20), scored(folder, 12, 22), scored(folder, 4, 60), scored(folder, 2, 62)]
     answers = {("run", 8): logits(20), ("run", 12): logits(22, 4), ("run", 4): logits(60, 10)}
     recipes = {folder: RECIPE}
@@ -102,6 +104,19 @@ def test_the_page_says_how_certain_it_is(swept):
     assert "[" not in render(before).replace("`[", ""), "an older leaderboard has no intervals"
 
 
+def test_the_winner_s_errors_are_listed_with_their_texts(swept):
+    _, board, folder = swept
+    errors = read_json(folder.evaluation / "step-00000008.validation.errors.json")
+    assert errors["checkpoint"] == "run-8"
+    assert len(errors["worst"]) == len(errors["most_uncertain"]) == 20
+    assert {error["row"] for error in errors["worst"]} == set(range(20))
+    assert errors["worst"][1] == {"row": 1, "label": "pos", "predicted": "neg", "probability": pytest.approx(0.982, abs=1e-3), "text": "text 1"}  # fmt: skip
+    report = board["winner"]["calibration"]
+    assert set(report) == {"validation", "test", "test_scaled", "temperature"}
+    assert report["test_scaled"]["nll"] < report["test"]["nll"]
+    assert "Calibration: ECE 0.082" in render(board)
+
+
 def test_missing_data_leaves_the_scores_as_they_are(swept, tmp_path, caplog):
     before, _, folder = swept
 
@@ -119,6 +134,8 @@ def test_other_rows_are_not_compared(tmp_path):
     ranking = [scored(folders[0], 1, 20), scored(folders[1], 1, 60)]
     recipes = dict.fromkeys(folders, RECIPE)
     reader = Reader({("a", 1): logits(20), ("b", 1): logits(60)}, {"b": "other rows"})
+    folders[0].create(RECIPE)
+    folders[0].evaluation.mkdir()
     board = with_statistics(board_of(ranking, recipes), ranking, recipes, reader)
     assert board["rows"][1]["p_value"] is None
     assert board["rows"][1]["intervals"]
@@ -141,18 +158,18 @@ def test_the_spread_between_seeds_stands_beside_the_error_within_the_set(tmp_pat
 def test_a_second_checkpoint_on_test_is_said(swept):
     board, _, folder = swept
     before = {**board, "rows": board["rows"][:1]}
-    record_look(folder, 8, "weights")
-    record_look(folder, 8, "weights")
+    record_evaluation(folder, 8, "weights")
+    record_evaluation(folder, 8, "weights")
     ranking, recipes = [scored(folder, 8, 20)], {folder: RECIPE}
     assert with_statistics(before, ranking, recipes, Reader({}))["test_note"] == ""
-    record_look(folder, 12, "other weights")
+    record_evaluation(folder, 12, "other weights")
     board = with_statistics(before, ranking, recipes, Reader({}))
-    assert [look["step"] for look in board["test_looks"]] == [8, 12]
+    assert [evaluation["step"] for evaluation in board["test_evaluations"]] == [8, 12]
     assert "test was scored for 2 checkpoints (run step 8 (" in board["test_note"]
     assert board["test_note"] in render(board)
-    with folder.test_looks_file.open("a") as file:
+    with folder.test_evaluations_file.open("a") as file:
         file.write('{"step": 1')
-    assert len(looks_of([folder])) == 2
+    assert len(evaluations_on_test([folder])) == 2
 
 
 # ── the gate ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -169,7 +186,7 @@ def gate(tmp_path, monkeypatch):
             record = {"step": 1, "checkpoint": entry.fingerprint, "scores": entry.scores}
             write_json(entry.folder.evaluation / "step-00000001.validation.json", record)
         reader = Reader({("new", 1): logits(wrong), ("old", 1): logits(reference_wrong)}, contents)
-        monkeypatch.setattr("sft_dist.evaluation.gate.AnswersReader", lambda: reader)
+        monkeypatch.setattr("sft_dist.evaluation.baseline.AnswersReader", lambda: reader)
         return worse_than(entries[0], RECIPE, folders[1])
 
     return compare

@@ -77,6 +77,16 @@ def test_each_checkpoint_is_scored_once_unless_forced(folder: RunFolder) -> None
     assert scorer.steps == [4, 8, 12] * 2
 
 
+def test_shares_divide_the_checkpoints(folder: RunFolder) -> None:
+    recipe = Recipe.model_validate(RECIPE)
+    steps = []
+    for index in range(2):
+        scorer = Scorer()
+        ValidationScores(scorer, {folder: recipe}, share=(index, 2)).update()  # type: ignore[arg-type]
+        steps.append(scorer.steps)
+    assert steps == [[4, 12], [8]]
+
+
 @pytest.mark.parametrize("writes", [True, False], ids=["the other process ends well", "the other process is killed"])
 def test_what_another_process_scores_comes_last(folder: RunFolder, writes: bool) -> None:
     scorer, lock = Scorer(), lock_of(folder, 4)

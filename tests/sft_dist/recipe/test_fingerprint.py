@@ -41,6 +41,7 @@ NOT_DIGESTED = {
     "recipe/section.py": "how settings are read; what was read is in the fingerprint itself",
     "recipe/strategies.py": "how ranks share the work",
     "recipe/suggest.py": "hints in messages",
+    "recipe/tracking.py": "which trackers there are",
     "recipe/tied_embeddings.py": "which layers an export cannot hold",
     "recipe/tunings.py": "kinds of tuning, and how each is exported",
     "recipe/units.py": "times and amounts of memory; rows have neither",

@@ -63,7 +63,7 @@ def test_predict_never_runs_code_that_an_export_brings(
     folder, marker = tmp_path / "export", tmp_path / "marker"
     add_code(folder, marker)
     write_export(folder, recipe_of(folder, "lora" if form == "adapter" else "full", **settings), form)
-    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 20))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"y\n" * 20)))
     assert predict.main([str(folder), *options]) == 2
     assert not marker.exists()
     assert "[y/N]" not in "".join(capfd.readouterr())

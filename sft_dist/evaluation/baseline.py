@@ -1,4 +1,4 @@
-"""Whether a winner is worse than another run's best checkpoint, beyond chance: the gate of `eval --no-worse-than`."""
+"""Whether a winner is worse than another run's best checkpoint, beyond chance, for `eval --no-worse-than`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,122 @@
+"""`python -m sft_dist.evaluate_model RECIPE --model MODEL`: scores of a model that is no checkpoint of a run, or on other data.
+
+The recipe says how rows are read and scored; the model may be an export, an adapter, or any folder or hub id that the task loads.
+Nothing is chosen by these scores, and no run remembers them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_dist.export import ABOUT
+from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.files import read_json
+from sft_dist.recipe.load import read, validate
+from sft_dist.recipe.model_files import folder_problems
+from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.trust import NO_TRUST, Trust, add_options, require_trust, trust_in
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to score: the recipe that loads it, and what it needs besides."""
+
+    recipe: Recipe
+    adapter: Path | None = None  # weights beside the base
+    labels: tuple[str, ...] = ()  # in the order of its outputs, where it says so
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m sft_dist.evaluate_model",
+        description="Score any model under a recipe: on its validation split, or on other data with the same columns.",
+        epilog="example: python -m sft_dist.evaluate_model my.yaml --model runs/my/0a1b2c3d4e/export --data new.csv",
+    )
+    parser.add_argument("recipe", help="a recipe file without a matrix")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
+    parser.add_argument("--model", required=True, help="an exported folder, an adapter, a folder or a hub id")
+    parser.add_argument("--data", help="source of the rows to score, all of them (the recipe's validation split)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_options(parser)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    os.umask(0o077)
+    try:
+        source = read(options.recipe, options.overrides)
+        if source.data.get("matrix"):
+            raise UserError(
+                f"{options.recipe}: has a matrix, so it stands for several recipes; choose one by KEY=VALUE"
+            )
+        recipe = validate(source)
+        trust = trust_in(options)
+        candidate = candidate_of(recipe, options.model, options.data, trust)
+        require_trust(candidate.recipe, trust | Trust.in_recipes([recipe]), Path(options.model))
+        scores = score(candidate, "test" if options.data else "validation")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps(scores, indent=2, ensure_ascii=False) if options.json else _text(scores))
+    return 0
+
+
+def candidate_of(recipe: Recipe, model: str, data: str | None = None, trust: Trust = NO_TRUST) -> Candidate:
+    """Returns the model, with `data` as the test split. What the recipe allows its own model, it does not allow others. Raises
+    UserError for a folder that cannot be loaded."""
+    settings = json.loads(recipe.model_dump_json())
+    if data is not None:
+        source = settings["data"]["source"]
+        settings["data"]["source"] = {
+            **(source if isinstance(source, dict) else {"train": source}),
+            "test": _located(data),
+        }
+        settings["data"]["split"]["test"] = None
+    folder = Path(model)
+    about = read_json(folder / ABOUT)
+    if about and (problems := folder_problems(folder)):
+        raise UserError(problems)
+    labels = tuple(about["labels"]) if about else ()
+    if (folder / ADAPTER_CONFIG).is_file():
+        base = about["recipe"] if about else settings
+        settings |= {"model": base["model"], "tuning": base["tuning"]}
+        return Candidate(Recipe.model_validate(settings), folder, labels)
+    commit = next(iter(trust.commits), None)
+    own = {"path": _located(model), "revision": None, "tokenizer": None, "trust_remote_code": commit}
+    settings |= {"model": {**settings["model"], **own, "allow_pickle": trust.pickle}, "tuning": {"method": "full"}}
+    return Candidate(Recipe.model_validate(settings), None, labels)
+
+
+def score(candidate: Candidate, split: str) -> dict[str, Any]:
+    """Raises UserError when the classes of the model are not those of the data."""
+    # Imported late: invalid arguments are refused before torch is loaded.
+    from sft_dist.evaluation.evaluator import Evaluator
+    from sft_dist.logging_setup import quiet_libraries
+
+    quiet_libraries()
+    return Evaluator().score_model(candidate.recipe, candidate.adapter, split, candidate.labels)
+
+
+def _located(text: str) -> str:
+    """A path from here, which is not where the recipe is; other sources and hub ids are as they are."""
+    return str(Path(text).resolve()) if Path(text).exists() else text
+
+
+def _text(scores: dict[str, Any]) -> str:
+    # Imported late: invalid arguments are refused before torch is loaded.
+    from sft_dist.evaluation.leaderboard import format_score
+
+    return "\n".join(
+        f"{name:<24}{format_score(value)}" for name, value in scores.items() if not isinstance(value, (list, dict))
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
