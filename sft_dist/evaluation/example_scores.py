@@ -280,12 +280,12 @@ def _of_transcripts(task: Any, predictions: list[str], examples: Examples) -> di
 
 def _of_answers(task: Any, predictions: list[Any], examples: Examples) -> dict[str, ExampleSums]:
     learned_tokens = []
-    for number, (losses, _) in enumerate(predictions):
+    for number, (losses, *_) in enumerate(predictions):
         learned = np.array(task._learned(examples.at([number])[0])[1:], dtype=bool)
         learned_tokens.append([float(losses[learned].sum(dtype=np.float64)), int(learned.sum())])
     matches = [
         [float((predicted[tokens >= 0] == tokens[tokens >= 0]).sum()), float((tokens >= 0).sum())]
-        for (_, predicted), tokens in zip(predictions, task.references(examples), strict=True)
+        for (_, predicted, *_), tokens in zip(predictions, task.references(examples), strict=True)
     ]
     right = np.array([[number == total, 1.0] if total else [0.0, 0.0] for number, total in matches], dtype=float)
     scores = {

@@ -41,6 +41,16 @@ def test_the_loss_of_the_examples_is_that_of_the_split(problem):
     assert sums.value == pytest.approx(float(total) / float(task.weights(loss, examples).sum()), rel=1e-6)
 
 
+def test_generated_answers_change_no_score_over_tokens():
+    task, predictions, examples = CASES["instruction-tuning"]()
+    with_answers = [(*prediction, np.arange(3, dtype=np.int32)) for prediction in predictions]
+    values = [
+        {name: score.value for name, score in example_scores(task, None, entries, examples).items()}
+        for entries in (predictions, with_answers)
+    ]
+    assert values[0] == values[1]
+
+
 def test_average_precision_of_boxes_has_interval_and_test():
     task, predictions, examples = CASES["object-detection"]()
     scores = example_scores(task, None, predictions, examples)["map50"]
