@@ -51,12 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
     os.umask(0o077)
     folders = [RunFolder(path.resolve()) for path in options.runs]
     try:
-        _require_run_folders(folders)
-        for folder in folders:
-            require_trust(folder.recipe(), trust_in(options), folder.recipe_file)
         reference = RunFolder(options.no_worse_than.resolve()) if options.no_worse_than else None
-        if reference:
-            _require_run_folders([reference])
+        loaded = [*folders, *([reference] if reference else [])]
+        _require_run_folders(loaded)
+        for folder in loaded:
+            require_trust(folder.recipe(), trust_in(options), folder.recipe_file)
         if options.score_only:
             score(folders, options.device_number)
         else:

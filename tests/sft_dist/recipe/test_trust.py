@@ -103,3 +103,12 @@ def test_consent_holds_for_the_hub_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="hub models only"):
         build_model(recipe, task_of(recipe), None)
     assert not marker.exists()
+
+
+def test_the_run_that_a_winner_is_compared_with_needs_the_option_too(tmp_path: Path, capsys) -> None:
+    for name, settings in (("new", {}), ("old", {"trust_remote_code": COMMIT})):
+        recipe = Recipe.model_validate(recipe_of("org/name", **settings))
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.json").write_text(recipe.model_dump_json())
+    assert evaluate.main([str(tmp_path / "new"), "--no-worse-than", str(tmp_path / "old")]) == 2
+    assert f"--trust-remote-code {COMMIT}" in capsys.readouterr().err
