@@ -12,13 +12,13 @@ from sft_dist.data.prepare import Prepared, prepare
 from sft_dist.data.rows import ROW, Examples, Rows
 from sft_dist.quality.findings import Finding, RowId, RowIndex, make_finding, rows_text
 from sft_dist.quality.source import Source
-from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.errors import NotInCache, UserError
 from sft_dist.recipe.references import model_source
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks.base import MediaKind
 from sft_dist.run.failures import DataError
 from sft_dist.tasks.base import Task
-from sft_dist.tasks.models import HubUnreachable, load_processor
+from sft_dist.tasks.models import load_processor
 
 Say = Callable[[str], None]
 EXCERPT = 300  # characters of a row shown
@@ -118,7 +118,7 @@ def load_subject(recipe: Recipe, task: Task, source: Source, say: Say) -> Subjec
     processor, notes = None, list[str]()
     try:
         processor = load_processor(recipe, task)
-    except (OSError, HubUnreachable) as error:
+    except (OSError, NotInCache) as error:
         notes.append(
             f"lengths were not checked: the processor could not be loaded ({' '.join(str(error).split())[:200]})"
         )

@@ -84,6 +84,14 @@ class InUse(UserError):
     """Another process is training the run. On a cluster it may be on a lost node, and end soon."""
 
 
+class NotInCache(UserError):
+    """A model on the hub is not in this machine's cache, and cannot be downloaded."""
+
+
+class HubUnreachable(NotInCache):
+    """The hub did not answer. Another attempt may succeed, so a job is requeued for it."""
+
+
 @contextmanager
 def collected(problems: list[Problem]) -> Iterator[None]:
     """Collects the mistakes that are raised in the block, so that they are reported together with others."""

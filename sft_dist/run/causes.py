@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sft_dist.recipe.errors import InUse
+from sft_dist.recipe.errors import HubUnreachable, InUse
 from sft_dist.recipe.files import irregular, read_json
 from sft_dist.run.folder import AttemptFolder, RunFolder
 
@@ -204,7 +204,7 @@ def cause_of(error: dict[str, Any]) -> str:
     if error.get("type") == InUse.__name__:
         return "in use"
     if error.get("user_error"):
-        return "user error"
+        return "error" if error.get("type") == HubUnreachable.__name__ else "user error"
     text = f"{error.get('type')}: {error.get('message')}"
     for cause, pattern in PATTERNS:
         if re.search(pattern, text):

@@ -8,11 +8,12 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub import is_offline_mode
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import dynamic_module_utils
 
-from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.errors import HubUnreachable, NotInCache, Problem, UserError
 from sft_dist.recipe.machine import missing_packages
 from sft_dist.recipe.model_damage import HINT, broken_file
 from sft_dist.recipe.references import is_hub, model_source
@@ -26,10 +27,6 @@ from sft_dist.tuning.quantize import quantization
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 # Otherwise transformers asks whether code may run wherever it is not told, and piped input would answer.
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
-
-
-class HubUnreachable(UserError):
-    """A model on the hub is not in the cache, and the hub cannot be reached."""
 
 
 def load_processor(recipe: Recipe, task: Task) -> Any:
@@ -114,13 +111,22 @@ def _explained(error: Exception, model: Model, path: str = "model.path") -> Exce
     if model.attention and "attention" in text.lower():
         return UserError(Problem(text.split(". ")[0], "model.attention", value=model.attention))
     source = model.path if path == "model.path" else str(model.tokenizer)
-    if isinstance(error, OSError) and is_hub(source) and ("couldn't connect to" in text or "offline mode" in text):
-        message = (
-            "the hub cannot be reached, and the Hugging Face cache of this machine does not have all files of the model"
-        )
-        hint = f"download it where there is a network, into the same cache: hf download {source}; or name a folder"
-        return HubUnreachable(Problem(message, path, value=source, hint=hint))
+    if isinstance(error, OSError) and is_hub(source) and (refusal := _of_hub(text, source, path)):
+        return refusal
     return _of_broken_file(source, path) or (error if isinstance(error, OSError) else _not_loaded(error, source, path))
+
+
+def _of_hub(text: str, source: str, path: str) -> UserError | None:
+    if "not a valid model identifier" in text or "not a valid git identifier" in text or "gated repo" in text:
+        hint = "check the id, the revision, and whether your token (hf auth login) may read it; or name a folder"
+        return UserError(Problem("the hub has no such model, or none that you may read", path, value=source, hint=hint))
+    if "couldn't connect to" not in text and "offline mode" not in text:
+        return None
+    offline = is_offline_mode()
+    reason = "HF_HUB_OFFLINE forbids to ask the hub" if offline else "the hub cannot be reached"
+    message = f"{reason}, and the Hugging Face cache of this machine does not have all files of the model"
+    hint = f"download it where there is a network, into the same cache: hf download {source}; or name a folder"
+    return (NotInCache if offline else HubUnreachable)(Problem(message, path, value=source, hint=hint))
 
 
 def _of_broken_file(source: str, path: str) -> UserError | None:

@@ -256,3 +256,9 @@ def test_an_environment_without_a_module_is_the_same_on_every_node_and_not_tried
     assert "no rank reported an error: /venv/bin/python: No module named accelerate; see" in end.line
     assert classify_facts(Facts(exit={"returncode": 1}, reason="Error: x")).cause == "error"
     assert decide([EndedAttempt(end, False)]).action == "stop"
+
+
+def test_a_hub_that_does_not_answer_is_asked_again():
+    unreachable = error(0, "the hub cannot be reached", type="HubUnreachable", user_error=True)
+    assert classify_facts(Facts(errors=(unreachable,))).cause == "error"
+    assert classify_facts(Facts(errors=({**unreachable, "type": "NotInCache"},))).cause == "user error"

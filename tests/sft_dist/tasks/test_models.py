@@ -273,8 +273,13 @@ def test_memory_that_runs_out_is_not_the_users_fault(folder: Path, monkeypatch: 
         built(recipe_of(folder))
 
 
-def test_a_model_of_the_hub_that_cannot_be_reached_is_named_with_what_to_do(tiny_model, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("offline", "kind"), [(True, "NotInCache"), (False, "HubUnreachable")])
+def test_a_model_of_the_hub_that_cannot_be_reached_is_named_with_what_to_do(
+    tiny_model, monkeypatch, tmp_path, offline, kind
+):
+    """An outage may pass, so that a job is requeued for it; a setting stays."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("sft_dist.tasks.models.is_offline_mode", lambda: offline)
     recipe = recipe_of(tiny_model)
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": "nobody/no-such-model"})})
     for load in (lambda: load_processor(recipe, task_of(recipe)), lambda: build_model(recipe, task_of(recipe), None)):
@@ -282,5 +287,19 @@ def test_a_model_of_the_hub_that_cannot_be_reached_is_named_with_what_to_do(tiny
             load()
         (problem,) = caught.value.problems
         assert (problem.path, problem.value) == ("model.path", "nobody/no-such-model")
-        assert "hub cannot be reached" in problem.message
+        assert ("HF_HUB_OFFLINE" if offline else "hub cannot be reached") in problem.message
         assert "hf download nobody/no-such-model" in problem.hint
+        assert type(caught.value).__name__ == kind
+
+
+@pytest.mark.parametrize(
+    "text", ["a/b is not a valid model identifier", "v9 is not a valid git identifier", "a gated repo"]
+)
+def test_a_model_that_the_hub_refuses_is_the_user_s_error(monkeypatch, text):
+    def refuse(*arguments, **options):
+        raise OSError(text)
+
+    monkeypatch.setattr("sft_dist.tasks.text_classification.TextClassification.load_processor", refuse)
+    recipe = recipe_of("nobody/no-such-model")
+    with pytest.raises(UserError, match="the hub has no such model"):
+        load_processor(recipe, task_of(recipe))
