@@ -24,7 +24,7 @@ from sft_dist.evaluation.statistics import (
     units_of,
 )
 from sft_dist.metrics.audio import transcript_edits
-from sft_dist.metrics.classification import area_under_curves, rank_correlation, sigmoid
+from sft_dist.metrics.classification import rank_correlation, sigmoid, softmax
 from sft_dist.metrics.text import bleu_tokenizer, entity_counts, summary_scores
 from sft_dist.recipe.metrics import installed_metric
 from sft_dist.recipe.schema import CrossEntropyLoss
@@ -33,7 +33,10 @@ from sft_dist.tasks.base import Loss, Task
 from sft_dist.tasks.classes import ClassTask
 from sft_dist.tasks.image_classification import top_accuracy
 
-_FAST, _SLOW = 20_000_000, 100_000  # examples that may be scored again in one interval: areas and ranks; COCO, plugins
+_FAST, _SLOW = (
+    20_000_000,
+    100_000,
+)  # examples that may be scored again in one interval: ranks, of each class; COCO, plugins
 Builder = Callable[[Task, list[Any], Examples], dict[str, Any]]
 
 
@@ -63,8 +66,16 @@ def _subset_scores(task: Task, predictions: list[Any], examples: Examples) -> di
     scores: dict[str, tuple[Any, Any, int]] = {}
     if isinstance(task, ClassTask):
         logits, targets = np.stack(predictions), np.stack(task.references(examples))
-        for name in {"roc_auc", "spearman"} & set(task.recipe.task.kind.metrics):
-            scores[name] = (logits, _of_class_subset(task, targets, name), _FAST)
+        metrics = task.recipe.task.kind.metrics
+        if "roc_auc" in metrics:
+            probabilities, is_true = _columns(logits, targets)
+            scores["roc_auc"] = (probabilities, _areas_under(is_true), _FAST // probabilities.shape[1])
+        if "spearman" in metrics:
+            scores["spearman"] = (
+                logits[:, 0],
+                lambda values, rows: rank_correlation(values[rows], targets[rows]),
+                _FAST,
+            )
     if task.recipe.task.type in TASKS:
         for name in {"map", "map50", "map75"} & set(task.recipe.task.kind.metrics):
             scores[name] = (predictions, _of_task_subset(task, examples, name), _SLOW)
@@ -72,19 +83,48 @@ def _subset_scores(task: Task, predictions: list[Any], examples: Examples) -> di
         references = task.references(examples)
 
         def compute(values: list[Any], indices: np.ndarray) -> float | None:
-            return metric.compute([values[i] for i in indices], [references[i] for i in indices])
+            try:
+                score = metric.compute([values[i] for i in indices], [references[i] for i in indices])
+                return None if score is None else float(score)
+            except Exception:  # somebody else's code, on a subset that may lack a class
+                return None
 
         scores[metric.name] = (predictions, compute, _SLOW)
     return scores
 
 
-def _of_class_subset(task: ClassTask, targets: np.ndarray, name: str) -> Any:
-    def evaluate(logits: np.ndarray, indices: np.ndarray) -> float | None:
-        if name == "spearman":
-            return rank_correlation(logits[indices, 0], targets[indices])
-        return area_under_curves(logits[indices], targets[indices])
+def _columns(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(examples, columns) probabilities and truth, one column for each class whose area is averaged; of two classes, for the second."""
+    if targets.ndim == 2:
+        return sigmoid(logits), targets.astype(bool)
+    first = 1 if logits.shape[1] == 2 else 0
+    return softmax(logits)[:, first:], targets[:, None] == np.arange(first, logits.shape[1])
+
+
+def _areas_under(is_true: np.ndarray) -> Callable[[np.ndarray, np.ndarray], float | None]:
+    """The mean area under the curve, as `metrics.classification` has it, from ranks: a tenth of scikit-learn's time."""
+
+    def evaluate(probabilities: np.ndarray, indices: np.ndarray) -> float | None:
+        areas = [
+            _area(values[indices], truth[indices]) for values, truth in zip(probabilities.T, is_true.T, strict=True)
+        ]
+        defined = [area for area in areas if area is not None]
+        return float(np.mean(defined)) if defined else None
 
     return evaluate
+
+
+def _area(values: np.ndarray, is_true: np.ndarray) -> float | None:
+    """Mann and Whitney's statistic; None where all are true or none is."""
+    num_true = int(is_true.sum())
+    num_false = len(is_true) - num_true
+    if not num_true or not num_false:
+        return None
+    distinct, codes = np.unique(values, return_inverse=True)
+    true, total = (np.bincount(chosen, minlength=len(distinct)) for chosen in (codes[is_true], codes))
+    false = total - true
+    wins = true @ (np.cumsum(false) - false / 2)
+    return float(wins) / (num_true * num_false)
 
 
 def _of_task_subset(task: Task, examples: Examples, name: str) -> Any:

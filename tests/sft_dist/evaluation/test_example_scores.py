@@ -51,6 +51,18 @@ def test_generated_answers_change_no_score_over_tokens():
     assert values[0] == values[1]
 
 
+def test_a_subset_that_an_installed_metric_refuses_is_undefined(monkeypatch):
+    class Refusing:
+        name = "refusing"
+
+        def compute(self, predictions, references):
+            raise ValueError("only one class")
+
+    monkeypatch.setattr("sft_dist.evaluation.example_scores.installed_metric", lambda recipe: Refusing())
+    task, predictions, examples = CASES["single-label"]()
+    assert interval(example_scores(task, None, predictions, examples)["refusing"]) is None
+
+
 def test_average_precision_of_boxes_has_interval_and_test():
     task, predictions, examples = CASES["object-detection"]()
     scores = example_scores(task, None, predictions, examples)["map50"]
