@@ -11,13 +11,14 @@ from sft_dist.data.rows import Rows
 from sft_dist.metrics.calibration import calibration_scores, fit_temperature
 from sft_dist.metrics.classification import softmax
 from sft_dist.tasks.base import Task
+from sft_dist.tasks.classes import ClassTask
 
 NUM_ERRORS = 20
 _MAX_CHARS = 200
 
 
 def is_single_label(task: Task) -> bool:
-    return task.recipe.task.kind.classes == "one"
+    return isinstance(task, ClassTask) and task.recipe.task.kind.classes == "one"
 
 
 def calibration(

@@ -20,6 +20,7 @@ from sft_dist.data.prepare import Prepared, prepare
 from sft_dist.data.rows import Examples, Rows
 from sft_dist.evaluation import class_report
 from sft_dist.evaluation.example_scores import example_scores
+from sft_dist.evaluation.inference import is_not_finite
 from sft_dist.evaluation.leaderboard import Scored
 from sft_dist.evaluation.predictions import SplitPredictions, predictions_file, read_predictions
 from sft_dist.evaluation.reuse import evaluations_on_test, reuse_note
@@ -58,11 +59,22 @@ class Answers:
     rows: Rows
 
     def scores(self) -> dict[str, ExampleScores]:
+        """Returns nothing where a prediction is NaN or infinite: then no score is defined."""
+        if any(map(is_not_finite, self.split.predictions)):
+            return {}
         return example_scores(self.task, self.loss, self.split.predictions, self.examples, self.split.groups)
 
     def same_examples(self, second: Answers) -> bool:
         """Whether two checkpoints answered the same rows, so that their answers can be paired."""
-        return self.split.contents == second.split.contents and np.array_equal(self.split.rows, second.split.rows)
+        return self.split.rows_digest == second.split.rows_digest
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a checkpoint is compared by. Without its predictions: those of many checkpoints do not fit into memory."""
+
+    scores: ExampleScores
+    rows_digest: str
 
 
 class AnswersReader:
@@ -111,7 +123,7 @@ def with_statistics(
     metric, winner = board["metric"], ranking[0]
     answers: dict[str, Answers] = {}
     try:
-        candidates = [_metric_scores(reader, entry, recipes[entry.folder], metric) for entry in ranking]
+        candidates = [_candidate(reader, entry, recipes[entry.folder], metric) for entry in ranking]
         for split in (name for name in ("validation", "train", "test") if name in board["winner"]):
             recipe = recipes[winner.folder]
             if content := reader.read(winner.folder, recipe, winner.step, winner.fingerprint, split):
@@ -164,14 +176,12 @@ def _class_report(board: dict[str, Any], winner: Scored, answers: dict[str, Answ
     }
 
 
-def _metric_scores(
-    reader: AnswersReader, entry: Scored, recipe: Recipe, metric: str
-) -> tuple[Answers, ExampleScores] | None:
+def _candidate(reader: AnswersReader, entry: Scored, recipe: Recipe, metric: str) -> Candidate | None:
     if entry.scores.get(metric) is None:
         return None
     answers = reader.read(entry.folder, recipe, entry.step, entry.fingerprint, "validation")
     scores = answers and answers.scores().get(metric)
-    return (answers, scores) if answers and scores else None
+    return Candidate(scores, answers.split.rows_digest) if answers and scores else None
 
 
 def _intervals(answers: Answers) -> dict[str, Interval]:
@@ -180,37 +190,34 @@ def _intervals(answers: Answers) -> dict[str, Interval]:
     return {name: ends for name, ends in intervals.items() if ends is not None}
 
 
-Candidate = tuple[Answers, ExampleScores] | None
-
-
-def _of_rows(metric: str, candidates: list[Candidate]) -> list[dict[str, Any]]:
+def _of_rows(metric: str, candidates: list[Candidate | None]) -> list[dict[str, Any]]:
     """Intervals, Holm-adjusted p-values against the first, and whether the difference may be chance."""
     adjusted = holm([None, *(_p_value(candidates[0], candidate) for candidate in candidates[1:])])
     rows = []
     for candidate, p in zip(candidates, adjusted, strict=True):
-        ends = interval(candidate[1]) if candidate else None
+        ends = interval(candidate.scores) if candidate else None
         is_close = p is not None and p > ALPHA
         rows.append({"intervals": {metric: ends} if ends else {}, "p_value": p, "not_distinguishable": is_close})
     return rows
 
 
-def _p_value(first: Candidate, second: Candidate) -> float | None:
-    if first is None or second is None or not first[0].same_examples(second[0]):
+def _p_value(first: Candidate | None, second: Candidate | None) -> float | None:
+    if first is None or second is None or first.rows_digest != second.rows_digest:
         return None
-    return p_value(first[1], second[1])
+    return p_value(first.scores, second.scores)
 
 
-def _smallest_differences(metric: str, candidates: list[Candidate]) -> dict[str, float]:
+def _smallest_differences(metric: str, candidates: list[Candidate | None]) -> dict[str, float]:
     """The median over the candidates' paired differences from the winner."""
     first = candidates[0]
-    if first is None or not isinstance(first[1], ExampleSums):
+    if first is None or not isinstance(first.scores, ExampleSums):
         return {}
     sizes = []
     for candidate in candidates[1:]:
-        if candidate and isinstance(candidate[1], ExampleSums) and first[0].same_examples(candidate[0]):
-            sizes.append(smallest_difference(first[1], candidate[1]))
+        if candidate and isinstance(candidate.scores, ExampleSums) and first.rows_digest == candidate.rows_digest:
+            sizes.append(smallest_difference(first.scores, candidate.scores))
     defined = [size for size in sizes if size]
-    size = plain_statistics.median(defined) if defined else smallest_difference(first[1])
+    size = plain_statistics.median(defined) if defined else smallest_difference(first.scores)
     return {metric: size} if size else {}
 
 
@@ -222,7 +229,9 @@ def selection_note(num_candidates: int) -> str:
     )
 
 
-def seed_spread(board: dict[str, Any], ranking: list[Scored], candidates: list[Candidate]) -> list[dict[str, Any]]:
+def seed_spread(
+    board: dict[str, Any], ranking: list[Scored], candidates: list[Candidate | None]
+) -> list[dict[str, Any]]:
     """For runs that differ in the seed alone: the standard deviation of their best scores, beside the standard error that one set
     of examples gives each of them, which knows nothing of seeds."""
     metric = board["metric"]
@@ -253,5 +262,6 @@ def seed_spread(board: dict[str, Any], ranking: list[Scored], candidates: list[C
     return spread
 
 
-def _error(candidate: Candidate) -> float | None:
-    return standard_error(candidate[1]) if candidate and isinstance(candidate[1], ExampleSums) else None
+def _error(candidate: Candidate | None) -> float | None:
+    scores = candidate and candidate.scores
+    return standard_error(scores) if isinstance(scores, ExampleSums) else None

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from sft_dist.checkpoints.store import Checkpoint
 from sft_dist.data.prepare import Prepared
@@ -40,6 +41,11 @@ class SplitPredictions:
     rows: np.ndarray  # (examples,) row numbers in the source
     groups: np.ndarray | None  # (examples,) number of the group of each example, where the data names groups
     contents: str  # digest of what the rows of the split hold
+
+    @property
+    def rows_digest(self) -> str:
+        """Equal for predictions of the same rows in the same order, which can be paired."""
+        return f"{self.contents} {xxhash.xxh3_128_hexdigest(np.ascontiguousarray(self.rows, dtype=np.int64).data)}"
 
 
 def predictions_file(checkpoint: Checkpoint, split: str) -> Path:

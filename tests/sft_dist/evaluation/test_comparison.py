@@ -141,6 +141,25 @@ def test_other_rows_are_not_compared(tmp_path):
     assert board["rows"][1]["intervals"]
 
 
+def test_what_cannot_be_compared_leaves_the_scores_as_they_are(tmp_path):
+    """Other classes on the same rows, and NaN."""
+    folders = [RunFolder(tmp_path / name) for name in "abc"]
+    for folder in folders:
+        folder.create(RECIPE)
+        folder.evaluation.mkdir()
+    ranking = [scored(folder, 1, 20) for folder in folders]
+    three = [np.append(row, np.float32(-9)) for row in logits(20)]
+    nan = [*logits(20)[1:], np.full(2, np.nan, dtype=np.float32)]
+    answers = {("a", 1): logits(20), ("b", 1): three, ("c", 1): nan}
+    recipes = dict.fromkeys(folders, recipe_of({"type": "text-classification"}, labels=["neg", "pos"]))
+    recipes[folders[1]] = recipe_of({"type": "text-classification"}, labels=["neg", "pos", "none"])
+    board = with_statistics({**board_of(ranking, recipes), "metric": "f1_macro"}, ranking, recipes, Reader(answers))
+    assert [row["p_value"] for row in board["rows"]] == [None] * 3
+    assert [bool(row["intervals"]) for row in board["rows"]] == [True, True, False]
+    nan_first = with_statistics(board_of(ranking[::-1], recipes), ranking[::-1], recipes, Reader(answers))
+    assert nan_first["winner"]["intervals"] == {"validation": {}}
+
+
 def test_the_spread_between_seeds_stands_beside_the_error_within_the_set(tmp_path):
     folders = [RunFolder(tmp_path / name) for name in "abc"]
     ranking = [scored(folder, 1, wrong) for folder, wrong in zip(folders, (20, 30, 40), strict=True)]
