@@ -125,7 +125,10 @@ class InputReader:
         except (ValueError, RecursionError):
             pass
         for delimiter in _DELIMITERS:
-            fields = [name.strip() for name in next(csv.reader([line.strip()], delimiter=delimiter), [])]
+            try:
+                fields = [name.strip() for name in next(csv.reader([line.strip()], delimiter=delimiter), [])]
+            except csv.Error:  # a carriage return within the line, or a field longer than Python reads: no header
+                return "txt"
             if has_columns(fields) and all(map(_COLUMN_NAME.fullmatch, fields)):
                 return "tsv" if delimiter == "\t" else "csv"
         return "txt"

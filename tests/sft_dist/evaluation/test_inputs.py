@@ -107,6 +107,11 @@ def test_a_table_on_standard_input_is_recognised_by_its_header_and_said_so(stdin
         stdin("text,id\ngood, very,1\n")
 
 
+@pytest.mark.parametrize("line", ["long " * 40_000, "one\rtwo"])
+def test_a_first_line_that_no_table_has_is_a_text(stdin: Any, line: str) -> None:
+    assert stdin(f"{line}\nnext\n") == [line, "next"]
+
+
 def test_the_format_of_standard_input_may_be_named(stdin: Any, tmp_path: Path) -> None:
     frame = pd.DataFrame({"text": ["007", "b"]})
     frame.to_parquet(tmp_path / "a.parquet")
