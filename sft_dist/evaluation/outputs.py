@@ -47,7 +47,7 @@ def plain_line(prediction: Prediction) -> str:
 
 def json_line(prediction: Prediction) -> str:
     values = {**prediction.values, **({"error": prediction.fault} if prediction.fault else {})}
-    return json.dumps(values, ensure_ascii=False)
+    return _json(values)
 
 
 def table_lines(predictions: Iterable[Prediction], delimiter: str) -> Iterator[str]:
@@ -77,7 +77,12 @@ def _row(values: Iterable[Any], delimiter: str) -> str:
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+    return _json(value) if isinstance(value, list | dict) else value
+
+
+def _json(value: Any) -> str:
+    """Columns taken along may hold dates, decimals and bytes, which JSON writes as texts."""
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _plain(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -27,6 +28,12 @@ def test_json_has_everything_and_says_why_a_row_has_no_prediction() -> None:
     values = {"id": 7, "text": "a", "label": "pos", "probability": 0.75, "probabilities": {"pos": 0.75}}
     assert json.loads(json_line(prediction("a", id=7))) == values
     assert json.loads(json_line(prediction("a", fault="no column"))) == {"text": "a", "error": "no column"}
+
+
+def test_columns_that_json_has_no_type_for_become_texts() -> None:
+    day = datetime(2026, 1, 2)
+    assert json.loads(json_line(prediction("a", id=day)))["id"] == "2026-01-02 00:00:00"
+    assert list(table_lines([prediction("a", id=[day])], "\t"))[1].startswith('"[""2026-01-02 00:00:00""]"')
 
 
 def test_a_table_has_a_row_for_each_input_and_a_header_when_the_first_row_is_bad() -> None:
