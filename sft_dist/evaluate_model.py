@@ -59,7 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
         recipe = validate(source)
         trust = trust_in(options)
         candidate = candidate_of(recipe, options.model, options.data, trust)
-        require_trust(candidate.recipe, trust | Trust.in_recipes([recipe]), Path(options.model))
+        # An adapter brings its base, for which the recipe does not speak.
+        own = candidate.recipe.model == recipe.model
+        require_trust(candidate.recipe, trust | Trust.in_recipes([recipe] if own else []), Path(options.model))
         scores = score(candidate, "test" if options.data else "validation")
     except UserError as error:
         print(error, file=sys.stderr)

@@ -61,6 +61,18 @@ def test_an_adapter_lies_on_the_recipes_base(recipe_file: Path, tmp_path: Path) 
     )  # fmt: skip
 
 
+def test_the_recipe_does_not_consent_for_the_base_that_an_adapter_brings(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = json.loads(load(recipe_file).model_dump_json())
+    recipe["model"]["path"] = "someone/model"
+    (tmp_path / "adapter_config.json").write_text("{}")
+    about = {"recipe": recipe, "labels": ["neg", "pos"], "step": 1, "form": "adapter"}
+    (tmp_path / ABOUT).write_text(json.dumps(about))
+    assert evaluate_model.main([str(recipe_file), "--model", str(tmp_path)]) == 2
+    assert "allows itself to read pickles of someone/model" in capsys.readouterr().err
+
+
 def scores_of(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
     capsys.readouterr()
     assert evaluate_model.main([*map(str, words), "--json"]) == 0
