@@ -205,7 +205,6 @@ def _identity(folder: RunFolder, tracker: str, make: Callable[[], str]) -> str:
 def track_sweep(folders: Sequence[RunFolder], board: Mapping[str, Any], leaderboard_in: Path) -> None:
     """Logs the scores of a sweep to the trackers of its runs, and where leaderboard and report are. What was logged before is not
     logged again, and a run that is being trained is left to its trainer."""
-    PartialState()  # Accelerate's trackers ask it whether they are on the main process
     for folder in folders:
         recipe = folder.recipe()
         if not recipe.train.tracking or is_locked(folder.lock_file):
@@ -213,6 +212,7 @@ def track_sweep(folders: Sequence[RunFolder], board: Mapping[str, Any], leaderbo
         digest = hashlib.sha256(json.dumps(board, sort_keys=True, default=str).encode()).hexdigest()
         if (read_json(folder.trackers_file) or {}).get("sweep") == digest:
             continue
+        PartialState()  # Accelerate's trackers ask it whether they are on the main process
         trackers = trackers_of(recipe, folder)
         for tracker in trackers:
             tracker.start()

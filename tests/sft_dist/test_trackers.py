@@ -244,3 +244,10 @@ def test_hyperparameters_are_flat_and_without_passwords(tmp_path):
     assert values["train.lr"] == 1e-3
     assert "hidden" not in json.dumps(values)
     assert all(isinstance(value, int | float | str | bool | None) for value in values.values())
+
+
+def test_a_sweep_of_runs_without_trackers_starts_nothing_for_them(tmp_path, monkeypatch):
+    """Where srun sets the variables of MPI, Accelerate's state would wait for other processes."""
+    monkeypatch.setattr(trackers, "PartialState", lambda: pytest.fail("was started"))
+    _, folder = make_run(tmp_path)
+    track_sweep([folder], board_of(folder), folder.path)
