@@ -62,6 +62,7 @@ def keep_predictions(checkpoint: Checkpoint, split: str, predictions: list[Any],
         columns = to_columns(content, checkpoint.fingerprint())
     except TypeError as error:
         log.warning("predictions on %s are not kept, so there are no intervals: %s", split, error)
+        file.unlink(missing_ok=True)  # of an earlier evaluation of the same weights
         return
     file.parent.mkdir(mode=0o700, exist_ok=True)
     _write(file, columns)

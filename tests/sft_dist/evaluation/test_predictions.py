@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import stat
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
+from sft_dist.checkpoints.store import Checkpoint
+from sft_dist.data.rows import ROW, Rows
 from sft_dist.evaluation.predictions import (
     SplitPredictions,
     _write,
     flatten,
     from_columns,
+    keep_predictions,
+    predictions_file,
     read_predictions,
     to_columns,
     unflatten,
 )
 from sft_dist.recipe.tasks import TASKS
+from sft_dist.run.folder import RunFolder
 from tests.sft_dist.evaluation.task_predictions import CASES
 
 
@@ -100,3 +108,15 @@ def test_tags_and_counts_take_little_space():
     assert sum(column.nbytes for column in columns.values()) < 6000
     _, columns = flatten([np.full((3, 3), 200, dtype=np.int64)] * 10)
     assert columns["prediction.values"].dtype == np.uint8
+
+
+def test_predictions_that_cannot_be_kept_leave_no_older_ones(tmp_path):
+    checkpoint = Checkpoint(RunFolder(tmp_path).checkpoint(1), 1)
+    checkpoint.path.mkdir(parents=True)
+    (checkpoint.path / "manifest.json").write_text("{}")
+    rows = Rows(Dataset.from_dict({"text": ["a", "b"], ROW: [0, 1]}))
+    data: Any = SimpleNamespace(examples={"test": rows}, splits={"test": rows}, contents={"test": "rows"})
+    keep_predictions(checkpoint, "test", ["x", "y"], data)
+    assert read_predictions(predictions_file(checkpoint, "test"), checkpoint.fingerprint()) is not None
+    keep_predictions(checkpoint, "test", [object(), object()], data)
+    assert read_predictions(predictions_file(checkpoint, "test"), checkpoint.fingerprint()) is None
