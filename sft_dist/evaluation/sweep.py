@@ -55,7 +55,10 @@ class ValidationScores:
         scoring does not read the optimizer's state."""
         for position, winner in enumerate(ranking):
             checkpoint = ckpt.Checkpoint(winner.folder.checkpoint(winner.step), winner.step)
-            problems = ckpt.verify(checkpoint)
+            try:
+                problems = ckpt.verify(checkpoint)
+            except FileNotFoundError:  # training continues and has just deleted it
+                continue
             if not problems:
                 return ranking[position:]
             self._results[checkpoint.path, winner.fingerprint] = _damage(winner.folder, checkpoint, problems)

@@ -17,6 +17,7 @@ from sft_dist.data.prepare import prepare
 from sft_dist.evaluation import evaluator as evaluator_module
 from sft_dist.evaluation import sweep as sweep_module
 from sft_dist.evaluation.evaluator import Evaluator
+from sft_dist.evaluation.leaderboard import Scored
 from sft_dist.evaluation.sweep import ValidationScores, remaining_text
 from sft_dist.recipe.files import read_json, write_json
 from sft_dist.recipe.schema import Recipe
@@ -288,3 +289,8 @@ def test_no_record_is_written_for_what_failed(folder: RunFolder) -> None:
     scorer.before_answer.clear()
     validation(folder, scorer).update()
     assert scorer.steps == [4, 8, 8, 12]
+
+
+def test_a_best_checkpoint_that_training_deletes_is_passed_over(tmp_path: Path) -> None:
+    validation = ValidationScores(None, {})  # type: ignore[arg-type]
+    assert validation.exclude_damaged([Scored(RunFolder(tmp_path), 1, "weights", {})]) == []
