@@ -123,6 +123,7 @@ class Evaluator:
     def _model(self, loaded: _Loaded, recipe: Recipe) -> nn.Module:
         key = recipe.model_dump_json(include={"model", "tuning"})
         if loaded.model is None or loaded.model_key != key:
+            loaded.model = None  # two models might not fit into the memory
             loaded.model = build_model(recipe, loaded.data.task, loaded.data.processor).to(self.device)
             loaded.model_key = key
         return loaded.model
