@@ -26,7 +26,7 @@ function leaderboard(data, table, number) {
     + (rows.some((row) => row.not_distinguishable) ? " ≈ marks checkpoints that are not distinguishable from the best at this size." : "");
   const several = data.leaderboards.length > 1;
   return page.section(`leaderboard${number || ""}`, several ? `Leaderboard by ${table.metric}` : "Leaderboard", note,
-    page.table(columns, rows, { label: "leaderboard", limit: 15, rowClass: (row) => (row.rank === 1 ? "best" : null) }), ...table.finals.slice(0, 1).map((final) => finalScores(final)));
+    page.table(columns, rows, { label: "leaderboard", limit: 15, rowClass: (row) => (row.rank === 1 ? "best" : null) }), table.final ? finalScores(table.final) : null);
 }
 
 function scoreCell(row, metric) {
@@ -70,7 +70,7 @@ function withInterval(final, split, name) {
 const MOST_CLASSES = 40;
 
 page.confusionSection = (data) => {
-  const final = data.leaderboards.flatMap((table) => table.finals)[0];
+  const final = data.leaderboards[0]?.final;
   const split = ["test", "validation"].find((name) => final?.confusion[name]);
   if (!split || final.confusion[split].length > MOST_CLASSES) return null;
   const matrix = final.confusion[split];
