@@ -22,6 +22,7 @@ SCRIPTS = (
     "curves.js",
     "matrix.js",
     "scores.js",
+    "classes.js",
     "runs.js",
     "app.js",
 )

@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.report.classes import class_report
 from sft_dist.recipe.files import read_json
+from sft_dist.run.folder import RunFolder
 
 Board = dict[str, Any]  # what leaderboard.json holds
 FINAL_SPLITS = ("test", "train")
+_TESTS = ("p_value", "not_distinguishable")  # of a row against the winner of its leaderboard
 
 
 def read_leaderboards(folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -25,7 +28,7 @@ def read_leaderboards(folders: Sequence[Path]) -> list[dict[str, Any]]:
         table["rows"] += [row for row in rows if (row["run"], row["step"]) not in evaluated]
         table["finals"] += _finals(board, folder, numbers)
         table["notes"] += _notes(board)
-    return [_sorted(table) for table in tables.values()]
+    return [_with_class_report(_sorted(table), folders) for table in tables.values()]
 
 
 def _boards(folders: Sequence[Path]) -> Iterable[tuple[Path, Board]]:
@@ -59,8 +62,15 @@ def _row(
     number = numbers.get((parent.name, str(row.get("run"))))
     if number is None:
         return None
-    optional = {key: row[key] for key in ("intervals", "not_distinguishable", "p_value") if row.get(key) is not None}
-    return {"run": number, "step": row.get("step"), "scores": scalars(row.get("validation")), **optional}
+    optional = {key: row[key] for key in ("intervals", *_TESTS) if row.get(key) is not None}
+    winner = board["winner"]
+    return {
+        "run": number,
+        "step": row.get("step"),
+        "scores": scalars(row.get("validation")),
+        "winner": (numbers.get((parent.name, str(winner.get("run")))), winner.get("step")),
+        **optional,
+    }
 
 
 def scalars(scores: Any) -> dict[str, Any]:
@@ -86,6 +96,7 @@ def _finals(board: Board, parent: Path, numbers: Mapping[tuple[str, str], int]) 
             "intervals": winner.get("intervals") or {},
             "confusion": {split: matrix for split, scores in splits.items() if (matrix := _matrix(scores))},
             "export": board.get("export"),
+            "winner": winner,
         }
     ]
 
@@ -105,10 +116,32 @@ def _notes(board: Board) -> list[str]:
 
 
 def _sorted(table: dict[str, Any]) -> dict[str, Any]:
-    """A leaderboard is sorted already; the rows of several are not."""
+    """A leaderboard is sorted already; the rows of several are not, and were tested against different winners."""
     sign = -1.0 if table["direction"] == "max" else 1.0
     rows = sorted(table["rows"], key=lambda row: _sort_key(row, table["metric"], sign))
-    return {**table, "rows": rows, "notes": list(dict.fromkeys(table["notes"]))}
+    best = (rows[0]["run"], rows[0]["step"])
+    ranks = {(row["run"], row["step"]): rank for rank, row in enumerate(rows)}
+    return {
+        **table,
+        "rows": [_tested_against(best, row) for row in rows],
+        "finals": sorted(table["finals"], key=lambda final: ranks.get((final["run"], final["step"]), len(ranks))),
+        "notes": list(dict.fromkeys(table["notes"])),
+    }
+
+
+def _tested_against(best: tuple[int, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """The row, with its tests only if they compare it with the best of the table."""
+    excluded = ("winner",) if row["winner"] == best else ("winner", *_TESTS)
+    return {key: value for key, value in row.items() if key not in excluded}
+
+
+def _with_class_report(table: dict[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
+    """Of the best checkpoint alone: those of a hundred runs would exceed the limit of the page."""
+    finals = [{key: value for key, value in final.items() if key != "winner"} for final in table["finals"]]
+    if finals:
+        folder = RunFolder(folders[finals[0]["run"]])
+        finals[0] |= class_report(table["finals"][0]["winner"], folder)
+    return {**table, "finals": finals}
 
 
 def _sort_key(row: Mapping[str, Any], metric: str, sign: float) -> tuple[bool, float, float, int]:
