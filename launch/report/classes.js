@@ -30,7 +30,7 @@ page.calibrationSection = (data) => {
   return page.section("calibration", "Calibration", `The best checkpoint on ${split}: of predictions with probability 0.8, 80 in 100 should be right. Below the diagonal the model is too sure.`,
     page.element("div", { class: "beside" },
       bins[split].length ? reliabilityDiagram(bins[split], bins[`${split}_scaled`] ?? [], split) : null,
-      page.element("div", {}, calibrationTable(scores, temperature), temperatureNote(temperature), bins[split].length ? binTable(bins[split], split) : null)));
+      page.element("div", { class: "measures" }, calibrationTable(scores, temperature), temperatureNote(temperature), bins[split].length ? binTable(bins[split], split) : null)));
 };
 
 function calibrationTable(scores, temperature) {
@@ -55,12 +55,12 @@ function binTable(bins, split) {
 }
 
 function reliabilityDiagram(bins, scaled, split) {
-  const size = 300, left = 46, top = 12, strip = 34, width = left + size + 14, height = top + size + 62 + strip;
+  const size = 300, left = 46, top = 12, strip = 34, width = left + size + 14, height = top + size + 66 + strip;
   const all = [...bins, ...scaled];
   const low = Math.max(0, Math.floor(Math.min(...all.flatMap((bin) => [bin.confidence, bin.accuracy])) * 10) / 10);
   const x = (value) => left + ((value - low) / (1 - low || 1)) * size;
   const y = (value) => top + size - ((Math.max(value, low) - low) / (1 - low || 1)) * size;
-  const ticks = Array.from({ length: 11 }, (_, index) => index / 10).filter((tick, index) => tick >= low && (low > 0.4 || index % 2 === 0));
+  const ticks = Array.from({ length: 11 }, (_, index) => index / 10).filter((tick, index) => tick >= low && (low >= 0.3 || index % 2 === 0));
   const most = Math.max(...bins.map((bin) => bin.examples));
   const bottom = top + size + 50 + strip;
   const describe = (bin) => `probability ${page.score(bin.confidence)}: ${page.score(bin.accuracy)} of ${page.count(bin.examples)} right`;
@@ -99,8 +99,8 @@ function wilson(share, count) {
 page.errorsSection = (data) => {
   const errors = page.finalOf(data)?.errors;
   if (!errors?.split) return null;
-  const list = (title, entries) => (entries.length ? [page.element("h3", {}, title), errorTable(title, entries)] : []);
-  return page.section("errors", "Errors", `The best checkpoint on ${errors.split}. Rows have their numbers in the data; texts are cut.`,
+  const list = (title, entries) => (entries.length ? [page.element("h3", {}, title), page.element("div", { class: "errors" }, errorTable(title, entries))] : []);
+  return page.section("errors", "Errors", `The best checkpoint on ${errors.split}. Row numbers are those of the data.`,
     ...list("Wrong, and most sure", errors.worst), ...list("Least sure, right or wrong", errors.most_uncertain));
 };
 
@@ -108,7 +108,7 @@ function errorTable(title, entries) {
   const named = (name) => (entry) => page.element("span", { class: "label" }, entry[name]);
   const predicted = (entry) => page.element("span", { class: entry.label === entry.predicted ? "label agrees" : "label differs" }, entry.predicted);
   return page.table([
-    { title: "row", number: true, better: "min", value: (entry) => entry.row, cell: (entry) => page.count(entry.row) },
+    { title: "row", number: true, better: "min", value: (entry) => entry.row, cell: (entry) => String(entry.row ?? "–") },
     { title: "probability", number: true, value: (entry) => entry.probability, cell: (entry) => page.score(entry.probability) },
     { title: "true", value: (entry) => entry.label, cell: named("label") },
     { title: "predicted", value: (entry) => entry.predicted, cell: predicted },
