@@ -23,6 +23,7 @@ SCRIPTS = (
     "curves.js",
     "matrix.js",
     "scores.js",
+    "classes.js",
     "runs.js",
     "app.js",
 )

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.report.classes import class_report
 from sft_dist.recipe.files import read_json
+from sft_dist.run.folder import RunFolder
 
 Board = dict[str, Any]  # what leaderboard.json holds
 FINAL_SPLITS = ("test", "train")
@@ -33,7 +35,7 @@ def read_leaderboards(folders: Sequence[Path]) -> list[dict[str, Any]]:
         if rows:
             key = str(board.get("metric")), str(board.get("direction"))
             evaluations.setdefault(key, []).append(Evaluation(board, rows, _final(board, folder, numbers)))
-    return [_table(metric, direction, entries) for (metric, direction), entries in evaluations.items()]
+    return [_table(*key, entries, folders) for key, entries in evaluations.items()]
 
 
 def _boards(folders: Sequence[Path]) -> Iterable[tuple[Path, Board]]:
@@ -46,7 +48,7 @@ def _boards(folders: Sequence[Path]) -> Iterable[tuple[Path, Board]]:
             yield parent, board
 
 
-def _table(metric: str, direction: str, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+def _table(metric: str, direction: str, evaluations: Sequence[Evaluation], folders: Sequence[Path]) -> dict[str, Any]:
     """One table of several leaderboards. What compares with a winner holds only where that winner is the best of all."""
     entries: dict[tuple[int, int], tuple[dict[str, Any], Evaluation]] = {}
     for evaluation in evaluations:
@@ -66,9 +68,15 @@ def _table(metric: str, direction: str, evaluations: Sequence[Evaluation]) -> di
         "selection_note": str(board.get("selection_note") or ""),
         "test_note": str(board.get("test_note") or ""),
         "rows": rows,
-        "final": chosen.final if chosen else None,
+        "final": _with_class_report(chosen, folders) if chosen else None,
         "notes": list(dict.fromkeys([*_winner_notes(board), *_damage(evaluations)])),
     }
+
+
+def _with_class_report(evaluation: Evaluation, folders: Sequence[Path]) -> dict[str, Any] | None:
+    """Of the best checkpoint alone: those of a hundred runs would exceed the limit of the page."""
+    final = evaluation.final
+    return final and {**final, **class_report(evaluation.board["winner"], RunFolder(folders[final["run"]]))}
 
 
 def _checkpoint(entry: Mapping[str, Any]) -> tuple[int, int]:
@@ -98,8 +106,8 @@ def _row(row: Any, parent: Path, numbers: Mapping[tuple[str, str], int]) -> dict
         entry["intervals"] = intervals
     if _is_number(row.get("p_value")):
         entry["p_value"] = row["p_value"]
-    if row.get("not_distinguishable") is True:
-        entry["not_distinguishable"] = True
+    if isinstance(row.get("not_distinguishable"), bool):
+        entry["not_distinguishable"] = row["not_distinguishable"]
     return entry
 
 

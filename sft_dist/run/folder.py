@@ -161,6 +161,10 @@ class RunFolder:
     def evaluation(self) -> Path:
         return self.path / "evaluation"
 
+    def errors_file(self, step: int, split: str) -> Path:
+        """The winner's errors on a split, with the beginnings of their texts."""
+        return self.evaluation / f"step-{step:08d}.{split}.errors.json"
+
     @property
     def test_evaluations_file(self) -> Path:
         """One JSON line for each time that a checkpoint is scored on test: step, checkpoint (its fingerprint), time."""

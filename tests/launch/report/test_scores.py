@@ -4,7 +4,7 @@ import pytest
 
 from launch.report.scores import read_leaderboards
 from sft_dist.recipe.files import write_json
-from tests.launch.report.run_files import leaderboard, write_run
+from tests.launch.report.run_files import add_class_report, leaderboard, write_run
 
 
 def test_the_leaderboard_of_all_runs_is_filtered_to_those_of_the_report(tmp_path):
@@ -27,19 +27,6 @@ def test_leaderboards_of_single_runs_become_one_table(tmp_path):
     assert table["final"]["run"] == 0
 
 
-def test_tests_against_another_winner_than_the_best_of_all_do_not_count(tmp_path):
-    one, two = (write_run(tmp_path, train={"seed": seed}) for seed in (1, 2))
-    for run, scores in ((one, (0.6, 0.7)), (two, (0.8, 0.9))):
-        board = leaderboard(dict(zip(((run.id, 20), (run.id, 40)), scores, strict=True)), selection_note=run.id)
-        board["rows"][1] |= {"not_distinguishable": True, "p_value": 0.4}
-        write_json(run.path / "leaderboard.json", board)
-    (table,) = read_leaderboards([one.path, two.path])
-    assert [(row["run"], row.get("p_value"), row.get("not_distinguishable")) for row in table["rows"]] == [
-        (1, None, None), (1, 0.4, True), (0, None, None), (0, None, None)
-    ]  # fmt: skip
-    assert (table["final"]["run"], table["selection_note"]) == (1, two.id)
-
-
 def test_intervals_and_tests_are_passed_on(tmp_path):
     run = write_run(tmp_path)
     board = leaderboard(
@@ -52,6 +39,30 @@ def test_intervals_and_tests_are_passed_on(tmp_path):
     assert table["rows"][1]["p_value"] == 0.004
     assert "p_value" not in table["rows"][0]
     assert (table["smallest_difference"], table["selection_note"]) == ({"accuracy": 0.1}, "the best of 2")
+
+
+def test_tests_against_another_winner_are_dropped(tmp_path):
+    first, second = (write_run(tmp_path, train={"seed": seed}) for seed in (1, 2))
+    for run, best in ((first, 0.75), (second, 0.9)):
+        board = leaderboard({(run.id, 20): best - 0.1, (run.id, 40): best}, selection_note=run.id)
+        board["rows"][0] |= {"p_value": None, "not_distinguishable": False, "intervals": {}}
+        board["rows"][1] |= {"p_value": 0.3, "not_distinguishable": True, "intervals": {}}
+        write_json(run.path / "leaderboard.json", board)
+    (table,) = read_leaderboards([first.path, second.path])
+    tests = [(row["run"], row["step"], row.get("p_value"), row.get("not_distinguishable")) for row in table["rows"]]
+    assert tests == [(1, 40, None, False), (1, 20, 0.3, True), (0, 40, None, None), (0, 20, None, None)]
+    assert (table["final"]["run"], table["selection_note"]) == (1, second.id)
+
+
+def test_the_best_checkpoint_has_a_class_report(tmp_path):
+    first, second = (write_run(tmp_path, train={"seed": seed}) for seed in (1, 2))
+    for run, accuracy in ((first, 0.8), (second, 0.9)):
+        board = leaderboard({(run.id, 40): accuracy})
+        add_class_report(board, run, f"a text of {run.id}")
+        write_json(run.path / "leaderboard.json", board)
+    (table,) = read_leaderboards([first.path, second.path])
+    assert table["final"]["errors"]["worst"][0]["text"] == f"a text of {second.id}"
+    assert table["final"]["calibration"]["temperature"] == 1.25
 
 
 @pytest.mark.parametrize("value", [None, True, 3, "x", [1], {"a": 1}, {"accuracy": [1]}])
