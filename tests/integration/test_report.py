@@ -214,6 +214,15 @@ def test_everything_that_acts_is_reached_by_the_keyboard_and_has_a_name(matrix):
     )
 
 
+def test_a_section_that_cannot_be_drawn_does_not_hide_the_others(browser, tmp_path):
+    run = write_run(tmp_path)
+    start = run.all_attempts()[0].start_file
+    start.write_text(json.dumps(json.loads(start.read_text()) | {"startup_s": 1e300}))  # no date is so early
+    page = Page(browser, write_report([], str(tmp_path), None)).open()
+    assert texts(page, "main > p.warning") == ["Time and cost cannot be drawn: Invalid time value"]
+    assert texts(page, "nav a")[-1] == "Environment"
+
+
 def test_hostile_texts_stay_texts(browser, tmp_path):
     run = write_run(tmp_path, description=HOSTILE, data={"where": {HOSTILE: HOSTILE}}, model={"path": HOSTILE})
     lines = run.metrics_file.read_text().replace('"grad_norm"', '"<img src=x onerror=alert(1)>"')
