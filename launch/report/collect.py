@@ -46,11 +46,12 @@ class Subject:
 def collect(subjects: Sequence[Subject], max_points: int) -> dict[str, Any]:
     """Returns the data of a page about these runs, with at most `max_points` points a curve."""
     states = [subject.state for subject in subjects]
-    settings = {number: settings_in(subject.recipe) for number, subject in enumerate(subjects)}
+    # A run without a readable recipe differs in nothing that could be named.
+    settings = {number: settings_in(subject.recipe) for number, subject in enumerate(subjects) if subject.recipe}
     varying = varying_settings(settings)
     names = _names(states, naming_settings(varying))
     leaderboards = read_leaderboards([Path(state.folder) for state in states])
-    runs = [_run(subject, names[number], varying[number]) for number, subject in enumerate(subjects)]
+    runs = [_run(subject, names[number], varying.get(number, {})) for number, subject in enumerate(subjects)]
     data = {
         "title": title_of(states),
         "runs": runs,
@@ -133,7 +134,10 @@ def _run(subject: Subject, name: str, point: dict[str, Any]) -> dict[str, Any]:
 
 def _shared_settings(settings: Mapping[int, dict[str, Any]], varying: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
     """The settings in which all runs agree."""
-    return {key: value for key, value in settings[0].items() if key not in varying[0]} if settings else {}
+    first = next(iter(settings), None)
+    if first is None:
+        return {}
+    return {key: value for key, value in settings[first].items() if key not in varying[first]}
 
 
 def align_all(curves: Sequence[Curves], max_points: int) -> list[dict[str, Any]]:

@@ -55,6 +55,7 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path):
     data = data_of(tmp_path)
     assert sorted(run["state"] for run in data["runs"]) == ["finished", "finished"]
     assert {curve["name"] for curve in data["curves"]} >= {"loss"}
+    assert (data["varying"], data["settings"]["train.lr"]) == ([], 1e-3)
 
 
 @pytest.mark.parametrize("value", [True, 3, "x", [1], {"a": 1}, {"rows": "x", "strategy": 1, "batch": [2]}])
