@@ -57,9 +57,9 @@ def _table(metric: str, direction: str, evaluations: Sequence[Evaluation], folde
     sign = -1.0 if direction == "max" else 1.0
     ordered = sorted(entries.values(), key=lambda entry: _sort_key(entry[0], metric, sign))
     best = _checkpoint(ordered[0][0])
-    chosen = next((each for each in evaluations if each.final and _checkpoint(each.final) == best), None)
-    board = chosen.board if chosen else {}
-    rows = [row if evaluation is chosen else _without_comparisons(row) for row, evaluation in ordered]
+    decisive = next((entry for entry in evaluations if entry.final and _checkpoint(entry.final) == best), None)
+    board = decisive.board if decisive else {}
+    rows = [row if evaluation is decisive else _without_comparisons(row) for row, evaluation in ordered]
     return {
         "metric": metric,
         "direction": direction,
@@ -68,7 +68,7 @@ def _table(metric: str, direction: str, evaluations: Sequence[Evaluation], folde
         "selection_note": str(board.get("selection_note") or ""),
         "test_note": str(board.get("test_note") or ""),
         "rows": rows,
-        "final": _with_class_report(chosen, folders) if chosen else None,
+        "final": _with_class_report(decisive, folders) if decisive else None,
         "notes": list(dict.fromkeys([*_winner_notes(board), *_damage(evaluations)])),
     }
 
