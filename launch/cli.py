@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import json
 import os
 import sys
@@ -73,6 +74,7 @@ PROCESSES = click.option("--processes", type=click.IntRange(1), metavar="N", hel
 def main() -> None:
     """Entry point. Errors of the user exit with code 2 and no traceback, all others with 1 and their traceback."""
     _start_fast()
+    _print_any_text()
     try:
         cli(prog_name="sft-dist")
     except Exception as error:
@@ -91,6 +93,12 @@ def _start_fast() -> None:
     """Speeds up what is imported from here on (docs/decisions/0005-start-up.md)."""
     gc.set_threshold(200_000)  # importing makes many objects that stay; none of them is garbage
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
+
+def _print_any_text() -> None:
+    """Lets names and labels be printed that are not UTF-8: escaped, as JSON escapes them."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 class _StrategyOption(click.Option):
@@ -167,7 +175,7 @@ def init(task: str, output: Path | None) -> None:
 def schema() -> None:
     """Print the recipe's JSON Schema, for editors.
 
-    With `# yaml-language-server: $schema=recipe.schema.json` as the first line of a recipe they complete and check it.
+    An editor completes and checks a recipe whose first line is `# yaml-language-server: $schema=recipe.schema.json`.
 
     Example: sft-dist schema > recipe.schema.json
     """
@@ -523,7 +531,7 @@ def stop(run: str, wait: float, runs: str | None) -> None:
 @RUNS
 @AS_JSON
 def diff(a: str, b: str, runs: str | None, as_json: bool) -> None:
-    """Show what differs between two runs: recipe, code, data, environment, hardware, and where their curves part.
+    """Show what differs between runs A and B: recipe, code, data, environment, hardware, and where their curves part.
 
     Example: sft-dist diff 0a1b 4c5d
     """
@@ -546,7 +554,8 @@ def replay(
 ) -> None:
     """Train a RUN again, with its recipe, seed and source, in a new folder beside it, and compare the curves.
 
-    Exit code 0: every loss is the same number; 1: the curve differs, and it is said where and what else differs.
+    Exit code 0: every loss is the same number; 1: the curve differs (the output says where, and what else differs), or
+    the training failed.
 
     Example: sft-dist replay 0a1b
     """
@@ -584,7 +593,7 @@ def replay(
     "--cluster",
     metavar="NAME",
     shell_complete=_completer("complete_clusters"),
-    help="Send this to a Slurm cluster: an array that scores, and a job that chooses.",
+    help="Submit this to a Slurm cluster: an array that scores, and a job that chooses.",
 )
 @click.option(
     "--model", metavar="MODEL", help="Evaluate this export, adapter, folder or hub id under the RECIPE instead."
@@ -621,11 +630,14 @@ def evaluate(
     from sft_dist.recipe.trust import Trust
 
     if cluster and cluster != "local" and (required or reference or force or follow or as_json):
-        raise click.UsageError("--cluster takes none of --require, --no-worse-than, --force, --follow and --json")
+        raise click.UsageError("--cluster works with none of --require, --no-worse-than, --force, --follow and --json")
     trust = Trust(frozenset(commits), pickle)
-    if model or data:
-        if not model or required or reference or force or follow or processes or cluster:
-            raise click.UsageError("--data needs --model MODEL, and both only a RECIPE, KEY=VALUE and --json")
+    if model is not None or data is not None:
+        if not model:
+            raise click.UsageError("--data needs --model MODEL")
+        if required or reference or force or follow or processes or cluster:
+            names = "--require, --no-worse-than, --force, --processes, --cluster and --follow"
+            raise click.UsageError(f"--model works with none of {names}")
         sys.exit(evaluate_model(targets, model, data, as_json, trust))
     if cluster and cluster != "local":
         from launch.slurm.sweep import send_to_cluster
@@ -661,7 +673,14 @@ def report(targets: tuple[str, ...], output: Path | None, runs: str | None) -> N
 
 @cli.command()
 @_targets("[RECIPE_OR_FOLDER]...", required=False)
-@click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="Port.", show_default="a free one")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    metavar="N",
+    help="Port to listen on.",
+    show_default="a free one",
+)
 @RUNS
 def board(targets: tuple[str, ...], port: int, runs: str | None) -> None:
     """Show the report of all runs in a browser on this machine, kept up to date, until Ctrl-C.

@@ -11,9 +11,9 @@ from typing import Any
 
 from launch.run_state import parse_line
 from sft_dist.recipe.errors import UserError
-from sft_dist.recipe.files import irregular, read_json
+from sft_dist.recipe.files import irregular, read_object
 from sft_dist.recipe.text import format_table, join_names, printable
-from sft_dist.run.folder import RunFolder
+from sft_dist.run.folder import RunFolder, plugins_in
 from sft_dist.run.varying import format_setting, settings_in
 
 Facts = dict[str, Any]  # name -> value
@@ -69,7 +69,7 @@ def compare_runs(a: Path, b: Path) -> RunDifference:
     """Compares two run folders. Raises UserError for folders without a readable recipe."""
     folders = RunFolder(a), RunFolder(b)
     for folder in folders:
-        if not _object(folder.recipe_file):
+        if not read_object(folder.recipe_file):
             raise UserError(f"{folder.path} is not a run folder: it has no recipe.json that can be read")
     sections = {
         name: compare_facts(facts_of(folders[0]), facts_of(folders[1]), names_of(folders))
@@ -95,7 +95,7 @@ def names_of(folders: tuple[RunFolder, RunFolder]) -> tuple[str, str]:
 
 # ── facts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 def recipe_facts(folder: RunFolder) -> Facts:
-    return settings_in(_object(folder.recipe_file))
+    return settings_in(read_object(folder.recipe_file))
 
 
 def code_facts(folder: RunFolder) -> Facts:
@@ -114,7 +114,8 @@ def _digest(file: Path) -> str:
 def data_facts(folder: RunFolder) -> Facts:
     """Returns of each split its number of rows, and digests of which rows they are and of what these hold."""
     facts: Facts = {}
-    for split, values in _object(folder.splits_file).items():
+    splits = {split: values for split, values in read_object(folder.splits_file).items() if isinstance(values, dict)}
+    for split, values in splits.items():
         digests = {f"{split} row numbers": values.get("digest"), f"{split} contents": values.get("contents")}
         facts |= {f"{split} rows": values.get("rows")}
         facts |= {name: str(digest)[:DIGEST_CHARS] for name, digest in digests.items() if digest}
@@ -124,16 +125,15 @@ def data_facts(folder: RunFolder) -> Facts:
 def environment_facts(folder: RunFolder) -> Facts:
     """Returns the versions of packages and plugins at the last start."""
     start = _last_start(folder)
-    versions = {name: start[name] for name in ("torch",) if name in start} | (start.get("packages") or {})
-    plugins = read_json(folder.plugins_file) or []
-    return versions | {
-        f"plugin {plugin['name']}": f"{plugin['distribution']} {plugin['version']}" for plugin in plugins
-    }
+    packages = start.get("packages")
+    versions = {name: start[name] for name in ("torch",) if name in start}
+    versions |= packages if isinstance(packages, dict) else {}
+    return versions | {f"plugin {name}": version for name, version in plugins_in(folder).items()}
 
 
 def hardware_facts(folder: RunFolder) -> Facts:
     """Returns the processors of the last start and how they shared the work."""
-    start, plan = _last_start(folder), _object(folder.plan_file)
+    start, plan = _last_start(folder), read_object(folder.plan_file)
     shape = ("nodes", "processes_per_node", "threads_per_process")
     facts: Facts = {name: start[name] for name in ("host", "device", "world_size") if name in start}
     facts = {**facts, **{name: plan[name] for name in shape if name in plan}}
@@ -141,14 +141,8 @@ def hardware_facts(folder: RunFolder) -> Facts:
 
 
 def _last_start(folder: RunFolder) -> dict[str, Any]:
-    starts = [_object(attempt.start_file) for attempt in folder.all_attempts()]
+    starts = [read_object(attempt.start_file) for attempt in folder.all_attempts()]
     return next((start for start in reversed(starts) if start), {})
-
-
-def _object(file: Path) -> dict[str, Any]:
-    """Returns a JSON object; empty where there is none that can be read."""
-    value = read_json(file)
-    return value if isinstance(value, dict) else {}
 
 
 FACTS: Mapping[str, Callable[[RunFolder], Facts]] = {
@@ -170,7 +164,11 @@ def losses(folder: RunFolder, kind: str) -> dict[int, float | None]:
     except OSError:
         return {}
     entries = [entry for line in lines if (entry := parse_line(line)).get("kind") == kind]
-    return {entry["step"]: entry.get("loss") for entry in entries if isinstance(entry.get("step"), int)}
+    return {entry["step"]: entry.get("loss") for entry in entries if _is_loss(entry)}
+
+
+def _is_loss(entry: Mapping[str, Any]) -> bool:
+    return isinstance(entry.get("step"), int) and isinstance(entry.get("loss"), float | int | None)
 
 
 def compare_curves(a: Mapping[int, float | None], b: Mapping[int, float | None]) -> CurveDifference:

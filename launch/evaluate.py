@@ -112,7 +112,7 @@ def run_sweep(
 
 def evaluate_model(targets: Sequence[str], model: str, data: str | None, as_json: bool, trust: Trust = NO_TRUST) -> int:
     """Prints the scores of a model under a recipe; returns the exit code."""
-    options = ["--model", model, *(["--data", data] if data else []), *(["--json"] if as_json else [])]
+    options = [f"--model={model}", *([f"--data={data}"] if data else []), *(["--json"] if as_json else [])]
     return run_module("sft_dist.evaluate_model", [*options, *trust.arguments(), "--", *targets])
 
 
@@ -121,7 +121,7 @@ def forget_scores(folders: Sequence[Path]) -> None:
     for folder in folders:
         for pattern in ("step-*.json", "untrained.*.json"):
             for file in RunFolder(folder).evaluation.glob(pattern):
-                file.unlink()
+                file.unlink(missing_ok=True)  # another process may do the same
 
 
 def _shared_cores(processes: int) -> dict[str, str]:

@@ -12,7 +12,7 @@ from launch.planning import PlannedRun, plan_run_folder
 from launch.run import run_all
 from launch.run_folders import copy_sealed_source, folder_name, folder_numbers
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.files import read_json
+from sft_dist.recipe.files import read_object
 from sft_dist.recipe.trust import NO_TRUST, Trust
 from sft_dist.run.folder import RunFolder
 
@@ -38,8 +38,10 @@ def plan_replay(path: Path, processes: int | None, trust: Trust = NO_TRUST) -> P
         message = f"{path.parent.name}/{path.name} has logged no step, so there is nothing to compare with"
         raise UserError(Problem(message, hint=f"train it first: sft-dist resume {path}"))
     target = path.parent / folder_name(path.name.partition("-")[0], folder_numbers(path.parent), fresh=True)
-    planned_before = (read_json(folder.plan_file) or {}).get("processes_per_node")
-    return plan_run_folder(path, processes or planned_before, trust=trust, target=target)
+    planned = read_object(folder.plan_file).get("processes_per_node")
+    return plan_run_folder(
+        path, processes or (planned if isinstance(planned, int) else None), trust=trust, target=target
+    )
 
 
 def describe_result(difference: RunDifference) -> str:

@@ -288,10 +288,14 @@ def _copy_source(source: Path) -> None:
 
 
 def copy_sealed_source(original: RunFolder, target: RunFolder) -> None:
-    """Gives a new folder beside a run the source of that run. A run without a copy of its source gives none."""
+    """Gives a new folder beside a run the source of that run. A run without a copy of its source gives none. Raises UserError when
+    the folder exists: another process has made it since it was chosen."""
     if not original.source.is_dir():
         return
-    target.path.mkdir(mode=0o700)
+    try:
+        target.path.mkdir(mode=0o700)
+    except FileExistsError:
+        raise UserError(f"{target.path} was made by another process at this moment; run the command again") from None
     if original.source.is_symlink():  # runs of one matrix share it
         target.source.symlink_to(os.readlink(original.source))
     else:

@@ -55,7 +55,10 @@ def test_the_wheel_holds_both_packages_and_every_shipped_file(wheel):
             if path.is_file() and "__pycache__" not in path.parts:
                 assert f"sft_dist/_shipped/{path.relative_to(ROOT)}" in names
     assert {"launch/cli.py", "sft_dist/train.py", "sft_dist/recipe/schema.py"} <= names
-    assert {str(path.relative_to(ROOT)) for path in (ROOT / "launch").rglob("*.tmpl")} <= names
+    for folder in ("launch", "sft_dist"):
+        files = {path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+        assert {str(path.relative_to(ROOT)) for path in files} <= names  # templates, pages, scripts and styles, too
+    assert any(name.endswith("licenses/launch/report/vendor/uPlot.LICENSE") for name in names)
     assert not [name for name in names if name.startswith("tests/")]
 
 

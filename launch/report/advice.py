@@ -59,7 +59,7 @@ def _varied(data: Mapping[str, Any]) -> str:
 # ── how good, and is it significant ─────────────────────────────────────────────────────────────────────────────────
 def _result(data: Mapping[str, Any], table: Mapping[str, Any]) -> Iterator[str]:
     metric = table["metric"]
-    for final in table["finals"][:1] if len(table["finals"]) == 1 else _best_final(table):
+    if final := table["final"]:
         name = data["runs"][final["run"]]["name"]
         scores = [
             f"{_format(scores[metric])}{_interval(final, split, metric)} on {split}"
@@ -70,12 +70,6 @@ def _result(data: Mapping[str, Any], table: Mapping[str, Any]) -> Iterator[str]:
         if scores:
             yield f"Best by {metric}: {name}, step {final['step']}: {', '.join(scores)}."
     yield from (f"Warning: {note}." for note in table["notes"])
-
-
-def _best_final(table: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of several leaderboards, the winner of all."""
-    best = table["rows"][0]
-    return [final for final in table["finals"] if (final["run"], final["step"]) == (best["run"], best["step"])][:1]
 
 
 def _interval(final: Mapping[str, Any], split: str, metric: str) -> str:

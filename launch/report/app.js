@@ -7,12 +7,24 @@ const SECTIONS = [
   ["leaderboard", () => "Leaderboard", (data) => page.leaderboardSections(data)],
   ["curves", () => "Curves", (data) => [page.curvesSection(data)]],
   ["confusion", () => "Confusion", (data) => [page.confusionSection(data)]],
+  ["classes", () => "Classes", (data) => [page.classesSection(data)]],
+  ["calibration", () => "Calibration", (data) => [page.calibrationSection(data)]],
+  ["errors", () => "Errors", (data) => [page.errorsSection(data)]],
   ["runs", () => "Runs", (data) => [page.runsSection(data)]],
   ["time", () => "Time and cost", (data) => [page.timeSection(data)]],
   ["data", () => "Data", (data) => [page.dataSection(data)]],
   ["recipe", () => "Recipe", (data) => [page.recipeSection(data)]],
   ["environment", () => "Environment", (data) => [page.environmentSection(data)]],
 ];
+
+// A section that cannot be drawn, of files that hold what this program never writes, does not hide the others.
+function sectionsOf(title, draw, data) {
+  try {
+    return draw(data).filter(Boolean);
+  } catch (error) {
+    return [page.element("p", { class: "warning" }, `${title} cannot be drawn: ${error.message}`)];
+  }
+}
 
 const pending = [];
 page.whenShown = (action) => pending.push(action);
@@ -26,7 +38,8 @@ page.draw = (data) => {
     page.element("p", { class: "by" }, data.runs.length === 1 ? page.element("code", {}, data.runs[0].id) : `${page.count(data.runs.length)} runs`, " · ",
       states.length === 1 ? page.element("span", { class: `state ${states[0]}` }, states[0]) : states.join(", "), ` · ${data.time.slice(0, 16).replace("T", " ")} UTC`));
   document.title = data.title;
-  const drawn = SECTIONS.map(([id, title, draw]) => [id, title(), draw(data).filter(Boolean)]).filter(([, , sections]) => sections.length);
+  page.drawCharts = null;
+  const drawn = SECTIONS.map(([id, title, draw]) => [id, title(), sectionsOf(title(), draw, data)]).filter(([, , sections]) => sections.length);
   document.getElementById("main").replaceChildren(...drawn.flatMap(([, , sections]) => sections));
   document.getElementById("contents").replaceChildren(page.element("ul", {}, drawn.map(([id, title]) => page.element("li", {}, page.element("a", { href: `#${id}` }, title)))));
   document.getElementById("footer").replaceChildren("Made by sft-dist from the files of the run folders; works offline. Charts: uPlot (MIT).");
@@ -50,6 +63,9 @@ function redraw(data) {
   window.scrollTo({ top: scrollY, behavior: "instant" });
 }
 
+// Once for all that are ever drawn: a listener for each would keep the data of every drawing.
+window.addEventListener("beforeprint", () => page.drawCharts?.());
+
 // Colours of charts are computed, not inherited.
 page.dark.addEventListener("change", () => page.data && redraw(page.data));
 
@@ -69,6 +85,7 @@ function live() {
         offer({ ...data, time: new Date().toISOString() });
       }
       if (response.ok || response.status === 304) status.textContent = "live";
+      else if (response.status === 503) status.textContent = "the runs cannot be read";
       else throw new Error(response.statusText);
     } catch {
       status.textContent = "the board has stopped";

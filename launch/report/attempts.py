@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from launch.report.curves import Line, first_steps, is_repeated
-from sft_dist.recipe.files import read_json
+from sft_dist.recipe.files import read_object
 from sft_dist.run.attempt import is_running
 from sft_dist.run.causes import classify_attempt, read_facts
 from sft_dist.run.folder import AttemptFolder, RunFolder
@@ -129,8 +129,8 @@ def cost_of(attempts: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 def environment_of(folder: RunFolder) -> dict[str, Any]:
     """Returns what the newest attempt recorded of its machine and its software."""
-    starts = (read_json(attempt.start_file) for attempt in reversed(folder.all_attempts()))
-    newest = next((start for start in starts if isinstance(start, dict)), {})
+    starts = (read_object(attempt.start_file) for attempt in reversed(folder.all_attempts()))
+    newest = next(filter(None, starts), {})
     passing = {"attempt", "time", "pid", "first_step", "total_steps", "startup_s", "restart_count"}
     return {key: value for key, value in newest.items() if key not in passing}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -62,6 +63,11 @@ class Board(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://{ADDRESS}:{self.server_port}/{self.token}/"
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Prints nothing of a page that was closed before it had its answer."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
     @property
     def hosts(self) -> tuple[str, ...]:
         """What a browser that was given the address says in its Host header."""
@@ -87,7 +93,10 @@ class _Handler(BaseHTTPRequestHandler):
         return hmac.compare_digest(self.path.encode(), f"/{self.server.token}/{name}".encode())
 
     def _send_data(self) -> None:
-        content = self.server.snapshot.content()
+        try:
+            content = self.server.snapshot.content()
+        except (UserError, OSError):  # its runs were removed: the page says so, and asks again
+            return self._answer(HTTPStatus.SERVICE_UNAVAILABLE, b"", "text/plain")
         tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
         if self.headers.get("If-None-Match") == tag:
             return self._answer(HTTPStatus.NOT_MODIFIED, b"", "application/json", ETag=tag)
@@ -106,8 +115,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 def open_board(targets: Sequence[str], runs: str | None, port: int) -> Board:
     """Returns the server, not yet serving. Raises UserError when a target is no run and when the port is in use."""
+    snapshot = Snapshot(lambda: packed_data(states_of(targets, runs)))
     try:
-        return Board(Snapshot(lambda: packed_data(states_of(targets, runs))), port)
+        return Board(snapshot, port)
     except OSError as error:
         raise UserError(f"port {port} cannot be used ({error.strerror}); name another with --port") from error
 

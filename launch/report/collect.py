@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from launch.report.attempts import attempts_of, cost_of, environment_of
 from launch.report.curves import Curve, align, curves_of, read_metrics
 from launch.report.scores import read_leaderboards
 from launch.run_state import RunState
-from sft_dist.recipe.files import read_json
-from sft_dist.run.folder import RunFolder
+from sft_dist.recipe.files import read_object
+from sft_dist.run.folder import RunFolder, plugins_in
 from sft_dist.run.varying import describe_settings, naming_settings, settings_in, varying_settings
 
 # Settings that say which data these are; all others stand in the recipe.
@@ -35,23 +35,23 @@ class Subject:
     """A run and what its files hold."""
 
     state: RunState
-    recipe: dict[str, Any]
-    plan: dict[str, Any]
-    splits: dict[str, Any]
-    plugins: dict[str, Any]
-    attempts: list[dict[str, Any]]
-    curves: Curves
-    environment: dict[str, Any]
+    recipe: dict[str, Any] = field(default_factory=dict)
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+    curves: Curves = field(default_factory=dict)
+    device: str = "cpu"
+    data: dict[str, Any] = field(default_factory=dict)  # what its data card shows
+    environment: dict[str, Any] = field(default_factory=dict)
 
 
 def collect(subjects: Sequence[Subject], max_points: int) -> dict[str, Any]:
     """Returns the data of a page about these runs, with at most `max_points` points a curve."""
     states = [subject.state for subject in subjects]
-    settings = {number: settings_in(subject.recipe) for number, subject in enumerate(subjects)}
+    # A run without a readable recipe differs in nothing that could be named.
+    settings = {number: settings_in(subject.recipe) for number, subject in enumerate(subjects) if subject.recipe}
     varying = varying_settings(settings)
     names = _names(states, naming_settings(varying))
     leaderboards = read_leaderboards([Path(state.folder) for state in states])
-    runs = [_run(subject, names[number], varying[number]) for number, subject in enumerate(subjects)]
+    runs = [_run(subject, names[number], varying.get(number, {})) for number, subject in enumerate(subjects)]
     data = {
         "title": title_of(states),
         "runs": runs,
@@ -60,32 +60,37 @@ def collect(subjects: Sequence[Subject], max_points: int) -> dict[str, Any]:
         "curves": align_all([subject.curves for subject in subjects], max_points),
         "leaderboards": leaderboards,
         "cost": cost_of(attempt for subject in subjects for attempt in subject.attempts),
-        "devices": sorted({_device(subject) for subject in subjects}),
-        "data": _distinct([_data_card(subject) for subject in subjects]),
-        "environments": _distinct([_environment(subject) for subject in subjects]),
+        "devices": sorted({subject.device for subject in subjects}),
+        "data": _distinct([subject.data for subject in subjects]),
+        "environments": _distinct([subject.environment for subject in subjects]),
     }
     return {**data, "summary": summarise(data)}
 
 
 def read_run(state: RunState) -> Subject:
-    """Reads a run's files."""
+    """Reads a run's files. Files that hold what this program never writes must not hide the other runs."""
+    if state.state == "unreadable":
+        return Subject(state)
+    try:
+        return _read_run(state)
+    except Exception as error:
+        cause = f"its files cannot be read ({type(error).__name__}: {error})"
+        return Subject(replace(state, state="unreadable", cause=cause))
+
+
+def _read_run(state: RunState) -> Subject:
     folder = RunFolder(Path(state.folder))
     lines = read_metrics(folder.metrics_file)
+    recipe, plan = read_object(folder.recipe_file), read_object(folder.plan_file)
     return Subject(
         state=state,
-        recipe=_mapping(folder.recipe_file),
-        plan=_mapping(folder.plan_file),
-        splits=_mapping(folder.splits_file),
-        plugins=_mapping(folder.plugins_file),
-        attempts=attempts_of(folder, lines) if state.state != "unreadable" else [],
+        recipe=recipe,
+        attempts=attempts_of(folder, lines),
         curves=curves_of(lines),
-        environment=environment_of(folder),
+        device="gpu" if plan.get("device") == "gpu" else "cpu",
+        data=_data_card(recipe, plan, read_object(folder.splits_file)),
+        environment=_environment(plan, plugins_in(folder), environment_of(folder)),
     )
-
-
-def _mapping(file: Path) -> dict[str, Any]:
-    value = read_json(file)
-    return value if isinstance(value, dict) else {}
 
 
 def _names(states: Sequence[RunState], naming: Mapping[int, dict[str, Any]]) -> list[str]:
@@ -129,7 +134,10 @@ def _run(subject: Subject, name: str, point: dict[str, Any]) -> dict[str, Any]:
 
 def _shared_settings(settings: Mapping[int, dict[str, Any]], varying: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
     """The settings in which all runs agree."""
-    return {key: value for key, value in settings[0].items() if key not in varying[0]} if settings else {}
+    first = next(iter(settings), None)
+    if first is None:
+        return {}
+    return {key: value for key, value in settings[first].items() if key not in varying[first]}
 
 
 def align_all(curves: Sequence[Curves], max_points: int) -> list[dict[str, Any]]:
@@ -145,30 +153,27 @@ def align_all(curves: Sequence[Curves], max_points: int) -> list[dict[str, Any]]
     ]
 
 
-def _device(subject: Subject) -> str:
-    return "gpu" if subject.plan.get("device") == "gpu" else "cpu"
-
-
-def _data_card(subject: Subject) -> dict[str, Any]:
-    rows = subject.plan.get("rows") or {}
-    settings = {key: value for key, value in settings_in(subject.recipe).items() if key.startswith(DATA_KEYS)}
+def _data_card(recipe: dict[str, Any], plan: dict[str, Any], splits: dict[str, Any]) -> dict[str, Any]:
+    rows = plan.get("rows") or {}
+    settings = {key: value for key, value in settings_in(recipe).items() if key.startswith(DATA_KEYS)}
     return {
         "settings": {
             key.removeprefix("data."): value for key, value in settings.items() if value not in (None, {}, [])
         },
-        "splits": {
-            split: {key: facts.get(key) for key in ("rows", "contents") if facts.get(key) is not None}
-            for split, facts in subject.splits.items()
-            if isinstance(facts, dict)
-        }
-        or {split: {"rows": count} for split, count in (rows.get("splits") or {}).items()},
+        "splits": {split: _split(facts) for split, facts in splits.items() if isinstance(facts, dict)}
+        or {split: _split({"rows": count}) for split, count in (rows.get("splits") or {}).items()},
         "dropped": {reason: count for reason, count in (rows.get("dropped") or {}).items() if count},
-        "labels": rows.get("labels") or [],
+        "labels": [str(label) for label in rows.get("labels") or ()],
     }
 
 
-def _environment(subject: Subject) -> dict[str, Any]:
-    plan = subject.plan
+def _split(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows and the digest of their contents, where they are recorded."""
+    types = {"rows": int, "contents": str}
+    return {key: facts[key] for key, kind in types.items() if isinstance(facts.get(key), kind)}
+
+
+def _environment(plan: dict[str, Any], plugins: dict[str, str], start: dict[str, Any]) -> dict[str, Any]:
     facts = {
         "strategy": (plan.get("strategy") or {}).get("name"),
         "device": plan.get("device"),
@@ -176,9 +181,9 @@ def _environment(subject: Subject) -> dict[str, Any]:
         "processes per node": plan.get("processes_per_node"),
         "threads per process": plan.get("threads_per_process"),
         "batch": _batch(plan.get("batch") or {}),
-        "plugins": ", ".join(f"{name} {version}" for name, version in settings_in(subject.plugins).items()),
+        "plugins": ", ".join(f"{name}: {version}" for name, version in plugins.items()),
     }
-    facts |= {key.replace("_", " "): value for key, value in subject.environment.items()}
+    facts |= {key.replace("_", " "): value for key, value in start.items()}
     return {key: value for key, value in facts.items() if value not in (None, "")}
 
 

@@ -26,14 +26,13 @@ page.curvesSection = (data) => {
   const groups = chartGroups(curves, data, few);
   const range = stepRange(curves);
   const state = { hidden: new Set(), colorBy: page.colorings(data)[0], range, zoom: range };
-  const sync = uPlot.sync("steps");
   const charts = [];
 
   const grid = page.element("div", { class: "charts" });
   const minor = page.element("div", { class: "charts" });
   const details = page.details("More validation scores", minor);
   for (const group of groups) {
-    const chart = makeChart(group, data, state, sync, few);
+    const chart = makeChart(group, data, state, few);
     charts.push(chart);
     (group.minor ? minor : grid).append(chart.figure);
   }
@@ -54,7 +53,7 @@ page.curvesSection = (data) => {
     }
   }, { rootMargin: "100% 0%" });
   page.whenShown(() => charts.forEach((chart) => observer.observe(chart.figure)));
-  window.addEventListener("beforeprint", () => charts.forEach((chart) => chart.start()));
+  page.drawCharts = () => charts.forEach((chart) => chart.start());
   return section;
 };
 
@@ -97,7 +96,7 @@ function stepRange(curves) {
   return [first, Math.max(last, first + 1)];
 }
 
-function makeChart(group, data, state, sync, few) {
+function makeChart(group, data, state, few) {
   const steps = [...new Set(group.curves.flatMap((curve) => curve.steps))].sort((a, b) => a - b);
   const place = new Map(steps.map((step, index) => [step, index]));
   const series = [];
@@ -174,7 +173,6 @@ function makeChart(group, data, state, sync, few) {
     if (!started) return;
     plot?.destroy();
     plot = new uPlot(options(), [steps, ...series.map((entry) => entry.values)], holder);
-    sync.sub(plot);
     plot.setScale("x", { min: state.zoom[0], max: state.zoom[1] });
     page.charts[group.title] = plot;
   }

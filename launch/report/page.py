@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _FOLDER = Path(__file__).parent
+MAX_LEVELS = 30  # of nested values
 STYLES = ("vendor/uPlot.min.css", "style.css")
 SCRIPTS = (
     "vendor/uPlot.iife.min.js",
@@ -22,6 +23,7 @@ SCRIPTS = (
     "curves.js",
     "matrix.js",
     "scores.js",
+    "classes.js",
     "runs.js",
     "app.js",
 )
@@ -34,7 +36,7 @@ def render_page(data: bytes, title: str, extra_sources: Mapping[str, str] | None
     scripts = [_read(name) for name in SCRIPTS]
     values = {
         "policy": policy(styles, scripts, extra_sources or {}),
-        "title": html.escape(title),
+        "title": html.escape(title.encode(errors="replace").decode()),
         "styles": "\n".join(f"<style>{style}</style>" for style in styles),
         "data": base64.b64encode(data).decode(),
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
@@ -66,15 +68,17 @@ def _read(name: str) -> str:
 
 
 def pack(data: Mapping[str, Any]) -> bytes:
-    """Returns the data as compressed JSON. NaN and infinity are no JSON, and become null."""
-    return gzip.compress(json.dumps(_finite(data), ensure_ascii=False, separators=(",", ":")).encode(), mtime=0)
+    """Returns the data as compressed JSON. NaN and infinity are no JSON, and become null, as does what is nested too deeply."""
+    text = json.dumps(_plain(data), ensure_ascii=False, separators=(",", ":"))
+    # Half a surrogate pair, in a label or the name of a folder, is not UTF-8; escaped it is JSON.
+    return gzip.compress(text.encode(errors="backslashreplace"), mtime=0)
 
 
-def _finite(value: Any) -> Any:
+def _plain(value: Any, levels: int = MAX_LEVELS) -> Any:
     if isinstance(value, float):
         return value if value - value == 0 else None
     if isinstance(value, dict):
-        return {str(key): _finite(inner) for key, inner in value.items()}
+        return {str(key): _plain(inner, levels - 1) for key, inner in value.items()} if levels else None
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [_plain(inner, levels - 1) for inner in value] if levels else None
     return value

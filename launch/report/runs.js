@@ -24,7 +24,7 @@ function marked(sentence) {
 function tiles(data) {
   const table = data.leaderboards[0];
   const best = table?.rows[0];
-  const final = table?.finals.find((each) => each.run === best.run && each.step === best.step);
+  const final = table?.final;
   const entries = [];
   const splits = table ? ["test", "validation"].filter((split) => typeof final?.scores[split]?.[table.metric] === "number") : [];
   for (const split of splits)

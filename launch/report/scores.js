@@ -1,5 +1,5 @@
 "use strict";
-// How good the runs are: leaderboard with intervals, confusion, reliability, worst errors.
+// How good the runs are: leaderboard with intervals, confusion.
 
 page.leaderboardSections = (data) =>
   data.leaderboards.map((table, number) => leaderboard(data, table, number));
@@ -15,7 +15,7 @@ function leaderboard(data, table, number) {
     { title: table.metric, number: true, better: table.direction, value: (row) => row.scores[table.metric], cell: (row) => scoreCell(row, table.metric) },
     ...(range ? [{ title: "95 % interval", value: (row) => row.intervals?.[table.metric]?.[0], cell: (row) => intervalCell(row, table.metric, range) }] : []),
     ...(rows.some((row) => row.p_value !== undefined)
-      ? [{ title: "p", number: true, better: "max", value: (row) => row.p_value, cell: (row) => (row.p_value === undefined ? "–" : row.p_value < 0.001 ? "< 0.001" : row.p_value.toFixed(3)) }] : []),
+      ? [{ title: "adjusted p", number: true, better: "max", value: (row) => row.p_value, cell: (row) => (row.p_value === undefined ? "–" : row.p_value < 0.001 ? "< 0.001" : row.p_value.toFixed(3)) }] : []),
     ...names.map((name) => ({
       title: name.replaceAll("_", " "), number: true, better: table.directions[name], value: (row) => row.scores[name], cell: (row) => page.score(row.scores[name]),
     })),
@@ -26,7 +26,7 @@ function leaderboard(data, table, number) {
     + (rows.some((row) => row.not_distinguishable) ? " ≈ marks checkpoints that are not distinguishable from the best at this size." : "");
   const several = data.leaderboards.length > 1;
   return page.section(`leaderboard${number || ""}`, several ? `Leaderboard by ${table.metric}` : "Leaderboard", note,
-    page.table(columns, rows, { label: "leaderboard", limit: 15, rowClass: (row) => (row.rank === 1 ? "best" : null) }), ...table.finals.slice(0, 1).map((final) => finalScores(final)));
+    page.table(columns, rows, { label: "leaderboard", limit: 15, rowClass: (row) => (row.rank === 1 ? "best" : null) }), table.final ? finalScores(table.final) : null);
 }
 
 function scoreCell(row, metric) {
@@ -69,9 +69,14 @@ function withInterval(final, split, name) {
 // ── confusion ───────────────────────────────────────────────────────────────────────────────────────────────────────
 const MOST_CLASSES = 40;
 
+page.finalOf = (data) => data.leaderboards[0]?.final;
+
+// What was chosen on validation shows how good it is on test.
+page.splitOf = (splits) => ["test", "validation"].find((split) => splits?.[split]);
+
 page.confusionSection = (data) => {
-  const final = data.leaderboards.flatMap((table) => table.finals)[0];
-  const split = ["test", "validation"].find((name) => final?.confusion[name]);
+  const final = page.finalOf(data);
+  const split = page.splitOf(final?.confusion);
   if (!split || final.confusion[split].length > MOST_CLASSES) return null;
   const matrix = final.confusion[split];
   const labels = matrix.map((_, index) => final.labels[index] ?? String(index));

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.report.classes import class_report
 from sft_dist.recipe.files import read_json
+from sft_dist.run.folder import RunFolder
 
 Board = dict[str, Any]  # what leaderboard.json holds
 FINAL_SPLITS = ("test", "train")
+COMPARISONS = ("not_distinguishable", "p_value")  # of a checkpoint with the winner of its leaderboard
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A leaderboard, as far as its runs are in the report. Runs are called by their numbers there."""
+
+    board: Board
+    rows: list[dict[str, Any]]
+    final: dict[str, Any] | None  # scores of the winner; None if its run is not in the report
 
 
 def read_leaderboards(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Returns a table for each metric by which these runs were evaluated, the better checkpoint first."""
     numbers = {(folder.parent.name, folder.name): number for number, folder in enumerate(folders)}
-    tables: dict[tuple[str, str], dict[str, Any]] = {}
+    evaluations: dict[tuple[str, str], list[Evaluation]] = {}
     for folder, board in _boards(folders):
-        rows = [row for row in (_row(row, board, folder, numbers) for row in board["rows"]) if row]
-        if not rows:
-            continue
-        table = tables.setdefault((str(board.get("metric")), str(board.get("direction"))), _empty_table(board))
-        evaluated = {(row["run"], row["step"]) for row in table["rows"]}
-        table["rows"] += [row for row in rows if (row["run"], row["step"]) not in evaluated]
-        table["finals"] += _finals(board, folder, numbers)
-        table["notes"] += _notes(board)
-    return [_sorted(table) for table in tables.values()]
+        rows = [entry for entry in (_row(row, folder, numbers) for row in board["rows"]) if entry]
+        if rows:
+            key = str(board.get("metric")), str(board.get("direction"))
+            evaluations.setdefault(key, []).append(Evaluation(board, rows, _final(board, folder, numbers)))
+    return [_table(*key, entries, folders) for key, entries in evaluations.items()]
 
 
 def _boards(folders: Sequence[Path]) -> Iterable[tuple[Path, Board]]:
@@ -38,56 +48,118 @@ def _boards(folders: Sequence[Path]) -> Iterable[tuple[Path, Board]]:
             yield parent, board
 
 
-def _empty_table(board: Board) -> dict[str, Any]:
+def _table(metric: str, direction: str, evaluations: Sequence[Evaluation], folders: Sequence[Path]) -> dict[str, Any]:
+    """One table of several leaderboards. What compares with a winner holds only where that winner is the best of all."""
+    entries: dict[tuple[int, int], tuple[dict[str, Any], Evaluation]] = {}
+    for evaluation in evaluations:
+        for row in evaluation.rows:
+            entries.setdefault(_checkpoint(row), (row, evaluation))
+    sign = -1.0 if direction == "max" else 1.0
+    ordered = sorted(entries.values(), key=lambda entry: _sort_key(entry[0], metric, sign))
+    best = _checkpoint(ordered[0][0])
+    decisive = next((entry for entry in evaluations if entry.final and _checkpoint(entry.final) == best), None)
+    board = decisive.board if decisive else {}
+    rows = [row if evaluation is decisive else _without_comparisons(row) for row, evaluation in ordered]
     return {
-        "metric": str(board.get("metric")),
-        "direction": str(board.get("direction")),
-        "directions": board.get("directions") or {},
-        "smallest_difference": board.get("smallest_difference") or {},
+        "metric": metric,
+        "direction": direction,
+        "directions": _mapping(evaluations[0].board.get("directions")),
+        "smallest_difference": scalars(board.get("smallest_difference")),
         "selection_note": str(board.get("selection_note") or ""),
         "test_note": str(board.get("test_note") or ""),
-        "rows": [],
-        "finals": [],
-        "notes": [],
+        "rows": rows,
+        "final": _with_class_report(decisive, folders) if decisive else None,
+        "notes": list(dict.fromkeys([*_winner_notes(board), *_damage(evaluations)])),
     }
 
 
-def _row(
-    row: Mapping[str, Any], board: Board, parent: Path, numbers: Mapping[tuple[str, str], int]
-) -> dict[str, Any] | None:
+def _with_class_report(evaluation: Evaluation, folders: Sequence[Path]) -> dict[str, Any] | None:
+    """Of the best checkpoint alone: those of a hundred runs would exceed the limit of the page."""
+    final = evaluation.final
+    return final and {**final, **class_report(evaluation.board["winner"], RunFolder(folders[final["run"]]))}
+
+
+def _checkpoint(entry: Mapping[str, Any]) -> tuple[int, int]:
+    return entry["run"], entry["step"]
+
+
+def _without_comparisons(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in COMPARISONS}
+
+
+def _sort_key(row: Mapping[str, Any], metric: str, sign: float) -> tuple[float, float, int]:
+    """The order of leaderboards."""
+    return _sort_value(row["scores"].get(metric), sign), _sort_value(row["scores"].get("loss"), 1.0), row["step"]
+
+
+def _sort_value(score: float | None, sign: float) -> float:
+    return sign * score if score is not None and math.isfinite(score) else math.inf
+
+
+def _row(row: Any, parent: Path, numbers: Mapping[tuple[str, str], int]) -> dict[str, Any] | None:
     """A checkpoint; None if its run is not in the report."""
-    number = numbers.get((parent.name, str(row.get("run"))))
-    if number is None:
+    checkpoint = _numbered(row, parent, numbers)
+    if checkpoint is None:
         return None
-    optional = {key: row[key] for key in ("intervals", "not_distinguishable", "p_value") if row.get(key) is not None}
-    return {"run": number, "step": row.get("step"), "scores": scalars(row.get("validation")), **optional}
+    entry = {**checkpoint, "scores": scalars(row.get("validation"))}
+    if intervals := _intervals(row.get("intervals")):
+        entry["intervals"] = intervals
+    if _is_number(row.get("p_value")):
+        entry["p_value"] = row["p_value"]
+    if isinstance(row.get("not_distinguishable"), bool):
+        entry["not_distinguishable"] = row["not_distinguishable"]
+    return entry
 
 
-def scalars(scores: Any) -> dict[str, Any]:
-    """Returns the scores that are numbers, or undefined; not matrices and lists."""
-    if not isinstance(scores, dict):
-        return {}
-    return {name: value for name, value in scores.items() if value is None or isinstance(value, int | float)}
-
-
-def _finals(board: Board, parent: Path, numbers: Mapping[tuple[str, str], int]) -> list[dict[str, Any]]:
+def _final(board: Board, parent: Path, numbers: Mapping[tuple[str, str], int]) -> dict[str, Any] | None:
     """The winner's scores on validation and on the splits that were scored once."""
     winner = board["winner"]
-    number = numbers.get((parent.name, str(winner.get("run"))))
-    if number is None:
-        return []
+    checkpoint = _numbered(winner, parent, numbers)
+    if checkpoint is None:
+        return None
     splits = {split: winner[split] for split in ("validation", *FINAL_SPLITS) if isinstance(winner.get(split), dict)}
-    return [
-        {
-            "run": number,
-            "step": winner.get("step"),
-            "labels": [str(label) for label in board.get("labels") or []],
-            "scores": {split: scalars(scores) for split, scores in splits.items()},
-            "intervals": winner.get("intervals") or {},
-            "confusion": {split: matrix for split, scores in splits.items() if (matrix := _matrix(scores))},
-            "export": board.get("export"),
-        }
-    ]
+    intervals = _mapping(winner.get("intervals"))
+    return {
+        **checkpoint,
+        "labels": [str(label) for label in _list(board.get("labels"))],
+        "scores": {split: scalars(scores) for split, scores in splits.items()},
+        "intervals": {split: _intervals(of_split) for split, of_split in intervals.items()},
+        "confusion": {split: matrix for split, scores in splits.items() if (matrix := _matrix(scores))},
+    }
+
+
+def _numbered(entry: Any, parent: Path, numbers: Mapping[tuple[str, str], int]) -> dict[str, Any] | None:
+    """The run's number in the report and the step; None if there is no such run."""
+    if not isinstance(entry, dict) or type(entry.get("step")) is not int:
+        return None
+    number = numbers.get((parent.name, str(entry.get("run"))))
+    return None if number is None else {"run": number, "step": entry["step"]}
+
+
+def _winner_notes(board: Board) -> list[str]:
+    """What is said of a winner that training did not make better."""
+    reasons = {"guessing": "guessing", "untrained": "the untrained model"}
+    notes = [(name, board.get(f"no_better_than_{key}")) for key, name in reasons.items()]
+    return [f"the best is no better than {name}: {note}" for name, note in notes if note]
+
+
+def _damage(evaluations: Iterable[Evaluation]) -> list[str]:
+    lines = [line for evaluation in evaluations for line in _list(evaluation.board.get("damaged"))]
+    return [f"damaged, excluded: {line}" for line in lines]
+
+
+# ── files that hold what this program never writes ──────────────────────────────────────────────────────────────────
+def scalars(scores: Any) -> dict[str, Any]:
+    """Returns the scores that are numbers, or undefined; not matrices and lists."""
+    return {name: value for name, value in _mapping(scores).items() if value is None or _is_number(value)}
+
+
+def _intervals(intervals: Any) -> dict[str, list[float]]:
+    return {metric: bounds for metric, bounds in _mapping(intervals).items() if _is_interval(bounds)}
+
+
+def _is_interval(bounds: Any) -> bool:
+    return isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_number, bounds))
 
 
 def _matrix(scores: Mapping[str, Any]) -> list[list[int]] | None:
@@ -96,21 +168,16 @@ def _matrix(scores: Mapping[str, Any]) -> list[list[int]] | None:
     if not isinstance(matrix, list) or not matrix:
         return None
     square = all(isinstance(row, list) and len(row) == len(matrix) for row in matrix)
-    return matrix if square and all(isinstance(count, int | float) for row in matrix for count in row) else None
+    return matrix if square and all(_is_number(count) for row in matrix for count in row) else None
 
 
-def _notes(board: Board) -> list[str]:
-    notes = [str(board["no_better_than_guessing"])] if board.get("no_better_than_guessing") else []
-    return notes + [f"damaged, excluded: {line}" for line in board.get("damaged") or []]
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _sorted(table: dict[str, Any]) -> dict[str, Any]:
-    """A leaderboard is sorted already; the rows of several are not."""
-    sign = -1.0 if table["direction"] == "max" else 1.0
-    rows = sorted(table["rows"], key=lambda row: _sort_key(row, table["metric"], sign))
-    return {**table, "rows": rows, "notes": list(dict.fromkeys(table["notes"]))}
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
-def _sort_key(row: Mapping[str, Any], metric: str, sign: float) -> tuple[bool, float, float, int]:
-    score, loss = row["scores"].get(metric), row["scores"].get("loss")
-    return score is None, sign * (score or 0.0), loss if loss is not None else float("inf"), row["step"] or 0
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -88,9 +88,9 @@ def num_without_scores(folders: Sequence[Path]) -> int:
 
 def describe(sweep: SentSweep, cluster: Cluster) -> str:
     if not sweep.is_new:
-        return f"job {sweep.evaluation} evaluates these runs already; next: sft-dist status"
+        return f"job {sweep.evaluation} already evaluates these runs; next: sft-dist status"
     tasks = f"job {sweep.scoring}: scores checkpoints, an array of {sweep.num_tasks:,} tasks\n" if sweep.scoring else ""
-    return f"{tasks}job {sweep.evaluation}: chooses, tests and exports the winner\nsent to {cluster.name}; next: sft-dist status"
+    return f"{tasks}job {sweep.evaluation}: chooses, tests and exports the winner\nsubmitted to {cluster.name}; next: sft-dist status"
 
 
 def _send(

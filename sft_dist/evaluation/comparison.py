@@ -163,7 +163,7 @@ def _class_report(board: dict[str, Any], winner: Scored, answers: dict[str, Answ
     targets = {split: np.array(content.task.references(content.examples)) for split, content in finite.items()}
     for split, content in finite.items():
         parts = content.split.predictions, targets[split], content.split.rows, content.rows
-        file = winner.folder.evaluation / f"step-{winner.step:08d}.{split}.errors.json"
+        file = winner.folder.errors_file(winner.step, split)
         write_json(file, {"checkpoint": winner.fingerprint, **class_report.errors(content.task, *parts)})
     predictions = {split: content.split.predictions for split, content in finite.items()}
     return {

@@ -6,6 +6,8 @@ probabilities: the fewer examples, the larger it is, so its mean for perfect one
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from sft_dist.metrics.classification import softmax
@@ -19,8 +21,8 @@ _TINY = 1e-12
 def calibration_scores(
     logits: np.ndarray,  # (examples, classes)
     targets: np.ndarray,  # (examples,) class numbers
-) -> dict[str, float]:
-    """Returns ece, its null floor, smooth_ece, brier and nll."""
+) -> dict[str, Any]:
+    """Returns ece, its null floor, smooth_ece, brier, nll, and the bins of the ece."""
     probabilities = softmax(logits)
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
     hot = np.eye(logits.shape[1])[targets]
@@ -30,6 +32,7 @@ def calibration_scores(
         "smooth_ece": smooth_error(confidence, right),
         "brier": float(((probabilities - hot) ** 2).sum(axis=1).mean()),
         "nll": negative_log_likelihood(logits, targets),
+        "bins": reliability_bins(confidence, right),
     }
 
 
@@ -43,6 +46,19 @@ def binned_error(confidence: np.ndarray, right: np.ndarray) -> float:
     bins = _equal_mass_bins(confidence)
     gaps = np.bincount(bins, weights=right.astype(float) - confidence, minlength=NUM_BINS)
     return float(np.abs(gaps).sum() / len(confidence))
+
+
+def reliability_bins(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
+    """Returns number of examples, mean confidence and accuracy of each bin of equal mass, the least confident first."""
+    bins = _equal_mass_bins(confidence)
+    return [
+        {
+            "examples": int(members.sum()),
+            "confidence": float(confidence[members].mean()),
+            "accuracy": float(right[members].mean()),
+        }
+        for members in (bins == number for number in np.unique(bins))
+    ]
 
 
 def null_floor(confidence: np.ndarray) -> float:

@@ -72,6 +72,12 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Returns the file's JSON object; empty where `read_json` reads none."""
+    value = read_json(path)
+    return value if isinstance(value, dict) else {}
+
+
 def require_safe_owner(folder: Path) -> None:
     """Raises UserError for a folder of another user into which everyone may write: anybody decides what is in it."""
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_dist.recipe.errors import HubUnreachable, InUse
-from sft_dist.recipe.files import irregular, read_json
+from sft_dist.recipe.files import irregular, read_object
 from sft_dist.run.folder import AttemptFolder, RunFolder
 
 LOG_BYTES = 256 * 1024
@@ -106,19 +106,19 @@ class AttemptEnd:
 # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 def read_facts(attempt: AttemptFolder, **slurm: Any) -> Facts:
     """Reads an attempt's files. Only the batch script knows what Slurm reports (`slurm`); later, what it recorded counts."""
-    recorded = read_json(attempt.decision_file) or {}
+    recorded = read_object(attempt.decision_file)
     slurm = {**{key: recorded[key] for key in SLURM_KEYS if key in recorded}, **slurm}
-    outcome = _read_mapping(attempt.outcome_file)
+    outcome = read_object(attempt.outcome_file)
     errors = _read_mappings(attempt, "rank-*.error.json")
     log = _tail(attempt.launcher_log) if errors or not outcome else ""
     return Facts(
         number=attempt.number,
-        start=_read_mapping(attempt.start_file),
+        start=read_object(attempt.start_file),
         outcome=outcome,
-        exit=_read_mapping(attempt.exit_file),
+        exit=read_object(attempt.exit_file),
         errors=errors,
         heartbeats=_read_mappings(attempt, "rank-*.beat.json"),
-        hang=_read_mapping(attempt.hang_file),
+        hang=read_object(attempt.hang_file),
         killed_ranks=parse_killed_ranks(log),
         reason="" if errors else reason_in(log),
         oom_kill=bool(OOM_KILL.search(log)),
@@ -320,16 +320,11 @@ def _reason_to_stop(facts: Facts) -> str:
 
 # ── small things ────────────────────────────────────────────────────────────────────────────────────────────────────
 def _requeued_itself(attempt: AttemptFolder) -> bool:
-    return _read_mapping(attempt.decision_file).get("action") == "requeue"
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    return value if isinstance(value, dict) else {}
+    return read_object(attempt.decision_file).get("action") == "requeue"
 
 
 def _read_mappings(attempt: AttemptFolder, pattern: str) -> tuple[dict[str, Any], ...]:
-    return tuple(value for file in sorted(attempt.path.glob(pattern)) if (value := _read_mapping(file)))
+    return tuple(value for file in sorted(attempt.path.glob(pattern)) if (value := read_object(file)))
 
 
 def _tail(path: Path) -> str:

@@ -16,7 +16,9 @@ runs/<recipe name>/<run id>/
                          and for every rank rank-0.log, .error.json, .beat.json, .stack
   evaluation/            scores and predictions, one file of each per checkpoint and split, scores of the untrained model;
                          test-evaluations.jsonl
+  trackers.json          what names the run in its trackers (absent without any)
   leaderboard.md .json   checkpoints by their scores
+  report.html            the page that `sft-dist report` wrote about the run
   export/                the best checkpoint as a Hugging Face folder
   cancelled              Slurm jobs that the user has cancelled
   stop                   while it exists, every rank saves at the next step and exits
@@ -159,6 +161,10 @@ class RunFolder:
     def evaluation(self) -> Path:
         return self.path / "evaluation"
 
+    def errors_file(self, step: int, split: str) -> Path:
+        """The winner's errors on a split, with the beginnings of their texts."""
+        return self.evaluation / f"step-{step:08d}.{split}.errors.json"
+
     @property
     def test_evaluations_file(self) -> Path:
         """One JSON line for each time that a checkpoint is scored on test: step, checkpoint (its fingerprint), time."""
@@ -231,7 +237,7 @@ class RunFolder:
         """Returns every attempt so far, oldest first."""
         if not self.attempts.is_dir():
             return []
-        return [AttemptFolder(path) for path in sorted(self.attempts.iterdir()) if path.name.isdigit()]
+        return [AttemptFolder(path) for path in sorted(self.attempts.iterdir()) if path.name.isdecimal()]
 
     def new_attempt(self) -> AttemptFolder:
         """Makes the next attempt's folder; safe when two processes do so at once."""
@@ -243,3 +249,10 @@ class RunFolder:
                 return attempt
             except FileExistsError:
                 number += 1
+
+
+def plugins_in(folder: RunFolder) -> dict[str, str]:
+    """Returns name -> distribution and version of the plugins that a run was made with, for people."""
+    plugins = read_json(folder.plugins_file)
+    entries = [plugin for plugin in plugins if isinstance(plugin, dict)] if isinstance(plugins, list) else []
+    return {str(plugin.get("name")): f"{plugin.get('distribution')} {plugin.get('version')}" for plugin in entries}

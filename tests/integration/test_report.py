@@ -15,7 +15,7 @@ from launch.report.board import open_board
 from launch.report.write import write_report
 from sft_dist.recipe.files import write_json
 from tests.browser import Browser, open_browser, unavailable
-from tests.launch.report.run_files import BEGIN, leaderboard, lines_of, loss_at, write_run
+from tests.launch.report.run_files import BEGIN, add_class_report, leaderboard, lines_of, loss_at, write_run
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><b>bold</b>"
 
@@ -62,6 +62,7 @@ def single(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Page:
     for row, (p, equal) in zip(board["rows"], ((None, False), (0.21, True)), strict=True):
         score = row["validation"]["accuracy"]
         row |= {"intervals": {"accuracy": [score - 0.08, score + 0.06]}, "p_value": p, "not_distinguishable": equal}
+    add_class_report(board, run, "a text <b>of</b> the data")
     write_json(run.path / "leaderboard.json", board)
     return Page(browser, write_report([], str(root), root / "report.html"))
 
@@ -98,7 +99,7 @@ def x_range(browser: Browser, chart: str) -> tuple[float, float]:
 def test_sections_with_data_are_there_and_others_are_absent(single, matrix):
     browser = single.open()
     assert texts(browser, "nav a") == [
-        "Summary", "Leaderboard", "Curves", "Confusion", "Time and cost", "Data", "Recipe", "Environment"
+        "Summary", "Leaderboard", "Curves", "Confusion", "Classes", "Calibration", "Errors", "Time and cost", "Data", "Recipe", "Environment"
     ]  # fmt: skip
     assert texts(browser, ".tile .value")[:3] == ["0.8800", "0.9000", "40"]
     assert browser.console() == []
@@ -118,6 +119,12 @@ def test_charts_hold_the_numbers_of_the_run(single):
         {20: loss_at(20) + 0.1, 40: loss_at(40) + 0.1}, rel=1e-4
     )
     assert texts(browser, "#leaderboard .interval title") == ["0.8200 to 0.9600", "0.6200 to 0.7600"]
+    assert texts(browser, "circle.measured title")[0] == "probability 0.6000: 0.5000 of 20 right"
+    assert (
+        texts(browser, "#errors .excerpt") == ["a text <b>of</b> the data"] * 11
+    )  # ten of twelve, and an uncertain answer
+    assert column(browser, "leaderboard", "adjusted p") == ["–", "0.210"]
+    assert column(browser, "classes", "precision") == ["0.7500", "–"]
     assert texts(browser, ".confusion td") == ["26", "4", "87 %", "4", "26", "87 %"]
 
 
@@ -207,6 +214,15 @@ def test_everything_that_acts_is_reached_by_the_keyboard_and_has_a_name(matrix):
     )
 
 
+def test_a_section_that_cannot_be_drawn_does_not_hide_the_others(browser, tmp_path):
+    run = write_run(tmp_path)
+    start = run.all_attempts()[0].start_file
+    start.write_text(json.dumps(json.loads(start.read_text()) | {"startup_s": 1e300}))  # no date is so early
+    page = Page(browser, write_report([], str(tmp_path), None)).open()
+    assert texts(page, "main > p.warning") == ["Time and cost cannot be drawn: Invalid time value"]
+    assert texts(page, "nav a")[-1] == "Environment"
+
+
 def test_hostile_texts_stay_texts(browser, tmp_path):
     run = write_run(tmp_path, description=HOSTILE, data={"where": {HOSTILE: HOSTILE}}, model={"path": HOSTILE})
     lines = run.metrics_file.read_text().replace('"grad_norm"', '"<img src=x onerror=alert(1)>"')
@@ -214,6 +230,7 @@ def test_hostile_texts_stay_texts(browser, tmp_path):
     board = leaderboard({(run.id, 20): 0.7, (run.id, 40): 0.9}, labels=(HOSTILE, "<script>"), selection_note=HOSTILE)
     for row in board["rows"]:
         row["validation"][HOSTILE] = 0.5
+    add_class_report(board, run, HOSTILE)
     write_json(run.path / "leaderboard.json", board)
     start = run.all_attempts()[0].start_file
     start.write_text(start.read_text().replace("node1", "<img src=x onerror=alert(1)>"))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 
+from launch.cli import _print_any_text, cli
 from tests.launch.conftest import ROOT, Workplace
 
 HEAVY = ("torch", "accelerate", "transformers", "datasets", "numpy", "peft", "sklearn")
@@ -187,3 +190,25 @@ def test_debug_refuses_several_processes(workplace: Workplace) -> None:
     done = workplace.run("run", "demo.yaml", "--debug")
     assert done.returncode == 2
     assert "--processes 1" in done.stderr
+
+
+def test_text_that_is_not_utf_8_is_printed_escaped(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", stream)
+    _print_any_text()
+    print(json.dumps("a\ud800", ensure_ascii=False), flush=True)
+    assert json.loads(stream.buffer.getvalue()) == "a\ud800"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "new.csv"], "--data needs --model"),
+        (["--model", ""], "--data needs --model"),
+        (["--model", "x", "--force"], "--model works with none of"),
+        (["--cluster", "c", "--json"], "--cluster works with none of"),
+    ],
+)
+def test_eval_names_the_options_that_exclude_each_other(options, message):
+    done = CliRunner().invoke(cli, ["eval", "my.yaml", *options])
+    assert (done.exit_code, message in done.output) == (2, True)

@@ -112,3 +112,18 @@ def test_a_long_table_is_cut_and_says_so():
 def test_a_folder_without_a_recipe_is_the_users_mistake(tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
         compare_runs(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("value", [True, 3, "x", [1], {"a": 1}, {"train": 1, "packages": [2], "batch": 3}])
+@pytest.mark.parametrize("name", ["plan.json", "splits.json", "plugins.json", "attempts/001/start.json"])
+def test_values_of_other_types_are_compared_or_not_recorded(tmp_path, name, value):
+    a, b = (make_run(tmp_path / "demo" / run, {1: 0.5}) for run in ("0123456789", "9876543210"))
+    write_json(b.path / name, value)
+    assert "training loss: identical at all 1 steps" in describe(compare_runs(a.path, b.path))
+
+
+def test_a_loss_that_is_no_number_was_not_logged(tmp_path):
+    folder = make_run(tmp_path / "demo/0123456789", {1: 0.5})
+    with folder.metrics_file.open("a") as file:
+        file.write('{"kind": "train", "step": 2, "loss": "0.4"}\n')
+    assert losses(folder, "train") == {1: 0.5}

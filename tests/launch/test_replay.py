@@ -88,3 +88,10 @@ def test_a_run_that_logged_nothing_cannot_be_replayed(original):
     original.metrics_file.unlink()
     with pytest.raises(UserError, match="has logged no step"):
         replay.plan_replay(original.path, None)
+
+
+def test_a_folder_that_another_process_made_is_not_taken(original):
+    again = RunFolder(original.path.with_name(f"{original.id}-2"))
+    again.path.mkdir()
+    with pytest.raises(UserError, match="made by another process"):
+        replay.copy_sealed_source(original, again)

@@ -117,3 +117,35 @@ def leaderboard(
         "metric": "accuracy", "direction": "max", "directions": {"accuracy": "max", "loss": "min"}, "labels": list(labels),
         "winner": winner, "rows": rows, "differences": {}, "no_better_than_guessing": "", "damaged": [], "export": None, **more,
     }  # fmt: skip
+
+
+def add_class_report(board: dict[str, Any], folder: RunFolder, text: str | None = "a text") -> None:
+    """What a sweep records about the best checkpoint of a classification: three bins a split, and 12 errors."""
+    bins = [
+        {"examples": 20, "confidence": confidence, "accuracy": accuracy}
+        for confidence, accuracy in ((0.6, 0.5), (0.8, 0.75), (0.95, 0.9))
+    ]
+    scores = {"ece": 0.0667, "ece_null_floor": 0.05, "smooth_ece": 0.06, "brier": 0.3, "nll": 0.4, "bins": bins}
+    board["winner"] |= {
+        "calibration": {
+            "validation": scores,
+            "test": scores,
+            "test_scaled": {**scores, "ece": 0.04},
+            "temperature": 1.25,
+        },
+        "per_class": {
+            "test": {
+                label: {"precision": None if place else 0.75, "recall": 0.5 + place / 10, "f1": 0.6, "examples": 30}
+                for place, label in enumerate(board["labels"])
+            }
+        },
+    }
+    neg, pos = board["labels"]
+    worst = [
+        {"row": row, "label": neg, "predicted": pos, "probability": 0.99 - row / 1000, "text": text}
+        for row in range(12)
+    ]
+    uncertain = [{"row": 30, "label": neg, "predicted": neg, "probability": 0.51, "text": text}]
+    folder.evaluation.mkdir(exist_ok=True)
+    errors = {"checkpoint": "0f" * 32, "worst": worst, "most_uncertain": uncertain}
+    write_json(folder.errors_file(board["winner"]["step"], "test"), errors)

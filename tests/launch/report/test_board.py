@@ -73,6 +73,25 @@ def test_nothing_can_be_written(board, method):
     assert request(board, f"/{board.token}/data", method).status == 501
 
 
+def test_while_its_runs_cannot_be_read_the_page_is_told(board):
+    def removed() -> bytes:
+        raise UserError("no such run")
+
+    board.snapshot = Snapshot(lambda: b"1", iter([0.0, MIN_AGE_S, MIN_AGE_S]).__next__)
+    board.snapshot._read = removed
+    answer = request(board, f"/{board.token}/data")
+    assert (answer.status, answer.read()) == (503, b"")
+
+
+def test_a_page_that_was_closed_prints_nothing(board, capsys):
+    for error, printed in ((BrokenPipeError(), False), (KeyError(), True)):
+        try:
+            raise error
+        except (BrokenPipeError, KeyError):
+            board.handle_error(None, ("127.0.0.1", 1))
+        assert bool(capsys.readouterr().err) is printed
+
+
 def test_files_are_read_again_when_they_are_old():
     contents, now = iter([b"1", b"2", b"3"]), [0.0]
     snapshot = Snapshot(lambda: next(contents), lambda: now[0])

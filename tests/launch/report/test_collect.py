@@ -55,6 +55,18 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path):
     data = data_of(tmp_path)
     assert sorted(run["state"] for run in data["runs"]) == ["finished", "finished"]
     assert {curve["name"] for curve in data["curves"]} >= {"loss"}
+    assert (data["varying"], data["settings"]["train.lr"]) == ([], 1e-3)
+
+
+@pytest.mark.parametrize("value", [True, 3, "x", [1], {"a": 1}, {"rows": "x", "strategy": 1, "batch": [2]}])
+@pytest.mark.parametrize("name", ["plan.json", "splits.json", "plugins.json", "attempts/001/start.json"])
+def test_a_file_with_values_of_other_types_does_not_hide_the_other_runs(tmp_path, name, value):
+    write_run(tmp_path)
+    broken = write_run(tmp_path, train={"seed": 7})
+    write_json(broken.path / name, value)
+    states = {run["id"]: run["state"] for run in data_of(tmp_path)["runs"]}
+    assert states.pop(broken.id) in ("finished", "unreadable")
+    assert list(states.values()) == ["finished"]
 
 
 # ── the summary ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -46,6 +46,17 @@ def test_code_stays_within_its_budget():
     assert len(render_page(b"", "").encode()) < 250_000
 
 
+def test_texts_that_are_not_utf_8_and_deep_values_are_packed(tmp_path):
+    deep = value = []
+    for _ in range(900):
+        value.append([])
+        value = value[0]
+    data = json.loads(gzip.decompress(pack({"label": "a\ud800", "deep": deep})))
+    assert data["label"] == "a\ud800"
+    assert data["deep"]
+    assert "<title>a?</title>" in render_page(b"", "a\ud800")
+
+
 def test_numbers_that_are_no_json_become_null():
     assert json.loads(gzip.decompress(pack({"a": [float("nan"), float("-inf"), 1.5], 3: "x"}))) == {
         "a": [None, None, 1.5],

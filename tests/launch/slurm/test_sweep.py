@@ -53,4 +53,4 @@ def test_what_is_in_the_queue_is_not_sent_again(tmp_path: Path, slurm: Slurm) ->
     slurm.show("101_0|RUNNING|x", "102|PENDING|x")
     again = send_sweep(runs, CLUSTER, tmp_path)
     assert (again.evaluation, again.is_new, len(slurm.calls("sbatch"))) == (first.evaluation, False, 2)
-    assert describe(again, CLUSTER).startswith("job 102 evaluates these runs already")
+    assert describe(again, CLUSTER).startswith("job 102 already evaluates these runs")

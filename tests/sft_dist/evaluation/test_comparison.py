@@ -113,6 +113,7 @@ def test_the_winner_s_errors_are_listed_with_their_texts(swept):
     assert errors["worst"][1] == {"row": 1, "label": "pos", "predicted": "neg", "probability": pytest.approx(0.982, abs=1e-3), "text": "text 1"}  # fmt: skip
     report = board["winner"]["calibration"]
     assert set(report) == {"validation", "test", "test_scaled", "temperature"}
+    assert sum(entry["examples"] for entry in report["test_scaled"]["bins"]) == NUM
     assert report["test_scaled"]["nll"] < report["test"]["nll"]
     assert "Calibration: ECE 0.082" in render(board)
 

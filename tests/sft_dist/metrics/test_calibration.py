@@ -12,6 +12,7 @@ from sft_dist.metrics.calibration import (
     fit_temperature,
     negative_log_likelihood,
     null_floor,
+    reliability_bins,
     smooth_error,
 )
 
@@ -35,6 +36,17 @@ def test_the_binned_error_by_hand():
         "equal confidences share a bin"
     )
     assert binned_error(np.ones(7), np.ones(7, dtype=bool)) == 0
+
+
+def test_the_bins_are_those_of_the_binned_error():
+    rng = np.random.default_rng(0)
+    confidence = np.round(rng.uniform(0.4, 1, 200), 2)
+    right = rng.random(200) < 0.7
+    bins = reliability_bins(confidence, right)
+    assert [entry["confidence"] for entry in bins] == sorted(entry["confidence"] for entry in bins)
+    assert sum(entry["examples"] for entry in bins) == 200
+    error = sum(entry["examples"] * abs(entry["accuracy"] - entry["confidence"]) for entry in bins) / 200
+    assert error == pytest.approx(binned_error(confidence, right))
 
 
 def test_the_floor_is_that_of_perfect_probabilities():

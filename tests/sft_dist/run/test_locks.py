@@ -90,7 +90,7 @@ def test_a_state_is_read_without_locks(tmp_path: Path, without_locks: list[int])
 
 
 def test_a_submission_is_made_without_locks(tmp_path: Path, without_locks: list[int]) -> None:
-    with submit._exclusive(tmp_path):
+    with submit.exclusive(tmp_path):
         assert (tmp_path / ".submissions").is_dir()
     assert without_locks
 
