@@ -28,7 +28,6 @@ from sft_dist.evaluation.statistics import (
     ALPHA,
     ExampleScores,
     ExampleSums,
-    Interval,
     holm,
     interval,
     p_value,
@@ -184,10 +183,10 @@ def _candidate(reader: AnswersReader, entry: Scored, recipe: Recipe, metric: str
     return Candidate(scores, answers.split.rows_digest) if answers and scores else None
 
 
-def _intervals(answers: Answers) -> dict[str, Interval]:
+def _intervals(answers: Answers) -> dict[str, list[float]]:
     names = directions(answers.task.recipe)
     intervals = {name: interval(scores) for name, scores in answers.scores().items() if name in names}
-    return {name: ends for name, ends in intervals.items() if ends is not None}
+    return {name: [*ends] for name, ends in intervals.items() if ends is not None}
 
 
 def _of_rows(metric: str, candidates: list[Candidate | None]) -> list[dict[str, Any]]:
@@ -197,7 +196,7 @@ def _of_rows(metric: str, candidates: list[Candidate | None]) -> list[dict[str, 
     for candidate, p in zip(candidates, adjusted, strict=True):
         ends = interval(candidate.scores) if candidate else None
         is_close = p is not None and p > ALPHA
-        rows.append({"intervals": {metric: ends} if ends else {}, "p_value": p, "not_distinguishable": is_close})
+        rows.append({"intervals": {metric: [*ends]} if ends else {}, "p_value": p, "not_distinguishable": is_close})
     return rows
 
 

@@ -297,4 +297,4 @@ def wrong_wiring() -> str:
 
 
 def test_another_stage_than_asked_for_is_an_error() -> None:
-    assert on_ranks(1, wrong_wiring) == ["DeepSpeed: the ZeRO stage should be 2 and is 1"]
+    assert on_ranks(1, wrong_wiring) == ["DeepSpeed: the ZeRO stage should be 2 but is 1"]
