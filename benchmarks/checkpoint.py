@@ -186,7 +186,7 @@ def _engine(strategy: str, place: str) -> Any:
 
     sections = {"zero2": ZeroStrategy, "zero3": Zero3Strategy, "fsdp2": Fsdp2Strategy}
     options = sections.get(strategy, PlainStrategy)(name=strategy).model_dump()  # type: ignore[arg-type]
-    return engine_class(strategy)(Setup("fp32", (), place, options))
+    return engine_class(strategy)(Setup("fp32", place, options))
 
 
 # ── kills ───────────────────────────────────────────────────────────────────────────────────────────────────────────

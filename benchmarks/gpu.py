@@ -122,7 +122,7 @@ def training_step(case: Case) -> tuple[Callable[[], None], int]:
 
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    engine = Replicated(Setup("bf16", (), "", {"name": "single"}))
+    engine = Replicated(Setup("bf16", "", {"name": "single"}))
     tuning = LoraTuning(method="lora") if case.tuning == "lora" else FullTuning(method="full")
     model = apply_tuning(random_model(case, torch.float32), tuning, "CAUSAL_LM").train()
     if case.checkpointing:

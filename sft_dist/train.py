@@ -64,7 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
         if rank == 0:
             print(error, file=sys.stderr)
         code = 2
-    if code == 2 and rank == 0 and folder and is_new:
+    # Several ranks may still be writing, and say in the folder in what they differ.
+    if code == 2 and folder and is_new and os.environ.get("WORLD_SIZE", "1") == "1":
         _remove_refused(folder)
     return code
 

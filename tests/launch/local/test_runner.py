@@ -182,7 +182,7 @@ def test_a_run_is_not_started_twice_at_the_same_time(workplace: Workplace) -> No
     process = workplace.start("run", "demo.yaml")
     wait_for(lambda: steps_done(folder) >= 1)
     other = workplace.run("run", "demo.yaml")
-    assert "running already" in other.stderr
+    assert "already running" in other.stderr
     assert other.returncode == 1
     assert len(folder.all_attempts()) == 1
     process.send_signal(signal.SIGINT)
