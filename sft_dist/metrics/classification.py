@@ -78,19 +78,9 @@ def regression_scores(
             "mae": sk.mean_absolute_error(targets, predicted),
             "r2": sk.r2_score(targets, predicted) if targets_vary else None,
             "pearson": stats.pearsonr(targets, predicted).statistic if both_vary else None,
-            "spearman": stats.spearmanr(targets, predicted).statistic if both_vary else None,
+            "spearman": rank_correlation(predicted, targets),
         }
     )
-
-
-def area_under_curves(logits: np.ndarray, targets: np.ndarray) -> float | None:
-    """`roc_auc` of one class for an example, targets (examples,), or of several, (examples, classes); None where undefined."""
-    if targets.ndim == 1:
-        return _roc_auc(softmax(logits), targets)
-    from sklearn.metrics import roc_auc_score
-
-    varied = [c for c in range(logits.shape[1]) if 0 < targets[:, c].sum() < len(targets)]
-    return float(roc_auc_score(targets[:, varied], sigmoid(logits)[:, varied], average="macro")) if varied else None
 
 
 def rank_correlation(predicted: np.ndarray, targets: np.ndarray) -> float | None:

@@ -34,7 +34,7 @@ from sft_dist.quality.subject import (
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.tasks.base import MediaKind
 from sft_dist.recipe.tunings import virtual_tokens
-from sft_dist.tasks.loading import largest_tokens, usable_positions
+from sft_dist.tasks.loading import largest_tokens, positions_of
 
 READERS: dict[MediaKind, Callable[[Any], Any]] = {
     "image": media.read_image_facts,
@@ -278,7 +278,7 @@ def _check_model_limits(subject: Subject, row_index: RowIndex) -> list[Finding]:
     config = CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
     findings: list[Finding] = []
     splits = subject.examples.values()
-    if (positions := usable_positions(config)) is not None:
+    if (positions := positions_of(config)) is not None:
         token_counts = np.concatenate([encoded.lengths for encoded in splits])
         findings += lengths.check_positions(row_index, token_counts, positions, virtual_tokens(subject.recipe.tuning))
     num_embeddings = getattr(config.get_text_config(), "vocab_size", None)

@@ -3,7 +3,6 @@ hub. Torch-free, so that a plan can tell it."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -18,7 +17,7 @@ from sft_dist.recipe.schema import Ia3Tuning, LoraTuning, QloraTuning, Recipe, T
 from sft_dist.recipe.tunings import virtual_tokens
 
 # RoBERTa and similar models number positions from the one after that of the padding token.
-POSITIONS_AFTER_PADDING = (
+_POSITIONS_AFTER_PADDING = (
     "roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "mpnet", "longformer", "data2vec-text",
     "ibert", "luke", "xmod", "layoutlmv3",
 )  # fmt: skip
@@ -39,22 +38,16 @@ def model_folder(text: str, revision: str | None = None) -> Path | None:
 
 
 def _cached_folder(repo: str, revision: str) -> Path | None:
-    """The layout is that of huggingface_hub, whose import would take longer than a plan."""
-    home = hub_cache() / f"models--{repo.replace('/', '--')}"
+    """The layout is that of huggingface_hub, whose function that looks there takes 0.25 s to import."""
+    from huggingface_hub.constants import HF_HUB_CACHE  # most plans need no model of the hub
+
+    home = Path(HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
     try:
         commit = (home / "refs" / revision).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         commit = revision
     folder = home / "snapshots" / commit
     return folder if folder.is_dir() else None
-
-
-def hub_cache() -> Path:
-    """Returns the folder of huggingface_hub's cache."""
-    if explicit := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(explicit).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser() / "hub"
 
 
 def model_config(recipe: Recipe) -> Mapping[str, Any]:
@@ -90,14 +83,15 @@ def length_warnings(recipe: Recipe) -> Iterator[str]:
 
 
 def usable_positions(config: Mapping[str, Any]) -> int | None:
-    """Tokens of the longest text that the model has positions for; None where its config names no limit."""
-    positions = config.get("n_positions" if config.get("model_type") == "gpt2" else "max_position_embeddings")
+    """Returns tokens of the longest text that the model has positions for; None where its config names no limit."""
+    model_type, pad = config.get("model_type"), config.get("pad_token_id")
+    old_name = config.get("n_positions") if model_type == "gpt2" else None  # T5's file has it too, and no limit
+    positions = config.get("max_position_embeddings", old_name)
     if not isinstance(positions, int) or positions <= 0:
         return None
-    if config.get("model_type") not in POSITIONS_AFTER_PADDING:
+    if model_type not in _POSITIONS_AFTER_PADDING:
         return positions
-    pad = config.get("pad_token_id", 1)  # these models' default
-    return positions - (1 if pad is None else pad) - 1
+    return positions - (1 if pad is None else pad) - 1  # 1: these models' default
 
 
 # ── adapters ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, BatchEncoding, PreTrainedMod
 
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.model_files import folder_problems
-from sft_dist.recipe.model_folder import POSITIONS_AFTER_PADDING, cached_problems
+from sft_dist.recipe.model_folder import cached_problems, usable_positions
 from sft_dist.recipe.references import index_problems
 from sft_dist.recipe.text import join_names
 from sft_dist.tuning.quantize import spare_heads
@@ -112,15 +112,10 @@ def _warn_of_other_names(theirs: list[str], labels: list[str], folder: str) -> N
         log.warning("the head of %s is kept, and its labels change: %s become %s", folder, join_names(theirs), join_names(labels))  # fmt: skip
 
 
-def usable_positions(config: Any) -> int | None:
-    """Tokens of the longest text that the model has positions for; None where its config names no limit."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions <= 0:
-        return None
-    if config.model_type not in POSITIONS_AFTER_PADDING:
-        return positions
-    pad = getattr(config, "pad_token_id", None)
-    return positions - (1 if pad is None else pad) - 1
+def positions_of(config: Any) -> int | None:
+    """Returns `usable_positions` of a loaded config, which has one name for what files call differently."""
+    names = ("model_type", "max_position_embeddings", "pad_token_id")
+    return usable_positions({name: getattr(config, name, None) for name in names})
 
 
 def largest_tokens(examples: Examples) -> np.ndarray:  # (examples,)

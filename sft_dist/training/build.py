@@ -28,7 +28,7 @@ from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tunings import export_form, has_adapter, virtual_tokens
 from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
-from sft_dist.tasks.loading import largest_tokens, usable_positions
+from sft_dist.tasks.loading import largest_tokens, positions_of
 from sft_dist.tasks.models import build_model, load_processor
 from sft_dist.trackers import hyperparameters, trackers_of
 from sft_dist.training.progress import Progress
@@ -156,7 +156,7 @@ def _check_positions(model: nn.Module, longest: int, virtual: int) -> None:
 
     `virtual`: tokens that the tuning puts before each text.
     """
-    positions = usable_positions(model.config)
+    positions = positions_of(model.config)
     if positions is not None and positions < longest + virtual:
         virtual_text = f" and {virtual} virtual tokens before them" if virtual else ""
         problem = f"the model has {positions} positions, but texts have up to {longest} tokens{virtual_text}"

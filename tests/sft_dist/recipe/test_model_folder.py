@@ -26,7 +26,7 @@ COMMIT = "0123456789" * 4
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The snapshot of `me/model` in an own cache."""
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     home = tmp_path / "cache/models--me--model"
     (home / "refs").mkdir(parents=True)
     (home / "refs/main").write_text(COMMIT)

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BatchEncoding
 
 from sft_dist.recipe.errors import UserError
-from sft_dist.tasks.loading import load_tokenizer, usable_positions, were_cut
+from sft_dist.tasks.loading import load_tokenizer, positions_of, were_cut
 
 
 def test_a_text_that_just_fits_is_not_cut(tiny_model: Path) -> None:
@@ -48,7 +48,7 @@ def test_the_longest_text_that_fits(kind: str, offset: int) -> None:
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     config = AutoConfig.for_model(kind, vocab_size=20, max_position_embeddings=12, pad_token_id=1, **sizes)
     model = AutoModel.from_config(config).eval()
-    longest = usable_positions(config)
+    longest = positions_of(config)
     assert longest == 12 - offset
     model(input_ids=torch.full((1, longest), 5))
     with pytest.raises((IndexError, RuntimeError)):
@@ -56,5 +56,5 @@ def test_the_longest_text_that_fits(kind: str, offset: int) -> None:
 
 
 def test_configs_without_a_limit() -> None:
-    assert usable_positions(AutoConfig.for_model("t5", n_positions=512)) is None
-    assert usable_positions(AutoConfig.for_model("gpt2", n_positions=64)) == 64
+    assert positions_of(AutoConfig.for_model("t5", n_positions=512)) is None
+    assert positions_of(AutoConfig.for_model("gpt2", n_positions=64)) == 64
