@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
-from sft_dist.recipe.files import read_json, write_json
+from sft_dist.recipe.files import read_object, write_json
 from sft_dist.recipe.masking import masked, masked_values
 from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
@@ -118,7 +118,7 @@ def hyperparameters(recipe: Recipe) -> dict[str, Any]:
 
 def run_name(folder: RunFolder) -> str:
     """`lr=1e-4 seed=2 0a1b2c3d4e`"""
-    point = (read_json(folder.plan_file) or {}).get("point") or {}
+    point = read_object(folder.plan_file).get("point") or {}
     return f"{describe_settings(point)} {folder.id}".strip()
 
 
@@ -152,7 +152,7 @@ class _MLflow(MLflowTracker):
     retries: ClassVar[str] = "2"  # the default waits for minutes where no server answers
 
     def __init__(self, uri: str, folder: RunFolder, **options: Any) -> None:
-        super().__init__(run_id=(read_json(folder.trackers_file) or {}).get("mlflow"), **options)
+        super().__init__(run_id=read_object(folder.trackers_file).get("mlflow"), **options)
         self.uri, self.folder = uri, folder
 
     def start(self) -> None:
@@ -194,7 +194,7 @@ _MAKERS: Mapping[str, Callable[[Any, Recipe, RunFolder], GeneralTracker]] = {
 
 def _identity(folder: RunFolder, tracker: str, make: Callable[[], str]) -> str:
     """Returns what names the run in a tracker, made at its first start."""
-    recorded = read_json(folder.trackers_file) or {}
+    recorded = read_object(folder.trackers_file)
     if tracker not in recorded:
         write_json(folder.trackers_file, {**recorded, tracker: (identity := make())})
         return identity
@@ -210,7 +210,7 @@ def track_sweep(folders: Sequence[RunFolder], board: Mapping[str, Any], leaderbo
         if not recipe.train.tracking or is_locked(folder.lock_file):
             continue
         digest = hashlib.sha256(json.dumps(board, sort_keys=True, default=str).encode()).hexdigest()
-        if (read_json(folder.trackers_file) or {}).get("sweep") == digest:
+        if read_object(folder.trackers_file).get("sweep") == digest:
             continue
         PartialState()  # Accelerate's trackers ask it whether they are on the main process
         trackers = trackers_of(recipe, folder)
@@ -220,7 +220,7 @@ def track_sweep(folders: Sequence[RunFolder], board: Mapping[str, Any], leaderbo
             tracker.finish()
         if any(tracker.inner is None for tracker in trackers):
             continue  # the next sweep tries again
-        write_json(folder.trackers_file, {**(read_json(folder.trackers_file) or {}), "sweep": digest})
+        write_json(folder.trackers_file, {**read_object(folder.trackers_file), "sweep": digest})
 
 
 def scores_by_step(run: str, board: Mapping[str, Any]) -> dict[int, dict[str, float]]:

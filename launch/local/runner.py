@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from types import FrameType
 from typing import TextIO
 
@@ -21,7 +20,7 @@ from launch.run_state import RunState, state_of
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import write_json
 from sft_dist.recipe.units import seconds_of
-from sft_dist.run.attempt import is_running
+from sft_dist.run.attempt import is_running, timestamp
 from sft_dist.run.folder import AttemptFolder, RunFolder
 from sft_dist.run.hang_watcher import HangDetector, detect_hang
 from sft_dist.run.locks import acquire
@@ -129,7 +128,7 @@ def _start(folder: RunFolder, plan: Plan, attempt: AttemptFolder, token: str) ->
 
 
 def _record_exit(attempt: AttemptFolder, returncode: int, killed: bool) -> None:
-    ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    ended = timestamp()
     write_json(attempt.exit_file, {"returncode": returncode, "time": ended, "killed": killed})
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from launch.report.values import is_number
 from sft_dist.run.varying import format_setting
 
 LOW_GOODPUT = 0.5
@@ -147,14 +148,10 @@ def _edges(data: Mapping[str, Any], table: Mapping[str, Any]) -> Iterator[str]:
     """Settings whose best value is the smallest or the largest of at least three values."""
     point = data["runs"][table["rows"][0]["run"]]["point"]
     for key in data["varying"]:
-        values = sorted({run["point"].get(key) for run in data["runs"] if _is_number(run["point"].get(key))})
+        values = sorted({run["point"].get(key) for run in data["runs"] if is_number(run["point"].get(key))})
         if len(values) >= 3 and not key.endswith("seed") and point.get(key) in (values[0], values[-1]):
             end = "smallest" if point[key] == values[0] else "largest"
             yield f"The best {key}, {format_setting(point[key])}, is the {end} tried: the optimum may lie beyond."
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _low_goodput(data: Mapping[str, Any]) -> Iterator[str]:

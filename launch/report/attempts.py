@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from launch.report.curves import Line, first_steps, is_repeated
+from launch.report.values import whole_number_in
 from sft_dist.recipe.files import read_object
 from sft_dist.run.attempt import is_running
 from sft_dist.run.causes import classify_attempt, read_facts
@@ -51,7 +52,7 @@ def _attempt(
         "cause": cause,
         "start": round(start, 1),
         "end": round(end, 1),
-        "processes": _whole_number(facts.start.get("world_size")) or 1,
+        "processes": whole_number_in(facts.start.get("world_size")) or 1,
         "host": str(facts.start.get("host", "")),
         "first_step": facts.start.get("first_step"),
         "last_step": max((line["step"] for line in lines), default=None),
@@ -143,7 +144,3 @@ def _seconds_since_1970(time: Any) -> float | None:
         return datetime.fromisoformat(time).timestamp()
     except (TypeError, ValueError):
         return None
-
-
-def _whole_number(value: Any) -> int | None:
-    return value if isinstance(value, int) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from launch.report.values import list_in, mapping_in, number_in
 from sft_dist.recipe.files import read_json
 from sft_dist.run.folder import RunFolder
 
@@ -28,7 +29,7 @@ def _calibration(report: Any) -> dict[str, Any]:
     return {
         "scores": {split: _numbers(scores) for split, scores in splits.items()},
         "bins": {split: _bins(scores.get("bins")) for split, scores in splits.items()},
-        "temperature": _number(report.get("temperature")),
+        "temperature": number_in(report.get("temperature")),
     }
 
 
@@ -63,26 +64,21 @@ def _error_list(errors: Any) -> list[dict[str, Any]]:
 def _error(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Images and recordings have no text, only the number of their row."""
     return {
-        "row": _number(entry.get("row")),
+        "row": number_in(entry.get("row")),
         "label": str(entry.get("label"))[:MAX_CHARS],
         "predicted": str(entry.get("predicted"))[:MAX_CHARS],
-        "probability": _number(entry.get("probability")),
+        "probability": number_in(entry.get("probability")),
         "text": None if entry.get("text") is None else str(entry["text"])[:MAX_CHARS],
     }
 
 
 def _mappings(value: Any) -> dict[str, dict[str, Any]]:
-    entries = value.items() if isinstance(value, dict) else ()
-    return {name: entry for name, entry in entries if isinstance(entry, dict)}
+    return {name: entry for name, entry in mapping_in(value).items() if isinstance(entry, dict)}
 
 
 def _mapping_list(value: Any) -> list[dict[str, Any]]:
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+    return [entry for entry in list_in(value) if isinstance(entry, dict)]
 
 
 def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in scores.items() if _number(value) is not None}
-
-
-def _number(value: Any) -> float | None:
-    return value if isinstance(value, int | float) else None
+    return {name: value for name, value in scores.items() if number_in(value) is not None}

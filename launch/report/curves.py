@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.report.values import is_number
 from launch.run_state import parse_line
 from sft_dist.recipe.files import irregular
 
@@ -62,13 +63,9 @@ def curves_of(lines: Sequence[Line]) -> dict[tuple[str, str], Curve]:
         if line["kind"] not in CURVE_KINDS or is_repeated(line, first):
             continue
         for name, value in line.items():
-            if name not in _NO_CURVE and (value is None or _is_number(value)):
+            if name not in _NO_CURVE and (value is None or is_number(value)):
                 curves.setdefault((line["kind"], name), {})[line["step"]] = value
     return {key: curve for key, curve in curves.items() if any(value is not None for value in curve.values())}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def align(curves: Mapping[int, Curve], max_points: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.report.classes import class_report
+from launch.report.values import is_number, list_in, mapping_in
 from sft_dist.recipe.files import read_json
 from sft_dist.run.folder import RunFolder
 
@@ -63,7 +64,7 @@ def _table(metric: str, direction: str, evaluations: Sequence[Evaluation], folde
     return {
         "metric": metric,
         "direction": direction,
-        "directions": _mapping(evaluations[0].board.get("directions")),
+        "directions": mapping_in(evaluations[0].board.get("directions")),
         "smallest_difference": scalars(board.get("smallest_difference")),
         "selection_note": str(board.get("selection_note") or ""),
         "test_note": str(board.get("test_note") or ""),
@@ -104,7 +105,7 @@ def _row(row: Any, parent: Path, numbers: Mapping[tuple[str, str], int]) -> dict
     entry = {**checkpoint, "scores": scalars(row.get("validation"))}
     if intervals := _intervals(row.get("intervals")):
         entry["intervals"] = intervals
-    if _is_number(row.get("p_value")):
+    if is_number(row.get("p_value")):
         entry["p_value"] = row["p_value"]
     if isinstance(row.get("not_distinguishable"), bool):
         entry["not_distinguishable"] = row["not_distinguishable"]
@@ -118,10 +119,10 @@ def _final(board: Board, parent: Path, numbers: Mapping[tuple[str, str], int]) -
     if checkpoint is None:
         return None
     splits = {split: winner[split] for split in ("validation", *FINAL_SPLITS) if isinstance(winner.get(split), dict)}
-    intervals = _mapping(winner.get("intervals"))
+    intervals = mapping_in(winner.get("intervals"))
     return {
         **checkpoint,
-        "labels": [str(label) for label in _list(board.get("labels"))],
+        "labels": [str(label) for label in list_in(board.get("labels"))],
         "scores": {split: scalars(scores) for split, scores in splits.items()},
         "intervals": {split: _intervals(of_split) for split, of_split in intervals.items()},
         "confusion": {split: matrix for split, scores in splits.items() if (matrix := _matrix(scores))},
@@ -144,22 +145,22 @@ def _winner_notes(board: Board) -> list[str]:
 
 
 def _damage(evaluations: Iterable[Evaluation]) -> list[str]:
-    lines = [line for evaluation in evaluations for line in _list(evaluation.board.get("damaged"))]
+    lines = [line for evaluation in evaluations for line in list_in(evaluation.board.get("damaged"))]
     return [f"damaged, excluded: {line}" for line in lines]
 
 
 # ── files that hold what this program never writes ──────────────────────────────────────────────────────────────────
 def scalars(scores: Any) -> dict[str, Any]:
     """Returns the scores that are numbers, or undefined; not matrices and lists."""
-    return {name: value for name, value in _mapping(scores).items() if value is None or _is_number(value)}
+    return {name: value for name, value in mapping_in(scores).items() if value is None or is_number(value)}
 
 
 def _intervals(intervals: Any) -> dict[str, list[float]]:
-    return {metric: bounds for metric, bounds in _mapping(intervals).items() if _is_interval(bounds)}
+    return {metric: bounds for metric, bounds in mapping_in(intervals).items() if _is_interval(bounds)}
 
 
 def _is_interval(bounds: Any) -> bool:
-    return isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_number, bounds))
+    return isinstance(bounds, list) and len(bounds) == 2 and all(map(is_number, bounds))
 
 
 def _matrix(scores: Mapping[str, Any]) -> list[list[int]] | None:
@@ -168,16 +169,4 @@ def _matrix(scores: Mapping[str, Any]) -> list[list[int]] | None:
     if not isinstance(matrix, list) or not matrix:
         return None
     square = all(isinstance(row, list) and len(row) == len(matrix) for row in matrix)
-    return matrix if square and all(_is_number(count) for row in matrix for count in row) else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+    return matrix if square and all(is_number(count) for row in matrix for count in row) else None

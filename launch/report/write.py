@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 
 from launch.report.collect import collect, read_run, title_of
@@ -12,6 +11,7 @@ from launch.run_folders import runs_root
 from launch.run_state import RunState, states_of
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import write_text
+from sft_dist.run.attempt import timestamp
 
 MAX_DATA_BYTES = 2**20 * 3 // 4  # base64 makes 4 bytes of 3
 MAX_POINTS, MIN_POINTS_OF_MANY, MIN_POINTS = 4000, 240, 20  # of a curve
@@ -23,7 +23,7 @@ def write_report(targets: Sequence[str], runs: str | None, output: Path | None) 
     if not states:
         raise UserError(f"no runs in {runs_root(runs)}; first: sft-dist run")
     file = output or _default_file(states)
-    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    time = timestamp()
     try:
         write_text(file, render_page(packed_data(states, time), title_of(states)), durable=False)
     except OSError as error:

@@ -7,9 +7,9 @@ arrays, one for each place in a prediction, and a form that says how to read the
 
 from __future__ import annotations
 
+import io
 import json
 import logging
-import os
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ import xxhash
 from sft_dist.checkpoints.store import Checkpoint
 from sft_dist.data.prepare import Prepared
 from sft_dist.data.rows import GROUP
+from sft_dist.recipe.files import write_bytes
 
 log = logging.getLogger("sft_dist")
 
@@ -65,7 +66,7 @@ def keep_predictions(checkpoint: Checkpoint, split: str, predictions: list[Any],
         file.unlink(missing_ok=True)  # of an earlier evaluation of the same weights
         return
     file.parent.mkdir(mode=0o700, exist_ok=True)
-    _write(file, columns)
+    write_bytes(file, _compressed(columns))
 
 
 def read_predictions(file: Path, fingerprint: str) -> SplitPredictions | None:
@@ -101,15 +102,10 @@ def from_columns(columns: Columns, fingerprint: str) -> SplitPredictions | None:
     return SplitPredictions(predictions, columns["rows"].astype(np.int64), groups, about["contents"])
 
 
-def _write(file: Path, columns: Columns) -> None:
-    """Replaces a file at once; it is private to its owner."""
-    staging = file.with_name(f".{file.name}.{os.getpid()}")
-    descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        np.savez_compressed(stream, **columns)  # type: ignore[arg-type]
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(staging, file)
+def _compressed(columns: Columns) -> bytes:
+    content = io.BytesIO()
+    np.savez_compressed(content, **columns)  # type: ignore[arg-type]
+    return content.getvalue()
 
 
 def _groups_of(data: Prepared, split: str, row_ids: np.ndarray) -> np.ndarray | None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from typing import Any
 
 from sft_dist.recipe.files import append_line
+from sft_dist.run.attempt import timestamp
 from sft_dist.run.folder import RunFolder
 
 
 def record_evaluation(folder: RunFolder, step: int, fingerprint: str) -> None:
     """Appends an evaluation on test to the run folder, before the split is scored."""
     folder.evaluation.mkdir(mode=0o700, exist_ok=True)
-    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    append_line(folder.test_evaluations_file, json.dumps({"step": step, "checkpoint": fingerprint, "time": time}))
+    append_line(
+        folder.test_evaluations_file, json.dumps({"step": step, "checkpoint": fingerprint, "time": timestamp()})
+    )
 
 
 def evaluations_on_test(folders: Sequence[RunFolder]) -> list[dict[str, Any]]:

@@ -15,7 +15,12 @@ _BLOCK_BYTES = 2**20
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:
-    """Replaces a file at once: a reader sees the old text or the new one. The file is private to its owner.
+    """Replaces a file with a text, as `write_bytes` does."""
+    write_bytes(path, text.encode(), durable)
+
+
+def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
+    """Replaces a file at once: a reader sees the old content or the new one. The file is private to its owner.
 
     Unless `durable`, a power cut may lose it.
     """
@@ -24,8 +29,8 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
         folder, f".{name}.{os.getpid()}"
     )  # strings: as paths this takes a tenth of sealing many runs
     descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
         if durable:
             file.flush()
             os.fsync(file.fileno())

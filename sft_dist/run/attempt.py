@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from sft_dist.recipe.errors import InUse, UserError
-from sft_dist.recipe.files import read_json, write_json
+from sft_dist.recipe.files import read_object, write_json
 from sft_dist.run.folder import AttemptFolder, RunFolder
 from sft_dist.run.locks import is_locked, open_lock_file, try_acquire
 from sft_dist.run.requeue_policy import slurm_job
@@ -39,7 +39,7 @@ def is_running(folder: RunFolder) -> bool:
 def has_ended(folder: RunFolder) -> bool:
     """Whether a run was started and no process trains it any more. A job that Slurm will start again counts as ended."""
     attempts = folder.all_attempts()
-    finished = any((read_json(attempt.outcome_file) or {}).get("state") == "finished" for attempt in attempts)
+    finished = any(read_object(attempt.outcome_file).get("state") == "finished" for attempt in attempts)
     return finished or (bool(attempts) and not is_running(folder))
 
 

@@ -14,7 +14,7 @@ from sft_dist.checkpoints.store import Checkpoint
 from sft_dist.data.rows import ROW, Rows
 from sft_dist.evaluation.predictions import (
     SplitPredictions,
-    _write,
+    _compressed,
     flatten,
     from_columns,
     keep_predictions,
@@ -23,6 +23,7 @@ from sft_dist.evaluation.predictions import (
     to_columns,
     unflatten,
 )
+from sft_dist.recipe.files import write_bytes
 from sft_dist.recipe.tasks import TASKS
 from sft_dist.run.folder import RunFolder
 from tests.sft_dist.evaluation.task_predictions import CASES
@@ -40,7 +41,7 @@ def test_every_task_is_here():
 def test_scores_of_kept_predictions_are_those_recorded(name, tmp_path):
     task, predictions, examples = CASES[name]()
     file = tmp_path / "step-00000004.test.predictions.npz"
-    _write(file, to_columns(kept(predictions, np.arange(len(predictions)) // 2), "weights"))
+    write_bytes(file, _compressed(to_columns(kept(predictions, np.arange(len(predictions)) // 2), "weights")))
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     back = read_predictions(file, "weights")
     assert back is not None
@@ -93,7 +94,7 @@ def test_other_weights_and_damaged_files_give_nothing(tmp_path):
     assert from_columns(columns, "weights") is not None
     assert from_columns(columns, "other weights") is None
     file = tmp_path / "p.npz"
-    _write(file, columns)
+    write_bytes(file, _compressed(columns))
     content = file.read_bytes()
     assert read_predictions(file, "weights") is not None
     assert read_predictions(tmp_path / "absent.npz", "weights") is None
