@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from launch.evaluate import leaderboard_folder
 from launch.planning import PlannedRun
@@ -30,6 +31,7 @@ from launch.slurm.resources import Request, request_resources
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import read_json, write_json, write_text
 from sft_dist.recipe.units import seconds_of
+from sft_dist.run.attempt import timestamp
 from sft_dist.run.folder import RunFolder
 from sft_dist.run.locks import locked
 
@@ -58,7 +60,7 @@ def submit(
     parent = runs[0].plan.folder.parent
     with exclusive(parent):
         queue = read_queue()
-        _recover_records(parent, queue)
+        recover_records(parent, queue)
         by_state = divide(runs, queue)
         jobs = plan_jobs(runs, by_state, queue, cluster, evaluate)
         if not jobs:
@@ -116,23 +118,46 @@ def check_folders(runs: Sequence[PlannedRun], cluster: Cluster) -> None:
 
 
 # ── sending ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+class SubmissionFolder:
+    """The folder of one submission, in which `submission.json` lists the jobs before any of them is sent: a submission that was
+    interrupted between sbatch and the record is completed by the next one."""
+
+    def __init__(self, parent: Path, cluster: Cluster, parts: Sequence[dict[str, Any]]) -> None:
+        """`parts`: kind, whether it is an array, and the run folder of each task (or of all runs) of every job."""
+        self._cluster, self._parts = cluster, parts
+        self._name = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+        self.path = parent / ".submissions" / self._name
+        self.path.mkdir(mode=0o700)
+        self._log = {"cluster": cluster.name, "parts": list(parts)}
+        write_json(self.path / "submission.json", {**self._log, "done": False})
+
+    def comment(self, number: int) -> str:
+        return f"sft-dist:{self._name}:{number}"
+
+    def record(self, number: int, job_id: str) -> None:
+        """Records the job in the folders of its runs."""
+        part = self._parts[number]
+        for task, folder in enumerate(map(Path, part["folders"])):
+            record = JobRecord(job_id, task if part["array"] else None, self._cluster.name, part["kind"], timestamp())
+            record_job(RunFolder(folder), record)
+
+    def close(self, job_ids: Sequence[str]) -> None:
+        write_json(self.path / "submission.json", {**self._log, "done": True, "jobs": list(job_ids)})
+
+
 class _Submitter:
-    """One submission: its folder, in which `submission.json` lists the jobs before any of them is sent."""
+    """One submission of runs."""
 
     def __init__(
         self, runs: Sequence[PlannedRun], cluster: Cluster, jobs: Sequence[JobPlan], parallel: int | None
     ) -> None:
         self.jobs: list[tuple[str, JobPlan]] = []
         self._cluster, self._parallel = cluster, parallel
-        self._name = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-        self._folder = runs[0].plan.folder.parent / ".submissions" / self._name
-        self._folder.mkdir(mode=0o700)
-        self._log = {"cluster": cluster.name, "parts": [_log_entry(job) for job in jobs]}
-        write_json(self._folder / "submission.json", {**self._log, "done": False})
+        self._folder = SubmissionFolder(runs[0].plan.folder.parent, cluster, [_log_entry(job) for job in jobs])
 
     def send(self, job: JobPlan, queue: Queue) -> None:
         number = len(self.jobs)
-        comment = f"sft-dist:{self._name}:{number}"
+        comment = self._folder.comment(number)
         if job.kind == "train":
             job_id = self._send_training(job, number, comment)
         else:
@@ -142,11 +167,10 @@ class _Submitter:
             else:
                 job_id = self._send_evaluation(job, comment, self._sent("score") or trainings)
         self.jobs.append((job_id, job))
-        _record([run.plan.folder for run in job.runs], job_id, self._cluster.name, job.kind, job.is_array)
+        self._folder.record(number, job_id)
 
     def close(self) -> None:
-        log = {**self._log, "done": True, "jobs": [job_id for job_id, _ in self.jobs]}
-        write_json(self._folder / "submission.json", log)
+        self._folder.close([job_id for job_id, _ in self.jobs])
 
     def _sent(self, kind: str) -> list[str]:
         return [job_id for job_id, job in self.jobs if job.kind == kind]
@@ -158,12 +182,12 @@ class _Submitter:
         if not job.is_array:
             folder = RunFolder(job.runs[0].plan.folder)
             return sbatch([f"--chdir={folder.path}", "--output=slurm-%j.out", *options], folder.job_script)
-        names = self._folder / f"train-{number}.txt"
+        names = self._folder.path / f"train-{number}.txt"
         write_text(names, "".join(f"{run.plan.folder}\n" for run in job.runs))
-        script = self._folder / f"train-{number}.sbatch"
+        script = self._folder.path / f"train-{number}.sbatch"
         name = job.runs[0].plan.name
         write_text(script, array_script(job.request, self._cluster, name, names, len(job.runs), self._parallel))
-        return sbatch([f"--chdir={self._folder}", "--output=slurm-%A_%a.out", *options], script)
+        return sbatch([f"--chdir={self._folder.path}", "--output=slurm-%A_%a.out", *options], script)
 
     def _send_scoring(self, job: JobPlan, comment: str, after: Sequence[str]) -> str:
         """Submits an array that scores checkpoints, one task per run."""
@@ -171,7 +195,7 @@ class _Submitter:
 
     def _send_evaluation(self, job: JobPlan, comment: str, after: Sequence[str]) -> str:
         """Submits one job that chooses, tests and exports, and scores what has no scores yet."""
-        order = self._folder / "eval.json"
+        order = self._folder.path / "eval.json"
         plans = [run.plan for run in job.runs]
         write_json(order, {"runs": [str(plan.folder) for plan in plans], "leaderboard": str(leaderboard_folder(plans))})
         return self._call("evaluate_runs", [order], job.runs, comment, after)
@@ -179,14 +203,29 @@ class _Submitter:
     def _call(
         self, function: str, paths: Sequence[Path], runs: Sequence[PlannedRun], comment: str, after: Sequence[str]
     ) -> str:
-        plan, request = runs[0].plan, evaluation_request(runs, self._cluster)
-        env = {**plan.env, "OMP_NUM_THREADS": str(request.cpus)}
-        name, source = f"{plan.name}-eval", plan.folder / "source"
+        source = runs[0].plan.folder / "source"
         if is_sealed_before_packages(source):  # it lacks what the call names, and this version reads its run folder
-            source = shared_source(plan.folder.parent)
-        work = Work(name, f"sft_dist.evaluate:{function}", paths, source, plan.argv[0], env)
-        folder, dependencies = self._folder / "eval", list(dict.fromkeys(after))
-        return send(work, request, self._cluster, folder, dependencies, comment, self._parallel)
+            source = shared_source(runs[0].plan.folder.parent)
+        folder = self._folder.path / "eval"
+        return send_evaluation(function, paths, runs, source, self._cluster, folder, comment, after, self._parallel)
+
+
+def send_evaluation(
+    function: str,  # of sft_dist.evaluate
+    paths: Sequence[Path],
+    runs: Sequence[PlannedRun],
+    source: Path,
+    cluster: Cluster,
+    folder: Path,
+    comment: str,
+    after: Sequence[str],
+    parallel: int | None = None,
+) -> str:
+    """Submits a function of paths that evaluates these runs; returns the job's id. Raises UserError with the message of sbatch."""
+    plan, request = runs[0].plan, evaluation_request(runs, cluster)
+    env = {**plan.env, "OMP_NUM_THREADS": str(request.cpus)}
+    work = Work(f"{plan.name}-eval", f"sft_dist.evaluate:{function}", paths, source, plan.argv[0], env)
+    return send(work, request, cluster, folder, list(dict.fromkeys(after)), comment, parallel)
 
 
 def _queued_trainings(runs: Sequence[PlannedRun], queue: Queue) -> list[str]:
@@ -212,18 +251,12 @@ def evaluation_request(runs: Sequence[PlannedRun], cluster: Cluster) -> Request:
 
 
 # ── records ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-def _log_entry(job: JobPlan) -> dict[str, object]:
+def _log_entry(job: JobPlan) -> dict[str, Any]:
     folders = [str(run.plan.folder) for run in job.runs]
     return {"kind": job.kind, "array": job.is_array, "folders": folders}
 
 
-def _record(folders: Sequence[Path], job_id: str, cluster: str, kind: str, is_array: bool) -> None:
-    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    for task, folder in enumerate(folders):
-        record_job(RunFolder(folder), JobRecord(job_id, task if is_array else None, cluster, kind, time))
-
-
-def _recover_records(parent: Path, queue: Queue) -> None:
+def recover_records(parent: Path, queue: Queue) -> None:
     """Records jobs whose submission was interrupted between sbatch and the record."""
     for file in sorted((parent / ".submissions").glob("*/submission.json")):
         log = read_json(file) or {}

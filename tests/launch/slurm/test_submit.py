@@ -18,7 +18,7 @@ from launch.planning import PlannedRun
 from launch.slurm.divide import divide
 from launch.slurm.queue import read_queue
 from launch.slurm.records import jobs_of
-from launch.slurm.submit import Submission, _record, evaluation_request, submit
+from launch.slurm.submit import Submission, SubmissionFolder, evaluation_request, submit
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json, write_json
 from sft_dist.run.folder import RunFolder
@@ -210,15 +210,15 @@ def test_an_evaluation_whose_record_was_lost_is_not_repeated(
     tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = prepared(tmp_path / "runs", 2)
-    known = _record
+    known = SubmissionFolder.record
 
-    def die_late(folders: list[Path], job: str, cluster: str, kind: str, is_array: bool) -> None:
-        if kind == "eval":
+    def die_late(folder: SubmissionFolder, number: int, job: str) -> None:
+        if number == 2:
             raise KeyboardInterrupt
-        known(folders, job, cluster, kind, is_array)
+        known(folder, number, job)
 
     with monkeypatch.context() as patch:
-        patch.setattr("launch.slurm.submit._record", die_late)
+        patch.setattr(SubmissionFolder, "record", die_late)
         with pytest.raises(KeyboardInterrupt):
             submit(runs, CLUSTER)
     (comment,) = re.findall(r"--comment=(\S+)", script_of_call(slurm.calls("sbatch")[2]))
@@ -236,7 +236,7 @@ def test_a_submission_that_died_after_sbatch_is_not_repeated(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("launch.slurm.submit._record", die)
+        patch.setattr(SubmissionFolder, "record", die)
         with pytest.raises(KeyboardInterrupt):
             submit(runs, CLUSTER, evaluate=False)
     assert jobs_of(runs[0].plan.folder) == []

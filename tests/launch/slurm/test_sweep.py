@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import pytest
+
 from launch.slurm.records import jobs_of
+from launch.slurm.submit import SubmissionFolder
 from launch.slurm.sweep import SentSweep, describe, send_sweep
 from sft_dist.recipe.files import read_json, write_json
 from sft_dist.run.folder import RunFolder
@@ -54,3 +58,21 @@ def test_what_is_in_the_queue_is_not_sent_again(tmp_path: Path, slurm: Slurm) ->
     again = send_sweep(runs, CLUSTER, tmp_path)
     assert (again.evaluation, again.is_new, len(slurm.calls("sbatch"))) == (first.evaluation, False, 2)
     assert describe(again, CLUSTER).startswith("job 102 already evaluates these runs")
+
+
+def test_a_sweep_that_died_after_sbatch_is_not_repeated(
+    tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = saved(tmp_path / "runs", 1, range(1, 2))
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SubmissionFolder, "record", die)
+        with pytest.raises(KeyboardInterrupt):
+            send_sweep(runs, CLUSTER, tmp_path / "runs/board")
+    (comment,) = re.findall(r"--comment=(\S+)", script_of_call(slurm.calls("sbatch")[0]))
+    slurm.show(f"101|PENDING|{comment}")
+    assert send_sweep(runs, CLUSTER, tmp_path / "runs/board") == SentSweep("", "101", is_new=False)
+    assert len(slurm.calls("sbatch")) == 1
