@@ -139,7 +139,7 @@ def sweep(
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints.store import Checkpoint
     from sft_dist.evaluation.baseline import worse_than
-    from sft_dist.evaluation.comparison import with_statistics
+    from sft_dist.evaluation.comparison import AnswersReader, with_statistics
     from sft_dist.evaluation.evaluator import Evaluator
     from sft_dist.evaluation.sweep import ValidationScores, score_untrained, score_winner
     from sft_dist.logging_setup import quiet_libraries
@@ -170,17 +170,12 @@ def sweep(
     labels = Checkpoint(winner.folder.checkpoint(winner.step), winner.step).trainer_state()["labels"]
     target = leaderboard or leaderboard_folder(folders)
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
-    board = with_statistics(compose(ranking, recipes, labels, untrained, final, damaged), ranking, recipes)
+    reader = AnswersReader(evaluator.prepared)
+    board = with_statistics(compose(ranking, recipes, labels, untrained, final, damaged), ranking, recipes, reader)
     if reference:
-        board["worse_than_reference"] = worse_than(winner, recipe, reference)
+        board["worse_than_reference"] = worse_than(winner, recipe, reference, reader)
     _written(target, board)  # before the export, which may be refused: the scores stand all the same
-    for than in ("guessing", "untrained"):
-        if note := board[f"no_better_than_{than}"]:
-            log.warning(
-                "the winner is no better than %s: %s", "the untrained model" if than == "untrained" else than, note
-            )
-    if note := board["test_note"]:
-        log.warning("%s", note)
+    _warn(board)
     if (form := export_form(recipe)) == "none":
         return board
     # Imported late: invalid arguments are refused before torch is loaded.
@@ -188,6 +183,14 @@ def sweep(
 
     exported = export(winner.folder, winner.step, winner.folder.export, form, winner.scores, final)
     return _written(target, {**board, "export": str(exported)})
+
+
+def _warn(board: dict[str, Any]) -> None:
+    for key, model in (("no_better_than_guessing", "guessing"), ("no_better_than_untrained", "the untrained model")):
+        if note := board[key]:
+            log.warning("the winner is no better than %s: %s", model, note)
+    if note := board["test_note"]:
+        log.warning("%s", note)
 
 
 def _written(target: Path, board: dict[str, Any]) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from sft_dist.run.folder import RunFolder
 _SPLITS = ("validation", "test")
 
 
-def worse_than(winner: Scored, recipe: Recipe, reference_folder: RunFolder) -> list[str]:
+def worse_than(winner: Scored, recipe: Recipe, reference_folder: RunFolder, reader: AnswersReader) -> list[str]:
     """Returns a line for each split on which the winner is worse: one-sided paired tests, Holm-corrected over the splits that both
     were scored on. Raises UserError when the two were not scored on the same rows, or by metrics that cannot be compared."""
     metric, direction = selection_metric(recipe)
     reference_recipe = reference_folder.recipe()
     reference = best_recorded(reference_folder, metric, direction)
-    reader, splits, p_values, lines = AnswersReader(), [], [], []
+    splits, p_values, lines = [], [], []
     for split in _SPLITS:
         values = [_recorded(entry, split).get(metric) for entry in (winner, reference)]
         if None in values:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import statistics as plain_statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sft_dist.checkpoints.store import Checkpoint
-from sft_dist.data.prepare import Prepared, prepare
+from sft_dist.data.prepare import Prepared
 from sft_dist.data.rows import Examples, Rows
 from sft_dist.evaluation import class_report
 from sft_dist.evaluation.example_scores import example_scores
@@ -41,7 +41,6 @@ from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
 from sft_dist.tasks.base import Task
-from sft_dist.tasks.models import load_processor
 
 log = logging.getLogger("sft_dist")
 SEED = "train.seed"
@@ -77,10 +76,10 @@ class Candidate:
 
 
 class AnswersReader:
-    """Reads kept predictions. Data is prepared once for recipes that share it."""
+    """Reads kept predictions. `prepared`: returns the data of a recipe (`Evaluator.prepared` has what it scored on)."""
 
-    def __init__(self) -> None:
-        self._data: dict[str, Prepared] = {}
+    def __init__(self, prepared: Callable[[Recipe], Prepared]) -> None:
+        self._prepared = prepared
 
     def read(self, folder: RunFolder, recipe: Recipe, step: int, fingerprint: str, split: str) -> Answers | None:
         """Returns None where predictions were not kept, or are of other rows than the data has now."""
@@ -102,23 +101,15 @@ class AnswersReader:
             content, task, task.build_loss(data.examples.get("train", examples)), examples, data.splits[split]
         )
 
-    def _prepared(self, recipe: Recipe) -> Prepared:
-        key = recipe.model_dump_json(include={"task", "data", "model"})
-        if key not in self._data:
-            task = task_of(recipe)
-            self._data[key] = prepare(recipe, task, load_processor(recipe, task))
-        return self._data[key]
-
 
 def with_statistics(
     board: dict[str, Any],
     ranking: list[Scored],
     recipes: Mapping[RunFolder, Recipe],
-    reader: AnswersReader | None = None,
+    reader: AnswersReader,
 ) -> dict[str, Any]:
     """Adds to what leaderboard.json holds: intervals and p-values of its rows, the smallest difference that validation shows, the
     winner's intervals on other splits, the spread over seeds, and every evaluation on test."""
-    reader = reader or AnswersReader()
     metric, winner = board["metric"], ranking[0]
     answers: dict[str, Answers] = {}
     try:

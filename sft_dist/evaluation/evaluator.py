@@ -45,6 +45,7 @@ class Evaluator:
 
     def __init__(self, device_number: int = 0) -> None:
         self.device = _device(device_number)
+        self._data: dict[str, Prepared] = {}  # by its settings; mapped from files, so it takes little memory
         self._loaded: _Loaded | None = None
 
     def score(self, recipe: Recipe, checkpoint: Checkpoint, split: str) -> dict[str, Any]:
@@ -108,12 +109,19 @@ class Evaluator:
         scores = scores_of(task, loss, predictions, totals, examples, loaded.data.processor)
         return {"examples": len(examples), **scores}
 
+    def prepared(self, recipe: Recipe) -> Prepared:
+        """Returns the recipe's data, prepared once for recipes that share it. Raises UserError."""
+        key = _data_key(recipe)
+        if key not in self._data:
+            task = task_of(recipe)
+            self._data[key] = prepare(recipe, task, load_processor(recipe, task))
+        return self._data[key]
+
     def _load(self, recipe: Recipe, folder: RunFolder | None, split: str) -> _Loaded:
         """Raises UserError when the split is empty or not the one that the run began with."""
-        key = recipe.model_dump_json(include={"task", "data", "model"})
+        key = _data_key(recipe)
         if self._loaded is None or self._loaded.data_key != key:
-            task = task_of(recipe)
-            self._loaded = _Loaded(key, prepare(recipe, task, load_processor(recipe, task)))
+            self._loaded = _Loaded(key, self.prepared(recipe))
         _examples(self._loaded.data, split)
         if folder is not None:
             ids = {name: rows.ids for name, rows in self._loaded.data.splits.items()}
@@ -127,6 +135,10 @@ class Evaluator:
             loaded.model = build_model(recipe, loaded.data.task, loaded.data.processor).to(self.device)
             loaded.model_key = key
         return loaded.model
+
+
+def _data_key(recipe: Recipe) -> str:
+    return recipe.model_dump_json(include={"task", "data", "model"})
 
 
 def _different_labels(model: Sequence[str], data: Sequence[str]) -> Problem:

@@ -194,7 +194,7 @@ def test_a_second_checkpoint_on_test_is_said(swept):
 
 # ── the gate ────────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.fixture
-def gate(tmp_path, monkeypatch):
+def gate(tmp_path):
     """Compares runs by their numbers of wrong answers."""
 
     def compare(wrong, reference_wrong, contents=None):
@@ -206,8 +206,7 @@ def gate(tmp_path, monkeypatch):
             record = {"step": 1, "checkpoint": entry.fingerprint, "scores": entry.scores}
             write_json(entry.folder.evaluation / "step-00000001.validation.json", record)
         reader = Reader({("new", 1): logits(wrong), ("old", 1): logits(reference_wrong)}, contents)
-        monkeypatch.setattr("sft_dist.evaluation.baseline.AnswersReader", lambda: reader)
-        return worse_than(entries[0], RECIPE, folders[1])
+        return worse_than(entries[0], RECIPE, folders[1], reader)
 
     return compare
 
@@ -228,8 +227,11 @@ def test_what_cannot_be_compared_is_refused(gate, tmp_path):
     empty = RunFolder(tmp_path / "empty")
     empty.create(RECIPE)
     with pytest.raises(UserError, match="it has no scores; evaluate it first"):
-        worse_than(scored(RunFolder(tmp_path / "new"), 1, 2), RECIPE, empty)
+        worse_than(scored(RunFolder(tmp_path / "new"), 1, 2), RECIPE, empty, Reader({}))
 
 
 def test_predictions_of_other_weights_are_not_read(tmp_path):
-    assert comparison.AnswersReader().read(RunFolder(tmp_path), RECIPE, 1, "weights", "validation") is None
+    def prepared(recipe):
+        raise AssertionError("the data of predictions that are not read")
+
+    assert comparison.AnswersReader(prepared).read(RunFolder(tmp_path), RECIPE, 1, "weights", "validation") is None
