@@ -14,7 +14,7 @@ from launch.subprocesses import run_module, start_module
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json
 from sft_dist.recipe.tasks import TASKS
-from sft_dist.recipe.trust import NO_TRUST, Trust
+from sft_dist.recipe.trust import NO_TRUST, Trust, require_trust
 from sft_dist.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -89,7 +89,9 @@ def run_sweep(
     follow: bool = False,
 ) -> int:
     """Evaluates every checkpoint of these runs; returns the sweep's exit code. Further processes share the scoring, a checkpoint at
-    a time, and the sweep itself waits for them, or scores what they did not."""
+    a time, and the sweep itself waits for them, or scores what they did not. Raises UserError before anything is started or removed."""
+    for folder in map(RunFolder, [*folders, *([reference] if reference else [])]):
+        require_trust(folder.recipe(), trust, folder.recipe_file)
     if force and processes > 1:
         forget_scores(folders)
         force = False

@@ -8,7 +8,9 @@ import pytest
 
 from launch import evaluate
 from sft_dist.recipe.errors import UserError
-from tests.launch.conftest import Workplace
+from sft_dist.recipe.files import write_json
+from sft_dist.run.folder import RunFolder
+from tests.launch.conftest import Workplace, make_recipe
 
 BOARD = {"winner": {"test": {"accuracy": 0.8, "loss": 0.5, "confusion_matrix": [[1]]}}}
 
@@ -38,6 +40,16 @@ def test_a_malformed_requirement_is_explained() -> None:
     assert evaluate.parse_requirement("accuracy=0.75") == ("accuracy", 0.75)
     with pytest.raises(UserError, match=r"such as accuracy=0\.75"):
         evaluate.parse_requirement("accuracy")
+
+
+def test_scores_are_removed_only_with_consent_to_the_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "demo" / "0123456789")
+    folder.create(make_recipe(model={"path": "./model", "allow_pickle": True}))
+    folder.evaluation.mkdir()
+    write_json(folder.evaluation / "step-00000001.validation.json", {})
+    with pytest.raises(UserError, match="allow-pickle"):
+        evaluate.run_sweep([folder.path], folder.path, force=True, processes=2)
+    assert [file.name for file in folder.evaluation.iterdir()] == ["step-00000001.validation.json"]
 
 
 @pytest.mark.slow
