@@ -1,9 +1,10 @@
 """Estimates the GPU memory that a process needs with each strategy, from the recipe and the headers of the safetensors files.
 Torch-free. The headers of a hub model are read by a subprocess (`launch.hub_weights`).
 
-Counted, in bytes for each weight (fp32 under every precision): 4 for itself; if it is trained, 4 for its gradient and the
-optimizer's state (Adam: 8), so 16 in all; DDP keeps 4 more for exchanging gradients; 16-bit autocast 2 for its copy. Not
-counted, but reserved: activations and CUDA (`ACTIVATION_SHARE`), which depend on texts, kernels and micro-batch.
+Counted, in bytes for each weight: 4 for itself; if it is trained, 4 for its gradient and the optimizer's state (Adam: 8), so 16
+in all; DDP keeps 4 more for exchanging gradients; 16-bit autocast 2 for its copy. Frozen weights of layers under adapters are
+2 in all where autocast is 16-bit and nothing is sharded (`sft_dist.tuning.half_precision`). Not counted, but reserved:
+activations and CUDA (`ACTIVATION_SHARE`), which depend on texts, kernels and micro-batch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.model_damage import read_header
 from sft_dist.recipe.references import classify, model_source
 from sft_dist.recipe.schema import BitfitTuning, FreezeTuning, FullTuning, LoraTuning, QloraTuning, Recipe, Sgd
-from sft_dist.recipe.strategies import GRADIENTS, OPTIMIZER, PARAMETERS, STRATEGIES
+from sft_dist.recipe.strategies import GRADIENTS, OPTIMIZER, PARAMETERS, STRATEGIES, Strategy
+from sft_dist.recipe.tunings import has_adapter
 from sft_dist.run.subprocesses import environment, module_command
 
 ACTIVATION_SHARE = 0.25  # share of a GPU's memory that is left to activations and CUDA
@@ -78,8 +80,9 @@ def bytes_needed(strategy: str, offloaded: bool, sizes: Sizes, recipe: Recipe, p
     """Returns the bytes on each GPU, without activations. `offloaded`: all that is sharded is in the machine's main memory."""
     row, train = STRATEGIES[strategy], recipe.train
     base = _QLORA_BASE if isinstance(recipe.tuning, QloraTuning) else 4
+    halved = sizes.all - sizes.trained - sizes.outside if _stores_16_bits(row, recipe) else 0
     amounts = {
-        PARAMETERS: base * (sizes.all - sizes.trained) + 4 * sizes.trained,
+        PARAMETERS: base * (sizes.all - sizes.trained - halved) + 2 * halved + 4 * sizes.trained,
         GRADIENTS: 4 * sizes.trained,
         OPTIMIZER: _state_bytes(recipe) * sizes.trained,
     }
@@ -87,12 +90,19 @@ def bytes_needed(strategy: str, offloaded: bool, sizes: Sizes, recipe: Recipe, p
         amounts[row.buffered] += 4 * sizes.trained
     sharded = sum(amount for noun, amount in amounts.items() if noun in row.shards)
     total = sum(amounts.values()) - sharded + (0 if offloaded else sharded / processes)
-    autocast = 2 * sizes.all if train.precision != "fp32" else 0
+    autocast = 2 * (sizes.all - halved) if train.precision != "fp32" else 0
     if PARAMETERS not in row.shards:
         return int(total + autocast)
     # Gathered: one layer, the next one, a layer's gradients; the rest twice. Computing layers again frees autocast's copies.
     gathered = 12 * sizes.largest_layer + 8 * sizes.outside
     return int(total + gathered + (0 if train.gradient_checkpointing else autocast))
+
+
+def _stores_16_bits(row: Strategy, recipe: Recipe) -> bool:
+    """Whether frozen weights of layers are stored in 16 bits."""
+    tuning = recipe.tuning
+    is_plain = has_adapter(tuning) and not isinstance(tuning, QloraTuning) and not getattr(tuning, "dora", False)
+    return is_plain and not row.shards and recipe.train.precision in ("bf16", "fp16")
 
 
 def _trained(recipe: Recipe, shapes: Shapes, layers: int) -> tuple[int, int]:

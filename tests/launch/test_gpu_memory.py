@@ -233,7 +233,11 @@ def test_full_training_with_adam_takes_sixteen_bytes_a_weight() -> None:
 def test_frozen_weights_take_four_bytes_and_their_copy_under_autocast_two() -> None:
     lora = Sizes(all=10**9, trained=0, largest_layer=10**7, outside=10**8)
     assert bytes_needed("single", False, lora, recipe("/m", "lora"), 1) == 4 * 10**9
-    assert bytes_needed("single", False, lora, recipe("/m", "lora", precision="bf16"), 1) == 6 * 10**9
+    assert bytes_needed("single", False, lora, recipe("/m", "full", precision="bf16"), 1) == 6 * 10**9
+    halved, rest = 9 * 10**8, 10**8  # layers, and what is in none
+    assert bytes_needed("single", False, lora, recipe("/m", "lora", precision="bf16"), 1) == 2 * halved + 6 * rest
+    dora = recipe("/m", {"method": "lora", "dora": True}, precision="bf16")
+    assert bytes_needed("single", False, lora, dora, 1) == 6 * 10**9
 
 
 def test_each_strategy_needs_less_than_the_one_before_and_less_on_more_processes() -> None:
