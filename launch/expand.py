@@ -25,8 +25,8 @@ from sft_dist.run.folder import run_id
 
 MAX_RUNS = 100_000
 MAX_PROBLEMS = 50
-FIXED = ("name", "description", "base", "matrix")  # not part of a run's identity, so they cannot vary
-HASHED = tuple(name for name in Recipe.model_fields if name not in ("name", "description", "matrix"))  # as in run_id
+FIXED = ("name", "description", "base", "matrix", "search")  # not part of a run's identity, so they cannot vary
+HASHED = tuple(name for name in Recipe.model_fields if name not in FIXED)  # as in run_id
 CHOICE_TAGS = {
     "task": "type",
     "tuning": "method",
@@ -89,6 +89,19 @@ def expand(source: Source) -> list[Run]:
         runs.append(Run(sections.id(recipe), recipe, point, {value.path: value.origin for value in values}))
     _report([*problems.values(), *_duplicate_runs(runs, source)])
     return runs
+
+
+def run_at(source: Source, values: Sequence[Value]) -> Run:
+    """Returns the run of one point, without the recipe's matrix and search. Outer key paths come before inner ones. Raises
+    UserError with every problem."""
+    base = {key: value for key, value in source.data.items() if key not in ("matrix", "search")}
+    origins = {value.path: value.origin for value in values}
+    recipe, problems = _validate_recipe(source, _applied(base, values), origins)
+    if recipe is not None:
+        problems = [locate(problem, source, origins) for problem in cross_checks(recipe)]
+    _report(problems)
+    assert recipe is not None
+    return Run(run_id(recipe), recipe, {".".join(value.path): value.value for value in values}, origins)
 
 
 def locate(problem: Problem, source: Source, origins: Mapping[KeyPath, KeyPath]) -> Problem:

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 
 def run_id(recipe: Recipe) -> str:
-    """Returns ten hex digits of the SHA-256 of the resolved recipe without its name and description."""
-    return hashlib.sha256(recipe.model_dump_json(exclude={"name", "description", "matrix"}).encode()).hexdigest()[:10]
+    """Returns ten hex digits of the SHA-256 of the resolved recipe without its name, description, matrix and search."""
+    return hashlib.sha256(recipe.model_dump_json(exclude={"name", "description", "matrix", "search"}).encode()).hexdigest()[:10]
 
 
 @dataclass(frozen=True)
