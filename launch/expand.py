@@ -91,13 +91,13 @@ def expand(source: Source) -> list[Run]:
     return runs
 
 
-def run_at(source: Source, values: Sequence[Value]) -> Run:
+def run_at(source: Source, values: Sequence[Value], cross_checked: bool = True) -> Run:
     """Returns the run of one point, without the recipe's matrix and search. Outer key paths come before inner ones. Raises
-    UserError with every problem."""
+    UserError with every problem; of rules between settings only when `cross_checked`."""
     base = {key: value for key, value in source.data.items() if key not in ("matrix", "search")}
     origins = {value.path: value.origin for value in values}
     recipe, problems = _validate_recipe(source, _applied(base, values), origins)
-    if recipe is not None:
+    if recipe is not None and cross_checked:
         problems = [locate(problem, source, origins) for problem in cross_checks(recipe)]
     _report(problems)
     assert recipe is not None
