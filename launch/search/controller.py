@@ -21,7 +21,7 @@ from launch.search.promotion import last_promotion, next_promotion, rungs_for
 from launch.search.runners import IN_PROGRESS, Runner
 from launch.search.study import Study
 from launch.search.trial import Trial
-from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.schema import AshaPruning, MedianPruning
 from sft_dist.recipe.text import printable
 from sft_dist.recipe.units import amount_in_steps
@@ -41,35 +41,31 @@ class Controller:
         self._definition, self._study, self._planner, self._runner = definition, study, planner, runner
         self._search, self._objective = definition.search, definition.objective
         self._hours: dict[str, float] = {}  # of trials that have ended, by run
+        self._plans: dict[int, PlannedRun] = {}  # by number of the trial
 
     def cycle(self) -> bool:
         """Records what has ended and starts what may start. Returns whether the search continues. Raises UserError."""
-        plans = {trial.number: self._plan(trial) for trial in self._active()}
-        states = self._runner.states([plan.plan.folder for plan in plans.values()])
-        idle = [
-            trial
-            for trial in self._active()
-            if not self._record(trial, states.get(plans[trial.number].plan.folder), plans[trial.number])
-        ]
+        states = self._runner.states([self._folder(trial) for trial in self._active()])
+        idle = [trial for trial in self._active() if not self._record(trial, states.get(self._folder(trial)))]
         self._require_progress()
         idle += self._next_trials(len(self._active()))
-        self._runner.start([self._resumed(trial, plans.get(trial.number)) for trial in idle])
+        self._runner.start([self._resumed(trial) for trial in idle])
         return bool(self._active())
 
     def stop(self) -> None:
         """Asks all runs to save and end."""
-        self._runner.stop([self._plan(trial).plan.folder for trial in self._active()])
+        self._runner.stop([self._folder(trial) for trial in self._active()])
 
     # ── what has ended ──────────────────────────────────────────────────────────────────────────────────────────────
-    def _record(self, trial: Trial, state: RunState | None, plan: PlannedRun) -> bool:
+    def _record(self, trial: Trial, state: RunState | None) -> bool:
         """Records how a trial is doing. Returns False when its run has to be started, or resumed."""
         if state is None:
             return False
-        folder = plan.plan.folder
+        folder = self._folder(trial)
         if state.state == "finished":
             self._finish(trial, folder)
         elif state.state in IN_PROGRESS:
-            self._watch(trial, folder, plan)
+            self._watch(trial, folder)
         elif trial.reason:
             self._prune(trial, trial.reason)
         elif state.state == "stopped" and trial.last_step is not None and state.step >= trial.last_step:
@@ -96,7 +92,7 @@ class Controller:
         self._study.report(trial, step, scores[max(scores)])
         self._say(trial, f"paused at step {step}, {self._objective.metric} {scores[max(scores)]:.4f}")
 
-    def _watch(self, trial: Trial, folder: Path, plan: PlannedRun) -> None:
+    def _watch(self, trial: Trial, folder: Path) -> None:
         """Stops a running trial that is worse than the median of the others (Golovin et al. 2017, Vizier)."""
         pruning = self._search.pruning
         if not isinstance(pruning, MedianPruning):
@@ -108,7 +104,7 @@ class Controller:
             if step not in trial.scores:
                 self._study.report(trial, step, score)
         (trial,) = [current for current in self._study.trials() if current.number == trial.number]
-        steps = plan.plan.steps
+        steps = self._plan(trial).plan.steps
         first = amount_in_steps(pruning.first, steps.total, steps.steps_per_epoch) if steps else 0
         if reason := worse_than_median(trial, self._study.trials(), first, pruning.trials, self._objective.maximize):
             self._study.condemn(trial, reason)
@@ -195,16 +191,20 @@ class Controller:
     def _active(self) -> list[Trial]:
         return [trial for trial in self._study.trials() if trial.is_active]
 
-    def _plan(self, trial: Trial) -> PlannedRun:
-        planned = self._planner.plan(trial.point)
-        if planned.run.id != trial.run:
-            raise UserError(
-                f"trial {trial.number} was run {trial.run}, and would now be {planned.run.id}; use the version that began the search"
-            )
-        return planned
+    def _folder(self, trial: Trial) -> Path:
+        return self._plan(trial).plan.folder
 
-    def _resumed(self, trial: Trial, plan: PlannedRun | None) -> PlannedRun:
-        return pausing_at(plan or self._plan(trial), trial.last_step)
+    def _plan(self, trial: Trial) -> PlannedRun:
+        if trial.number not in self._plans:
+            planned = self._planner.plan(trial.point)
+            if planned.run.id != trial.run:
+                message = f"trial {trial.number} has run {trial.run}, and would now have {planned.run.id}"
+                raise UserError(Problem(message, hint="continue the search with the version of sft-dist that began it"))
+            self._plans[trial.number] = planned
+        return self._plans[trial.number]
+
+    def _resumed(self, trial: Trial) -> PlannedRun:
+        return pausing_at(self._plan(trial), trial.last_step)
 
     def _say(self, trial: Trial, text: str) -> None:
         print(printable(f"trial {trial.number}: {text}"), file=sys.stderr, flush=True)

@@ -73,7 +73,7 @@ def read_definition(target: str, overrides: Sequence[str], root: Path) -> Defini
     space = read_space(source, search)
     recipe = run_of(source, next(space.corners()), schema_only=True).recipe
     runs = root / recipe.name
-    return Definition(source, search, space, _objective(source, search, recipe), runs, runs / ".searches" / _id(source))
+    return Definition(source, search, space, _objective(source, search, recipe), runs, search_folder(source, runs))
 
 
 def _section(source: Source) -> Search:
@@ -106,8 +106,9 @@ def _objective(source: Source, search: Search, recipe: Recipe) -> Objective:
     return Objective(search.metric, (search.direction or valid[search.metric]) == "max")
 
 
-def _id(source: Source) -> str:
-    """Returns ten hex digits of all that makes points and scores what they are: a larger budget continues a study."""
+def search_folder(source: Source, runs: Path) -> Path:
+    """Returns the folder of a search, named by all that makes points and scores what they are: a larger budget continues a study."""
     data: dict[str, Any] = {key: value for key, value in source.data.items() if key not in ("name", "description")}
     data["search"] = {key: value for key, value in data["search"].items() if key not in MAY_CHANGE}
-    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:10]
+    digest = hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
+    return runs / ".searches" / digest[:10]

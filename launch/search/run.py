@@ -5,14 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.planning import target_cluster
 from launch.run import INTERRUPTED
 from launch.search.definition import Definition, read_definition
-from launch.search.lease import lease
+from launch.search.lease import LOCK, lease
 from launch.search.planner import Planner
 from launch.search.runners import ClusterRuns, LocalRuns, Runner
-from sft_dist.recipe.errors import UserError
+from launch.search.status import describe, read_study, require_optuna, write_summary
+from launch.slurm.records import jobs_of
+from sft_dist.recipe.text import printable
+from sft_dist.run.attempt import is_running
+from sft_dist.run.folder import RunFolder
+from sft_dist.run.locks import is_locked
+
+if TYPE_CHECKING:
+    from launch.search.controller import Controller
+    from launch.search.study import Study
 
 STOP = "stop"  # while it exists in the folder of a search, its controller stops
 
@@ -45,7 +55,7 @@ def control(definition: Definition, planner: Planner, runner: Runner, once: bool
     study = Study.open(definition.folder, definition.space, definition.objective.maximize)
     controller = Controller(definition, study, planner, runner)
     try:
-        while controller.cycle():
+        while _cycle(controller, definition, study):
             if once:
                 return 0
             if (definition.folder / STOP).exists():
@@ -57,7 +67,14 @@ def control(definition: Definition, planner: Planner, runner: Runner, once: bool
         return INTERRUPTED
     finally:
         _close(runner)
+    print(printable(describe(definition, study)), flush=True)
     return 0 if any(trial.state == "finished" for trial in study.trials()) else 1
+
+
+def _cycle(controller: Controller, definition: Definition, study: Study) -> bool:
+    active = controller.cycle()
+    write_summary(definition, study, ended=not active)
+    return active
 
 
 def _close(runner: Runner) -> None:
@@ -69,9 +86,18 @@ def _close(runner: Runner) -> None:
             continue  # the terminal sent it to the trials, too, which end
 
 
-def require_optuna() -> None:
-    """Raises UserError when the extra is not installed."""
-    from importlib.util import find_spec
+def stop_search(recipe: str, overrides: Sequence[str], root: Path) -> str:
+    """Asks a search to stop after its trials have saved; returns what was asked. Raises UserError."""
+    definition = read_definition(recipe, overrides, root)
+    active = [trial for trial in read_study(definition).trials() if trial.is_active]
+    (definition.folder / STOP).touch(mode=0o600)
+    folders = [definition.runs / trial.run for trial in active]
+    if names := [str(folder) for folder in folders if jobs_of(folder)]:
+        from launch.slurm.cancel import cancel, plan_cancellation  # searches on one machine never ask Slurm
 
-    if find_spec("optuna") is None:
-        raise UserError("a search needs Optuna, which is not installed: pip install 'sft-dist[search]'")
+        cancel(plan_cancellation(names, root), at_once=False)
+    running = [folder for folder in map(RunFolder, folders) if is_running(folder)]
+    for folder in running:
+        folder.stop_file.touch(mode=0o600)
+    controlled = "its controller and " if is_locked(definition.folder / LOCK) else ""
+    return f"asked {controlled}{len(running)} running trials to save and stop; `sft-dist search {recipe}` continues"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from launch.expand import FIXED, MAX_PROBLEMS, Run, Value, run_at
+from launch.expand import FIXED, MAX_PROBLEMS, Run, run_at, value_of
 from sft_dist.recipe.errors import Problem, UserError, collected
 from sft_dist.recipe.schema import Dimension, Search
 from sft_dist.recipe.source import Source
@@ -91,7 +91,7 @@ def read_space(source: Source, search: Search) -> Space:
 def run_of(source: Source, point: Mapping[str, Any], schema_only: bool = False) -> Run:
     """Returns the run of a point. `schema_only`: rules between settings are not checked. Raises UserError, with places in the space."""
     paths = sorted(point, key=lambda path: path.count("."))  # an optimizer comes before its settings
-    values = [Value(tuple(path.split(".")), ("search", "space", path), point[path]) for path in paths]
+    values = [value_of(path, point[path], ("search", "space", path)) for path in paths]
     return run_at(source, values, cross_checked=not schema_only)
 
 

@@ -173,7 +173,8 @@ def _merge(old: dict[str, Any], new: dict[str, Any], path: KeyPath, replaced: li
         if tag and isinstance(before, str) and isinstance(value, dict):
             before = {tag: before}
         changes_choice = tag and isinstance(value, dict) and isinstance(before, dict) and _differs(before, value, tag)
-        if isinstance(before, dict) and isinstance(value, dict) and not changes_choice:
+        replaces = changes_choice or path in KEYED_BY_PATH
+        if isinstance(before, dict) and isinstance(value, dict) and not replaces:
             data[key] = _merge(before, value, key_path, replaced)
         else:
             if key in data:

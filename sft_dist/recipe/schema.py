@@ -735,9 +735,7 @@ class MedianPruning(Section):
     trials: Positive = Field(5, description="Other trials that must have a score at the same step.")
 
 
-Pruning = Annotated[
-    Annotated[NoPruning | AshaPruning | MedianPruning, Field(discriminator="name")], shorthand("name")
-]
+Pruning = Annotated[Annotated[NoPruning | AshaPruning | MedianPruning, Field(discriminator="name")], shorthand("name")]
 
 
 class Search(Section):
@@ -756,7 +754,8 @@ class Search(Section):
         None, description="Whether larger or smaller is better [default: the metric's own]."
     )
     pruning: Pruning = Field(
-        default_factory=lambda: NoPruning(name="none"), description="How bad trials end early: name, or name and options."
+        default_factory=lambda: NoPruning(name="none"),
+        description="How bad trials end early: name, or name and options.",
     )
     parallel: Positive = Field(1, description="Trials that are trained at the same time.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the points.")

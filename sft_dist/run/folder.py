@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 
 def run_id(recipe: Recipe) -> str:
     """Returns ten hex digits of the SHA-256 of the resolved recipe without its name, description, matrix and search."""
-    return hashlib.sha256(recipe.model_dump_json(exclude={"name", "description", "matrix", "search"}).encode()).hexdigest()[:10]
+    return hashlib.sha256(
+        recipe.model_dump_json(exclude={"name", "description", "matrix", "search"}).encode()
+    ).hexdigest()[:10]
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,9 @@ def run(t: Training) -> tuple[str, str]:
     micro_batches = load_micro_batches(t.source, t.progress.step + 1, last_step, t.recipe.data.workers)
     metrics = MetricsLogger(t.records, t.accelerator, t.recipe.train.log_every)
     batch_norms = BatchNorms(t.engine.raw_model)
-    outcome = ("finished", "all steps done") if last_step == t.steps.total else ("stopped", f"paused at step {last_step}")
+    outcome = (
+        ("finished", "all steps done") if last_step == t.steps.total else ("stopped", f"paused at step {last_step}")
+    )
     while t.progress.step < last_step:
         if patience_is_over(t):
             outcome = ("finished", f"early stopping: {t.metric} was best at step {t.progress.best_step}")
