@@ -129,9 +129,9 @@ def _trials_of(source: Source, parent: Path) -> list[str]:
     """Returns the runs of a recipe's search, once it has begun."""
     if not source.data.get("search"):
         return []
-    from launch.search.definition import search_folder  # few recipes have a search
+    from launch.search.folder import SUMMARY, search_folder  # few recipes have a search
 
-    trials = read_object(search_folder(source, parent) / "search.json").get("trials", [])
+    trials = read_object(search_folder(source, parent) / SUMMARY).get("trials", [])
     return [trial["run"] for trial in trials if trial["run"] and trial["state"] != "repeated"]
 
 

@@ -210,21 +210,19 @@ class Controller:
         print(printable(f"trial {trial.number}: {text}"), file=sys.stderr, flush=True)
 
 
-def worse_than_median(trial: Trial, trials: Sequence[Trial], first: int, num_others: int, maximize: bool) -> str:
+def worse_than_median(trial: Trial, trials: Sequence[Trial], first: int, min_peers: int, maximize: bool) -> str:
     """Returns why a trial should stop; empty when it may continue. Pure."""
     step = max(trial.scores, default=0)
     if not step or step < first:
         return ""
-    others = [
-        score for other in trials if other.number != trial.number and (score := _score_at(other, step)) is not None
-    ]
-    if len(others) < num_others:
+    peers = [score for peer in trials if peer.number != trial.number and (score := _score_at(peer, step)) is not None]
+    if len(peers) < min_peers:
         return ""
-    median = statistics.median(others)
+    median = statistics.median(peers)
     score = trial.scores[step]
     is_worse = score < median if maximize else score > median
     return (
-        f"{score:.4f} is worse than {median:.4f}, the median of {len(others)} trials at step {step}" if is_worse else ""
+        f"{score:.4f} is worse than {median:.4f}, the median of {len(peers)} trials at step {step}" if is_worse else ""
     )
 
 

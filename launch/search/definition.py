@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from launch.report.curves import read_metrics
+from launch.search.folder import search_folder
 from launch.search.space import Space, read_space, run_of
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.explain import problems_from
@@ -24,7 +22,6 @@ from sft_dist.recipe.suggest import similar_to
 from sft_dist.run.folder import RunFolder
 
 EXAMPLE = "such as search: {space: {train.lr: {log: [1e-6, 1e-3]}}, budget: {trials: 20}}"
-MAY_CHANGE = ("budget", "parallel")  # of a search that has begun
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,8 @@ class Objective:
                 best[line["step"]] = score if before is None or self.is_better(score, before) else before
         return best
 
-    def is_better(self, score: float, other: float) -> bool:
-        return score > other if self.maximize else score < other
+    def is_better(self, score: float, reference: float) -> bool:
+        return score > reference if self.maximize else score < reference
 
 
 @dataclass(frozen=True)
@@ -104,11 +101,3 @@ def _objective(source: Source, search: Search, recipe: Recipe) -> Objective:
             Problem("no such metric", "search.metric", mark, value=search.metric, valid=tuple(valid), hint=hint)
         )
     return Objective(search.metric, (search.direction or valid[search.metric]) == "max")
-
-
-def search_folder(source: Source, runs: Path) -> Path:
-    """Returns the folder of a search, named by all that makes points and scores what they are: a larger budget continues a study."""
-    data: dict[str, Any] = {key: value for key, value in source.data.items() if key not in ("name", "description")}
-    data["search"] = {key: value for key, value in data["search"].items() if key not in MAY_CHANGE}
-    digest = hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
-    return runs / ".searches" / digest[:10]

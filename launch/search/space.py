@@ -156,7 +156,7 @@ def _ordered(source: Source, search: Search) -> list[str]:
 
 
 def _outer(path: str, paths: Mapping[str, Any]) -> list[str]:
-    return [other for other in paths if path.startswith(f"{other}.")]
+    return [outer for outer in paths if path.startswith(f"{outer}.")]
 
 
 def _as_list(values: Any) -> list[Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.run_state import state_of
 from launch.search.definition import Definition, read_definition
+from launch.search.folder import SUMMARY
 from launch.search.lease import LOCK, OWNER
 from launch.search.trial import Trial, better_first
 from sft_dist.recipe.errors import UserError
@@ -22,7 +23,6 @@ from sft_dist.run.varying import describe_settings
 if TYPE_CHECKING:
     from launch.search.study import Study
 
-SUMMARY = "search.json"  # in the folder of a search, for programs that do without Optuna
 MIN_FOR_IMPORTANCE = 8  # finished trials
 
 

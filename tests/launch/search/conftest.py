@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,14 +97,7 @@ class FormulaRuns:
         last = int(run.plan.env.get(LAST_STEP) or run.plan.steps.total)
         for step in run.plan.steps.eval_points:
             if first < step <= last:
-                line = {
-                    "kind": "validation",
-                    "attempt": attempt.number,
-                    "step": step,
-                    "time": 0.0,
-                    "accuracy": score(lr, step),
-                }
-                append_line(folder.metrics_file, json.dumps(line))
+                write_score(folder, attempt.number, lr, step)
         folder.checkpoint(last).mkdir(parents=True)
         write_json(folder.checkpoint(last) / "manifest.json", {})
         state = "finished" if last == run.plan.steps.total else "stopped"
@@ -117,6 +111,48 @@ class FormulaRuns:
 
     def close(self) -> None:
         return None
+
+
+class StepwiseRuns(FormulaRuns):
+    """Trains to the next validation of each run whenever the controller waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._running: dict[Path, tuple[PlannedRun, int]] = {}
+
+    def states(self, folders: Sequence[Path]) -> dict[Path, RunState]:
+        states = super().states(folders)
+        running = {folder: replace(states[folder], state="running") for folder in self._running if folder in states}
+        return {**states, **running}
+
+    def start(self, runs: Sequence[PlannedRun]) -> None:
+        for run in runs:
+            RunFolder(run.plan.folder).create(run.run.recipe)
+            RunFolder(run.plan.folder).new_attempt()
+            self._running[run.plan.folder] = (run, 0)
+
+    def wait(self) -> None:
+        for path, (run, step) in list(self._running.items()):
+            assert run.plan.steps
+            following = next(point for point in run.plan.steps.eval_points if point > step)
+            write_score(RunFolder(path), 1, run.run.recipe.train.lr, following)
+            self._running[path] = (run, following)
+            if following == run.plan.steps.total:
+                self._end(path, "finished")
+
+    def stop(self, folders: Iterable[Path]) -> None:
+        for folder in list(folders):
+            self._end(folder, "stopped")
+
+    def _end(self, path: Path, state: str) -> None:
+        _, step = self._running.pop(path)
+        write_json(RunFolder(path).all_attempts()[-1].outcome_file, {"state": state, "last_step": step})
+
+
+def write_score(folder: RunFolder, attempt: int, lr: float, step: int) -> None:
+    """Adds a validation to the metrics."""
+    line = {"kind": "validation", "attempt": attempt, "step": step, "time": 0.0, "accuracy": score(lr, step)}
+    append_line(folder.metrics_file, json.dumps(line))
 
 
 def score(lr: float, step: int) -> float:

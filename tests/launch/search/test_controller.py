@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from launch.search import controller
 from launch.search.controller import worse_than_median
 from launch.search.definition import Definition
 from launch.search.trial import Trial, better_first
 from sft_dist.recipe.errors import UserError
 from tests.launch.conftest import Workplace
-from tests.launch.search.conftest import FormulaRuns, Kill, Killed, define, search, trials_of
+from tests.launch.search.conftest import FormulaRuns, Kill, Killed, StepwiseRuns, define, search, trials_of
 
 SPACE = "search: {space: {train.lr: {log: [1.0e-5, 1.0e-1]}}, sampler: random, budget: {trials: 3}"
 ASHA = f"{SPACE}, pruning: {{name: asha, eta: 2, first: 4 steps}}}}\n"
@@ -136,6 +137,25 @@ def test_promotion_trains_fewer_steps_and_finds_the_best(workplace: Workplace) -
     assert better_first(trials, maximize=True)[0].run == by_final_score[0].run
     assert all(trial.rungs == (4, 8, 16, 20) for trial in trials)
     assert sum(trial.is_paused for trial in trials) >= 4
+
+
+def test_the_median_stops_running_trials_and_says_why(workplace: Workplace) -> None:
+    text = f"{SPACE}, pruning: {{name: median, first: 4 steps, trials: 3}}, parallel: 3}}\n"
+    definition = define(workplace, text, "search.budget.trials=10")
+    assert search(definition, StepwiseRuns()) == 0
+    trials = trials_of(definition)
+    stopped = [trial for trial in trials if trial.state == "pruned"]
+    assert stopped
+    assert all("is worse than" in trial.reason and min(trial.scores) == 2 for trial in stopped)
+    assert all(max(trial.scores) >= 4 for trial in stopped)
+    assert max(trials, key=lambda trial: trial.best_score or 0).state == "finished"
+
+
+def test_no_trial_is_started_once_the_hours_are_used_up(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller, "_hours", lambda folder: 1.0)
+    definition = define(workplace, SPACE + "}\n", "search.budget={trials: 9, gpu_hours: 3.5}")
+    assert search(definition) == 0
+    assert len(trials_of(definition)) == 4
 
 
 def test_a_trial_stops_below_the_median_of_enough_others() -> None:

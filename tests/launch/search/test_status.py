@@ -8,8 +8,9 @@ import pytest
 
 from launch.run_folders import recipe_folders
 from launch.search.best import show_best
+from launch.search.folder import SUMMARY
 from launch.search.run import stop_search
-from launch.search.status import SUMMARY, show_status
+from launch.search.status import show_status
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_object
 from sft_dist.recipe.load import load
