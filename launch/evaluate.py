@@ -19,6 +19,7 @@ from sft_dist.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from launch.plan import Plan
+    from sft_dist.recipe.schema import Recipe
 
 
 def evaluate_runs(
@@ -37,7 +38,8 @@ def evaluate_runs(
     folders, leaderboard_in = find_folders(targets, root, follow)
     trust |= trust_in_targets(targets)
     compared = find_run(reference, root) if reference else None
-    if code := run_sweep(folders, leaderboard_in, force, trust, compared, processes, follow):
+    slices = slices_in_targets(targets)
+    if code := run_sweep(folders, leaderboard_in, force, trust, compared, processes, follow, slices):
         return code
     leaderboard = read_leaderboard(leaderboard_in)
     print(json.dumps(leaderboard, indent=2, ensure_ascii=False) if as_json else _leaderboard_text(leaderboard_in))
@@ -69,14 +71,24 @@ def _split_targets(targets: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def trust_in_targets(targets: Sequence[str]) -> Trust:
     """Returns what the recipes among the targets consent to. Run folders consent to nothing."""
+    recipes = _recipes_in(targets)
+    return Trust.in_recipes(recipes) if recipes else NO_TRUST
+
+
+def slices_in_targets(targets: Sequence[str]) -> list[str]:
+    """Returns the columns that the recipes among the targets name now: those of runs are from when they were made."""
+    return list(dict.fromkeys(column for recipe in _recipes_in(targets) for column in recipe.evaluate.slices))
+
+
+def _recipes_in(targets: Sequence[str]) -> list[Recipe]:
     names, overrides = _split_targets(targets)
     files = [text for text in names if Path(text).is_file()]
     if not files:
-        return NO_TRUST
+        return []
     from launch.expand import expand  # reads YAML; evaluating a run folder does not
     from sft_dist.recipe.load import read
 
-    return Trust.in_recipes(run.recipe for file in files for run in expand(read(file, overrides)))
+    return [run.recipe for file in files for run in expand(read(file, overrides))]
 
 
 def run_sweep(
@@ -87,6 +99,7 @@ def run_sweep(
     reference: Path | None = None,
     processes: int = 1,
     follow: bool = False,
+    slices: Sequence[str] = (),
 ) -> int:
     """Evaluates every checkpoint of these runs; returns the sweep's exit code. Further processes share the scoring, a checkpoint at
     a time, and the sweep itself waits for them, or scores what they did not. Raises UserError before anything is started or removed."""
@@ -104,6 +117,7 @@ def run_sweep(
     ]
     options = [*(["--force"] if force else []), *(["--follow"] if follow else []), *trust.arguments()]
     options += ["--no-worse-than", str(reference)] if reference else []
+    options += [word for column in slices for word in ("--slice", column)]
     try:
         return run_module("sft_dist.evaluate", [*folders, "--leaderboard", leaderboard, *options], env)
     finally:

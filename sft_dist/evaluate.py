@@ -17,6 +17,7 @@ from typing import Any
 from sft_dist.evaluation.leaderboard import common_metric, compose, rank_key, render, undefined_everywhere
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import write_json, write_text
+from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.trust import add_options, require_trust, trust_in
 from sft_dist.recipe.tunings import export_form
 from sft_dist.run.folder import RunFolder
@@ -43,6 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--follow", action="store_true", help="score checkpoints as they are written, until the runs end"
     )
+    parser.add_argument(
+        "--slice",
+        action="append",
+        metavar="COLUMN",
+        dest="slices",
+        help="replaces evaluate.slices of the runs (repeatable)",
+    )
     parser.add_argument("--score-only", action="store_true", help="score on validation, and choose nothing")
     parser.add_argument("--device-number", type=int, default=0, metavar="N", help="which GPU, modulo their number")
     add_options(parser)
@@ -59,7 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.score_only:
             score(folders, options.device_number)
         else:
-            sweep_and_track(folders, options.leaderboard, options.force, options.follow, reference)
+            parts = options.force, options.follow, reference, options.slices
+            sweep_and_track(folders, options.leaderboard, *parts)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -113,9 +122,10 @@ def sweep_and_track(
     force: bool = False,
     follow: bool = False,
     reference: RunFolder | None = None,
+    slices: list[str] | None = None,
 ) -> None:
     """Sweeps, and logs the scores to the trackers of the runs. Raises UserError as `sweep` does."""
-    board = sweep(folders, leaderboard, force, follow, reference)
+    board = sweep(folders, leaderboard, force, follow, reference, slices)
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.trackers import track_sweep
 
@@ -133,22 +143,28 @@ def sweep(
     force: bool = False,
     follow: bool = False,
     reference: RunFolder | None = None,  # a run that the winner should not be worse than
+    slices: list[str] | None = None,  # columns that replace `evaluate.slices`
 ) -> dict[str, Any]:
     """Returns what leaderboard.json holds; with `follow`, once all runs have ended. Raises UserError when there is nothing to
     evaluate or runs cannot be compared."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints.store import Checkpoint
+    from sft_dist.data.slices import slice_columns
     from sft_dist.evaluation.baseline import worse_than
     from sft_dist.evaluation.comparison import AnswersReader, with_statistics
     from sft_dist.evaluation.evaluator import Evaluator
+    from sft_dist.evaluation.slices import with_slices
     from sft_dist.evaluation.sweep import ValidationScores, score_untrained, score_winner
     from sft_dist.logging_setup import quiet_libraries
 
     quiet_libraries()
     _require_run_folders(folders)
-    recipes = {folder: folder.recipe() for folder in folders}
+    recipes = {folder: _with_slices(folder.recipe(), slices) for folder in folders}
     metric, direction = common_metric(list(recipes.values()))
     evaluator = Evaluator()
+    for recipe in recipes.values():
+        if recipe.evaluate.slices:  # wrong columns are refused before anything is scored
+            slice_columns(evaluator.prepared(recipe), recipe)
     validation = ValidationScores(evaluator, recipes, force)
     if follow:
         validation.follow()
@@ -172,6 +188,7 @@ def sweep(
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     reader = AnswersReader(evaluator.prepared)
     board = with_statistics(compose(ranking, recipes, labels, untrained, final, damaged), ranking, recipes, reader)
+    board = with_slices(board, winner, recipe, reader)
     if reference:
         board["worse_than_reference"] = worse_than(winner, recipe, reference, reader)
     _written(target, board)  # before the export, which may be refused: the scores stand all the same
@@ -183,6 +200,12 @@ def sweep(
 
     exported = export(winner.folder, winner.step, winner.folder.export, form, winner.scores, final)
     return _written(target, {**board, "export": str(exported)})
+
+
+def _with_slices(recipe: Recipe, slices: list[str] | None) -> Recipe:
+    if slices is None:
+        return recipe
+    return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"slices": slices})})
 
 
 def _warn(board: dict[str, Any]) -> None:

@@ -60,7 +60,9 @@ class Answers:
         """Returns nothing where a prediction is NaN or infinite: then no score is defined."""
         if any(map(is_not_finite, self.split.predictions)):
             return {}
-        return example_scores(self.task, self.loss, self.split.predictions, self.examples, self.split.groups)
+        content = self.split
+        parts = content.predictions, self.examples, content.groups, content.losses
+        return example_scores(self.task, self.loss, *parts)
 
     def same_examples(self, second: Answers) -> bool:
         """Whether two checkpoints answered the same rows, so that their answers can be paired."""
@@ -79,7 +81,7 @@ class AnswersReader:
     """Reads kept predictions. `prepared`: returns the data of a recipe (`Evaluator.prepared` has what it scored on)."""
 
     def __init__(self, prepared: Callable[[Recipe], Prepared]) -> None:
-        self._prepared = prepared
+        self.prepared = prepared
 
     def read(self, folder: RunFolder, recipe: Recipe, step: int, fingerprint: str, split: str) -> Answers | None:
         """Returns None where predictions were not kept, or are of other rows than the data has now."""
@@ -87,7 +89,7 @@ class AnswersReader:
         content = read_predictions(predictions_file(checkpoint, split), fingerprint)
         if content is None:
             return None
-        data = self._prepared(recipe)
+        data = self.prepared(recipe)
         examples = data.examples.get(split)
         if (
             examples is None

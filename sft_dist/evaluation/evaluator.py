@@ -17,7 +17,7 @@ from sft_dist.data.prepare import Prepared, prepare
 from sft_dist.data.rows import Examples
 from sft_dist.data.splits import check_splits
 from sft_dist.engines.precision import autocast
-from sft_dist.evaluation.inference import assemble, forward, length_sorted_batches, scores_of
+from sft_dist.evaluation.inference import assemble, forward, length_sorted_batches, losses_of_each, scores_of
 from sft_dist.evaluation.kept_batches import KeptBatches
 from sft_dist.evaluation.predictions import keep_predictions
 from sft_dist.recipe.errors import Problem, UserError
@@ -102,10 +102,11 @@ class Evaluator:
             self.device,
             autocast(self.device, recipe.train.precision),
             collate=loaded.collate,
+            with_losses=checkpoint is not None,
         )
         predictions, totals = assemble(parts, len(examples))
         if checkpoint:
-            keep_predictions(checkpoint, split, predictions, loaded.data)
+            keep_predictions(checkpoint, split, predictions, loaded.data, losses_of_each(parts))
         scores = scores_of(task, loss, predictions, totals, examples, loaded.data.processor)
         return {"examples": len(examples), **scores}
 

@@ -14,6 +14,7 @@ from sft_dist.run.folder import RunFolder
 from sft_dist.run.varying import describe_settings, format_setting, naming_settings, settings_in, varying_settings
 
 _NAMED_ROWS = 10
+_NAMED_SLICES = 3
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,8 @@ def render(board: dict[str, Any]) -> str:
         *(line for note in notes if note for line in (f"Note: {note}.", "")),
         f"Winner: run {winner['run']}{f' ({point})' if point else ''}, step {winner['step']} (`{winner['checkpoint']}`).",
     ]
+    if not {"train", "test"} & winner.keys():
+        lines += _slices(winner, "validation")
     for split in ("train", "test"):
         if split in winner:
             scores = {name: value for name, value in winner[split].items() if not isinstance(value, (list, dict))}
@@ -168,6 +171,7 @@ def render(board: dict[str, Any]) -> str:
             intervals = winner.get("intervals", {}).get(split, {})
             values = [[name, format_interval(value, intervals.get(name))] for name, value in scores.items()]
             lines += _table([["score", "value"], *values])
+            lines += _slices(winner, split)
             lines += _calibration(winner.get("calibration", {}), split)
             lines += _confusion(winner[split].get("confusion_matrix"), board["labels"])
     if undefined := [row for row in board["rows"] if "undefined" in row["validation"]]:
@@ -178,6 +182,23 @@ def render(board: dict[str, Any]) -> str:
     if board["export"]:
         lines += ["", f"The winner as a Hugging Face folder: `{board['export']}`"]
     return "\n".join(lines) + "\n"
+
+
+def _slices(winner: Mapping[str, Any], split: str) -> list[str]:
+    """Those that are worse than the rest, the surest first; where there is none, the lowest that is large enough for a claim."""
+    slices = winner.get("slices", {}).get(split, [])
+    tested = sorted((entry for entry in slices if entry["p_value"] is not None), key=lambda entry: entry["p_value"])
+    worse = [entry for entry in tested if entry["worse"]]
+    if not tested:
+        return []
+    named = [
+        f"{entry['by']} {entry['slice']}: {format_interval(entry['score'], entry['interval'])}"
+        f" (n = {entry['examples']:,}, p = {entry['p_value']:.2g})"
+        for entry in (worse or tested)[: _NAMED_SLICES if worse else 1]
+    ]
+    count = f"{len(worse) or 'None'} of {len(slices)} slices of {split} {'is' if len(worse) < 2 else 'are'} worse than the rest"
+    hidden = f"; and {len(worse) - len(named)} more" if len(worse) > len(named) else ""
+    return ["", f"{count}{'' if worse else ', beyond chance; the nearest to it'}: {'; '.join(named)}{hidden}."]
 
 
 def _calibration(report: Mapping[str, Any], split: str) -> list[str]:

@@ -340,6 +340,9 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "has no effect without evaluate.metric", "evaluate.direction", value=evaluate.direction, hint=hint
         )
+    if len(set(evaluate.slices)) < len(evaluate.slices):
+        value = str([*evaluate.slices])
+        yield Problem("names a column twice", "evaluate.slices", value=value, hint="name each column once")
     named = isinstance(recipe.data.source, SplitSources) and recipe.data.source.test is not None
     streamed = recipe.data.streaming is not None
     if "test" in evaluate.report_on and not named and streamed and isinstance(recipe.data.source, SplitSources):

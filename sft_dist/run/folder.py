@@ -30,7 +30,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json, require_safe_owner, write_json, write_text
@@ -40,9 +40,14 @@ if TYPE_CHECKING:
     from sft_dist.recipe.schema import Recipe
 
 
+# What is asked of a trained run makes no other run: section -> its settings that are not in a run's id.
+NOT_IN_ID = {"evaluate": {"slices"}}
+
+
 def run_id(recipe: Recipe) -> str:
-    """Returns ten hex digits of the SHA-256 of the resolved recipe without its name and description."""
-    return hashlib.sha256(recipe.model_dump_json(exclude={"name", "description", "matrix"}).encode()).hexdigest()[:10]
+    """Returns ten hex digits of the SHA-256 of the resolved recipe without its name and description, and without NOT_IN_ID."""
+    exclude: Any = {"name": True, "description": True, "matrix": True, **NOT_IN_ID}
+    return hashlib.sha256(recipe.model_dump_json(exclude=exclude).encode()).hexdigest()[:10]
 
 
 @dataclass(frozen=True)
