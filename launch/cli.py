@@ -710,6 +710,7 @@ def board(targets: tuple[str, ...], port: int, runs: str | None) -> None:
     type=click.Choice(["merged", "adapter"]),
     help="merged: LoRA merged into the base model; adapter: separate.",
 )
+@click.option("--temperature", is_flag=True, help="With the temperature fitted on validation, which `predict` applies.")
 @COMMITS
 @PICKLE
 @RUNS
@@ -718,6 +719,7 @@ def export(
     step: int | None,
     target: Path | None,
     form: str | None,
+    temperature: bool,
     commits: tuple[str, ...],
     pickle: bool,
     runs: str | None,
@@ -732,6 +734,7 @@ def export(
 
     options: list[tuple[str, Any]] = [("--step", step), ("--to", target), ("--form", form)]
     arguments = [str(word) for name, value in options if value is not None for word in (name, value)]
+    arguments += ["--temperature"] if temperature else []
     arguments += Trust(frozenset(commits), pickle).arguments()
     sys.exit(run_module("sft_dist.export", [find_run(run, runs_root(runs)), *arguments]))
 

@@ -38,8 +38,8 @@ def evaluate_runs(
     folders, leaderboard_in = find_folders(targets, root, follow)
     trust |= trust_in_targets(targets)
     compared = find_run(reference, root) if reference else None
-    slices = slices_in_targets(targets)
-    if code := run_sweep(folders, leaderboard_in, force, trust, compared, processes, follow, slices):
+    changes = changes_in_targets(targets)
+    if code := run_sweep(folders, leaderboard_in, force, trust, compared, processes, follow, changes):
         return code
     leaderboard = read_leaderboard(leaderboard_in)
     print(json.dumps(leaderboard, indent=2, ensure_ascii=False) if as_json else _leaderboard_text(leaderboard_in))
@@ -75,9 +75,13 @@ def trust_in_targets(targets: Sequence[str]) -> Trust:
     return Trust.in_recipes(recipes) if recipes else NO_TRUST
 
 
-def slices_in_targets(targets: Sequence[str]) -> list[str]:
-    """Returns the columns that the recipes among the targets name now: those of runs are from when they were made."""
-    return list(dict.fromkeys(column for recipe in _recipes_in(targets) for column in recipe.evaluate.slices))
+def changes_in_targets(targets: Sequence[str]) -> list[str]:
+    """Returns the options by which a sweep follows what the recipes among the targets say now of slices and temperature: runs have
+    what they said when these were made."""
+    settings = [recipe.evaluate for recipe in _recipes_in(targets)]
+    columns = dict.fromkeys(column for evaluate in settings for column in evaluate.slices)
+    options = [word for column in columns for word in ("--slice", column)]
+    return [*options, *(["--temperature"] if any(evaluate.temperature for evaluate in settings) else [])]
 
 
 def _recipes_in(targets: Sequence[str]) -> list[Recipe]:
@@ -99,7 +103,7 @@ def run_sweep(
     reference: Path | None = None,
     processes: int = 1,
     follow: bool = False,
-    slices: Sequence[str] = (),
+    changes: Sequence[str] = (),
 ) -> int:
     """Evaluates every checkpoint of these runs; returns the sweep's exit code. Further processes share the scoring, a checkpoint at
     a time, and the sweep itself waits for them, or scores what they did not. Raises UserError before anything is started or removed."""
@@ -117,7 +121,7 @@ def run_sweep(
     ]
     options = [*(["--force"] if force else []), *(["--follow"] if follow else []), *trust.arguments()]
     options += ["--no-worse-than", str(reference)] if reference else []
-    options += [word for column in slices for word in ("--slice", column)]
+    options += changes
     try:
         return run_module("sft_dist.evaluate", [*folders, "--leaderboard", leaderboard, *options], env)
     finally:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
         dest="slices",
         help="replaces evaluate.slices of the runs (repeatable)",
     )
+    parser.add_argument(
+        "--temperature", action="store_true", help="export the temperature that is fitted on validation"
+    )
     parser.add_argument("--score-only", action="store_true", help="score on validation, and choose nothing")
     parser.add_argument("--device-number", type=int, default=0, metavar="N", help="which GPU, modulo their number")
     add_options(parser)
@@ -67,8 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.score_only:
             score(folders, options.device_number)
         else:
-            parts = options.force, options.follow, reference, options.slices
-            sweep_and_track(folders, options.leaderboard, *parts)
+            changes = _evaluation_changes(options.slices, options.temperature)
+            sweep_and_track(folders, options.leaderboard, options.force, options.follow, reference, changes)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -122,10 +126,10 @@ def sweep_and_track(
     force: bool = False,
     follow: bool = False,
     reference: RunFolder | None = None,
-    slices: list[str] | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> None:
     """Sweeps, and logs the scores to the trackers of the runs. Raises UserError as `sweep` does."""
-    board = sweep(folders, leaderboard, force, follow, reference, slices)
+    board = sweep(folders, leaderboard, force, follow, reference, changes)
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.trackers import track_sweep
 
@@ -143,7 +147,7 @@ def sweep(
     force: bool = False,
     follow: bool = False,
     reference: RunFolder | None = None,  # a run that the winner should not be worse than
-    slices: list[str] | None = None,  # columns that replace `evaluate.slices`
+    changes: Mapping[str, Any] | None = None,  # settings of `evaluate` that replace those of the runs
 ) -> dict[str, Any]:
     """Returns what leaderboard.json holds; with `follow`, once all runs have ended. Raises UserError when there is nothing to
     evaluate or runs cannot be compared."""
@@ -159,7 +163,7 @@ def sweep(
 
     quiet_libraries()
     _require_run_folders(folders)
-    recipes = {folder: _with_slices(folder.recipe(), slices) for folder in folders}
+    recipes = {folder: _changed(folder.recipe(), changes or {}) for folder in folders}
     metric, direction = common_metric(list(recipes.values()))
     evaluator = Evaluator()
     for recipe in recipes.values():
@@ -198,14 +202,24 @@ def sweep(
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.export import export
 
-    exported = export(winner.folder, winner.step, winner.folder.export, form, winner.scores, final)
+    temperature = None
+    if recipe.evaluate.temperature:
+        from sft_dist.evaluation.temperature import fitted_temperature
+
+        temperature = fitted_temperature(reader, winner.folder, recipe, winner.step)
+    exported = export(winner.folder, winner.step, winner.folder.export, form, winner.scores, final, temperature)
     return _written(target, {**board, "export": str(exported)})
 
 
-def _with_slices(recipe: Recipe, slices: list[str] | None) -> Recipe:
-    if slices is None:
+def _evaluation_changes(slices: list[str] | None, temperature: bool) -> dict[str, Any]:
+    return {**({"slices": slices} if slices else {}), **({"temperature": True} if temperature else {})}
+
+
+def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe of a run, which is sealed, with what is asked of it now."""
+    if not changes:
         return recipe
-    return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"slices": slices})})
+    return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=changes)})
 
 
 def _warn(board: dict[str, Any]) -> None:

@@ -45,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
         choices=["merged", "adapter"],
         help="merged: adapters merged into the base model; adapter: separate (the recipe's)",
     )
+    parser.add_argument(
+        "--temperature", action="store_true", help="with the temperature that is fitted on validation (the recipe's)"
+    )
     add_options(parser)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -61,7 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
         scores = {split: _scores(folder, step, split) for split in ("validation", "train", "test")}
         validation = scores.pop("validation")
         final = {split: values for split, values in scores.items() if values}
-        print(export(folder, step, options.to or folder.export, form, validation or {}, final))
+        temperature = _temperature(folder, recipe, step) if options.temperature or recipe.evaluate.temperature else None
+        print(export(folder, step, options.to or folder.export, form, validation or {}, final, temperature))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -75,6 +79,7 @@ def export(
     form: str,  # merged | adapter
     validation: dict[str, Any],
     final: dict[str, dict[str, Any]],
+    temperature: float | None = None,  # by which `predict` divides logits
 ) -> Path:
     """Writes checkpoint `step` to `to`, aside first. Raises UserError when the checkpoint is missing or damaged, and where the
     merged model is not the trained one."""
@@ -109,7 +114,7 @@ def export(
         else:
             _write_merged(checkpoint, task, staging_dir)
         task.complete_export(staging_dir)
-        _describe(staging_dir, folder, step, form, task, validation, final)
+        _describe(staging_dir, folder, step, form, task, validation, final, temperature)
         if to.exists():
             shutil.rmtree(to)
         os.replace(staging_dir, to)
@@ -150,6 +155,7 @@ def _describe(
     task: Task,
     validation: dict[str, Any],
     final: dict[str, dict[str, Any]],
+    temperature: float | None,
 ) -> None:
     """Writes what `predict` needs besides weights, and the model card."""
     # Imported late: invalid arguments are refused before torch is loaded.
@@ -158,11 +164,23 @@ def _describe(
     recipe = task.recipe
     settings = masked_values(json.loads(recipe.model_dump_json()))  # an export is published
     about = {"recipe": settings, "labels": task.labels, "step": step, "form": form}
+    if temperature is not None:
+        about["temperature"] = temperature
     if recipe.task.type not in TASKS:
         about["plugins"] = [plugin_of(TASKS_GROUP, recipe.task.type).to_json()]
     write_json(staging_dir / ABOUT, about)
     public_recipe = Recipe.model_validate(settings)
-    write_text(staging_dir / "README.md", model_card(public_recipe, folder, step, form, task, validation, final))
+    card = model_card(public_recipe, folder, step, form, task, validation, final, temperature)
+    write_text(staging_dir / "README.md", card)
+
+
+def _temperature(folder: RunFolder, recipe: Recipe, step: int) -> float:
+    # Imported late: invalid arguments are refused before torch is loaded.
+    from sft_dist.evaluation.comparison import AnswersReader
+    from sft_dist.evaluation.evaluator import Evaluator
+    from sft_dist.evaluation.temperature import fitted_temperature
+
+    return fitted_temperature(AnswersReader(Evaluator().prepared), folder, recipe, step)
 
 
 def _best_step(folder: RunFolder) -> int:

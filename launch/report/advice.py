@@ -10,6 +10,7 @@ from launch.report.values import is_number
 from sft_dist.run.varying import format_setting
 
 LOW_GOODPUT = 0.5
+MAX_NAMED_SLICES = 3
 MIN_HOURS_FOR_GOODPUT = 0.25  # below it, loading is most of any run
 UNFINISHED = ("failed", "killed", "stopped")
 
@@ -91,6 +92,17 @@ def _significance(table: Mapping[str, Any]) -> Iterator[str]:
     if (difference := table["smallest_difference"].get(table["metric"])) is not None:
         yield f"The smallest difference in {table['metric']} that this validation set can show is {_format(difference)}."
     yield from (note for note in (table["selection_note"], table["test_note"]) if note)
+    yield from _worse_slices(table)
+
+
+def _worse_slices(table: Mapping[str, Any]) -> Iterator[str]:
+    slices = (table["final"] or {}).get("slices") or {}
+    split = next((name for name in ("test", "validation") if name in slices), "")
+    worse = [f"{entry['by']} {entry['slice']}" for entry in slices.get(split, []) if entry["worse"]]
+    if worse:
+        hidden = f" and {len(worse) - MAX_NAMED_SLICES} more" if len(worse) > MAX_NAMED_SLICES else ""
+        named = ", ".join(worse[:MAX_NAMED_SLICES])
+        yield f"On {split} it is worse than on the rest where {named}{hidden}."
 
 
 def _format(value: float) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.report.classes import class_report
+from launch.report.slices import slices_in
 from launch.report.values import is_number, list_in, mapping_in
 from sft_dist.recipe.files import read_json
 from sft_dist.run.folder import RunFolder
@@ -77,7 +78,10 @@ def _table(metric: str, direction: str, evaluations: Sequence[Evaluation], folde
 def _with_class_report(evaluation: Evaluation, folders: Sequence[Path]) -> dict[str, Any] | None:
     """Of the best checkpoint alone: those of a hundred runs would exceed the limit of the page."""
     final = evaluation.final
-    return final and {**final, **class_report(evaluation.board["winner"], RunFolder(folders[final["run"]]))}
+    if not final:
+        return None
+    winner = evaluation.board["winner"]
+    return {**final, **class_report(winner, RunFolder(folders[final["run"]])), "slices": slices_in(winner)}
 
 
 def _checkpoint(entry: Mapping[str, Any]) -> tuple[int, int]:

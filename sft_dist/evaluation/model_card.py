@@ -26,6 +26,17 @@ def _prefix_line(recipe: Recipe) -> str:
     return f"\nOutside of sft-dist, write `{prefix}` before every text.\n" if prefix else ""
 
 
+def _temperature_line(temperature: float | None) -> str:
+    """Says by what probabilities are calibrated, which the weights and transformers know nothing of."""
+    if temperature is None:
+        return ""
+    divisor = f"{temperature:.4g}"
+    return (
+        f"\n`sft-dist predict` divides the logits by the temperature {divisor}, which was fitted on validation, before it computes "
+        f"probabilities. The model's own logits are as trained: elsewhere, compute `softmax(logits / {divisor})`.\n"
+    )
+
+
 def _hub_line(base: str) -> str:
     """Names the base model where the hub looks for it, if it is one of the hub's."""
     return f"base_model: {base}\n" if classify(base, Path()).kind == "hub" else ""
@@ -39,6 +50,7 @@ def model_card(
     task: Task,
     validation: dict[str, Any],
     final: dict[str, dict[str, Any]],
+    temperature: float | None = None,
 ) -> str:
     """README.md of the exported folder: what it is, data, scores, recipe, how to use it."""
     base = recipe.model.path
@@ -85,7 +97,7 @@ The checkpoint was chosen by its validation score; test was scored once, for thi
 ```
 sft-dist predict {folder.export.name} texts.txt
 ```
-{_prefix_line(recipe)}
+{_prefix_line(recipe)}{_temperature_line(temperature)}
 Names of classes, thresholds, and what ends an answer are in the folder, where plain transformers reads them.
 
 ## Recipe

@@ -636,6 +636,11 @@ class Evaluate(Section):
         description="Columns of the data by whose values the winner's scores are also given, such as `[language, source]`; by "
         "length they always are. Changing it makes no other run.",
     )
+    temperature: bool = Field(
+        False,
+        description="Export the temperature that is fitted on validation: `predict` divides the logits of the classes by it, so "
+        "that probabilities mean what they say. Changing it makes no other run.",
+    )
     export: Literal["merged", "adapter", "none"] | None = Field(
         None,
         description="How the chosen checkpoint is written as a Hugging Face folder. merged: adapters merged into the base model; "

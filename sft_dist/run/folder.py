@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 # What is asked of a trained run makes no other run: section -> its settings that are not in a run's id.
-NOT_IN_ID = {"evaluate": {"slices"}}
+NOT_IN_ID = {"evaluate": {"slices", "temperature"}}
 
 
 def run_id(recipe: Recipe) -> str:

