@@ -71,6 +71,17 @@ def test_a_recipe_stands_for_its_trained_runs_with_the_leaderboard_above_them(wo
 
 
 @pytest.mark.slow
+def test_slices_and_temperature_are_those_of_the_recipe_as_it_is_now(workplace: Workplace) -> None:
+    (folder,) = workplace.run_folders()
+    changes = ["evaluate.slices=[lang, source]", "evaluate.temperature=true"]
+    assert workplace.run_folders(*changes) == [folder], "they make no other run"
+    expected = ["--slice", "lang", "--slice", "source", "--temperature"]
+    assert evaluate.changes_in_targets([str(workplace.recipe), *changes]) == expected
+    assert evaluate.changes_in_targets([str(workplace.recipe)]) == []
+    assert evaluate.changes_in_targets([str(folder.path)]) == []
+
+
+@pytest.mark.slow
 def test_overrides_choose_other_runs(workplace: Workplace) -> None:
     (folder,) = workplace.run_folders("train.seed=9")
     folder.checkpoint(5).mkdir(parents=True)
