@@ -228,12 +228,9 @@ page.recipeSection = (data) => {
 
 // What a recipe changes of its parent, as both are written.
 function baseDifference({ card, runs }, data) {
-  const written = (value, name) => page.element("span", { class: value === null ? "unset" : `label ${name}` }, page.setting(value));
-  return page.element("div", {}, page.element("h3", {}, "Differences from ", page.element("code", {}, card.name), data.bases.length > 1 ? `, of ${whose(runs, data)}` : ""), page.table([
-    { title: "setting", value: (row) => row.key, cell: (row) => page.element("code", {}, row.key) },
-    { title: "parent", value: (row) => page.setting(row.parent), cell: (row) => written(row.parent, "removed") },
-    { title: "this recipe", value: (row) => page.setting(row.own), cell: (row) => written(row.own, "added") },
-  ], card.changes, { label: `differences from ${card.name}`, limit: 20 }));
+  const written = (tag, value) => (value === null ? null : page.element(tag, {}, page.setting(value)));
+  return page.element("div", { class: "card" }, page.element("h3", {}, "Differences from ", page.element("code", {}, card.name), data.bases.length > 1 ? `, of ${whose(runs, data)}` : ""),
+    page.element("dl", { class: "facts differences" }, card.changes.flatMap(({ key, parent, own }) => [page.element("dt", {}, key), page.element("dd", {}, written("del", parent), written("ins", own))])));
 }
 
 page.environmentSection = (data) => {

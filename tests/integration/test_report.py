@@ -125,9 +125,9 @@ def test_charts_hold_the_numbers_of_the_run(single):
     )  # ten of twelve, and an uncertain answer
     assert column(browser, "leaderboard", "adjusted p") == ["–", "0.210"]
     assert column(browser, "classes", "precision") == ["0.7500", "–"]
-    assert column(browser, "slices", "slice") == ["de", "up to 9", "fr"]
+    assert column(browser, "slices", "slice") == ["language de", "length (tokens) up to 9", "language fr"]
     assert column(browser, "slices", "adjusted p") == ["0.004", "1.000", "–"]
-    assert column(browser, "slices", "worse") == ["worse", "", ""]
+    assert column(browser, "slices", "accuracy") == ["▼ 0.6000", "0.9000", "0.5000"]
     assert texts(browser, ".confusion td") == ["26", "4", "87 %", "4", "26", "87 %"]
 
 

@@ -57,10 +57,10 @@ def test_a_child_replaces_single_settings_of_its_base(tmp_path: Path) -> None:
 
 def test_what_differs_from_the_base_is_known_as_it_is_written(tmp_path: Path) -> None:
     write(tmp_path, GOOD, "base.yaml")
-    child = write(tmp_path, "base: base.yaml\ntuning: {r: 8}\ntrain: {steps: 5}\ndata: {labels: [a, b]}\n")
+    child = write(tmp_path, "base: base.yaml\ntuning: {alpha: 8}\ntrain: {steps: 5}\ndata: {labels: [a, b]}\n")
     changes = changes_of_base(read(child, ["train.lr=1"]))
     assert changes == {
-        "data.labels": [None, ["a", "b"]], "tuning.r": [None, 8], "train.lr": [1e-4, 1], "train.epochs": [2, None],
+        "data.labels": [None, ["a", "b"]], "tuning.alpha": [None, 8], "train.lr": [1e-4, 1], "train.epochs": [2, None],
         "train.steps": [None, 5],
     }  # fmt: skip
     assert changes_of_base(read(write(tmp_path, GOOD))) == {}
