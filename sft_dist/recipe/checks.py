@@ -349,8 +349,8 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
     if len(set(evaluate.slices)) < len(evaluate.slices):
         value = str([*evaluate.slices])
         yield Problem("names a column twice", "evaluate.slices", value=value, hint="name each column once")
-    if evaluate.temperature and (reason := _no_temperature(recipe)):
-        yield Problem(f"has no effect with {reason}", "evaluate.temperature", value="true", hint="remove it")
+    if evaluate.temperature and (obstacle := _no_temperature(recipe)):
+        yield Problem(f"has no effect with {obstacle}", "evaluate.temperature", value="true", hint="remove it")
     named = isinstance(recipe.data.source, SplitSources) and recipe.data.source.test is not None
     streamed = recipe.data.streaming is not None
     if "test" in evaluate.report_on and not named and streamed and isinstance(recipe.data.source, SplitSources):

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from launch import evaluate
+from launch.expand import expand
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import write_json
+from sft_dist.recipe.load import read
 from sft_dist.run.folder import RunFolder
 from tests.launch.conftest import Workplace, make_recipe
+from tests.sft_dist.recipe.recipe_texts import write
 
 BOARD = {"winner": {"test": {"accuracy": 0.8, "loss": 0.5, "confusion_matrix": [[1]]}}}
 
@@ -70,15 +73,17 @@ def test_a_recipe_stands_for_its_trained_runs_with_the_leaderboard_above_them(wo
     assert (folders, board) == ([first.path], first.path)
 
 
-@pytest.mark.slow
-def test_slices_and_temperature_are_those_of_the_recipe_as_it_is_now(workplace: Workplace) -> None:
-    (folder,) = workplace.run_folders()
+def test_slices_and_temperature_are_those_of_the_recipe_as_it_is_now(tmp_path: Path) -> None:
+    """They make no other run, of a single recipe and of a matrix."""
+    file = write(tmp_path)
     changes = ["evaluate.slices=[lang, source]", "evaluate.temperature=true"]
-    assert workplace.run_folders(*changes) == [folder], "they make no other run"
+    for varied in ([], ["matrix={train.seed: [1, 2]}"]):
+        ids = [[run.id for run in expand(read(file, [*varied, *chosen]))] for chosen in ([], changes)]
+        assert ids[0] == ids[1]
     expected = ["--slice", "lang", "--slice", "source", "--temperature"]
-    assert evaluate.changes_in_targets([str(workplace.recipe), *changes]) == expected
-    assert evaluate.changes_in_targets([str(workplace.recipe)]) == []
-    assert evaluate.changes_in_targets([str(folder.path)]) == []
+    assert evaluate.changes_in_targets([str(file), *changes]) == expected
+    assert evaluate.changes_in_targets([str(file)]) == []
+    assert evaluate.changes_in_targets(["0a1b2c3d4e", *changes]) == []
 
 
 @pytest.mark.slow

@@ -290,7 +290,7 @@ def almost_perfect(rng, n):
     [(skewed_losses, "min"), (ratio_of_tokens, "min"), (drawn_macro_f1, "max"), (almost_perfect, "max")],
 )
 def test_equal_slices_are_called_worse_in_at_most_about_5_of_100_sets(draw, direction):
-    """At 1,000 sets: 2.5 to 5 in 100 (`docs/evaluation.md`)."""
+    """`docs/decisions/0016-honest-numbers.md` has more sets."""
     num_sets = 400
     rng = np.random.default_rng(23)
     p_values = [worse_than_rest(draw(rng, 40), draw(rng, 300), direction) for _ in range(num_sets)]
