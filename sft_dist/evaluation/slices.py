@@ -138,10 +138,14 @@ def slice_scores(answers: Answers, ways: Sequence[Division], metric: str, direct
     for way in ways:
         for code in np.unique(way.codes):
             members = way.codes == code
-            part, rest = (restricted(scores, chosen, content.groups, num_slices) for chosen in (members, ~members))
-            is_claimed = min(part.num_units, rest.num_units) >= MIN_UNITS
-            p_values.append(worse_than_rest(part, rest, direction) if is_claimed else None)
-            entries.append({"by": way.by, "slice": way.names[code], "examples": int(members.sum()), **_scored(part)})
+            in_slice, complement = (
+                restricted(scores, mask, content.groups, num_slices) for mask in (members, ~members)
+            )
+            is_claimed = min(in_slice.num_units, complement.num_units) >= MIN_UNITS
+            p_values.append(worse_than_rest(in_slice, complement, direction) if is_claimed else None)
+            entries.append(
+                {"by": way.by, "slice": way.names[code], "examples": int(members.sum()), **_scored(in_slice)}
+            )
     return [
         {**entry, "p_value": p, "worse": p is not None and p <= ALPHA}
         for entry, p in zip(entries, holm(p_values), strict=True)
@@ -160,8 +164,8 @@ def restricted(
     """Returns the score of some examples, with groups as its units. What has to be computed again for each resample is resampled
     less often, so that all slices together take about as long as the whole split."""
     if isinstance(scores, ExampleSums):
-        part = replace(scores, codes=scores.codes[members])
-        return part if groups is None else by_group(part, groups[members])
+        sums = replace(scores, codes=scores.codes[members])
+        return by_group(sums, groups[members]) if groups is not None and members.any() else sums
     numbers = np.flatnonzero(members)
     units = [numbers[groups[members] == group] for group in np.unique(groups[members])] if groups is not None else []
     return replace(scores, units=units or list(numbers[:, None]), max_scored=scores.max_scored // (2 * num_slices))

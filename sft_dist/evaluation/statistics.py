@@ -351,19 +351,24 @@ def _mixed(pair: tuple[Any, Any], exchanged: np.ndarray) -> Any:
 
 
 # ── test of a slice against the rest of its split ───────────────────────────────────────────────────────────────────
-def worse_than_rest(part: ExampleScores, rest: ExampleScores, direction: str) -> float | None:
-    """How likely the part scores at least this much worse when it is as good as the rest, one-sided: Fisher's exact test for rates,
-    otherwise Welch's t-test with the standard errors of `score_error`. `direction` is max where higher scores are better. None
-    where it cannot be computed. A group with examples in both correlates the two, which makes the test more cautious."""
-    if isinstance(part, ExampleSums) and isinstance(rest, ExampleSums) and part.kind == rest.kind == "rate":
-        return fisher(*(part.counts @ part.vectors), *(rest.counts @ rest.vectors))
-    difference, errors = part.value - rest.value, (score_error(part), score_error(rest))
+def worse_than_rest(in_slice: ExampleScores, complement: ExampleScores, direction: str) -> float | None:
+    """How likely a slice scores at least this much worse when it is as good as the rest of its split, one-sided: Fisher's exact
+    test for rates, otherwise Welch's t-test with the standard errors of `score_error`. `direction` is max where higher scores are
+    better. None where it cannot be computed. A group with examples in both correlates the two, which makes the test more
+    cautious."""
+    if (
+        isinstance(in_slice, ExampleSums)
+        and isinstance(complement, ExampleSums)
+        and in_slice.kind == complement.kind == "rate"
+    ):
+        return fisher(*(in_slice.counts @ in_slice.vectors), *(complement.counts @ complement.vectors))
+    difference, errors = in_slice.value - complement.value, (score_error(in_slice), score_error(complement))
     if None in errors or not math.isfinite(difference) or not any(errors):
         return None
     from scipy import stats
 
     variances = [error**2 for error in errors if error is not None]
-    sizes = part.num_units, rest.num_units
+    sizes = in_slice.num_units, complement.num_units
     spread = sum(v * v / (n - 1) for v, n in zip(variances, sizes, strict=True))
     t, freedom = difference / math.sqrt(sum(variances)), sum(variances) ** 2 / spread
     return float(stats.t.cdf(t if direction == "max" else -t, freedom))

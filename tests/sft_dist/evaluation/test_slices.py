@@ -78,6 +78,14 @@ def test_groups_are_the_units_of_slices():
     assert np.ptp(grouped[0]["interval"]) > 1.3 * np.ptp(alone[0]["interval"])
 
 
+@pytest.mark.parametrize("groups", [None, np.arange(NUM) // 5])
+def test_a_slice_that_is_the_whole_split_has_no_rest(groups):
+    division = Division("language", ["en"], np.zeros(NUM, dtype=int))
+    (entry,) = slice_scores(answers_of([24, 16, 10], groups), [division], "accuracy", "max")
+    assert (entry["examples"], entry["p_value"]) == (NUM, None)
+    assert entry["score"] == pytest.approx(190 / 240)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_score_of_a_slice_is_the_task_s_score_of_its_examples(name):
     task, predictions, examples = CASES[name]()
