@@ -37,13 +37,13 @@ class Reader:
     def __init__(self, answers, contents=None):
         self.answers, self.contents = answers, contents or {}
 
-    def read(self, folder, recipe, step, fingerprint, split):
-        predictions = self.answers.get((folder.id, step))
+    def read(self, entry, recipe, split):
+        predictions = self.answers.get((entry.folder.id, entry.step))
         if predictions is None:
             return None
         task = task_of(recipe)
         examples = Examples(Dataset.from_dict({"label": TRUE, ROW: np.arange(NUM)}), split)
-        content = SplitPredictions(predictions, np.arange(NUM), None, self.contents.get(folder.id, "rows"))
+        content = SplitPredictions(predictions, np.arange(NUM), None, self.contents.get(entry.folder.id, "rows"))
         rows = Rows(Dataset.from_dict({"text": [f"text {i}" for i in range(NUM)], ROW: np.arange(NUM)}))
         return Answers(content, task, task.build_loss(examples), examples, rows)
 
@@ -234,4 +234,5 @@ def test_predictions_of_other_weights_are_not_read(tmp_path):
     def prepared(recipe):
         raise AssertionError("the data of predictions that are not read")
 
-    assert comparison.AnswersReader(prepared).read(RunFolder(tmp_path), RECIPE, 1, "weights", "validation") is None
+    entry = Scored(RunFolder(tmp_path), 1, "weights", {})
+    assert comparison.AnswersReader(prepared).read(entry, RECIPE, "validation") is None
