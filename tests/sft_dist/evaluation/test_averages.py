@@ -43,7 +43,7 @@ class Scorer:
         if members == self.killed_at:
             raise KeyboardInterrupt
         self.scored.append(members)
-        return {"f1_macro": SCORES[members], "loss": 1.0}
+        return {"accuracy": SCORES[members], "loss": 1.0}
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def sweep(
     validation.update()
     averages = AverageScores(scorer, recipes, force)  # type: ignore[arg-type]
     means = averages.candidates(averagings, validation.scored)
-    return [(mean.members, mean.scores["f1_macro"]) for mean in means], averages.num_scored
+    return [(mean.members, mean.scores["accuracy"]) for mean in means], averages.num_scored
 
 
 def test_the_newest_and_the_greedy_soup_are_one_candidate_where_they_are_the_same(folder: RunFolder) -> None:

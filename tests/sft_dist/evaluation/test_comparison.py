@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -12,7 +14,7 @@ from sft_dist.evaluation.baseline import worse_than
 from sft_dist.evaluation.comparison import Answers, seed_spread, selection_note, with_statistics
 from sft_dist.evaluation.leaderboard import Scored, compose, render
 from sft_dist.evaluation.predictions import SplitPredictions
-from sft_dist.evaluation.reuse import evaluations_on_test, record_evaluation
+from sft_dist.evaluation.reuse import evaluations_on_test, record_evaluation, reuse_note
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json, write_json
 from sft_dist.run.folder import RunFolder
@@ -92,6 +94,26 @@ def test_candidates_are_compared_with_the_winner(swept):
     assert "best of 4" in board["selection_note"]
     assert selection_note(1) == ""
     assert set(board["winner"]["intervals"]["test"]) >= {"accuracy", "f1_macro", "loss"}
+
+
+def test_a_mean_is_named_by_its_steps_and_all_that_were_tried_are_counted(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.evaluation.mkdir(parents=True)
+    best, checkpoint = replace(scored(folder, 8, 20), members=(4, 8)), scored(folder, 4, 22)
+    board = board_of([checkpoint, best], {folder: RECIPE})
+    board = with_statistics(
+        board, [checkpoint, best], {folder: RECIPE}, Reader({("run", 4): logits(22), ("run", 8): logits(20)}), 3
+    )
+    page = render(board)
+    assert "not distinguishable from the winner at this size: run mean of steps 4, 8" in page
+    assert "| run | mean of steps 4, 8 |" in page
+    assert "best of 5" in page
+    board = board_of([best, checkpoint], {folder: RECIPE})
+    assert f"Winner: run run, mean of steps 4, 8 (`{folder.candidate(8, (4, 8))}`)" in render(board)
+    record_evaluation(folder, 4, "weights")
+    record_evaluation(folder, 8, "their mean", (4, 8))
+    assert "run step 4" in (note := reuse_note(evaluations_on_test([folder])))
+    assert "run mean of steps 4, 8" in note
 
 
 def test_the_page_says_how_certain_it_is(swept):
