@@ -25,6 +25,7 @@ SCRIPTS = (
     "search.js",
     "scores.js",
     "classes.js",
+    "slices.js",
     "runs.js",
     "app.js",
 )
