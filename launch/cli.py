@@ -413,8 +413,12 @@ class _SearchGroup(_Ordered):
     """`search RECIPE` means `search run RECIPE`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self.with_verb(args))
+
+    def with_verb(self, args: list[str]) -> list[str]:
+        """Returns the arguments behind the verb that they leave to the default."""
         verb = [] if not args or args[0] in (*self.commands, "-h", "--help") else ["run"]
-        return super().parse_args(ctx, [*verb, *args])
+        return [*verb, *args]
 
 
 @cli.group("search", cls=_SearchGroup)

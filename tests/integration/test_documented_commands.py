@@ -42,6 +42,8 @@ DONE_ELSEWHERE = {
     "sft-dist init language-identification": "needs the new task: tests/integration/test_contributing.py",
     "sft-dist eval": "needs trained runs: tests/integration/test_evaluation.py, test_sweep.py; parsed here",
     "sft-dist cluster": "tests/integration/test_contributing.py and tests/slurm; parsed here",
+    "sft-dist search": "needs the extra: tests/launch/search, tests/slurm/test_search_real.py; parsed here",
+    "sft-dist report my.yaml": "needs trained runs: tests/integration/test_report.py; parsed here",
     "sft-dist submit": "needs Slurm: tests/slurm/test_quickstart.py, test_submit_evaluation.py; parsed here",
     "sft-dist plan my.yaml --cluster mine": "tests/launch/test_cli.py; parsed here",
     "sft-dist status --watch": "needs Ctrl-C: tests/slurm; parsed here",
@@ -76,7 +78,7 @@ def parse(words: list[str], group: click.Group = cli) -> None:
     """Raises click.UsageError where the command line would."""
     command = group.commands[words[0]]
     if isinstance(command, click.Group):
-        parse(words[1:], command)
+        parse(command.with_verb(words[1:]) if hasattr(command, "with_verb") else words[1:], command)
     else:
         command.make_context(words[0], words[1:])
 
