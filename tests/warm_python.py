@@ -231,6 +231,10 @@ def _import_libraries() -> None:
     ):  # fmt: skip
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    with contextlib.suppress(ImportError):
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+        get_checkpoint_conversion_mapping("")  # compiles 900 regular expressions, once a process
     gc.freeze()  # or each collection of a fork would go through all that was imported, and copy its pages
 
 

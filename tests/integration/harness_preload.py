@@ -15,6 +15,7 @@ import peft
 import sklearn.metrics
 import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from sft_dist import logging_setup as quiet
 from sft_dist import tasks, train, tuning
@@ -31,4 +32,5 @@ if not quiet._has_gpu():
 with contextlib.suppress(ImportError):
     import deepspeed
 
+get_checkpoint_conversion_mapping("")  # compiles 900 regular expressions, once a process
 gc.freeze()  # or each collection of a forked process would go through all that was imported, and copy its pages

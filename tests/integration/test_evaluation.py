@@ -579,6 +579,7 @@ def test_json_output_has_all_probabilities(trained, boards, tmp_path, capsys):
         assert row["probability"] == max(row["probabilities"].values()) == row["probabilities"][row["label"]]
 
 
+@pytest.mark.usefixtures("warm_python")
 def test_standard_input_is_labelled_by_the_program_itself(trained, boards):
     found = subprocess.run(
         [sys.executable, "-m", "sft_dist.predict", str(trained["full"].path)],
