@@ -32,13 +32,14 @@ def evaluate_runs(
     reference: str | None = None,
     processes: int = 1,
     follow: bool = False,
+    averages: Sequence[str] = (),
 ) -> int:
     """Evaluates every checkpoint of the targets and prints the leaderboard; returns the exit code. Raises UserError."""
     bounds = [parse_requirement(text) for text in required]
     folders, leaderboard_in = find_folders(targets, root, follow)
     trust |= trust_in_targets(targets)
     compared = find_run(reference, root) if reference else None
-    changes = changes_in_targets(targets)
+    changes = [*changes_in_targets(targets), *(f"--average={averaging}" for averaging in averages)]
     if code := run_sweep(folders, leaderboard_in, force, trust, compared, processes, follow, changes):
         return code
     leaderboard = read_leaderboard(leaderboard_in)
@@ -103,7 +104,7 @@ def run_sweep(
     reference: Path | None = None,
     processes: int = 1,
     follow: bool = False,
-    changes: Sequence[str] = (),
+    changes: Sequence[str] = (),  # options of sft_dist.evaluate: settings that replace those of the runs, and means
 ) -> int:
     """Evaluates every checkpoint of these runs; returns the sweep's exit code. Further processes share the scoring, a checkpoint at
     a time, and the sweep itself waits for them, or scores what they did not. Raises UserError before anything is started or removed."""
@@ -130,16 +131,18 @@ def run_sweep(
             helper.wait()
 
 
-def evaluate_model(targets: Sequence[str], model: str, data: str | None, as_json: bool, trust: Trust = NO_TRUST) -> int:
+def evaluate_model(
+    targets: Sequence[str], model: str, data: Sequence[str], as_json: bool, trust: Trust = NO_TRUST
+) -> int:
     """Prints the scores of a model under a recipe; returns the exit code."""
-    options = [f"--model={model}", *([f"--data={data}"] if data else []), *(["--json"] if as_json else [])]
+    options = [f"--model={model}", *(f"--data={source}" for source in data), *(["--json"] if as_json else [])]
     return run_module("sft_dist.evaluate_model", [*options, *trust.arguments(), "--", *targets])
 
 
 def forget_scores(folders: Sequence[Path]) -> None:
     """Removes all scores, so that processes that share the scoring make each of them again once."""
     for folder in folders:
-        for pattern in ("step-*.json", "untrained.*.json"):
+        for pattern in ("step-*.json", "mean-*.json", "untrained.*.json"):
             for file in RunFolder(folder).evaluation.glob(pattern):
                 file.unlink(missing_ok=True)  # another process may do the same
 
@@ -162,7 +165,8 @@ def all_evaluated(folders: Sequence[Path], leaderboard_in: Path) -> bool:
     """Whether the leaderboard has the newest checkpoint of each run. A run without one needs no evaluation."""
     leaderboard = read_json(leaderboard_in / "leaderboard.json") or {}
     evaluated = {(row["run"], row["step"]) for row in leaderboard.get("rows", [])}
-    evaluated |= {(line.split()[0], _step(line.split()[1])) for line in leaderboard.get("damaged", [])}
+    damaged = [line.split()[:2] for line in leaderboard.get("damaged", [])]
+    evaluated |= {(run, _step(name)) for run, name in damaged if name.startswith("step-")}  # others are means
     newest = {folder.name: max(folder.glob("checkpoints/step-*"), default=None) for folder in folders}
     return all(path is None or (run, _step(path.name)) in evaluated for run, path in newest.items())
 

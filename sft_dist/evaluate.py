@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sft_dist.recipe.files import write_json, write_text
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.trust import add_options, require_trust, trust_in
 from sft_dist.recipe.tunings import export_form
+from sft_dist.run.candidates import Averaging, parse_averaging
 from sft_dist.run.folder import RunFolder
 
 log = logging.getLogger("sft_dist")
@@ -55,6 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--temperature", action="store_true", help="export the temperature that is fitted on validation"
     )
+    parser.add_argument(
+        "--average", action="append", default=[], metavar="last:K|greedy", help="also choose among means of checkpoints"
+    )
     parser.add_argument("--score-only", action="store_true", help="score on validation, and choose nothing")
     parser.add_argument("--device-number", type=int, default=0, metavar="N", help="which GPU, modulo their number")
     add_options(parser)
@@ -72,7 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
             score(folders, options.device_number)
         else:
             changes = _evaluation_changes(options.slices, options.temperature)
-            sweep_and_track(folders, options.leaderboard, options.force, options.follow, reference, changes)
+            averagings = list(map(parse_averaging, options.average))
+            sweep_and_track(folders, options.leaderboard, options.force, options.follow, reference, changes, averagings)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -110,12 +115,13 @@ def score(folders: list[RunFolder], device_number: int = 0, share: tuple[int, in
 
 
 def evaluate_runs(order: Path) -> None:
-    """Chooses among all runs, tests the winner once and exports it, in one job. `order` is a JSON file with `runs` and
-    `leaderboard`; runs that saved nothing are skipped."""
+    """Chooses among all runs, tests the winner once and exports it, in one job. `order` is a JSON file with `runs`, `leaderboard`
+    and, for means of checkpoints, `average`; runs that saved nothing are skipped."""
     request = json.loads(order.read_text(encoding="utf-8"))
     saved = [folder for folder in map(RunFolder, map(Path, request["runs"])) if any(folder.checkpoints.glob("step-*"))]
     if saved:
-        sweep_and_track(saved, Path(request["leaderboard"]))
+        averagings = list(map(parse_averaging, request.get("average", [])))
+        sweep_and_track(saved, Path(request["leaderboard"]), averagings=averagings)
     else:
         log.info("none of these runs saved a checkpoint, so there is nothing to evaluate")
 
@@ -127,9 +133,10 @@ def sweep_and_track(
     follow: bool = False,
     reference: RunFolder | None = None,
     changes: Mapping[str, Any] | None = None,
+    averagings: Sequence[Averaging] = (),
 ) -> None:
     """Sweeps, and logs the scores to the trackers of the runs. Raises UserError as `sweep` does."""
-    board = sweep(folders, leaderboard, force, follow, reference, changes)
+    board = sweep(folders, leaderboard, force, follow, reference, changes, averagings)
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.trackers import track_sweep
 
@@ -148,12 +155,14 @@ def sweep(
     follow: bool = False,
     reference: RunFolder | None = None,  # a run that the winner should not be worse than
     changes: Mapping[str, Any] | None = None,  # settings of `evaluate` that replace those of the runs
+    averagings: Sequence[Averaging] = (),  # means of checkpoints that are candidates, too
 ) -> dict[str, Any]:
     """Returns what leaderboard.json holds; with `follow`, once all runs have ended. Raises UserError when there is nothing to
     evaluate or runs cannot be compared."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints.store import Checkpoint
     from sft_dist.data.slices import slice_columns
+    from sft_dist.evaluation.averages import AverageScores, remove_others
     from sft_dist.evaluation.baseline import worse_than
     from sft_dist.evaluation.comparison import AnswersReader, with_statistics
     from sft_dist.evaluation.evaluator import Evaluator
@@ -174,7 +183,9 @@ def sweep(
         validation.follow()
     else:
         validation.update()
-    ranking = sorted(validation.scored, key=lambda candidate: rank_key(candidate, metric, direction))
+    averages = AverageScores(evaluator, recipes, force)
+    means = averages.candidates(averagings, validation.scored)
+    ranking = sorted([*validation.scored, *means], key=lambda candidate: rank_key(candidate, metric, direction))
     ranking, damaged = validation.exclude_damaged(ranking), validation.damaged
     if not ranking:
         names = ", ".join(str(folder.path) for folder in folders)
@@ -187,11 +198,14 @@ def sweep(
         split: score_winner(evaluator, winner, recipe, split, force) for split in recipe.evaluate.report_on
     }
     untrained = score_untrained(evaluator, winner, recipe, force)
-    labels = Checkpoint(winner.folder.checkpoint(winner.step), winner.step).trainer_state()["labels"]
+    labels = Checkpoint(winner.path, winner.step).trainer_state()["labels"]
+    for folder in folders:
+        remove_others(folder, winner)
     target = leaderboard or leaderboard_folder(folders)
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     reader = AnswersReader(evaluator.prepared)
-    board = with_statistics(compose(ranking, recipes, labels, untrained, final, damaged), ranking, recipes, reader)
+    board = compose(ranking, recipes, labels, untrained, final, damaged)
+    board = with_statistics(board, ranking, recipes, reader, averages.num_scored - len(means))
     board = with_slices(board, winner, recipe, reader)
     if reference:
         board["worse_than_reference"] = worse_than(winner, recipe, reference, reader)
@@ -206,8 +220,10 @@ def sweep(
     if recipe.evaluate.temperature:
         from sft_dist.evaluation.temperature import fitted_temperature
 
-        temperature = fitted_temperature(reader, winner.folder, recipe, winner.step)
-    exported = export(winner.folder, winner.step, winner.folder.export, form, winner.scores, final, temperature)
+        temperature = fitted_temperature(reader, winner, recipe)
+    exported = export(
+        winner.folder, winner.step, winner.folder.export, form, winner.scores, final, temperature, winner.members
+    )
     return _written(target, {**board, "export": str(exported)})
 
 

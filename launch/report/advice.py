@@ -74,7 +74,8 @@ def _result(data: Mapping[str, Any], table: Mapping[str, Any]) -> Iterator[str]:
             if scores.get(metric) is not None
         ]
         if scores:
-            yield f"Best by {metric}: {name}, step {final['step']}: {', '.join(scores)}."
+            candidate = final.get("mean") or f"step {final['step']}"
+            yield f"Best by {metric}: {name}, {candidate}: {', '.join(scores)}."
     yield from (f"Warning: {note}." for note in table["notes"])
 
 
@@ -140,11 +141,13 @@ def _unfinished(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _of_best_run(data: Mapping[str, Any], table: Mapping[str, Any]) -> Iterator[str]:
     """Whether the best run was trained too long or too short, by the place of its best checkpoint."""
-    best = table["rows"][0]
-    rows = sorted((row for row in table["rows"] if row["run"] == best["run"]), key=lambda row: row["step"])
-    total = data["runs"][best["run"]]["total_steps"]
+    run = table["rows"][0]["run"]
+    ranking = [row for row in table["rows"] if row["run"] == run and "mean" not in row]
+    rows = sorted(ranking, key=lambda row: row["step"])
+    total = data["runs"][run]["total_steps"]
     if len(rows) < 3 or not total:
         return
+    best = ranking[0]
     if best["step"] == rows[-1]["step"] == total:
         yield "The last checkpoint of the best run is its best: longer training may still gain."
     losses = [row["scores"].get("loss") for row in rows if row["step"] >= best["step"]]

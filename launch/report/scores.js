@@ -11,7 +11,7 @@ function leaderboard(data, table, number) {
   const columns = [
     { title: "#", number: true, better: "min", value: (row) => row.rank },
     ...(data.runs.length > 1 ? [{ title: "run", value: (row) => row.name }] : []),
-    { title: "step", number: true, better: "min", value: (row) => row.step, cell: (row) => page.count(row.step) },
+    { title: "step", number: true, better: "min", value: (row) => row.step, cell: (row) => row.mean ?? page.count(row.step) },
     { title: table.metric, number: true, better: table.direction, value: (row) => row.scores[table.metric], cell: (row) => scoreCell(row, table.metric) },
     ...(range ? [{ title: "95 % interval", value: (row) => row.intervals?.[table.metric]?.[0], cell: (row) => intervalCell(row, table.metric, range) }] : []),
     ...(rows.some((row) => row.p_value !== undefined)

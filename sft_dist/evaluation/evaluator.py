@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -122,7 +123,10 @@ class Evaluator:
         """Raises UserError when the split is empty or not the one that the run began with."""
         key = _data_key(recipe)
         if self._loaded is None or self._loaded.data_key != key:
-            self._loaded = _Loaded(key, self.prepared(recipe))
+            data, before = self.prepared(recipe), self._loaded
+            self._loaded = _Loaded(key, data)
+            if before is not None:  # the same model may be scored on other data
+                self._loaded.model_key, self._loaded.model = before.model_key, before.model
         _examples(self._loaded.data, split)
         if folder is not None:
             ids = {name: rows.ids for name, rows in self._loaded.data.splits.items()}
@@ -130,7 +134,8 @@ class Evaluator:
         return self._loaded
 
     def _model(self, loaded: _Loaded, recipe: Recipe) -> nn.Module:
-        key = recipe.model_dump_json(include={"model", "tuning"})
+        # The head depends on the task and on the classes.
+        key = recipe.model_dump_json(include={"task", "model", "tuning"}) + json.dumps(loaded.data.task.labels)
         if loaded.model is None or loaded.model_key != key:
             loaded.model = None  # two models might not fit into the memory
             loaded.model = build_model(recipe, loaded.data.task, loaded.data.processor).to(self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from sft_dist.recipe.files import read_json
 from sft_dist.recipe.references import classify
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tunings import has_adapter
+from sft_dist.run.candidates import candidate_name
 from sft_dist.run.folder import RunFolder
 from sft_dist.tasks.base import Task
 
@@ -51,6 +53,7 @@ def model_card(
     validation: dict[str, Any],
     final: dict[str, dict[str, Any]],
     temperature: float | None = None,
+    members: Sequence[int] = (),  # steps, where it is the mean of several checkpoints
 ) -> str:
     """README.md of the exported folder: what it is, data, scores, recipe, how to use it."""
     base = recipe.model.path
@@ -79,7 +82,7 @@ pipeline_tag: {task.pipeline_tag}
 - **Base model**: `{base}`
 - **Tuning**: {recipe.tuning.method}{", merged into the base" if has_adapter(recipe.tuning) and form == "merged" else ""}
 - **Labels**: {", ".join(task.labels) or "none"}
-- **Checkpoint**: step {step} of run `{folder.id}`, chosen on validation{f" (plan: {outcome['steps']['total']} steps)" if outcome.get("steps") else ""}
+- **Checkpoint**: {candidate_name(step, members)} of run `{folder.id}`, chosen on validation{f" (plan: {outcome['steps']['total']} steps)" if outcome.get("steps") else ""}
 
 ## Data
 

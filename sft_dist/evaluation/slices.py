@@ -64,7 +64,7 @@ def with_slices(board: dict[str, Any], winner: Scored, recipe: Recipe, reader: A
 
 
 def _of_split(winner: Scored, recipe: Recipe, reader: AnswersReader, split: str) -> list[dict[str, Any]]:
-    answers = reader.read(winner.folder, recipe, winner.step, winner.fingerprint, split)
+    answers = reader.read(winner, recipe, split)
     if answers is None or any(map(is_not_finite, answers.split.predictions)):
         return []
     return slice_scores(answers, divisions(reader.prepared(recipe), recipe, split), *selection_metric(recipe))

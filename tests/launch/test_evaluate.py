@@ -55,6 +55,26 @@ def test_scores_are_removed_only_with_consent_to_the_run(tmp_path: Path) -> None
     assert [file.name for file in folder.evaluation.iterdir()] == ["step-00000001.validation.json"]
 
 
+def test_a_forced_sweep_forgets_scores_of_means_too(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.evaluation.mkdir()
+    for name in ("step-00000001.test", "mean-0123456789.validation", "untrained.validation"):
+        write_json(folder.evaluation / f"{name}.json", {})
+    evaluate.forget_scores([tmp_path])
+    assert not any(folder.evaluation.iterdir())
+
+
+def test_a_damaged_mean_says_nothing_about_the_newest_checkpoint(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "0123456789")
+    folder.checkpoint(8).mkdir(parents=True)
+    damaged = ["0123456789 mean-0123456789 is damaged and excluded: ..."]
+    write_json(tmp_path / "leaderboard.json", {"rows": [], "damaged": damaged})
+    assert not evaluate.all_evaluated([folder.path], tmp_path)
+    damaged.append("0123456789 step-00000008 is damaged and excluded: ...")
+    write_json(tmp_path / "leaderboard.json", {"rows": [], "damaged": damaged})
+    assert evaluate.all_evaluated([folder.path], tmp_path)
+
+
 @pytest.mark.slow
 def test_a_recipe_stands_for_its_trained_runs_with_the_leaderboard_above_them(workplace: Workplace) -> None:
     root = workplace.path / "runs"

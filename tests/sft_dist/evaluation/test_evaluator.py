@@ -106,7 +106,7 @@ def test_slices_and_the_temperature_come_from_kept_predictions(run, monkeypatch)
     assert by_label == Counter(labels)
     assert sum(entry["examples"] for entry in slices if entry["by"] == "length (tokens)") == len(labels)
     assert all(entry["p_value"] is None for entry in slices), "too few examples for a claim"
-    assert fitted_temperature(reader, folder, recipe, 5) > 0
+    assert fitted_temperature(reader, winner, recipe) > 0
 
 
 @pytest.mark.slow
