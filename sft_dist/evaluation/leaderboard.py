@@ -209,7 +209,7 @@ def _slices(winner: Mapping[str, Any], split: str) -> list[str]:
     ]
     count = f"{len(worse) or 'None'} of {len(slices)} slices of {split} {'is' if len(worse) < 2 else 'are'} worse than the rest"
     hidden = f"; and {len(worse) - len(named)} more" if len(worse) > len(named) else ""
-    return ["", f"{count}{'' if worse else ', beyond chance; the nearest to it'}: {'; '.join(named)}{hidden}."]
+    return ["", f"{count}{'' if worse else ' beyond chance; the nearest to it'}: {'; '.join(named)}{hidden}."]
 
 
 def _name(row: Mapping[str, Any]) -> str:
