@@ -442,8 +442,9 @@ def test_a_mean_of_checkpoints_is_chosen_tested_compared_and_exported_like_one(c
     assert (scored, json.loads((folder.path / "leaderboard.json").read_text())) == ([], board)
     shutil.rmtree(folder.averages)
     capsys.readouterr()
-    assert export.main([str(folder.path), "--to", str(folder.path / "again")]) == 0
-    assert json.loads((folder.path / "again/sft_dist.json").read_text())["members"] == [4, 8]
+    assert export.main([str(folder.path), "--to", str(folder.path / "again"), "--temperature"]) == 0
+    about = json.loads((folder.path / "again/sft_dist.json").read_text())
+    assert (about["members"], about["temperature"] > 0) == ([4, 8], True)
     assert evaluate.sweep([folder])["winner"].get("members") is None
     assert not any(folder.averages.iterdir()), "no leaderboard of this run names it any more"
 
