@@ -17,12 +17,13 @@ from typing import Any
 from sft_dist.evaluation.leaderboard import common_metric, compose, rank_key, render, undefined_everywhere
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import write_json, write_text
-from sft_dist.recipe.trust import add_options, require_trust, trust_in
+from sft_dist.recipe.trust import add_options, require_task_trust, require_trust, trust_in
 from sft_dist.recipe.tunings import export_form
-from sft_dist.run.folder import RunFolder
+from sft_dist.run.folder import BASE_MODEL, RunFolder
 
 log = logging.getLogger("sft_dist")
 
+Reference = RunFolder | str | None  # what the winner should not be worse than: a run's best checkpoint, or BASE_MODEL
 INTERRUPTED = 130  # exit code of a program that Ctrl-C ended
 
 
@@ -38,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--force", action="store_true", help="re-evaluate checkpoints that have scores")
     parser.add_argument(
-        "--no-worse-than", type=Path, metavar="RUN", help="compare the winner with this run's best checkpoint"
+        "--no-worse-than",
+        metavar=f"RUN|{BASE_MODEL}",
+        help="compare the winner with this run's best checkpoint, or with the base model",
     )
     parser.add_argument(
         "--follow", action="store_true", help="score checkpoints as they are written, until the runs end"
@@ -51,11 +54,12 @@ def main(arguments: list[str] | None = None) -> int:
     os.umask(0o077)
     folders = [RunFolder(path.resolve()) for path in options.runs]
     try:
-        reference = RunFolder(options.no_worse_than.resolve()) if options.no_worse_than else None
-        loaded = [*folders, *([reference] if reference else [])]
+        reference = _reference(options.no_worse_than)
+        loaded = [*folders, *([reference] if isinstance(reference, RunFolder) else [])]
         _require_run_folders(loaded)
         for folder in loaded:
             require_trust(folder.recipe(), trust_in(options), folder.recipe_file)
+            require_task_trust(folder.recipe(), trust_in(options), folder.recipe_file)
         if options.score_only:
             score(folders, options.device_number)
         else:
@@ -67,6 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted: scores so far are kept; the same command continues", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _reference(name: str | None) -> Reference:
+    if name is None or name == BASE_MODEL:
+        return name
+    return RunFolder(Path(name).resolve())
 
 
 def score_run(run: Path) -> None:
@@ -112,7 +122,7 @@ def sweep_and_track(
     leaderboard: Path | None = None,
     force: bool = False,
     follow: bool = False,
-    reference: RunFolder | None = None,
+    reference: Reference = None,
 ) -> None:
     """Sweeps, and logs the scores to the trackers of the runs. Raises UserError as `sweep` does."""
     board = sweep(folders, leaderboard, force, follow, reference)
@@ -132,15 +142,17 @@ def sweep(
     leaderboard: Path | None = None,
     force: bool = False,
     follow: bool = False,
-    reference: RunFolder | None = None,  # a run that the winner should not be worse than
+    reference: Reference = None,
 ) -> dict[str, Any]:
     """Returns what leaderboard.json holds; with `follow`, once all runs have ended. Raises UserError when there is nothing to
     evaluate or runs cannot be compared."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints.store import Checkpoint
+    from sft_dist.evaluation.base_comparison import BaseComparison, worse_lines
     from sft_dist.evaluation.baseline import worse_than
     from sft_dist.evaluation.comparison import AnswersReader, with_statistics
     from sft_dist.evaluation.evaluator import Evaluator
+    from sft_dist.evaluation.general_sets import require_lm_eval
     from sft_dist.evaluation.sweep import ValidationScores, score_untrained, score_winner
     from sft_dist.logging_setup import quiet_libraries
 
@@ -148,6 +160,8 @@ def sweep(
     _require_run_folders(folders)
     recipes = {folder: folder.recipe() for folder in folders}
     metric, direction = common_metric(list(recipes.values()))
+    for run_recipe in recipes.values():
+        require_lm_eval(run_recipe)
     evaluator = Evaluator()
     validation = ValidationScores(evaluator, recipes, force)
     if follow:
@@ -172,8 +186,14 @@ def sweep(
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     reader = AnswersReader(evaluator.prepared)
     board = with_statistics(compose(ranking, recipes, labels, untrained, final, damaged), ranking, recipes, reader)
+    if recipe.evaluate.lm_eval or reference == BASE_MODEL:
+        comparison = BaseComparison(evaluator, reader, winner, recipe, force)
+        board["against_base"] = comparison.board(is_gate=reference == BASE_MODEL)
     if reference:
-        board["worse_than_reference"] = worse_than(winner, recipe, reference, reader)
+        rows = board["against_base"]["rows"] if reference == BASE_MODEL else []
+        board["worse_than_reference"] = (
+            worse_than(winner, recipe, reference, reader) if isinstance(reference, RunFolder) else worse_lines(rows)
+        )
     _written(target, board)  # before the export, which may be refused: the scores stand all the same
     _warn(board)
     if (form := export_form(recipe)) == "none":

@@ -15,7 +15,7 @@ runs/<recipe name>/<run id>/
   attempts/001/          one start of the run: start.json, outcome.json, exit.json, verdict.json, hang.json, launcher.log,
                          and for every rank rank-0.log, .error.json, .beat.json, .stack
   evaluation/            scores and predictions, one file of each per checkpoint and split, scores of the untrained model;
-                         test-evaluations.jsonl
+                         base.* of the base model, *.lm_eval.json on general tasks; test-evaluations.jsonl
   trackers.json          what names the run in its trackers (absent without any)
   leaderboard.md .json   checkpoints by their scores
   report.html            the page that `sft-dist report` wrote about the run
@@ -38,6 +38,9 @@ from sft_dist.run.manifest import RECIPE, require_unchanged
 
 if TYPE_CHECKING:
     from sft_dist.recipe.schema import Recipe
+
+
+BASE_MODEL = "base"  # names the model that a run fine-tuned, where a run may be named
 
 
 def run_id(recipe: Recipe) -> str:
