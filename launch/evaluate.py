@@ -174,8 +174,8 @@ def missed_requirements(leaderboard: dict[str, Any], required: Sequence[tuple[st
     }
     kinds = [kind for settings in TASKS.values() for kind in settings.kinds]
     builtin = {name: direction for kind in kinds for name, direction in kind.metrics.items()}
-    judged = {row["score"]: row["direction"] for row in general.get("rows", [])}
-    directions = {**builtin, **leaderboard.get("directions", {}), **judged}
+    tested = {row["score"]: row["direction"] for row in general.get("rows", [])}
+    directions = {**builtin, **leaderboard.get("directions", {}), **tested}
     lines = []
     for metric, bound in required:
         score = scores.get(metric)
@@ -185,7 +185,7 @@ def missed_requirements(leaderboard: dict[str, Any], required: Sequence[tuple[st
             lines.append(f"required {metric}: the winner has no such test score; it has: {names or 'none'}")
         elif (score > bound) if lower_is_better else not (score >= bound):
             sign = "<=" if lower_is_better else ">="
-            split = "" if metric in judged else " on test"
+            split = "" if metric in tested else " on test"
             lines.append(f"required {metric} {sign} {bound:g}{split}, the winner has {score:.4f}")
     return lines
 

@@ -188,7 +188,7 @@ def sweep(
     board = with_statistics(compose(ranking, recipes, labels, untrained, final, damaged), ranking, recipes, reader)
     if recipe.evaluate.lm_eval or reference == BASE_MODEL:
         comparison = BaseComparison(evaluator, reader, winner, recipe, force)
-        board["against_base"] = comparison.board(is_gate=reference == BASE_MODEL)
+        board["against_base"] = comparison.board(with_task=reference == BASE_MODEL)
     if reference:
         rows = board["against_base"]["rows"] if reference == BASE_MODEL else []
         board["worse_than_reference"] = (

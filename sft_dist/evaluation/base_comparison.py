@@ -1,7 +1,7 @@
 """Whether a winner is worse than the model it began as, for `eval --no-worse-than base`: on the task itself, and on general tasks
 that it was not trained for (`evaluate.lm_eval`).
 
-Paired tests on the same examples and documents, one-sided in both directions, each Holm-corrected over everything that is judged.
+Paired tests on the same examples and documents, one-sided in both directions, each Holm-corrected over all scores.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class BaseComparison:
     recipe: Recipe
     force: bool = False
 
-    def board(self, is_gate: bool) -> dict[str, Any]:
-        """Returns `against_base` of the leaderboard: `rows` with scores and results, all general `scores`, and a `note`. Only as
-        a gate it has the task's own metric, for which the base is scored on validation. Raises UserError where a gate would say
-        nothing."""
+    def board(self, with_task: bool) -> dict[str, Any]:
+        """Returns `against_base` of the leaderboard: `rows` with scores and results, all general `scores`, and a `note`.
+        `with_task`: also by the task's own metric, for which the base is scored on validation. Raises UserError where that
+        leaves nothing to compare, or something that cannot be tested."""
         sets: list[GeneralSet] = []
         scores: dict[str, Any] = {}
         if self.recipe.evaluate.lm_eval is not None:
@@ -63,14 +63,14 @@ class BaseComparison:
             sets = general_sets(*records)
             scores = dict(zip(("winner", "base"), map(all_scores, records), strict=True))
         note = ""
-        if is_gate:
+        if with_task:
             own, note = self._own_set()
             sets = [*own, *sets]
             if not sets:
                 hint = "compare with another run, or, of language models, name general tasks: evaluate.lm_eval"
                 raise UserError(f"--no-worse-than base: {note}; {hint}")
         rows = compared(sets)
-        if is_gate and (untested := [row["score"] for row in rows if row["result"] == NOT_TESTED]):
+        if with_task and (untested := [row["score"] for row in rows if row["result"] == NOT_TESTED]):
             hint = "choose another evaluate.metric, or other tasks"
             raise UserError(f"--no-worse-than base: {', '.join(untested)} cannot be tested on these examples; {hint}")
         return {"base": self.recipe.model.path, "rows": rows, "scores": scores, "note": note}

@@ -111,7 +111,7 @@ class GeneralScores:
 
 
 def general_sets(winner: Mapping[str, Any], base: Mapping[str, Any]) -> list[GeneralSet]:
-    """Pairs two records by what is judged as a whole."""
+    """Pairs two records by what is tested as a whole."""
     return [_pair(name, members, winner["tasks"], base["tasks"]) for name, members in winner["sets"].items()]
 
 

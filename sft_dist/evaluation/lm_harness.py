@@ -64,7 +64,7 @@ class Harness:
 
     def evaluate(self, model: Any, tokenizer: Any) -> dict[str, Any]:
         """Returns `tasks`: name -> `documents` (a digest), `metrics` (`score`, `better`, `aggregation`, and a value for each
-        document); `groups`: name -> metric -> score; `sets`: name -> (task, metric) that are judged together; `samples`: what was
+        document); `groups`: name -> metric -> score; `sets`: name -> (task, metric) that are tested together; `samples`: what was
         answered to each document. Raises UserError for what lm-eval refuses."""
         groups = {name: group for request in self._requests.values() for name, group in request["groups"].items()}
         children = {name: names for request in self._requests.values() for name, names in request["group_map"].items()}
@@ -173,7 +173,7 @@ def _prepare(task: Any, settings: LmEval) -> None:
 
 
 def _sets(request: dict[str, Any], tasks: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """Returns what is judged as a whole: a task by its first metric with a better direction; a group whose tasks share that metric
+    """Returns what is tested as a whole: a task by its first metric with a better direction; a group whose tasks share that metric
     by the mean over all of its documents."""
     firsts = {name: _first_metric(tasks[name]["metrics"]) for name in request["tasks"]}
     members = [(name, metric) for name, metric in firsts.items() if metric]
@@ -215,8 +215,8 @@ def _group_scores(results: dict[str, Any]) -> dict[str, float]:
 def _answers(name: str, samples: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yields what was answered to each document, without the document, which the task has."""
     for sample in samples:
-        kept = ("doc_id", "filter", "target", "filtered_resps", *sample["metrics"])
-        yield {"task": name, **{key: _plain(sample[key]) for key in kept}}
+        names = ("doc_id", "filter", "target", "filtered_resps", *sample["metrics"])
+        yield {"task": name, **{key: _plain(sample[key]) for key in names}}
 
 
 def _plain(value: Any) -> Any:
@@ -264,7 +264,7 @@ def _refusing_hub_metrics(allow_code: bool) -> Iterator[None]:
         yield
     finally:
         hub_metrics.load = load
-        if refused:  # lm-eval goes on without the metric
+        if refused:  # lm-eval continues without the metric
             message = "a task needs this metric, which is a program of the hub"
             raise UserError(Problem(message, _TASKS, value=refused[0], hint=_CONSENT))
 

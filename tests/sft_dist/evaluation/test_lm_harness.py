@@ -92,7 +92,7 @@ def test_corpus_scores_are_resampled_by_lm_eval_s_own_aggregation(tmp_path, base
 
 
 FAULTS = {
-    "no such task": ({"tasks": ["choise"]}, "no task, group or tag of this name.*did you mean `choice`"),
+    "no such task": ({"tasks": ["choce"]}, "no task, group or tag of this name.*did you mean `choice`"),
     "a file of data is missing": ({"file": "capitals.json"}, "names of data files are relative to the task's own file"),
     "a program of the hub": ({"extra": "  - {metric: code_eval, hf_evaluate: true}\n", "allow_code": False}, "program of the hub"),
     "code of the model": ({"extra": "unsafe_code: true\n", "allow_code": False}, "runs the code that the model writes"),
