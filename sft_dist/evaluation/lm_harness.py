@@ -33,7 +33,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.lm_eval import is_task_file
+from sft_dist.recipe.lm_eval import is_task_file, task_files
 from sft_dist.recipe.schema import LmEval, Recipe
 from sft_dist.recipe.suggest import similar_to
 from sft_dist.run.failures import Failure, is_out_of_memory
@@ -115,6 +115,8 @@ class Harness:
 # ── tasks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 def _load(settings: LmEval) -> dict[str, dict[str, Any]]:
     """Returns what each entry of `tasks` stands for: tasks, and groups of them. Raises UserError."""
+    if (files := task_files(settings)) and not settings.allow_code:  # a recipe that no launcher has checked
+        raise UserError(Problem("files of tasks can run Python", _TASKS, value=", ".join(files), hint=_CONSENT))
     with _quiet():
         manager = _manager(settings)
     requests = {}

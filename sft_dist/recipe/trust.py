@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.lm_eval import task_files
 from sft_dist.recipe.schema import Recipe
 
 
@@ -70,12 +71,14 @@ def require_trust(recipe: Recipe, trust: Trust, file: Path) -> None:
 
 
 def require_task_trust(recipe: Recipe, trust: Trust, file: Path) -> None:
-    """Raises UserError where the recipe in `file`, which came with a run, allows tasks of lm-eval to run code without the user's
-    consent. For programs that evaluate on such tasks."""
-    if _allows_task_code(recipe) and not trust.task_code:
-        message = f"{file} allows itself to run code of lm-eval tasks"
+    """Raises UserError where the recipe in `file`, which came with a run, lets tasks of lm-eval run code without the user's consent.
+    For programs that evaluate on such tasks. A forged recipe may name files of tasks without allowing itself their code."""
+    settings = recipe.evaluate.lm_eval
+    if settings is not None and (settings.allow_code or task_files(settings)) and not trust.task_code:
+        message = f"{file} lets tasks of lm-eval run code"
+        value = ", ".join(task_files(settings)) or "true"
         hint = "read their files; to run them: --allow-task-code (or give the recipe instead of the folder)"
-        raise UserError(Problem(message, "evaluate.lm_eval.allow_code", value="true", hint=hint))
+        raise UserError(Problem(message, "evaluate.lm_eval.allow_code", value=value, hint=hint))
 
 
 def _allows_task_code(recipe: Recipe) -> bool:

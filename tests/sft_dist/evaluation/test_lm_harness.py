@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base(tmp_path_factory.mktemp("base") / "model")
+    return write_base(tmp_path_factory.mktemp("base") / "model", steps=15)
 
 
 @pytest.fixture
@@ -91,11 +91,13 @@ def test_corpus_scores_are_resampled_by_lm_eval_s_own_aggregation(tmp_path, base
     assert scores.evaluate(scores.predictions, np.arange(6)) == pytest.approx(metric["score"])
 
 
+PACKAGE = {"include_path": None, "allow_code": False}  # as if the task had come with lm-eval
 FAULTS = {
     "no such task": ({"tasks": ["choce"]}, "no task, group or tag of this name.*did you mean `choice`"),
     "a file of data is missing": ({"file": "capitals.json"}, "names of data files are relative to the task's own file"),
-    "a program of the hub": ({"extra": "  - {metric: code_eval, hf_evaluate: true}\n", "allow_code": False}, "program of the hub"),
-    "code of the model": ({"extra": "unsafe_code: true\n", "allow_code": False}, "runs the code that the model writes"),
+    "a program of the hub": ({"extra": "  - {metric: code_eval, hf_evaluate: true}\n", **PACKAGE}, "program of the hub"),
+    "code of the model": ({"extra": "unsafe_code: true\n", **PACKAGE}, "runs the code that the model writes"),
+    "files without consent": ({"allow_code": False}, "files of tasks can run Python"),
 }  # fmt: skip
 
 
@@ -111,5 +113,6 @@ def test_what_cannot_or_may_not_be_used_is_a_user_error(tmp_path, base, tasks, m
     settings = recipe.evaluate.lm_eval.model_copy(update=changed)
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     monkeypatch.setattr(lm_harness, "_manager", lambda settings: manager)
+    monkeypatch.chdir(tasks)
     with pytest.raises(UserError, match=message.replace(".*", "(.|\n)*")):
         Harness(recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"lm_eval": settings})}))
