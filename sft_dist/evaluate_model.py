@@ -97,13 +97,17 @@ def candidate_of(recipe: Recipe, model: str, data: str | None = None, trust: Tru
 
 
 def score(candidate: Candidate, split: str) -> dict[str, Any]:
-    """Raises UserError when the classes of the model are not those of the data."""
+    """Returns also scores of the recipe's general tasks. Raises UserError when the classes of the model are not those of the data."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.evaluation.evaluator import Evaluator
+    from sft_dist.evaluation.general_sets import require_lm_eval, scores_of_model
     from sft_dist.logging_setup import quiet_libraries
 
     quiet_libraries()
-    return Evaluator().score_model(candidate.recipe, candidate.adapter, split, candidate.labels)
+    require_lm_eval(candidate.recipe)
+    evaluator = Evaluator()
+    scores = evaluator.score_model(candidate.recipe, candidate.adapter, split, candidate.labels)
+    return {**scores, **scores_of_model(candidate.recipe, *evaluator.scored_model())}
 
 
 def _located(text: str) -> str:

@@ -109,6 +109,12 @@ class Evaluator:
             )
         return self._scores(loaded, model, recipe, split)
 
+    def scored_model(self) -> tuple[nn.Module, Any]:
+        """Returns the model that was scored last, and its processor."""
+        assert self._loaded is not None
+        assert self._loaded.model is not None
+        return self._loaded.model, self._loaded.data.processor
+
     def _scores(
         self, loaded: _Loaded, model: nn.Module, recipe: Recipe, split: str, checkpoint: Checkpoint | None = None
     ) -> dict[str, Any]:

@@ -103,11 +103,20 @@ class GeneralScores:
 
     def _scores(self, model: Any, tokenizer: Any) -> dict[str, Any]:
         if self._harness is None:
-            # Imported late: it takes seconds, and few recipes need it.
-            from sft_dist.evaluation.lm_harness import Harness
-
-            self._harness = Harness(self._recipe)
+            self._harness = _harness(self._recipe)
         return dict(self._harness.evaluate(model, tokenizer))
+
+
+def scores_of_model(recipe: Recipe, model: Any, tokenizer: Any) -> dict[str, float]:
+    """Returns the scores of any model on the recipe's general tasks, if it has some. Raises UserError for tasks that cannot be used."""
+    return {} if recipe.evaluate.lm_eval is None else all_scores(_harness(recipe).evaluate(model, tokenizer))
+
+
+def _harness(recipe: Recipe) -> Any:
+    # Imported late: it takes seconds, and few recipes need it.
+    from sft_dist.evaluation.lm_harness import Harness
+
+    return Harness(recipe)
 
 
 def general_sets(winner: Mapping[str, Any], base: Mapping[str, Any]) -> list[GeneralSet]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from lm_eval.tasks import TaskManager
 
+from sft_dist import evaluate_model
 from sft_dist.evaluation import lm_harness
 from sft_dist.evaluation.general_sets import all_scores, document_scores, general_sets
 from sft_dist.evaluation.lm_harness import Harness
@@ -70,6 +71,15 @@ def test_scores_are_those_of_lm_eval_on_the_exported_model(tmp_path, base, tasks
     assert [row["filtered_resps"] for row in record["samples"] if row["task"] == "capital"] == [
         sample["filtered_resps"] for sample in expected["samples"]["capital"]
     ]
+
+
+def test_any_model_is_asked_by_the_recipe_of_the_user(tmp_path, base, tasks, capsys):
+    recipe = recipe_of(tmp_path, base, [tasks / "choice.yaml"], limit=12)
+    assert evaluate_model.main([str(tmp_path / "recipe.yaml"), "--model", str(base), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    record, _, _ = evaluated(recipe)
+    assert {name: score for name, score in scores.items() if name.startswith("lm_eval/")} == all_scores(record)
+    assert scores["token_accuracy"] > 0
 
 
 def test_a_group_is_judged_by_all_of_its_documents(tmp_path, base, tasks):
