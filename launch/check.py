@@ -25,6 +25,7 @@ from sft_dist.recipe.files import cache_root, read_json, write_text
 from sft_dist.recipe.findings import KINDS
 from sft_dist.recipe.fingerprint import code_digest, data_fingerprint, file_states, model_state
 from sft_dist.recipe.load import read
+from sft_dist.recipe.references import classify, sources_of
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.source import Source
 from sft_dist.recipe.suggest import similar_to
@@ -36,6 +37,7 @@ USER_ERROR = 2
 UNFINISHED = 3  # it crashed or was killed; it printed a report only where the crash was in one of its parts
 CRASHED_PART = "crashed-check"  # the finding that names this part
 MAX_ROWS = 10  # of a finding, in a message
+REMOTE_KINDS = ("hub", "url", "sql")  # of data sources
 
 
 def run_check(
@@ -124,6 +126,18 @@ def _report_of(recipe: Recipe) -> dict[str, Any]:
     if report is None:
         raise _unfinished(done.returncode)
     return dict(report)
+
+
+def cached_report(recipe: Recipe) -> dict[str, Any] | None:
+    """Returns the report of an earlier check of this data, as far as it still describes it; None without one, and for data that is
+    not on this machine: its state is not asked for."""
+    try:
+        if any(classify(text, Path.cwd()).kind in REMOTE_KINDS for _, text in sources_of(recipe.data)):
+            return None
+        report = read_json(_report_file(recipe))
+    except (UserError, OSError):
+        return None
+    return dict(report) if isinstance(report, dict) and _is_current(report) else None
 
 
 def _has_answer(done: subprocess.CompletedProcess[str]) -> bool:

@@ -599,7 +599,19 @@ def replay(
 @click.option(
     "--model", metavar="MODEL", help="Evaluate this export, adapter, folder or hub id under the RECIPE instead."
 )
-@click.option("--data", metavar="SOURCE", help="With --model: the rows to score, instead of the validation split.")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="SOURCE",
+    help="With --model: the rows to score, instead of the validation split; repeatable.",
+)
+@click.option(
+    "--average",
+    "averages",
+    multiple=True,
+    metavar="last:K|greedy",
+    help="Also choose among means of checkpoints: of the newest K of each run, or of its greedy soup; repeatable.",
+)
 @click.option("--follow", is_flag=True, help="Evaluate checkpoints as training writes them, until the runs end.")
 @COMMITS
 @PICKLE
@@ -614,7 +626,8 @@ def evaluate(
     processes: int | None,
     cluster: str | None,
     model: str | None,
-    data: str | None,
+    data: tuple[str, ...],
+    averages: tuple[str, ...],
     follow: bool,
     commits: tuple[str, ...],
     pickle: bool,
@@ -631,24 +644,26 @@ def evaluate(
     from launch.evaluate import evaluate_model, evaluate_runs
     from launch.run_folders import runs_root
     from sft_dist.recipe.trust import Trust
+    from sft_dist.run.candidates import parse_averaging
 
+    averages = tuple(str(parse_averaging(text)) for text in averages)
     if cluster and cluster != "local" and (required or reference or force or follow or as_json):
         raise click.UsageError("--cluster works with none of --require, --no-worse-than, --force, --follow and --json")
     trust = Trust(frozenset(commits), pickle, task_code)
-    if model is not None or data is not None:
+    if model is not None or data:
         if not model:
             raise click.UsageError("--data needs --model MODEL")
-        if required or reference or force or follow or processes or cluster:
-            names = "--require, --no-worse-than, --force, --processes, --cluster and --follow"
+        if required or reference or force or follow or processes or cluster or averages:
+            names = "--require, --no-worse-than, --force, --processes, --cluster, --follow and --average"
             raise click.UsageError(f"--model works with none of {names}")
         sys.exit(evaluate_model(targets, model, data, as_json, trust))
     if cluster and cluster != "local":
         from launch.slurm.sweep import send_to_cluster
 
-        click.echo(send_to_cluster(targets, runs_root(runs), cluster, processes, trust))
+        click.echo(send_to_cluster(targets, runs_root(runs), cluster, processes, trust, averages))
         return
     root = runs_root(runs)
-    sys.exit(evaluate_runs(targets, root, required, force, as_json, trust, reference, processes or 1, follow))
+    sys.exit(evaluate_runs(targets, root, required, force, as_json, trust, reference, processes or 1, follow, averages))
 
 
 @cli.command()
@@ -713,6 +728,7 @@ def board(targets: tuple[str, ...], port: int, runs: str | None) -> None:
     type=click.Choice(["merged", "adapter"]),
     help="merged: LoRA merged into the base model; adapter: separate.",
 )
+@click.option("--temperature", is_flag=True, help="With the temperature fitted on validation, which `predict` applies.")
 @COMMITS
 @PICKLE
 @RUNS
@@ -721,6 +737,7 @@ def export(
     step: int | None,
     target: Path | None,
     form: str | None,
+    temperature: bool,
     commits: tuple[str, ...],
     pickle: bool,
     runs: str | None,
@@ -735,6 +752,7 @@ def export(
 
     options: list[tuple[str, Any]] = [("--step", step), ("--to", target), ("--form", form)]
     arguments = [str(word) for name, value in options if value is not None for word in (name, value)]
+    arguments += ["--temperature"] if temperature else []
     arguments += Trust(frozenset(commits), pickle).arguments()
     sys.exit(run_module("sft_dist.export", [find_run(run, runs_root(runs)), *arguments]))
 

@@ -19,6 +19,7 @@ from sft_dist.run.folder import BASE_MODEL, RunFolder
 
 if TYPE_CHECKING:
     from launch.plan import Plan
+    from sft_dist.recipe.schema import Recipe
 
 
 def evaluate_runs(
@@ -31,13 +32,15 @@ def evaluate_runs(
     reference: str | None = None,
     processes: int = 1,
     follow: bool = False,
+    averages: Sequence[str] = (),
 ) -> int:
     """Evaluates every checkpoint of the targets and prints the leaderboard; returns the exit code. Raises UserError."""
     bounds = [parse_requirement(text) for text in required]
     folders, leaderboard_in = find_folders(targets, root, follow)
     trust |= trust_in_targets(targets)
     compared = find_run(reference, root) if reference and reference != BASE_MODEL else reference
-    if code := run_sweep(folders, leaderboard_in, force, trust, compared, processes, follow):
+    changes = [*changes_in_targets(targets), *(f"--average={averaging}" for averaging in averages)]
+    if code := run_sweep(folders, leaderboard_in, force, trust, compared, processes, follow, changes):
         return code
     leaderboard = read_leaderboard(leaderboard_in)
     print(json.dumps(leaderboard, indent=2, ensure_ascii=False) if as_json else _leaderboard_text(leaderboard_in))
@@ -69,14 +72,30 @@ def _split_targets(targets: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def trust_in_targets(targets: Sequence[str]) -> Trust:
     """Returns what the recipes among the targets consent to. Run folders consent to nothing."""
+    recipes = _recipes_in(targets)
+    return Trust.in_recipes(recipes) if recipes else NO_TRUST
+
+
+def changes_in_targets(targets: Sequence[str]) -> list[str]:
+    """Returns the options by which a sweep follows what the recipes among the targets say now of slices, temperature and general tasks:
+    runs have what they said when these were made."""
+    settings = [recipe.evaluate for recipe in _recipes_in(targets)]
+    general = dict.fromkeys(evaluate.lm_eval.model_dump_json() for evaluate in settings if evaluate.lm_eval)
+    columns = dict.fromkeys(column for evaluate in settings for column in evaluate.slices)
+    options = [word for column in columns for word in ("--slice", column)]
+    options += ["--temperature"] if any(evaluate.temperature for evaluate in settings) else []
+    return [*options, *(f"--lm-eval={content}" for content in list(general)[:1])]
+
+
+def _recipes_in(targets: Sequence[str]) -> list[Recipe]:
     names, overrides = _split_targets(targets)
     files = [text for text in names if Path(text).is_file()]
     if not files:
-        return NO_TRUST
+        return []
     from launch.expand import expand  # reads YAML; evaluating a run folder does not
     from sft_dist.recipe.load import read
 
-    return Trust.in_recipes(run.recipe for file in files for run in expand(read(file, overrides)))
+    return [run.recipe for file in files for run in expand(read(file, overrides))]
 
 
 def run_sweep(
@@ -87,6 +106,7 @@ def run_sweep(
     reference: Path | str | None = None,  # a run folder, or BASE_MODEL
     processes: int = 1,
     follow: bool = False,
+    changes: Sequence[str] = (),  # options of sft_dist.evaluate: settings that replace those of the runs, and means
 ) -> int:
     """Evaluates every checkpoint of these runs; returns the sweep's exit code. Further processes share the scoring, a checkpoint at
     a time, and the sweep itself waits for them, or scores what they did not. Raises UserError before anything is started or removed."""
@@ -105,6 +125,7 @@ def run_sweep(
     ]
     options = [*(["--force"] if force else []), *(["--follow"] if follow else []), *trust.arguments()]
     options += ["--no-worse-than", str(reference)] if reference else []
+    options += changes
     try:
         return run_module("sft_dist.evaluate", [*folders, "--leaderboard", leaderboard, *options], env)
     finally:
@@ -113,16 +134,18 @@ def run_sweep(
             helper.wait()
 
 
-def evaluate_model(targets: Sequence[str], model: str, data: str | None, as_json: bool, trust: Trust = NO_TRUST) -> int:
+def evaluate_model(
+    targets: Sequence[str], model: str, data: Sequence[str], as_json: bool, trust: Trust = NO_TRUST
+) -> int:
     """Prints the scores of a model under a recipe; returns the exit code."""
-    options = [f"--model={model}", *([f"--data={data}"] if data else []), *(["--json"] if as_json else [])]
+    options = [f"--model={model}", *(f"--data={source}" for source in data), *(["--json"] if as_json else [])]
     return run_module("sft_dist.evaluate_model", [*options, *trust.arguments(), "--", *targets])
 
 
 def forget_scores(folders: Sequence[Path]) -> None:
     """Removes all scores, so that processes that share the scoring make each of them again once."""
     for folder in folders:
-        for pattern in ("step-*.json", "untrained.*.json", "base.*.json"):
+        for pattern in ("step-*.json", "mean-*.json", "untrained.*.json", "base.*.json"):
             for file in RunFolder(folder).evaluation.glob(pattern):
                 file.unlink(missing_ok=True)  # another process may do the same
 
@@ -145,7 +168,8 @@ def all_evaluated(folders: Sequence[Path], leaderboard_in: Path) -> bool:
     """Whether the leaderboard has the newest checkpoint of each run. A run without one needs no evaluation."""
     leaderboard = read_json(leaderboard_in / "leaderboard.json") or {}
     evaluated = {(row["run"], row["step"]) for row in leaderboard.get("rows", [])}
-    evaluated |= {(line.split()[0], _step(line.split()[1])) for line in leaderboard.get("damaged", [])}
+    damaged = [line.split()[:2] for line in leaderboard.get("damaged", [])]
+    evaluated |= {(run, _step(name)) for run, name in damaged if name.startswith("step-")}  # others are means
     newest = {folder.name: max(folder.glob("checkpoints/step-*"), default=None) for folder in folders}
     return all(path is None or (run, _step(path.name)) in evaluated for run, path in newest.items())
 

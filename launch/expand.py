@@ -21,7 +21,7 @@ from sft_dist.recipe.explain import problems_from
 from sft_dist.recipe.load import validate
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.source import Source
-from sft_dist.run.folder import run_id
+from sft_dist.run.folder import NOT_IN_ID, run_id
 
 MAX_RUNS = 100_000
 MAX_PROBLEMS = 50
@@ -149,7 +149,8 @@ class _Sections:
         for name in HASHED:
             section = sections[name]
             if (text := json_by_id.get(id(section))) is None:
-                text = json_by_id[id(section)] = f'"{name}":{section.model_dump_json()}'
+                content = section.model_dump_json(exclude=NOT_IN_ID.get(name))
+                text = json_by_id[id(section)] = f'"{name}":{content}'
             texts.append(text)
         return hashlib.sha256(f"{{{','.join(texts)}}}".encode()).hexdigest()[:10]
 

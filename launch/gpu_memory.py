@@ -3,7 +3,7 @@ Torch-free. The headers of a hub model are read by a subprocess (`launch.hub_wei
 
 Counted, in bytes for each weight: 4 for itself; if it is trained, 4 for its gradient and the optimizer's state (Adam: 8), so 16
 in all; DDP keeps 4 more for exchanging gradients; 16-bit autocast 2 for its copy. Frozen weights of layers under adapters are
-2 in all where autocast is 16-bit and nothing is sharded (`sft_dist.tuning.half_precision`). Not counted, but reserved:
+2 in all where autocast is 16-bit, but for ZeRO (`sft_dist.tuning.half_precision`). Not counted, but reserved:
 activations and CUDA (`ACTIVATION_SHARE`), which depend on texts, kernels and micro-batch.
 """
 
@@ -90,19 +90,29 @@ def bytes_needed(strategy: str, offloaded: bool, sizes: Sizes, recipe: Recipe, p
         amounts[row.buffered] += 4 * sizes.trained
     sharded = sum(amount for noun, amount in amounts.items() if noun in row.shards)
     total = sum(amounts.values()) - sharded + (0 if offloaded else sharded / processes)
-    autocast = 2 * (sizes.all - halved) if train.precision != "fp32" else 0
-    if PARAMETERS not in row.shards:
-        return int(total + autocast)
-    # Gathered: one layer, the next one, a layer's gradients; the rest twice. Computing layers again frees autocast's copies.
-    gathered = 12 * sizes.largest_layer + 8 * sizes.outside
-    return int(total + gathered + (0 if train.gradient_checkpointing else autocast))
+    if PARAMETERS in row.shards:
+        return int(total + _gathered(row, sizes, recipe))
+    return int(total + (2 * (sizes.all - halved) if train.precision != "fp32" else 0))
+
+
+def _gathered(row: Strategy, sizes: Sizes, recipe: Recipe) -> int:
+    """Returns the bytes of one layer, the next one and a layer's gradients; the rest twice; and of autocast's copies, which
+    computing layers again frees. A layer that is gathered in 16 bits needs no copy; its gradients are summed in fp32."""
+    halved = row.has_16_bit_layers and recipe.train.precision == "bf16" and not _has_dora(recipe)
+    copied = 0 if recipe.train.precision == "fp32" else sizes.outside if halved else sizes.all
+    layers = (2 + 2 + 2 + 4 if halved else 12) * sizes.largest_layer
+    return layers + 8 * sizes.outside + (0 if recipe.train.gradient_checkpointing else 2 * copied)
+
+
+def _has_dora(recipe: Recipe) -> bool:
+    return bool(getattr(recipe.tuning, "dora", False))
 
 
 def _stores_16_bits(row: Strategy, recipe: Recipe) -> bool:
     """Whether frozen weights of layers are stored in 16 bits."""
     tuning = recipe.tuning
-    is_plain = has_adapter(tuning) and not isinstance(tuning, QloraTuning) and not getattr(tuning, "dora", False)
-    return is_plain and not row.shards and recipe.train.precision in ("bf16", "fp16")
+    is_plain = has_adapter(tuning) and not isinstance(tuning, QloraTuning) and not _has_dora(recipe)
+    return is_plain and row.has_16_bit_layers and recipe.train.precision in ("bf16", "fp16")
 
 
 def _trained(recipe: Recipe, shapes: Shapes, layers: int) -> tuple[int, int]:

@@ -85,6 +85,7 @@ class Plan:
     files: tuple[str, ...]
     warnings: tuple[str, ...]
     request: Request | None = None  # of resources, to Slurm
+    base: dict[str, Any] | None = None  # name of the recipe's parent, and key path -> its value there and in the recipe
 
     @property
     def world_size(self) -> int:

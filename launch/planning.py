@@ -20,7 +20,7 @@ from sft_dist.recipe.checks import cross_checks
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import read_json
 from sft_dist.recipe.lm_eval import unknown_tasks
-from sft_dist.recipe.load import read
+from sft_dist.recipe.load import changes_of_base, read
 from sft_dist.recipe.machine import missing_packages
 from sft_dist.recipe.model_folder import unusable_targets
 from sft_dist.recipe.references import check_references
@@ -78,6 +78,7 @@ def plan_runs(
     counts: dict[tuple[int, int], RowCounts] = {}
     planned: list[PlannedRun] = []
     problems = _LocatedProblems(source)
+    base = {"name": source.base.name, "changes": changes_of_base(source)} if source.base else None
     for run in runs:
         try:
             rows = _count_once(run, counts)
@@ -86,7 +87,8 @@ def plan_runs(
             problems.raise_any()
         folder = parent / folder_name(run.id, numbers, fresh)
         try:
-            planned.append(PlannedRun(run, plan_run(run, machine, rows, folder, python, processes, cluster)))
+            plan = plan_run(run, machine, rows, folder, python, processes, cluster)
+            planned.append(PlannedRun(run, replace(plan, base=base) if base else plan))
         except UserError as error:
             problems.add(run, error.problems)
     problems.raise_any()
@@ -123,7 +125,8 @@ def plan_run_folder(
     rows = RowCounts(**counts) if counts.get("splits") else count_rows(recipe)
     machine = Machine.node_of(cluster) if cluster else machine or detect_machine()
     replanned = replace(run, recipe=with_strategy(recipe, strategy)) if strategy else run
-    return PlannedRun(run, plan_run(replanned, machine, rows, target or path, python_of(cluster), processes, cluster))
+    plan = plan_run(replanned, machine, rows, target or path, python_of(cluster), processes, cluster)
+    return PlannedRun(run, replace(plan, base=old_plan.get("base")))
 
 
 def with_strategy(recipe: Recipe, name: str) -> Recipe:

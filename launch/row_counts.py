@@ -6,6 +6,7 @@ the data settings and of the files' sizes and times.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -40,7 +41,7 @@ class RowCounts:
 
 def count_rows(recipe: Recipe, python: str = sys.executable) -> RowCounts:
     """Returns the counts, from the cache or by a subprocess. Raises UserError when the data is invalid."""
-    file = cache_root() / "rows" / f"{data_fingerprint(recipe, replan=True)}.json"
+    file = cache_root() / "rows" / f"{_key(recipe)}.json"
     counts = read_json(file)
     if not isinstance(counts, dict) or not isinstance(counts.get("splits"), dict):
         counts = _count(recipe, python)
@@ -54,6 +55,12 @@ def count_rows(recipe: Recipe, python: str = sys.executable) -> RowCounts:
     return RowCounts(
         dict(counts["splits"]), dict(counts.get("dropped") or {}), tuple(map(str, counts.get("labels") or ()))
     )
+
+
+def _key(recipe: Recipe) -> str:
+    """Counting also checks the columns that divide scores, so that what was counted for others has not."""
+    slices = hashlib.sha256(json.dumps(recipe.evaluate.slices).encode()).hexdigest()[:10]
+    return data_fingerprint(recipe, replan=True) + (f"-{slices}" if recipe.evaluate.slices else "")
 
 
 def _count(recipe: Recipe, python: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ def main(path: str) -> int:
     recipe = Recipe.model_validate_json(Path(path).read_bytes())
     # Imported late: an invalid recipe is refused before data libraries are loaded.
     from sft_dist.data.prepare import prepare
+    from sft_dist.data.slices import slice_columns
     from sft_dist.tasks import task_of
     from sft_dist.tasks.models import load_processor
 
@@ -26,6 +27,7 @@ def main(path: str) -> int:
         task = task_of(recipe)
         packs = recipe.task.packs
         data = prepare(recipe, task, load_processor(recipe, task) if packs else None)
+        slice_columns(data, recipe)  # columns that cannot divide the scores are refused before training
         splits = {split: len(rows) for split, rows in (data.examples if packs else data.splits).items()}
     except UserError as error:
         print(json.dumps(error.to_dict(), ensure_ascii=False))

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("recipe", help="a recipe file without a matrix")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
     parser.add_argument("--model", required=True, help="an exported folder, an adapter, a folder or a hub id")
-    parser.add_argument("--data", help="source of the rows to score, all of them (the recipe's validation split)")
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        help="source of the rows to score, all of them; repeatable (the recipe's validation split)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_options(parser)
     options = parser.parse_args(arguments)
@@ -58,15 +64,18 @@ def main(arguments: list[str] | None = None) -> int:
             )
         recipe = validate(source)
         trust = trust_in(options)
-        candidate = candidate_of(recipe, options.model, options.data, trust)
+        sources = list(dict.fromkeys(options.data)) or [None]
+        candidates = [candidate_of(recipe, options.model, source, trust) for source in sources]
         # An adapter brings its base, for which the recipe does not speak.
-        own = candidate.recipe.model == recipe.model
-        require_trust(candidate.recipe, trust | Trust.in_recipes([recipe] if own else []), Path(options.model))
-        scores = score(candidate, "test" if options.data else "validation")
+        own = candidates[0].recipe.model == recipe.model
+        require_trust(candidates[0].recipe, trust | Trust.in_recipes([recipe] if own else []), Path(options.model))
+        scores = score(candidates, "test" if options.data else "validation")
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    print(json.dumps(scores, indent=2, ensure_ascii=False) if options.json else _text(scores))
+    tables = dict(zip(map(str, sources), scores, strict=True))
+    content = tables if len(tables) > 1 else scores[0]
+    print(json.dumps(content, indent=2, ensure_ascii=False) if options.json else _text(tables))
     return 0
 
 
@@ -96,18 +105,22 @@ def candidate_of(recipe: Recipe, model: str, data: str | None = None, trust: Tru
     return Candidate(Recipe.model_validate(settings), None, labels)
 
 
-def score(candidate: Candidate, split: str) -> dict[str, Any]:
-    """Returns also scores of the recipe's general tasks. Raises UserError when the classes of the model are not those of the data."""
+def score(candidates: Sequence[Candidate], split: str) -> list[dict[str, Any]]:
+    """Returns the scores of one model on the data of each candidate, and on the recipe's general tasks. Raises UserError when its
+    classes are not those of the data."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.evaluation.evaluator import Evaluator
     from sft_dist.evaluation.general_sets import require_lm_eval, scores_of_model
     from sft_dist.logging_setup import quiet_libraries
 
     quiet_libraries()
-    require_lm_eval(candidate.recipe)
+    require_lm_eval(candidates[0].recipe)
     evaluator = Evaluator()
-    scores = evaluator.score_model(candidate.recipe, candidate.adapter, split, candidate.labels)
-    return {**scores, **scores_of_model(candidate.recipe, *evaluator.scored_model())}
+    scores = [
+        evaluator.score_model(candidate.recipe, candidate.adapter, split, candidate.labels) for candidate in candidates
+    ]
+    general = scores_of_model(candidates[0].recipe, *evaluator.scored_model())
+    return [{**table, **general} for table in scores]
 
 
 def _located(text: str) -> str:
@@ -115,13 +128,20 @@ def _located(text: str) -> str:
     return str(Path(text).resolve()) if Path(text).exists() else text
 
 
-def _text(scores: dict[str, Any]) -> str:
+def _text(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """A score a line, or a line for each of several data sets."""
     # Imported late: invalid arguments are refused before torch is loaded.
-    from sft_dist.evaluation.leaderboard import format_score
+    from sft_dist.evaluation.leaderboard import format_score, markdown_table
 
-    return "\n".join(
-        f"{name:<24}{format_score(value)}" for name, value in scores.items() if not isinstance(value, (list, dict))
-    )
+    rows = [
+        {name: format_score(value) for name, value in scores.items() if not isinstance(value, (list, dict))}
+        for scores in tables.values()
+    ]
+    if len(rows) == 1:
+        return "\n".join(f"{name:<24}{score}" for name, score in rows[0].items())
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[source, *(row.get(name, "") for name in names)] for source, row in zip(tables, rows, strict=True)]
+    return "\n".join(markdown_table([["data", *names], *cells]))
 
 
 if __name__ == "__main__":

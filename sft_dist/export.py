@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tasks import TASKS
 from sft_dist.recipe.trust import add_options, require_trust, trust_in
 from sft_dist.recipe.tunings import best_form, export_form, has_adapter, merge_refusal
+from sft_dist.run.candidates import candidate_name, members_in
 from sft_dist.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -45,6 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
         choices=["merged", "adapter"],
         help="merged: adapters merged into the base model; adapter: separate (the recipe's)",
     )
+    parser.add_argument(
+        "--temperature", action="store_true", help="with the temperature that is fitted on validation (the recipe's)"
+    )
     add_options(parser)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -55,13 +60,17 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"{options.run}: no recipe.json in it, so it is not a run folder")
         recipe = folder.recipe()
         require_trust(recipe, trust_in(options), folder.recipe_file)
-        step = options.step if options.step is not None else _best_step(folder)
+        step, members = (options.step, ()) if options.step is not None else _best_candidate(folder)
         recipe_form = export_form(recipe)
         form = options.form or (best_form(recipe.tuning) if recipe_form == "none" else recipe_form)
-        scores = {split: _scores(folder, step, split) for split in ("validation", "train", "test")}
+        candidate = folder.candidate(step, members).name
+        scores = {split: _scores(folder, candidate, split) for split in ("validation", "train", "test")}
         validation = scores.pop("validation")
         final = {split: values for split, values in scores.items() if values}
-        print(export(folder, step, options.to or folder.export, form, validation or {}, final))
+        temperature = (
+            _temperature(folder, recipe, step, members) if options.temperature or recipe.evaluate.temperature else None
+        )
+        print(export(folder, step, options.to or folder.export, form, validation or {}, final, temperature, members))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -75,20 +84,24 @@ def export(
     form: str,  # merged | adapter
     validation: dict[str, Any],
     final: dict[str, dict[str, Any]],
+    temperature: float | None = None,  # by which `predict` divides logits
+    members: Sequence[int] = (),  # steps, where it is the mean of several checkpoints
 ) -> Path:
-    """Writes checkpoint `step` to `to`, aside first. Raises UserError when the checkpoint is missing or damaged, and where the
+    """Writes checkpoint `step`, or a mean, to `to`, aside first. Raises UserError when the checkpoint is missing or damaged, and where the
     merged model is not the trained one."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints import store as ckpt
+    from sft_dist.checkpoints.averaging import make_mean
     from sft_dist.logging_setup import quiet_libraries
     from sft_dist.tasks import task_of
 
     quiet_libraries()
     recipe = folder.recipe()
-    checkpoint = ckpt.Checkpoint(folder.checkpoint(step), step)
-    if not checkpoint.path.is_dir():
-        have = ", ".join(str(saved.step) for saved in ckpt.published(folder)) or "none"
-        raise UserError(f"{folder.path} has no checkpoint of step {step}; it has: {have}")
+    for member in members or (step,):
+        if not folder.checkpoint(member).is_dir():
+            have = ", ".join(str(saved.step) for saved in ckpt.published(folder)) or "none"
+            raise UserError(f"{folder.path} has no checkpoint of step {member}; it has: {have}")
+    checkpoint = make_mean(folder, members) if members else ckpt.Checkpoint(folder.checkpoint(step), step)
     if problems := ckpt.verify(checkpoint):
         raise UserError(f"{checkpoint.path} is damaged: {'; '.join(problems)}")
     if form == "adapter" and not has_adapter(recipe.tuning):
@@ -109,13 +122,13 @@ def export(
         else:
             _write_merged(checkpoint, task, staging_dir)
         task.complete_export(staging_dir)
-        _describe(staging_dir, folder, step, form, task, validation, final)
+        _describe(staging_dir, folder, step, form, task, validation, final, temperature, members)
         if to.exists():
             shutil.rmtree(to)
         os.replace(staging_dir, to)
     finally:
         shutil.rmtree(staging_dir, ignore_errors=True)
-    log.info("exported step %d to %s", step, to)
+    log.info("exported %s to %s", candidate_name(step, members), to)
     return to
 
 
@@ -150,6 +163,8 @@ def _describe(
     task: Task,
     validation: dict[str, Any],
     final: dict[str, dict[str, Any]],
+    temperature: float | None,
+    members: Sequence[int],
 ) -> None:
     """Writes what `predict` needs besides weights, and the model card."""
     # Imported late: invalid arguments are refused before torch is loaded.
@@ -158,31 +173,49 @@ def _describe(
     recipe = task.recipe
     settings = masked_values(json.loads(recipe.model_dump_json()))  # an export is published
     about = {"recipe": settings, "labels": task.labels, "step": step, "form": form}
+    if temperature is not None:
+        about["temperature"] = temperature
+    if members:
+        about["members"] = [*members]
     if recipe.task.type not in TASKS:
         about["plugins"] = [plugin_of(TASKS_GROUP, recipe.task.type).to_json()]
     write_json(staging_dir / ABOUT, about)
     public_recipe = Recipe.model_validate(settings)
-    write_text(staging_dir / "README.md", model_card(public_recipe, folder, step, form, task, validation, final))
+    card = model_card(public_recipe, folder, step, form, task, validation, final, temperature, members)
+    write_text(staging_dir / "README.md", card)
 
 
-def _best_step(folder: RunFolder) -> int:
-    """The sweep's winner when it belongs to this run, else the best validated in training, else the newest."""
+def _temperature(folder: RunFolder, recipe: Recipe, step: int, members: Sequence[int]) -> float:
+    # Imported late: invalid arguments are refused before torch is loaded.
+    from sft_dist.checkpoints.store import Checkpoint
+    from sft_dist.evaluation.comparison import AnswersReader
+    from sft_dist.evaluation.evaluator import Evaluator
+    from sft_dist.evaluation.leaderboard import Scored
+    from sft_dist.evaluation.temperature import fitted_temperature
+
+    fingerprint = Checkpoint(folder.candidate(step, members), step).fingerprint()
+    entry = Scored(folder, step, fingerprint, {}, tuple(members))
+    return fitted_temperature(AnswersReader(Evaluator().prepared), entry, recipe)
+
+
+def _best_candidate(folder: RunFolder) -> tuple[int, tuple[int, ...]]:
+    """Step and, of a mean, members: the sweep's winner when it belongs to this run, else the best validated in training, else the newest."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints import store as ckpt
 
     for board in (folder.path / "leaderboard.json", folder.path.parent / "leaderboard.json"):
         winner = (read_json(board) or {}).get("winner", {})
         if winner.get("folder") == str(folder.path):
-            return int(winner["step"])
+            return int(winner["step"]), members_in(winner)
     newest, damaged = ckpt.newest_good(folder)
     if newest is None:
         raise UserError(f"{folder.path} has no checkpoint yet" + "".join(f"\n    {line}" for line in damaged))
     best = newest.trainer_state()["progress"]["best_step"]
-    return best if best in {saved.step for saved in ckpt.published(folder)} else newest.step
+    return (best if best in {saved.step for saved in ckpt.published(folder)} else newest.step), ()
 
 
-def _scores(folder: RunFolder, step: int, split: str) -> dict[str, Any] | None:
-    return (read_json(folder.evaluation / f"step-{step:08d}.{split}.json") or {}).get("scores")
+def _scores(folder: RunFolder, candidate: str, split: str) -> dict[str, Any] | None:
+    return (read_json(folder.evaluation / f"{candidate}.{split}.json") or {}).get("scores")
 
 
 if __name__ == "__main__":

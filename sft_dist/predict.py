@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -141,7 +142,7 @@ def predict(
     first = next(inputs, None)
     if first is None:
         return
-    model = _Model.load(folder, about["form"], task)
+    model = _Model.load(folder, about["form"], task, _temperature_in(folder / ABOUT, about))
     size = recipe.evaluate.micro_batch * BATCHES_AT_ONCE
     for chunk in _chunks(itertools.chain([first], inputs), size):
         yield from model.predict(chunk)
@@ -166,9 +167,10 @@ class _Model:
     processor: Any
     model: Any
     device: Any
+    temperature: float = 1.0  # by which logits of classes are divided
 
     @classmethod
-    def load(cls, folder: Path, form: str, task: Task) -> _Model:
+    def load(cls, folder: Path, form: str, task: Task, temperature: float = 1.0) -> _Model:
         """Raises UserError for whatever is wrong with the folder."""
         # Imported late: invalid arguments are refused before torch is loaded.
         import torch
@@ -190,7 +192,7 @@ class _Model:
             text = " ".join(str(error).split())[:300]
             message = f"{folder}: cannot be loaded: {type(error).__name__}: {text}; export it again"
             raise UserError(message) from error
-        return cls(task, processor, model.to(device), device)
+        return cls(task, processor, model.to(device), device, temperature)
 
     def predict(self, inputs: list[Input]) -> list[Prediction]:
         """One prediction an input, in their order."""
@@ -229,6 +231,8 @@ class _Model:
         casting = autocast(self.device, task.recipe.train.precision)
         parts = forward(self.model, task, None, self.processor, examples, batches, self.device, casting)
         predictions, _ = assemble(parts, len(inputs))
+        if self.temperature != 1.0:
+            predictions = [logits / self.temperature for logits in predictions]
         return task.describe(predictions, self.processor)
 
 
@@ -277,6 +281,13 @@ def _recipe_in(file: Path, about: dict[str, Any]) -> Recipe:
         return Recipe.model_validate(about["recipe"])
     except (KeyError, ValueError) as error:
         raise UserError(f"{file}: cannot be read as an exported model's: {error}") from None
+
+
+def _temperature_in(file: Path, about: dict[str, Any]) -> float:
+    temperature = about.get("temperature", 1.0)
+    if not isinstance(temperature, (int, float)) or isinstance(temperature, bool) or not 0 < temperature < math.inf:
+        raise UserError(f"{file}: temperature is {temperature!r}; a number above 0 is needed: export the model again")
+    return float(temperature)
 
 
 if __name__ == "__main__":

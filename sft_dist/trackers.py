@@ -21,6 +21,7 @@ from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracke
 from sft_dist.recipe.files import read_object, write_json
 from sft_dist.recipe.masking import masked, masked_values
 from sft_dist.recipe.schema import Recipe
+from sft_dist.run.candidates import members_in
 from sft_dist.run.folder import RunFolder
 from sft_dist.run.locks import is_locked
 from sft_dist.run.varying import describe_settings, settings_in
@@ -224,13 +225,15 @@ def track_sweep(folders: Sequence[RunFolder], board: Mapping[str, Any], leaderbo
 
 
 def scores_by_step(run: str, board: Mapping[str, Any]) -> dict[int, dict[str, float]]:
-    """Returns the scores of a run's checkpoints: `evaluation/accuracy` on validation, and the winner's `test/accuracy`."""
-    steps = {row["step"]: _numbers("evaluation", row["validation"]) for row in board["rows"] if row["run"] == run}
+    """Returns the scores of a run's checkpoints: `evaluation/accuracy` on validation, and the winner's `test/accuracy`. A mean of
+    checkpoints is in the table alone, but its test scores stand at its newest step."""
+    rows = [row for row in board["rows"] if row["run"] == run and not members_in(row)]
+    steps = {row["step"]: _numbers("evaluation", row["validation"]) for row in rows}
     winner = board["winner"]
     if winner["run"] == run:
         final = [_numbers(split, winner[split]) for split in ("train", "test") if split in winner]
         steps[winner["step"]] = {
-            key: value for scores in (steps[winner["step"]], *final) for key, value in scores.items()
+            key: value for scores in (steps.get(winner["step"], {}), *final) for key, value in scores.items()
         }
     return dict(sorted(steps.items()))
 
@@ -246,10 +249,13 @@ def _pages(leaderboard_in: Path) -> dict[str, str]:
 
 
 def table_of(board: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Returns the columns and rows of a leaderboard: run, step and the scores on validation."""
+    """Returns the columns and rows of a leaderboard: run, step, steps of a mean, and the scores on validation."""
     names = [name.partition("/")[2] for name in _numbers("evaluation", board["winner"]["validation"])]
-    rows = [[row["run"], row["step"], *(row["validation"].get(name) for name in names)] for row in board["rows"]]
-    return ["run", "step", *names], rows
+    rows = []
+    for row in board["rows"]:
+        members = ", ".join(map(str, members_in(row)))
+        rows.append([row["run"], row["step"], members, *(row["validation"].get(name) for name in names)])
+    return ["run", "step", "members", *names], rows
 
 
 def _send_steps(tracker: SafeTracker, run: str, board: Mapping[str, Any], leaderboard_in: Path) -> None:

@@ -10,6 +10,7 @@ from launch.report.values import is_number
 from sft_dist.run.varying import format_setting
 
 LOW_GOODPUT = 0.5
+MAX_NAMED_SLICES = 3
 MIN_HOURS_FOR_GOODPUT = 0.25  # below it, loading is most of any run
 UNFINISHED = ("failed", "killed", "stopped")
 
@@ -69,7 +70,8 @@ def _result(data: Mapping[str, Any], table: Mapping[str, Any]) -> Iterator[str]:
             if scores.get(metric) is not None
         ]
         if scores:
-            yield f"Best by {metric}: {name}, step {final['step']}: {', '.join(scores)}."
+            candidate = final.get("mean") or f"step {final['step']}"
+            yield f"Best by {metric}: {name}, {candidate}: {', '.join(scores)}."
     yield from (f"Warning: {note}." for note in table["notes"])
 
 
@@ -91,6 +93,17 @@ def _significance(table: Mapping[str, Any]) -> Iterator[str]:
     if (difference := table["smallest_difference"].get(table["metric"])) is not None:
         yield f"The smallest difference in {table['metric']} that this validation set can show is {_format(difference)}."
     yield from (note for note in (table["selection_note"], table["test_note"]) if note)
+    yield from _worse_slices(table)
+
+
+def _worse_slices(table: Mapping[str, Any]) -> Iterator[str]:
+    slices = (table["final"] or {}).get("slices") or {}
+    split = next((name for name in ("test", "validation") if name in slices), "")
+    worse = [f"{entry['by']} {entry['slice']}" for entry in slices.get(split, []) if entry["worse"]]
+    if worse:
+        hidden = f" and {len(worse) - MAX_NAMED_SLICES} more" if len(worse) > MAX_NAMED_SLICES else ""
+        named = ", ".join(worse[:MAX_NAMED_SLICES])
+        yield f"On {split} it is worse than on the rest where {named}{hidden}."
 
 
 def _format(value: float) -> str:
@@ -124,11 +137,13 @@ def _unfinished(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _of_best_run(data: Mapping[str, Any], table: Mapping[str, Any]) -> Iterator[str]:
     """Whether the best run was trained too long or too short, by the place of its best checkpoint."""
-    best = table["rows"][0]
-    rows = sorted((row for row in table["rows"] if row["run"] == best["run"]), key=lambda row: row["step"])
-    total = data["runs"][best["run"]]["total_steps"]
+    run = table["rows"][0]["run"]
+    ranking = [row for row in table["rows"] if row["run"] == run and "mean" not in row]
+    rows = sorted(ranking, key=lambda row: row["step"])
+    total = data["runs"][run]["total_steps"]
     if len(rows) < 3 or not total:
         return
+    best = ranking[0]
     if best["step"] == rows[-1]["step"] == total:
         yield "The last checkpoint of the best run is its best: longer training may still gain."
     losses = [row["scores"].get("loss") for row in rows if row["step"] >= best["step"]]

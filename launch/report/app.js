@@ -8,6 +8,7 @@ const SECTIONS = [
   ["curves", () => "Curves", (data) => [page.curvesSection(data)]],
   ["confusion", () => "Confusion", (data) => [page.confusionSection(data)]],
   ["classes", () => "Classes", (data) => [page.classesSection(data)]],
+  ["slices", () => "Slices", (data) => [page.slicesSection(data)]],
   ["calibration", () => "Calibration", (data) => [page.calibrationSection(data)]],
   ["errors", () => "Errors", (data) => [page.errorsSection(data)]],
   ["runs", () => "Runs", (data) => [page.runsSection(data)]],

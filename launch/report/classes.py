@@ -7,6 +7,7 @@ from typing import Any
 
 from launch.report.values import list_in, mapping_in, number_in
 from sft_dist.recipe.files import read_json
+from sft_dist.run.candidates import members_in
 from sft_dist.run.folder import RunFolder
 
 ERROR_LISTS = ("worst", "most_uncertain")
@@ -18,7 +19,7 @@ def class_report(winner: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]
     return {
         "calibration": _calibration(winner.get("calibration")),
         "per_class": _per_class(winner.get("per_class")),
-        "errors": _errors(folder, winner.get("step")),
+        "errors": _errors(folder, winner),
     }
 
 
@@ -47,10 +48,13 @@ def _per_class(report: Any) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _errors(folder: RunFolder, step: Any) -> dict[str, Any]:
+def _errors(folder: RunFolder, winner: Mapping[str, Any]) -> dict[str, Any]:
     """Those on test, or on validation where the checkpoint was not scored on test."""
-    for split in ("test", "validation") if isinstance(step, int) else ():
-        content = read_json(folder.errors_file(step, split))
+    step, members = winner.get("step"), members_in(winner)
+    if not isinstance(step, int):
+        return {}
+    for split in ("test", "validation"):
+        content = read_json(folder.errors_file(step, split, members))
         lists = {name: _error_list(content.get(name)) for name in ERROR_LISTS} if isinstance(content, dict) else {}
         if any(lists.values()):
             return {"split": split, **lists}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from launch.report.advice import summarise
 from launch.report.attempts import attempts_of, cost_of, environment_of
 from launch.report.curves import Curve, align, curves_of, read_metrics
 from launch.report.scores import read_leaderboards
+from launch.report.values import mapping_in
 from launch.run_state import RunState
 from sft_dist.recipe.files import read_object
 from sft_dist.run.folder import RunFolder, plugins_in
@@ -27,6 +30,8 @@ DATA_KEYS = (
     "data.streaming",
 )
 
+CHECKED = ("data", "task", "model")  # sections of a recipe that decide about its check
+
 Curves = Mapping[tuple[str, str], Curve]
 
 
@@ -41,6 +46,7 @@ class Subject:
     device: str = "cpu"
     data: dict[str, Any] = field(default_factory=dict)  # what its data card shows
     environment: dict[str, Any] = field(default_factory=dict)
+    base: dict[str, Any] = field(default_factory=dict)  # the parent of its recipe, and what differs from it
 
 
 def collect(subjects: Sequence[Subject], max_points: int) -> dict[str, Any]:
@@ -63,6 +69,7 @@ def collect(subjects: Sequence[Subject], max_points: int) -> dict[str, Any]:
         "devices": sorted({subject.device for subject in subjects}),
         "data": _distinct([subject.data for subject in subjects]),
         "environments": _distinct([subject.environment for subject in subjects]),
+        "bases": _distinct([subject.base for subject in subjects]),
     }
     return {**data, "summary": summarise(data)}
 
@@ -90,6 +97,7 @@ def _read_run(state: RunState) -> Subject:
         device="gpu" if plan.get("device") == "gpu" else "cpu",
         data=_data_card(recipe, plan, read_object(folder.splits_file)),
         environment=_environment(plan, plugins_in(folder), environment_of(folder)),
+        base=_base(plan.get("base")),
     )
 
 
@@ -164,7 +172,43 @@ def _data_card(recipe: dict[str, Any], plan: dict[str, Any], splits: dict[str, A
         or {split: _split({"rows": count}) for split, count in (rows.get("splits") or {}).items()},
         "dropped": {reason: count for reason, count in (rows.get("dropped") or {}).items() if count},
         "labels": [str(label) for label in rows.get("labels") or ()],
+        "check": check_summary(json.dumps({section: recipe.get(section) for section in CHECKED}, sort_keys=True)),
     }
+
+
+@lru_cache(maxsize=256)
+def check_summary(sections: str) -> str:
+    """Returns what `sft-dist check` found in the data of these sections of a recipe, as far as it was checked on this machine."""
+    from launch.check import cached_report  # imports the schema, which nothing else here needs
+    from sft_dist.recipe.schema import Recipe
+
+    try:
+        recipe = Recipe.model_validate({"name": "run", "tuning": "full", "train": {"lr": 1.0}, **json.loads(sections)})
+    except ValueError:
+        return ""
+    report = cached_report(recipe)
+    if report is None:
+        return ""
+    kinds = {severity: _kinds(report, severity) for severity in ("error", "warning")}
+    return (
+        "; ".join(f"{severity}s: {', '.join(names)}" for severity, names in kinds.items() if names) or "nothing found"
+    )
+
+
+def _kinds(report: Mapping[str, Any], severity: str) -> list[str]:
+    findings = [finding for finding in report["findings"] if finding.get("severity") == severity]
+    return list(dict.fromkeys(str(finding.get("kind")) for finding in findings))
+
+
+def _base(base: Any) -> dict[str, Any]:
+    """The parent of a recipe: its name and a row for each setting that differs."""
+    changes = mapping_in(mapping_in(base).get("changes"))
+    rows = [
+        {"key": key, "parent": values[0], "own": values[1]}
+        for key, values in changes.items()
+        if isinstance(values, list) and len(values) == 2
+    ]
+    return {"name": str(base.get("name")), "changes": rows} if rows else {}
 
 
 def _split(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,8 @@ function fill(element, attributes, children) {
 page.score = (value) =>
   value === null || value === undefined ? "–" : Number.isInteger(value) && Math.abs(value) > 1 ? page.count(value) : value.toFixed(4);
 
+page.pValue = (value) => (typeof value !== "number" ? "–" : value < 0.001 ? "< 0.001" : value.toFixed(3));
+
 page.count = (value) => (typeof value === "number" ? value.toLocaleString("en-US") : "–");
 
 // 1e-4 as recipes write it.

@@ -24,6 +24,7 @@ SCRIPTS = (
     "matrix.js",
     "scores.js",
     "classes.js",
+    "slices.js",
     "runs.js",
     "app.js",
 )

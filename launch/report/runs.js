@@ -190,6 +190,7 @@ page.dataSection = (data) => {
     page.facts([
       ...Object.entries(card.settings).map(([key, value]) => [key, page.setting(value)]),
       ...Object.entries(card.dropped).map(([reason, count]) => [`dropped: ${reason}`, `${page.count(count)} rows`]),
+      ...(card.check ? [["sft-dist check", card.check]] : []),
       ...(card.labels.length ? [["classes", `${page.count(card.labels.length)}: ${card.labels.slice(0, 20).join(", ")}${card.labels.length > 20 ? " …" : ""}`]] : []),
       ...Object.entries(card.splits).filter(([, split]) => split.contents).map(([name, split]) => [`digest of ${name}`, split.contents.slice(0, 16)]),
     ])));
@@ -222,8 +223,15 @@ page.recipeSection = (data) => {
     return chosen.length ? page.element("div", {}, page.element("h3", {}, section), page.facts(chosen.map(([key, value]) => [key, page.setting(value)]))) : null;
   }));
   const varying = data.varying.length ? page.element("p", {}, "These runs differ in ", data.varying.flatMap((key, index) => [index ? ", " : "", page.element("code", {}, key)]), "; all else is the same.") : null;
-  return page.section("recipe", "Recipe", "", varying, list(true), page.details("Settings that are off or unset", list(false)));
+  return page.section("recipe", "Recipe", "", varying, ...data.bases.slice(0, 6).map((entry) => baseDifference(entry, data)), list(true), page.details("Settings that are off or unset", list(false)));
 };
+
+// What a recipe changes of its parent, as both are written.
+function baseDifference({ card, runs }, data) {
+  const written = (tag, value) => (value === null ? null : page.element(tag, {}, page.setting(value)));
+  return page.element("div", { class: "card" }, page.element("h3", {}, "Differences from ", page.element("code", {}, card.name), data.bases.length > 1 ? `, of ${whose(runs, data)}` : ""),
+    page.element("dl", { class: "facts differences" }, card.changes.flatMap(({ key, parent, own }) => [page.element("dt", {}, key), page.element("dd", {}, written("del", parent), written("ins", own))])));
+}
 
 page.environmentSection = (data) => {
   if (!data.environments.length) return null;

@@ -11,11 +11,11 @@ function leaderboard(data, table, number) {
   const columns = [
     { title: "#", number: true, better: "min", value: (row) => row.rank },
     ...(data.runs.length > 1 ? [{ title: "run", value: (row) => row.name }] : []),
-    { title: "step", number: true, better: "min", value: (row) => row.step, cell: (row) => page.count(row.step) },
+    { title: "step", number: true, better: "min", value: (row) => row.step, cell: (row) => row.mean ?? page.count(row.step) },
     { title: table.metric, number: true, better: table.direction, value: (row) => row.scores[table.metric], cell: (row) => scoreCell(row, table.metric) },
     ...(range ? [{ title: "95 % interval", value: (row) => row.intervals?.[table.metric]?.[0], cell: (row) => intervalCell(row, table.metric, range) }] : []),
     ...(rows.some((row) => row.p_value !== undefined)
-      ? [{ title: "adjusted p", number: true, better: "max", value: (row) => row.p_value, cell: (row) => (row.p_value === undefined ? "–" : row.p_value < 0.001 ? "< 0.001" : row.p_value.toFixed(3)) }] : []),
+      ? [{ title: "adjusted p", number: true, better: "max", value: (row) => row.p_value, cell: (row) => page.pValue(row.p_value) }] : []),
     ...names.map((name) => ({
       title: name.replaceAll("_", " "), number: true, better: table.directions[name], value: (row) => row.scores[name], cell: (row) => page.score(row.scores[name]),
     })),

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from launch.report.classes import class_report
+from launch.report.slices import slices_in
 from launch.report.values import is_number, list_in, mapping_in
 from sft_dist.recipe.files import read_json
+from sft_dist.run.candidates import candidate_name, members_in
 from sft_dist.run.folder import RunFolder
 
 Board = dict[str, Any]  # what leaderboard.json holds
@@ -51,7 +53,7 @@ def _boards(folders: Sequence[Path]) -> Iterable[tuple[Path, Board]]:
 
 def _table(metric: str, direction: str, evaluations: Sequence[Evaluation], folders: Sequence[Path]) -> dict[str, Any]:
     """One table of several leaderboards. What compares with a winner holds only where that winner is the best of all."""
-    entries: dict[tuple[int, int], tuple[dict[str, Any], Evaluation]] = {}
+    entries: dict[tuple[int, int, str], tuple[dict[str, Any], Evaluation]] = {}
     for evaluation in evaluations:
         for row in evaluation.rows:
             entries.setdefault(_checkpoint(row), (row, evaluation))
@@ -77,11 +79,14 @@ def _table(metric: str, direction: str, evaluations: Sequence[Evaluation], folde
 def _with_class_report(evaluation: Evaluation, folders: Sequence[Path]) -> dict[str, Any] | None:
     """Of the best checkpoint alone: those of a hundred runs would exceed the limit of the page."""
     final = evaluation.final
-    return final and {**final, **class_report(evaluation.board["winner"], RunFolder(folders[final["run"]]))}
+    if not final:
+        return None
+    winner = evaluation.board["winner"]
+    return {**final, **class_report(winner, RunFolder(folders[final["run"]])), "slices": slices_in(winner)}
 
 
-def _checkpoint(entry: Mapping[str, Any]) -> tuple[int, int]:
-    return entry["run"], entry["step"]
+def _checkpoint(entry: Mapping[str, Any]) -> tuple[int, int, str]:
+    return entry["run"], entry["step"], entry.get("mean", "")
 
 
 def _without_comparisons(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,11 +135,15 @@ def _final(board: Board, parent: Path, numbers: Mapping[tuple[str, str], int]) -
 
 
 def _numbered(entry: Any, parent: Path, numbers: Mapping[tuple[str, str], int]) -> dict[str, Any] | None:
-    """The run's number in the report and the step; None if there is no such run."""
+    """The run's number in the report, the step and, of a mean of checkpoints, its name; None if there is no such run."""
     if not isinstance(entry, dict) or type(entry.get("step")) is not int:
         return None
     number = numbers.get((parent.name, str(entry.get("run"))))
-    return None if number is None else {"run": number, "step": entry["step"]}
+    if number is None:
+        return None
+    members = members_in(entry)
+    mean = {"mean": candidate_name(entry["step"], members)} if members else {}
+    return {"run": number, "step": entry["step"], **mean}
 
 
 def _winner_notes(board: Board) -> list[str]:

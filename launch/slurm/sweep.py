@@ -36,7 +36,12 @@ class SentSweep:
 
 
 def send_to_cluster(
-    targets: Sequence[str], root: Path, name: str, processes: int | None = None, trust: Trust = NO_TRUST
+    targets: Sequence[str],
+    root: Path,
+    name: str,
+    processes: int | None = None,
+    trust: Trust = NO_TRUST,
+    averages: Sequence[str] = (),
 ) -> str:
     """Submits the sweep to Slurm as an array of at most `processes` tasks and a job that chooses; describes them. Raises UserError."""
     cluster = load_cluster(name)
@@ -45,13 +50,17 @@ def send_to_cluster(
     for folder in map(RunFolder, folders):
         require_task_trust(folder.recipe(), trust, folder.recipe_file)
     runs = [plan_run_folder(folder, cluster=cluster, trust=trust) for folder in folders]
-    return describe(send_sweep(runs, cluster, leaderboard_in, processes or MAX_TASKS), cluster)
+    return describe(send_sweep(runs, cluster, leaderboard_in, processes or MAX_TASKS, averages), cluster)
 
 
 def send_sweep(
-    runs: Sequence[PlannedRun], cluster: Cluster, leaderboard: Path, max_tasks: int = MAX_TASKS
+    runs: Sequence[PlannedRun],
+    cluster: Cluster,
+    leaderboard: Path,
+    max_tasks: int = MAX_TASKS,
+    averages: Sequence[str] = (),
 ) -> SentSweep:
-    """`max_tasks`: of the array. Raises UserError when Slurm does not answer, or refuses."""
+    """`max_tasks`: of the array; `averages`: as `parse_averaging` reads them, made by the job that chooses. Raises UserError when Slurm does not answer, or refuses."""
     check_folders(runs, cluster)
     check_installed()
     parent = runs[0].plan.folder.parent
@@ -80,7 +89,7 @@ def send_sweep(
             for index, file in enumerate(shares):
                 write_json(file, {**order, "index": index, "count": num_tasks})
             send("score_share", shares)
-        write_json(submission.path / "eval.json", order)
+        write_json(submission.path / "eval.json", {**order, "average": [*averages]})
         send("evaluate_runs", [submission.path / "eval.json"])
         submission.close(job_ids)
     return SentSweep(job_ids[0] if num_tasks > 1 else "", job_ids[-1], num_tasks)

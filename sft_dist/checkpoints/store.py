@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ _DELETING = f"{_WRITING}deleted-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published step."""
+    """A published step, or the mean of several (`averaging`), whose step is its newest."""
 
     path: Path
     step: int
@@ -90,16 +90,27 @@ def describe(staging_dir: Path, files: Iterable[Path]) -> dict[str, dict[str, An
 def publish(folder: RunFolder, step: int, staging_dir: Path, files: dict[str, dict[str, Any]]) -> Checkpoint:
     """Makes the hidden folder the checkpoint of `step`. A damaged one of that step is moved out of the way."""
     final = folder.checkpoint(step)
-    content = {"format": FORMAT, "step": step, "run": _run_of(folder), "files": dict(sorted(files.items()))}
-    write_json(staging_dir / MANIFEST, sealed(content))
-    for directory in [staging_dir, *(path for path in staging_dir.rglob("*") if path.is_dir())]:
-        _sync(directory)
+    write_manifest(folder, step, staging_dir, files)
     if final.exists():
         mark_damaged(final)
     os.rename(staging_dir, final)
     for directory in (folder.checkpoints, folder.path):  # the first checkpoint has made the former
         _sync(directory)
     return Checkpoint(final, step)
+
+
+def write_manifest(
+    folder: RunFolder,
+    step: int,
+    staging_dir: Path,
+    files: dict[str, dict[str, Any]],
+    source: Mapping[str, Any] | None = None,  # what a mean was made of
+) -> None:
+    """Completes the hidden folder; all of it is on disk when this returns."""
+    content = {"format": FORMAT, "step": step, "run": _run_of(folder), "files": dict(sorted(files.items()))}
+    write_json(staging_dir / MANIFEST, sealed({**content, **(source or {})}))
+    for directory in [staging_dir, *(path for path in staging_dir.rglob("*") if path.is_dir())]:
+        _sync(directory)
 
 
 def _run_of(folder: RunFolder) -> dict[str, str]:

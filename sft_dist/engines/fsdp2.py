@@ -3,25 +3,29 @@
 PyTorch's own function and not Accelerate's plug-in, which silently runs plain DDP on a CPU; Accelerate starts the process
 group and carries small things. Each weight is cut by its first dimension into as many runs of rows as there are ranks; a
 layer's weights are gathered before it runs and freed afterwards, so the model never stands whole on any device.
-Why precision is left to autocast, and accumulation reduces every micro-batch: docs/decisions/0006-strategies.md.
+What is gathered in 16 bits, and why accumulation reduces every micro-batch: docs/decisions/0006-strategies.md.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
+from torch.utils._pytree import tree_leaves
 
 from sft_dist.checkpoints.optimizer_state import Piece, SavedState, check_names, names_of
 from sft_dist.engines.base import COLLECTIVE_TIMEOUT, NonFiniteGradient, Setup, copy_tensors, start_accelerator
+from sft_dist.tuning.half_precision import rounded_layers, store_frozen_in_16_bits
 
 
 class Fsdp2:
@@ -41,7 +45,11 @@ class Fsdp2:
 
     def prepare(self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
         weights = sum(1 for _ in model.parameters())
-        shard(model, self.mesh, self.reshard_after_forward, CPUOffloadPolicy() if self.offload else OffloadPolicy())
+        # Of outputs that are views, whose hooks may be lost; `_gather_before_backward` does not need them.
+        warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(FSDPLinear")
+        store_frozen_in_16_bits(model, self.precision)
+        offload = CPUOffloadPolicy() if self.offload else OffloadPolicy()
+        shard(model, self.mesh, self.reshard_after_forward, offload, self.precision)
         self.model = self.raw_model = model  # sharding changes the modules in place
         self._check(weights)
         self.optimizer = build_optimizer(model)
@@ -149,16 +157,44 @@ def rows_of(rows: int, ranks: int, rank: int, width: int) -> tuple[int, int]:
     return min(rank * rows_per_rank, rows) * width, min((rank + 1) * rows_per_rank, rows) * width
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, reshard_after_forward: bool, offload: OffloadPolicy) -> None:
-    """Shards the weights: a unit for each transformer layer, one for all else. Values stay as they are."""
+def shard(
+    model: nn.Module, mesh: DeviceMesh, reshard_after_forward: bool, offload: OffloadPolicy, precision: str
+) -> None:
+    """Shards the weights: a unit for each transformer layer, in bf16 one more for its linear layers, and one for all else.
+    Values stay as they are."""
     with torch.no_grad():
         for parameter in model.parameters():
             if not parameter.is_contiguous():
                 parameter.data = parameter.data.contiguous()
+    # Autocast computes with these in bf16, weights, biases and their gradients: gathered so they give the same bits, at half
+    # the bytes. Gradients are summed in fp32.
+    in_bf16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    rounded = set(rounded_layers(model)) if precision == "bf16" else set()
     for layer in layers_of(model):
+        linear: list[nn.Module] = [module for module in layer.modules() if module in rounded]
+        if linear:
+            fully_shard(
+                linear,
+                mesh=mesh,
+                reshard_after_forward=reshard_after_forward,
+                mp_policy=in_bf16,
+                offload_policy=offload,
+            )
+            layer.register_forward_hook(_gather_before_backward)
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward, offload_policy=offload)
     # The rest (embeddings, head) is needed until backward begins, so it stays.
     fully_shard(model, mesh=mesh, reshard_after_forward=False, offload_policy=offload)
+
+
+def _gather_before_backward(layer: nn.Module, inputs: object, outputs: Any) -> None:
+    """Makes the backward pass of a layer gather its linear layers. Their own hooks stand on their outputs, and an operation in
+    place on such an output (`x += y`) drops the hook: PyTorch would then compute with freed weights."""
+    linear: Any = next(
+        module for module in layer.modules() if isinstance(module, FSDPModule) and isinstance(module, nn.Linear)
+    )
+    for output in tree_leaves(outputs):
+        if torch.is_tensor(output) and output.requires_grad:
+            output.register_hook(lambda gradient: linear.unshard() and None)
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:

@@ -83,10 +83,8 @@ class BaseComparison:
             note = f"the base has no score of {metric}: {len(new)} weights of its head are new ({new[0]})"
             return [], note
         values = self.winner.scores.get(metric), record["scores"].get(metric)
-        answers = [
-            self.reader.read(self.winner.folder, self.recipe, step, fingerprint, "validation")
-            for step, fingerprint in ((self.winner.step, self.winner.fingerprint), (0, "base"))
-        ]
+        base = Scored(self.winner.folder, 0, "base", record["scores"])
+        answers = [self.reader.read(entry, self.recipe, "validation") for entry in (self.winner, base)]
         if None in values or not all(answers):
             hint = f"evaluate it again: sft-dist eval {self.winner.folder.path} --force"
             raise UserError(

@@ -11,6 +11,7 @@ from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json
 from sft_dist.recipe.metrics import selection_metric
 from sft_dist.recipe.schema import Recipe
+from sft_dist.run.candidates import members_in
 from sft_dist.run.folder import RunFolder
 
 _SPLITS = ("validation", "test")
@@ -44,9 +45,13 @@ def worse_than(winner: Scored, recipe: Recipe, reference_folder: RunFolder, read
 
 
 def best_recorded(folder: RunFolder, metric: str, direction: str) -> Scored:
-    """The best checkpoint of a run by its recorded validation scores. Raises UserError without any."""
-    records = [read_json(file) for file in sorted(folder.evaluation.glob("step-*.validation.json"))]
-    scored = [Scored(folder, record["step"], record["checkpoint"], record["scores"]) for record in records if record]
+    """The best candidate of a run by its recorded validation scores. Raises UserError without any."""
+    files = [file for kind in ("step", "mean") for file in sorted(folder.evaluation.glob(f"{kind}-*.validation.json"))]
+    scored = [
+        Scored(folder, record["step"], record["checkpoint"], record["scores"], members_in(record))
+        for record in map(read_json, files)
+        if record
+    ]
     if not scored:
         raise UserError(
             f"--no-worse-than {folder.path}: it has no scores; evaluate it first: sft-dist eval {folder.path}"
@@ -55,12 +60,12 @@ def best_recorded(folder: RunFolder, metric: str, direction: str) -> Scored:
 
 
 def _recorded(entry: Scored, split: str) -> dict[str, float | None]:
-    record = read_json(entry.folder.evaluation / f"step-{entry.step:08d}.{split}.json")
+    record = read_json(entry.folder.evaluation / f"{entry.path.name}.{split}.json")
     return record["scores"] if record and record["checkpoint"] == entry.fingerprint else {}
 
 
 def _answers(reader: AnswersReader, entry: Scored, recipe: Recipe, split: str) -> Answers:
-    answers = reader.read(entry.folder, recipe, entry.step, entry.fingerprint, split)
+    answers = reader.read(entry, recipe, split)
     if answers is None:
         hint = f"evaluate it again: sft-dist eval {entry.folder.path} --force"
         raise UserError(
@@ -79,4 +84,4 @@ def _p_value(metric: str, first: Answers, second: Answers, direction: str) -> fl
 
 
 def _name(entry: Scored) -> str:
-    return f"{entry.folder.id} step {entry.step}"
+    return f"{entry.folder.id} {entry.name}"

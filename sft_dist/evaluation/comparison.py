@@ -60,7 +60,9 @@ class Answers:
         """Returns nothing where a prediction is NaN or infinite: then no score is defined."""
         if any(map(is_not_finite, self.split.predictions)):
             return {}
-        return example_scores(self.task, self.loss, self.split.predictions, self.examples, self.split.groups)
+        content = self.split
+        parts = content.predictions, self.examples, content.groups, content.losses
+        return example_scores(self.task, self.loss, *parts)
 
     def same_examples(self, second: Answers) -> bool:
         """Whether two checkpoints answered the same rows, so that their answers can be paired."""
@@ -79,15 +81,14 @@ class AnswersReader:
     """Reads kept predictions. `prepared`: returns the data of a recipe (`Evaluator.prepared` has what it scored on)."""
 
     def __init__(self, prepared: Callable[[Recipe], Prepared]) -> None:
-        self._prepared = prepared
+        self.prepared = prepared
 
-    def read(self, folder: RunFolder, recipe: Recipe, step: int, fingerprint: str, split: str) -> Answers | None:
+    def read(self, entry: Scored, recipe: Recipe, split: str) -> Answers | None:
         """Returns None where predictions were not kept, or are of other rows than the data has now."""
-        checkpoint = Checkpoint(folder.checkpoint(step), step)
-        content = read_predictions(predictions_file(checkpoint, split), fingerprint)
+        content = read_predictions(predictions_file(Checkpoint(entry.path, entry.step), split), entry.fingerprint)
         if content is None:
             return None
-        data = self._prepared(recipe)
+        data = self.prepared(recipe)
         examples = data.examples.get(split)
         if (
             examples is None
@@ -107,6 +108,7 @@ def with_statistics(
     ranking: list[Scored],
     recipes: Mapping[RunFolder, Recipe],
     reader: AnswersReader,
+    num_trials: int = 0,  # means that were scored on the way to a greedy soup, and are no candidates
 ) -> dict[str, Any]:
     """Adds to what leaderboard.json holds: intervals and p-values of its rows, the smallest difference that validation shows, the
     winner's intervals on other splits, the spread over seeds, and every evaluation on test."""
@@ -115,8 +117,7 @@ def with_statistics(
     try:
         candidates = [_candidate(reader, entry, recipes[entry.folder], metric) for entry in ranking]
         for split in (name for name in ("validation", "train", "test") if name in board["winner"]):
-            recipe = recipes[winner.folder]
-            if content := reader.read(winner.folder, recipe, winner.step, winner.fingerprint, split):
+            if content := reader.read(winner, recipes[winner.folder], split):
                 answers[split] = content
     except UserError as error:  # the data is gone or changed; recorded scores stand
         log.warning("no intervals and no comparisons: %s", error)
@@ -133,7 +134,7 @@ def with_statistics(
             **_class_report(board, winner, answers),
         },
         "smallest_difference": _smallest_differences(metric, candidates),
-        "selection_note": selection_note(len(ranking)),
+        "selection_note": selection_note(len(ranking) + num_trials),
         "seeds": seed_spread(board, ranking, candidates),
         "test_evaluations": evaluations,
         "test_note": reuse_note(evaluations),
@@ -153,7 +154,7 @@ def _class_report(board: dict[str, Any], winner: Scored, answers: dict[str, Answ
     targets = {split: np.array(content.task.references(content.examples)) for split, content in finite.items()}
     for split, content in finite.items():
         parts = content.split.predictions, targets[split], content.split.rows, content.rows
-        file = winner.folder.errors_file(winner.step, split)
+        file = winner.folder.errors_file(winner.step, split, winner.members)
         write_json(file, {"checkpoint": winner.fingerprint, **class_report.errors(content.task, *parts)})
     predictions = {split: content.split.predictions for split, content in finite.items()}
     return {
@@ -169,7 +170,7 @@ def _class_report(board: dict[str, Any], winner: Scored, answers: dict[str, Answ
 def _candidate(reader: AnswersReader, entry: Scored, recipe: Recipe, metric: str) -> Candidate | None:
     if entry.scores.get(metric) is None:
         return None
-    answers = reader.read(entry.folder, recipe, entry.step, entry.fingerprint, "validation")
+    answers = reader.read(entry, recipe, "validation")
     scores = answers and answers.scores().get(metric)
     return Candidate(scores, answers.split.rows_digest) if answers and scores else None
 

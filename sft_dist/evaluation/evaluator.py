@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,7 +19,7 @@ from sft_dist.data.prepare import Prepared, prepare
 from sft_dist.data.rows import Examples
 from sft_dist.data.splits import check_splits
 from sft_dist.engines.precision import autocast
-from sft_dist.evaluation.inference import assemble, forward, length_sorted_batches, scores_of
+from sft_dist.evaluation.inference import assemble, forward, length_sorted_batches, losses_of_each, scores_of
 from sft_dist.evaluation.kept_batches import KeptBatches
 from sft_dist.evaluation.predictions import keep_predictions
 from sft_dist.recipe.errors import Problem, UserError
@@ -136,10 +137,11 @@ class Evaluator:
             self.device,
             autocast(self.device, recipe.train.precision),
             collate=loaded.collate,
+            with_losses=checkpoint is not None,
         )
         predictions, totals = assemble(parts, len(examples))
         if checkpoint:
-            keep_predictions(checkpoint, split, predictions, loaded.data)
+            keep_predictions(checkpoint, split, predictions, loaded.data, losses_of_each(parts))
         scores = scores_of(task, loss, predictions, totals, examples, loaded.data.processor)
         return {"examples": len(examples), **scores}
 
@@ -155,7 +157,10 @@ class Evaluator:
         """Raises UserError when the split is empty or not the one that the run began with."""
         key = _data_key(recipe)
         if self._loaded is None or self._loaded.data_key != key:
-            self._loaded = _Loaded(key, self.prepared(recipe))
+            data, before = self.prepared(recipe), self._loaded
+            self._loaded = _Loaded(key, data)
+            if before is not None:  # the same model may be scored on other data
+                self._loaded.model_key, self._loaded.model = before.model_key, before.model
         _examples(self._loaded.data, split)
         if folder is not None:
             ids = {name: rows.ids for name, rows in self._loaded.data.splits.items()}
@@ -163,7 +168,8 @@ class Evaluator:
         return self._loaded
 
     def _model(self, loaded: _Loaded, recipe: Recipe) -> nn.Module:
-        key = recipe.model_dump_json(include={"model", "tuning"})
+        # The head depends on the task and on the classes.
+        key = recipe.model_dump_json(include={"task", "model", "tuning"}) + json.dumps(loaded.data.task.labels)
         if loaded.model is None or loaded.model_key != key:
             loaded.model = None  # two models might not fit into the memory
             loaded.model = build_model(recipe, loaded.data.task, loaded.data.processor).to(self.device)

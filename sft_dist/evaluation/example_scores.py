@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sft_dist.data.rows import Examples
+from sft_dist.evaluation.inference import weights_of
 from sft_dist.evaluation.statistics import (
     ExampleScores,
     ExampleSubsets,
@@ -41,10 +42,17 @@ Builder = Callable[[Task, list[Any], Examples], dict[str, Any]]
 
 
 def example_scores(
-    task: Task, loss: Loss | None, predictions: list[Any], examples: Examples, groups: np.ndarray | None = None
+    task: Task,
+    loss: Loss | None,
+    predictions: list[Any],
+    examples: Examples,
+    groups: np.ndarray | None = None,
+    losses: np.ndarray | None = None,  # (examples, parts) of each example, where they were recorded
 ) -> dict[str, ExampleScores]:
     """Returns the metrics of a task that can be resampled, by name. Without a loss there is none for `loss`."""
     sums = _sums(task, loss, predictions, examples)
+    if "loss" not in sums and loss is not None and losses is not None:
+        sums["loss"] = _recorded_loss(losses, weights_of(task, loss, examples))
     scores: dict[str, ExampleScores] = {name: by_group(value, groups) for name, value in sums.items()}
     for name, (values, evaluate, max_scored) in _subset_scores(task, predictions, examples).items():
         scores[name] = ExampleSubsets(values, units_of(len(examples), groups), evaluate, max_scored)
@@ -59,6 +67,17 @@ def _sums(task: Task, loss: Loss | None, predictions: list[Any], examples: Examp
     metrics = task.recipe.task.kind.metrics
     builders = [build for metric, build in _BUILDERS.items() if metric in metrics]
     return builders[0](task, predictions, examples) if builders else {}
+
+
+def _recorded_loss(losses: np.ndarray, weights: np.ndarray) -> ExampleSums:  # both (examples, parts)
+    """A sum of ratios, such as the loss of all tokens over their number: numerators and divisors are drawn together."""
+    num_parts = losses.shape[1]
+
+    def score(sums: np.ndarray) -> np.ndarray:
+        totals, divisors = sums[..., :num_parts], sums[..., num_parts:]
+        return (totals / np.where(divisors > 0, divisors, 1.0)).sum(axis=-1)
+
+    return sums_of("corpus", np.concatenate([losses, weights], axis=1), score)
 
 
 def _subset_scores(task: Task, predictions: list[Any], examples: Examples) -> dict[str, tuple[Any, Any, int]]:

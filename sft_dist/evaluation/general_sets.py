@@ -60,11 +60,11 @@ class GeneralScores:
         """Returns the records of the winner and of the base. Raises UserError for tasks that cannot be used, and where the two
         were asked different questions."""
         winner, folder = self._winner, self._winner.folder
-        checkpoint = Checkpoint(folder.checkpoint(winner.step), winner.step)
+        checkpoint = Checkpoint(winner.path, winner.step)
         first = self._record(
             folder.evaluation / f"{checkpoint.path.name}.{PREFIX}.json",
             winner.fingerprint,
-            f"step {winner.step}",
+            winner.name,
             lambda: self._scores(*self._evaluator.trained(self._recipe, checkpoint)),
         )
         second = self._record(folder.evaluation / f"base.{PREFIX}.json", "base", "the base model", self._base_scores)

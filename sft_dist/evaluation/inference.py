@@ -30,6 +30,9 @@ class BatchPredictions:
     indices: np.ndarray  # (examples,)
     predictions: list[Any]  # one an example, as the task makes them
     totals: np.ndarray  # (parts,) of the summed loss; zeros when there are no targets
+    losses: np.ndarray | None = (
+        None  # (examples, parts) of each example, where they were requested and the loss has them
+    )
 
 
 def length_sorted_batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
@@ -49,6 +52,7 @@ def forward(
     autocast: AbstractContextManager[None],
     raw_model: nn.Module | None = None,  # not wrapped for distribution, where `model` is
     collate: Callable[[Task, Examples, np.ndarray, Any], tuple[dict[str, Any], Any]] = collate,
+    with_losses: bool = False,
 ) -> list[BatchPredictions]:
     model.eval()
     batch_predictions = []
@@ -58,13 +62,21 @@ def forward(
             inputs, targets = send_to_device(collate(task, examples, indices, processor), device)
             outputs = task.forward(model, inputs)
             predictions = task.predict(raw_model or model, inputs, outputs, processor)
-            if loss is None or targets is None:
-                totals = np.zeros(1)
-            else:
+            totals, losses = np.zeros(1), None
+            if loss is not None and targets is not None:
                 with torch.autocast(device.type, enabled=False):
                     totals = loss.total(outputs, targets).reshape(-1).double().cpu().numpy()
-            batch_predictions.append(BatchPredictions(indices, predictions, totals))
+                    losses = _losses_of_each(loss, outputs, targets, len(indices)) if with_losses else None
+            batch_predictions.append(BatchPredictions(indices, predictions, totals, losses))
     return batch_predictions
+
+
+def _losses_of_each(loss: Any, outputs: Any, targets: Any, num_examples: int) -> np.ndarray | None:
+    """(examples, parts); None for a loss without `of_each`, and for examples packed into one row."""
+    if not hasattr(loss, "of_each"):
+        return None
+    losses = loss.of_each(outputs, targets)
+    return losses.reshape(num_examples, -1).double().cpu().numpy() if len(losses) == num_examples else None
 
 
 def assemble(parts: Iterable[BatchPredictions], num_examples: int) -> tuple[list[Any], np.ndarray]:
@@ -76,6 +88,15 @@ def assemble(parts: Iterable[BatchPredictions], num_examples: int) -> tuple[list
         raise RuntimeError(f"{len(predictions)} predictions for {num_examples} examples")
     totals = np.stack([batch.totals for batch in sorted(parts, key=lambda batch: int(batch.indices[0]))]).sum(axis=0)
     return [predictions[position] for position in np.argsort(indices)], totals
+
+
+def losses_of_each(parts: Iterable[BatchPredictions]) -> np.ndarray | None:
+    """(examples, parts) in the examples' own order; None unless every batch has them."""
+    parts = list(parts)
+    losses = [batch.losses for batch in parts if batch.losses is not None]
+    if len(losses) < len(parts):
+        return None
+    return np.concatenate(losses)[np.argsort(np.concatenate([batch.indices for batch in parts]))]
 
 
 def scores_of(

@@ -5,25 +5,42 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.metrics import directions, selection_metric
 from sft_dist.recipe.schema import Recipe
+from sft_dist.run.candidates import candidate_name, members_in
 from sft_dist.run.folder import RunFolder
 from sft_dist.run.varying import describe_settings, format_setting, naming_settings, settings_in, varying_settings
 
 _NAMED_ROWS = 10
+_NAMED_SLICES = 3
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A checkpoint and its validation scores."""
+    """A checkpoint, or the mean of several, and its validation scores."""
 
     folder: RunFolder
-    step: int
+    step: int  # of a mean, its newest
     fingerprint: str
     scores: dict[str, Any]
+    members: tuple[int, ...] = ()  # steps of a mean
+
+    @property
+    def path(self) -> Path:
+        return self.folder.candidate(self.step, self.members)
+
+    @property
+    def name(self) -> str:
+        return candidate_name(self.step, self.members)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what names it in leaderboard.json."""
+        members = {"members": [*self.members]} if self.members else {}
+        return {"run": self.folder.id, "folder": str(self.folder.path), "step": self.step, **members}
 
 
 def common_metric(recipes: list[Recipe]) -> tuple[str, str]:
@@ -33,9 +50,9 @@ def common_metric(recipes: list[Recipe]) -> tuple[str, str]:
     return choices.pop()
 
 
-def rank_key(candidate: Scored, metric: str, direction: str) -> tuple[float, float, int]:
-    """The order of checkpoints, as while training: `rank_scores`, then the earlier step."""
-    return (*rank_scores(candidate.scores, metric, direction), candidate.step)
+def rank_key(candidate: Scored, metric: str, direction: str) -> tuple[float, float, int, int]:
+    """The order of checkpoints, as while training: `rank_scores`, then the earlier step. Means of it come after a checkpoint."""
+    return (*rank_scores(candidate.scores, metric, direction), candidate.step, len(candidate.members))
 
 
 def rank_scores(scores: Mapping[str, Any], metric: str, direction: str) -> tuple[float, float]:
@@ -73,17 +90,12 @@ def compose(
         "chosen_on": "validation",
         "labels": labels,
         "winner": {
-            "run": winner.folder.id,
-            "folder": str(winner.folder.path),
-            "step": winner.step,
-            "checkpoint": str(winner.folder.checkpoint(winner.step)),
+            **winner.to_json(),
+            "checkpoint": str(winner.path),
             "validation": winner.scores,
             **final,
         },
-        "rows": [
-            {"run": entry.folder.id, "folder": str(entry.folder.path), "step": entry.step, "validation": entry.scores}
-            for entry in ranking
-        ],
+        "rows": [{**entry.to_json(), "validation": entry.scores} for entry in ranking],
         "differences": varying_settings(
             {folder.id: settings_in(recipe.model_dump()) for folder, recipe in recipes.items()}
         ),
@@ -136,7 +148,7 @@ def render(board: dict[str, Any]) -> str:
         cells = [format_setting(settings.get(key)) for key in varied] + [
             format_interval(row["validation"].get(name), row.get("intervals", {}).get(name)) for name in names
         ]
-        rows.append([str(position), row["run"], str(row["step"]), *cells])
+        rows.append([str(position), row["run"], _name(row).removeprefix("step "), *cells])
     if untrained := board.get("untrained"):
         cells = [*("" for _ in varied), *(format_score(untrained.get(name)) for name in names)]
         rows.append(["", "untrained", "0", *cells])
@@ -156,24 +168,27 @@ def render(board: dict[str, Any]) -> str:
         "",
         f"Chosen on validation ({winner['validation']['examples']} examples) by {metric}; {better} is better.",
         "",
-        *_table(rows),
+        *markdown_table(rows),
         "",
         *(line for note in notes if note for line in (f"Note: {note}.", "")),
-        f"Winner: run {winner['run']}{f' ({point})' if point else ''}, step {winner['step']} (`{winner['checkpoint']}`).",
+        f"Winner: run {winner['run']}{f' ({point})' if point else ''}, {_name(winner)} (`{winner['checkpoint']}`).",
     ]
+    if not {"train", "test"} & winner.keys():
+        lines += _slices(winner, "validation")
     for split in ("train", "test"):
         if split in winner:
             scores = {name: value for name, value in winner[split].items() if not isinstance(value, (list, dict))}
             lines += ["", f"## The winner on {split}, scored once", ""]
             intervals = winner.get("intervals", {}).get(split, {})
             values = [[name, format_interval(value, intervals.get(name))] for name, value in scores.items()]
-            lines += _table([["score", "value"], *values])
+            lines += markdown_table([["score", "value"], *values])
+            lines += _slices(winner, split)
             lines += _calibration(winner.get("calibration", {}), split)
             lines += _confusion(winner[split].get("confusion_matrix"), board["labels"])
     lines += _against_base(board.get("against_base"))
     if undefined := [row for row in board["rows"] if "undefined" in row["validation"]]:
         lines += ["", "## Without scores, ranked last", ""]
-        lines += [f"- {row['run']} step {row['step']}: {row['validation']['undefined']['why']}" for row in undefined]
+        lines += [f"- {row['run']} {_name(row)}: {row['validation']['undefined']['why']}" for row in undefined]
     if board["damaged"]:
         lines += ["", "## Damaged checkpoints, excluded", "", *(f"- {line}" for line in board["damaged"])]
     if board["export"]:
@@ -198,8 +213,29 @@ def _against_base(comparison: Mapping[str, Any] | None) -> list[str]:
         f"## The winner and its base, `{comparison['base']}`",
         "",
         *note,
-        *(_table(rows) if len(rows) > 1 else []),
+        *(markdown_table(rows) if len(rows) > 1 else []),
     ]
+
+
+def _slices(winner: Mapping[str, Any], split: str) -> list[str]:
+    """Those that are worse than the rest, the surest first; where there is none, the lowest that is large enough for a claim."""
+    slices = winner.get("slices", {}).get(split, [])
+    tested = sorted((entry for entry in slices if entry["p_value"] is not None), key=lambda entry: entry["p_value"])
+    worse = [entry for entry in tested if entry["worse"]]
+    if not tested:
+        return []
+    named = [
+        f"{entry['by']} {entry['slice']}: {format_interval(entry['score'], entry['interval'])}"
+        f" (n = {entry['examples']:,}, p = {entry['p_value']:.2g})"
+        for entry in (worse or tested)[: _NAMED_SLICES if worse else 1]
+    ]
+    count = f"{len(worse) or 'None'} of {len(slices)} slices of {split} {'is' if len(worse) < 2 else 'are'} worse than the rest"
+    hidden = f"; and {len(worse) - len(named)} more" if len(worse) > len(named) else ""
+    return ["", f"{count}{'' if worse else ', beyond chance; the nearest to it'}: {'; '.join(named)}{hidden}."]
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return candidate_name(row["step"], members_in(row))
 
 
 def _calibration(report: Mapping[str, Any], split: str) -> list[str]:
@@ -220,10 +256,10 @@ def _confusion(matrix: list[Any] | None, labels: list[str]) -> list[str]:
         ["true \\ predicted", *labels],
         *([label, *map(str, row)] for label, row in zip(labels, matrix, strict=True)),
     ]
-    return ["", *_table(rows)]
+    return ["", *markdown_table(rows)]
 
 
-def _table(rows: list[list[str]]) -> list[str]:
+def markdown_table(rows: list[list[str]]) -> list[str]:
     """A Markdown table; the first row is its head."""
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
@@ -233,7 +269,7 @@ def _table(rows: list[list[str]]) -> list[str]:
 
 def not_distinguishable(board: dict[str, Any]) -> str:
     """Returns which candidates may be as good as the winner, and what difference this set can show; else an empty text."""
-    close = [f"{row['run']} step {row['step']}" for row in board["rows"] if row.get("not_distinguishable")]
+    close = [f"{row['run']} {_name(row)}" for row in board["rows"] if row.get("not_distinguishable")]
     size = board.get("smallest_difference", {}).get(board["metric"])
     detectable = (
         f"differences in {board['metric']} below {size:.3g} do not show at this size (80 % power)" if size else ""

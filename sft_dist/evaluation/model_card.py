@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from sft_dist.recipe.files import read_json
 from sft_dist.recipe.references import classify
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.tunings import has_adapter
+from sft_dist.run.candidates import candidate_name
 from sft_dist.run.folder import RunFolder
 from sft_dist.tasks.base import Task
 
@@ -26,6 +28,17 @@ def _prefix_line(recipe: Recipe) -> str:
     return f"\nOutside of sft-dist, write `{prefix}` before every text.\n" if prefix else ""
 
 
+def _temperature_line(temperature: float | None) -> str:
+    """Says by what probabilities are calibrated, which the weights and transformers know nothing of."""
+    if temperature is None:
+        return ""
+    divisor = f"{temperature:.4g}"
+    return (
+        f"\n`sft-dist predict` divides the logits by the temperature {divisor}, which was fitted on validation, before it computes "
+        f"probabilities. The model's own logits are as trained: elsewhere, compute `softmax(logits / {divisor})`.\n"
+    )
+
+
 def _hub_line(base: str) -> str:
     """Names the base model where the hub looks for it, if it is one of the hub's."""
     return f"base_model: {base}\n" if classify(base, Path()).kind == "hub" else ""
@@ -39,6 +52,8 @@ def model_card(
     task: Task,
     validation: dict[str, Any],
     final: dict[str, dict[str, Any]],
+    temperature: float | None = None,
+    members: Sequence[int] = (),  # steps, where it is the mean of several checkpoints
 ) -> str:
     """README.md of the exported folder: what it is, data, scores, recipe, how to use it."""
     base = recipe.model.path
@@ -67,7 +82,7 @@ pipeline_tag: {task.pipeline_tag}
 - **Base model**: `{base}`
 - **Tuning**: {recipe.tuning.method}{", merged into the base" if has_adapter(recipe.tuning) and form == "merged" else ""}
 - **Labels**: {", ".join(task.labels) or "none"}
-- **Checkpoint**: step {step} of run `{folder.id}`, chosen on validation{f" (plan: {outcome['steps']['total']} steps)" if outcome.get("steps") else ""}
+- **Checkpoint**: {candidate_name(step, members)} of run `{folder.id}`, chosen on validation{f" (plan: {outcome['steps']['total']} steps)" if outcome.get("steps") else ""}
 
 ## Data
 
@@ -85,7 +100,7 @@ The checkpoint was chosen by its validation score; test was scored once, for thi
 ```
 sft-dist predict {folder.export.name} texts.txt
 ```
-{_prefix_line(recipe)}
+{_prefix_line(recipe)}{_temperature_line(temperature)}
 Names of classes, thresholds, and what ends an answer are in the folder, where plain transformers reads them.
 
 ## Recipe

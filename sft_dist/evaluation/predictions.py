@@ -42,6 +42,7 @@ class SplitPredictions:
     rows: np.ndarray  # (examples,) row numbers in the source
     groups: np.ndarray | None  # (examples,) number of the group of each example, where the data names groups
     contents: str  # digest of what the rows of the split hold
+    losses: np.ndarray | None = None  # (examples, parts) of each example, where the task's scores do not hold them
 
     @property
     def rows_digest(self) -> str:
@@ -53,11 +54,13 @@ def predictions_file(checkpoint: Checkpoint, split: str) -> Path:
     return checkpoint.run_folder.evaluation / f"{checkpoint.path.name}.{split}.predictions.npz"
 
 
-def keep_predictions(checkpoint: Checkpoint, split: str, predictions: list[Any], data: Prepared) -> None:
+def keep_predictions(
+    checkpoint: Checkpoint, split: str, predictions: list[Any], data: Prepared, losses: np.ndarray | None = None
+) -> None:
     """Writes the predictions of a checkpoint. Predictions of a plugin's task that have no form are not kept, which is logged."""
     examples = data.examples[split]
     groups = _groups_of(data, split, examples.ids)
-    content = SplitPredictions(predictions, examples.ids, groups, data.contents[split])
+    content = SplitPredictions(predictions, examples.ids, groups, data.contents[split], losses)
     file = predictions_file(checkpoint, split)
     try:
         columns = to_columns(content, checkpoint.fingerprint())
@@ -89,7 +92,8 @@ def to_columns(content: SplitPredictions, fingerprint: str) -> Columns:
         "form": form,
     }
     groups = {} if content.groups is None else {"groups": _narrow(content.groups)}
-    return {"about": _bytes_of(json.dumps(about)), "rows": _narrow(content.rows), **groups, **columns}
+    losses = {} if content.losses is None else {"losses": content.losses}
+    return {"about": _bytes_of(json.dumps(about)), "rows": _narrow(content.rows), **groups, **losses, **columns}
 
 
 def from_columns(columns: Columns, fingerprint: str) -> SplitPredictions | None:
@@ -99,7 +103,8 @@ def from_columns(columns: Columns, fingerprint: str) -> SplitPredictions | None:
         return None
     predictions = unflatten(about["form"], columns, about["examples"])
     groups = columns["groups"].astype(np.int64) if "groups" in columns else None
-    return SplitPredictions(predictions, columns["rows"].astype(np.int64), groups, about["contents"])
+    rows, losses = columns["rows"].astype(np.int64), columns.get("losses")  # which earlier versions did not keep
+    return SplitPredictions(predictions, rows, groups, about["contents"], losses)
 
 
 def _compressed(columns: Columns) -> bytes:

@@ -8,15 +8,15 @@ from typing import Any
 
 from sft_dist.recipe.files import append_line
 from sft_dist.run.attempt import timestamp
+from sft_dist.run.candidates import candidate_name, members_in
 from sft_dist.run.folder import RunFolder
 
 
-def record_evaluation(folder: RunFolder, step: int, fingerprint: str) -> None:
+def record_evaluation(folder: RunFolder, step: int, fingerprint: str, members: Sequence[int] = ()) -> None:
     """Appends an evaluation on test to the run folder, before the split is scored."""
     folder.evaluation.mkdir(mode=0o700, exist_ok=True)
-    append_line(
-        folder.test_evaluations_file, json.dumps({"step": step, "checkpoint": fingerprint, "time": timestamp()})
-    )
+    candidate = {"step": step, **({"members": [*members]} if members else {}), "checkpoint": fingerprint}
+    append_line(folder.test_evaluations_file, json.dumps({**candidate, "time": timestamp()}))
 
 
 def evaluations_on_test(folders: Sequence[RunFolder]) -> list[dict[str, Any]]:
@@ -33,7 +33,8 @@ def reuse_note(evaluations: Sequence[dict[str, Any]]) -> str:
     if len(evaluations) < 2:
         return ""
     listed = ", ".join(
-        f"{evaluation['run']} step {evaluation['step']} ({evaluation['time'][:10]})" for evaluation in evaluations
+        f"{evaluation['run']} {candidate_name(evaluation['step'], members_in(evaluation))} ({evaluation['time'][:10]})"
+        for evaluation in evaluations
     )
     return f"test was scored for {len(evaluations)} checkpoints ({listed}), so choosing among them makes its scores optimistic"
 

@@ -5,7 +5,8 @@ examples (`ExampleSubsets`), which is recomputed. Seeds are fixed: the same pred
 
 Wilson: Wilson 1927, JASA 22, p. 209. Means: studentized bootstrap. Other scores, BCa: Efron 1987, JASA 82, p. 171; acceleration by the jackknife, Efron & Tibshirani 1993,
 p. 186. Approximate randomization: Noreen 1989; Yeh 2000, COLING, p. 947. McNemar, exact: Fagerland et al. 2013, BMC Medical
-Research Methodology 13:91. Holm 1979, Scand. J. Statist. 6, p. 65.
+Research Methodology 13:91. Slices: Fisher's exact test for rates; else Welch 1947, Biometrika 34, p. 28, with jackknife standard errors.
+Holm 1979, Scand. J. Statist. 6, p. 65.
 """
 
 from __future__ import annotations
@@ -66,6 +67,11 @@ class ExampleSubsets:
     evaluate: Callable[[Any, np.ndarray], float | None]  # (predictions, indices) -> score
     max_scored: int  # examples to score in all, which bounds the time
     kind: Kind = "corpus"
+
+    @property
+    def value(self) -> float:
+        score = self.evaluate(self.predictions, np.concatenate(self.units))
+        return math.nan if score is None else score
 
     @property
     def num_units(self) -> int:
@@ -201,6 +207,15 @@ def jackknife(sums: ExampleSums) -> np.ndarray:  # (kinds,)
 
 def _subset_interval(subsets: ExampleSubsets) -> Interval | None:
     """Percentile interval; None where too few resamples can be scored in bounded time."""
+    defined = _subset_replicates(subsets)
+    if defined is None:
+        return None
+    low, high = np.quantile(defined, [ALPHA / 2, 1 - ALPHA / 2])
+    return float(low), float(high)
+
+
+def _subset_replicates(subsets: ExampleSubsets) -> list[float] | None:
+    """Scores of resamples; None where too few can be scored or are defined, or all are equal."""
     if subsets.num_replicates < _MIN_REPLICATES:
         return None
     rng, num_units, everything = np.random.default_rng(_SEED), subsets.num_units, np.concatenate(subsets.units)
@@ -211,10 +226,7 @@ def _subset_interval(subsets: ExampleSubsets) -> Interval | None:
         for _ in range(subsets.num_replicates)
     ]
     defined = [score for score in scores if score is not None and math.isfinite(score)]
-    if len(defined) < subsets.num_replicates / 2 or min(defined) == max(defined):
-        return None
-    low, high = np.quantile(defined, [ALPHA / 2, 1 - ALPHA / 2])
-    return float(low), float(high)
+    return None if len(defined) < subsets.num_replicates / 2 or min(defined) == max(defined) else defined
 
 
 def _members(units: list[np.ndarray], everything: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -336,6 +348,46 @@ def _mixed(pair: tuple[Any, Any], exchanged: np.ndarray) -> Any:
     if isinstance(first, np.ndarray):
         return np.where(exchanged.reshape(-1, *[1] * (first.ndim - 1)), second, first)
     return [b if exchange else a for a, b, exchange in zip(first, second, exchanged, strict=True)]
+
+
+# ── test of a slice against the rest of its split ───────────────────────────────────────────────────────────────────
+def worse_than_rest(in_slice: ExampleScores, complement: ExampleScores, direction: str) -> float | None:
+    """How likely a slice scores at least this much worse when it is as good as the rest of its split, one-sided: Fisher's exact
+    test for rates, otherwise Welch's t-test with the standard errors of `score_error`. `direction` is max where higher scores are
+    better. None where it cannot be computed. A group with examples in both correlates the two, which makes the test more
+    cautious."""
+    if (
+        isinstance(in_slice, ExampleSums)
+        and isinstance(complement, ExampleSums)
+        and in_slice.kind == complement.kind == "rate"
+    ):
+        return fisher(*(in_slice.counts @ in_slice.vectors), *(complement.counts @ complement.vectors))
+    difference, errors = in_slice.value - complement.value, (score_error(in_slice), score_error(complement))
+    if None in errors or not math.isfinite(difference) or not any(errors):
+        return None
+    from scipy import stats
+
+    variances = [error**2 for error in errors if error is not None]
+    sizes = in_slice.num_units, complement.num_units
+    spread = sum(v * v / (n - 1) for v, n in zip(variances, sizes, strict=True))
+    t, freedom = difference / math.sqrt(sum(variances)), sum(variances) ** 2 / spread
+    return float(stats.t.cdf(t if direction == "max" else -t, freedom))
+
+
+def fisher(right: float, total: float, rest_right: float, rest_total: float) -> float:
+    """One-sided exact test (Fisher 1934) that the first rate is lower than the second."""
+    from scipy import stats
+
+    table = [[right, total - right], [rest_right, rest_total - rest_right]]
+    return float(stats.fisher_exact(np.array(table, dtype=int), alternative="less").pvalue)
+
+
+def score_error(scores: ExampleScores) -> float | None:
+    """Standard error of a score: by the jackknife, or, where it is recomputed, by the bootstrap (Efron & Tibshirani 1993, p. 47)."""
+    if isinstance(scores, ExampleSums):
+        return standard_error(scores)
+    replicates = _subset_replicates(scores)
+    return None if replicates is None else float(np.std(replicates, ddof=1))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

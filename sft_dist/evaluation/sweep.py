@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_dist.checkpoints import store as ckpt
+from sft_dist.evaluation.averages import write_winner
 from sft_dist.evaluation.evaluator import Evaluator
 from sft_dist.evaluation.leaderboard import Scored, format_score
 from sft_dist.evaluation.reuse import record_evaluation
@@ -43,6 +44,7 @@ class ValidationScores:
     ) -> None:
         self._evaluator, self._recipes, self._force, self._share = evaluator, recipes, force, share
         self._results: dict[tuple[Path, str], Scored | str] = {}  # (path, fingerprint) -> scores, or the damage
+        self._damaged_means: list[str] = []
         self._durations_s: list[float] = []
 
     @property
@@ -54,19 +56,23 @@ class ValidationScores:
         """Returns the ranking from the first checkpoint on whose every byte is as it was written, which an export requires, too:
         scoring does not read the optimizer's state."""
         for position, winner in enumerate(ranking):
-            checkpoint = ckpt.Checkpoint(winner.folder.checkpoint(winner.step), winner.step)
             try:
-                problems = ckpt.verify(checkpoint)
+                checkpoint = write_winner(winner)
+                problems = ckpt.verify(checkpoint) or _changed_mean(winner, checkpoint)
             except FileNotFoundError:  # training continues and has just deleted it
                 continue
             if not problems:
                 return ranking[position:]
-            self._results[checkpoint.path, winner.fingerprint] = _damage(winner.folder, checkpoint, problems)
+            damage = _damage(winner.folder, checkpoint, problems)
+            if winner.members:
+                self._damaged_means.append(damage)
+            else:
+                self._results[checkpoint.path, winner.fingerprint] = damage
         return []
 
     @property
     def damaged(self) -> list[str]:
-        return [result for result in self._present_results() if isinstance(result, str)]
+        return [result for result in self._present_results() if isinstance(result, str)] + self._damaged_means
 
     def update(self) -> None:
         """Scores every checkpoint without scores. Those that other processes are scoring come last: their records are waited for,
@@ -166,6 +172,13 @@ def _damage(folder: RunFolder, checkpoint: ckpt.Checkpoint, problems: list[str])
     return damage
 
 
+def _changed_mean(winner: Scored, checkpoint: ckpt.Checkpoint) -> list[str]:
+    """The same members make the same bytes, unless another version of this program or of its libraries averages them."""
+    if not winner.members or checkpoint.fingerprint() == winner.fingerprint:
+        return []
+    return ["made again, its bytes are not those that were scored; eval --force scores it again"]
+
+
 def remaining_text(durations_s: list[float], missing: int) -> str:
     """Returns how long checkpoints without scores will take: "  at most 2:10 left (3 checkpoints)". Other processes shorten it."""
     if not missing:
@@ -177,12 +190,12 @@ def remaining_text(durations_s: list[float], missing: int) -> str:
 
 def score_winner(evaluator: Evaluator, winner: Scored, recipe: Recipe, split: str, force: bool) -> dict[str, Any]:
     """Scores of the winner on a split that is not used for choosing; kept, so that asking again does not score again."""
-    checkpoint = ckpt.Checkpoint(winner.folder.checkpoint(winner.step), winner.step)
+    checkpoint = ckpt.Checkpoint(winner.path, winner.step)
     record_file = _record_file(winner.folder, checkpoint, split)
     if not force and (record := _valid_record(record_file, winner.fingerprint)):
         return record["scores"]
     if split == "test":
-        record_evaluation(winner.folder, winner.step, winner.fingerprint)
+        record_evaluation(winner.folder, winner.step, winner.fingerprint, winner.members)
     scores = evaluator.score(recipe, checkpoint, split)
     write_json(record_file, {"step": winner.step, "split": split, "checkpoint": winner.fingerprint, "scores": scores})
     return scores

@@ -8,6 +8,7 @@ summed here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,20 @@ class DetectionLoss:
         captured = {
             name: value.float() if torch.is_tensor(value) else value for name, value in outputs.loss_dict.items()
         }
+        return self._total(captured, targets)
+
+    def of_each(self, outputs: Any, targets: Targets) -> Tensor:  # -> (images, parts)
+        """Returns the loss of each image of an evaluation, where there are no denoising queries."""
+        captured = {name: value.float() for name, value in outputs.loss_dict.items() if torch.is_tensor(value)}
+        images = range(len(targets))
+        return torch.stack([self._total(self._of_image(captured, i), targets[i : i + 1]) for i in images])
+
+    def _of_image(self, captured: Mapping[str, Tensor], index: int) -> dict[str, Any]:
+        """Of the outputs of all layers, RT-DETR's have images in the first dimension, the others' in the second."""
+        axes = {} if self.config.model_type in RT_DETR else dict.fromkeys(("outputs_class", "outputs_coord"), 1)
+        return {name: value.narrow(axes.get(name, 0), index, 1) for name, value in captured.items()}
+
+    def _total(self, captured: dict[str, Any], targets: Targets) -> Tensor:
         kind = self.config.model_type
         parts = 2 if kind in SOFTMAX else 1
         if not torch.isfinite(captured["pred_boxes"]).all():  # the matching would fail; the loop handles NaN

@@ -6,7 +6,7 @@ The number is that of the mask before augmentation, so the divisor of a step is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -63,16 +63,28 @@ class PixelLoss:
     def total(self, outputs: Any, targets: PixelTargets) -> Tensor:  # logits (batch, classes, h, w) -> (2,)
         """Returns the sums over pixels and over images. Resizes the logits to the masks. An image without labelled pixels adds
         nothing."""
-        masks = targets.masks
-        logits = F.interpolate(outputs.logits.float(), masks.shape[-2:], mode="bilinear", align_corners=False)
-        pixel_weights = targets.pixels.to(logits) @ self._class_weights(targets.pixels.shape[1]).to(logits)
+        logits = self._resized(outputs, targets)
         total = logits.sum() * logits.new_zeros(2)
-        images = zip(logits.flatten(2).transpose(1, 2), masks.flatten(1), pixel_weights, strict=True)
+        for loss in self._image_losses(logits, targets):
+            if loss is not None:
+                total = total + loss
+        return total
+
+    def of_each(self, outputs: Any, targets: PixelTargets) -> Tensor:  # logits (batch, classes, h, w) -> (batch, 2)
+        logits = self._resized(outputs, targets)
+        nothing = logits.new_zeros(2)
+        return torch.stack([nothing if loss is None else loss for loss in self._image_losses(logits, targets)])
+
+    def _resized(self, outputs: Any, targets: PixelTargets) -> Tensor:  # -> (batch, classes, H, W)
+        return F.interpolate(outputs.logits.float(), targets.masks.shape[-2:], mode="bilinear", align_corners=False)
+
+    def _image_losses(self, logits: Tensor, targets: PixelTargets) -> Iterator[Tensor | None]:
+        """Yields both parts of each image; None for an image without labelled pixels."""
+        pixel_weights = targets.pixels.to(logits) @ self._class_weights(targets.pixels.shape[1]).to(logits)
+        images = zip(logits.flatten(2).transpose(1, 2), targets.masks.flatten(1), pixel_weights, strict=True)
         for scores, classes, pixel_weight in images:
             labelled = classes != self.ignore_index
-            if labelled.any():
-                total = total + self._image_loss(scores[labelled], classes[labelled], pixel_weight)
-        return total
+            yield self._image_loss(scores[labelled], classes[labelled], pixel_weight) if labelled.any() else None
 
     def _image_loss(self, logits: Tensor, targets: Tensor, pixel_weight: Tensor) -> Tensor:
         """Returns both parts of an image: (pixels, classes), (pixels,), () -> (2,)."""

@@ -37,6 +37,10 @@ class TokenLoss:
             )
         return total
 
+    def of_each(self, logits: Tensor, targets: Tensor) -> Tensor:  # -> (batch,)
+        """Returns the loss of each row, without gradients."""
+        return torch.stack([self.total(logits[i : i + 1], targets[i : i + 1]) for i in range(len(targets))])
+
     def _chunk_loss(self, logits: Tensor, targets: Tensor) -> Tensor:  # (positions, classes), (positions,) -> ()
         return self.inner.total(logits.float(), targets)
 

@@ -333,6 +333,12 @@ def _outside_metric(recipe: Recipe, name: str) -> Iterator[Problem]:
         yield Problem(message, path, value=name, valid=tuple(task.kind.metrics))
 
 
+def _no_temperature(recipe: Recipe) -> str:
+    if not recipe.task.has_one_class:
+        return f"{recipe.task.described()}: probabilities of one class an example are scaled"
+    return "evaluate.export: none" if recipe.evaluate.export == "none" else ""
+
+
 def _evaluate(recipe: Recipe) -> Iterator[Problem]:
     evaluate, metrics = recipe.evaluate, recipe.task.kind.metrics
     if evaluate.metric is not None and evaluate.metric not in metrics:
@@ -342,6 +348,11 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "has no effect without evaluate.metric", "evaluate.direction", value=evaluate.direction, hint=hint
         )
+    if len(set(evaluate.slices)) < len(evaluate.slices):
+        value = str([*evaluate.slices])
+        yield Problem("names a column twice", "evaluate.slices", value=value, hint="name each column once")
+    if evaluate.temperature and (obstacle := _no_temperature(recipe)):
+        yield Problem(f"has no effect with {obstacle}", "evaluate.temperature", value="true", hint="remove it")
     named = isinstance(recipe.data.source, SplitSources) and recipe.data.source.test is not None
     streamed = recipe.data.streaming is not None
     if "test" in evaluate.report_on and not named and streamed and isinstance(recipe.data.source, SplitSources):

@@ -9,7 +9,7 @@ Both raise UserError only. `explain.py` words what pydantic reports.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from sft_dist.recipe.files import shipped
 from sft_dist.recipe.lm_eval import is_task_file
 from sft_dist.recipe.references import absolute
 from sft_dist.recipe.schema import Recipe
-from sft_dist.recipe.source import Source, display_name
+from sft_dist.recipe.source import Base, Source, display_name
 from sft_dist.recipe.suggest import neighbours_of, similar_to
 from sft_dist.recipe.yaml_lines import Document, KeyPath, parse_yaml, read_yaml
 from sft_dist.recipe.yaml_values import parse_scalar
@@ -105,7 +105,7 @@ def _with_parents(file: Path, children: list[Path], named_at: Mark | None) -> So
         )
     parent = _with_parents(_find(file.parent / base, mark, base), [*children, resolved], mark)
     inherited = {key: value for key, value in parent.data.items() if key not in OWN}
-    return _merged(replace(parent, data=inherited), own)
+    return replace(_merged(replace(parent, data=inherited), own), base=Base(base, inherited))
 
 
 def _source_of(document: Document, file: Path) -> Source:
@@ -159,7 +159,29 @@ def _merged(parent: Source, child: Source) -> Source:
         {**without_replaced(parent.keys), **child.keys},
         {**without_replaced(parent.values), **child.values},
         {**without_replaced(parent.texts), **child.texts},
+        base=parent.base,
     )
+
+
+def changes_of_base(source: Source) -> dict[str, list[Any]]:
+    """Returns key path -> its value in the parent and in the recipe, as they are written, where these differ; null where one of
+    them does not have it. Without a parent there is none."""
+    if source.base is None:
+        return {}
+    parent, own = (dict(_leaves(data)) for data in (source.base.data, source.data))
+    keys = [key for key in {**parent, **own} if key not in OWN and not key.startswith("matrix")]
+    return {key: [parent.get(key), own.get(key)] for key in keys if parent.get(key) != own.get(key)}
+
+
+def _leaves(data: dict[str, Any], path: KeyPath = ()) -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        key_path = (*path, key)
+        tag = CHOICES.get(key_path)
+        inner = {tag: value} if tag and isinstance(value, str) else value
+        if isinstance(inner, dict) and inner:
+            yield from _leaves(inner, key_path)
+        else:
+            yield ".".join(key_path), inner
 
 
 def _merge(old: dict[str, Any], new: dict[str, Any], path: KeyPath, replaced: list[KeyPath]) -> dict[str, Any]:

@@ -648,6 +648,16 @@ class Evaluate(Section):
         ["test"], description="Splits on which the chosen checkpoint is evaluated, once."
     )
     micro_batch: Positive = Field(64, description="Examples in one forward pass.")
+    slices: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=listing,
+        description="Columns of the data by whose values the winner's scores are also given, such as `[language, source]`; by "
+        "length they always are. Changing it makes no other run.",
+    )
+    temperature: bool = Field(
+        False,
+        description="Export the temperature that is fitted on validation: `predict` divides the logits of the classes by it, so "
+        "that probabilities mean what they say. Changing it makes no other run.",
+    )
     export: Literal["merged", "adapter", "none"] | None = Field(
         None,
         description="How the chosen checkpoint is written as a Hugging Face folder. merged: adapters merged into the base model; "

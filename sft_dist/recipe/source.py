@@ -60,6 +60,14 @@ RECIPE = Schema(Recipe, "recipe", OTHER_NAMES)
 
 
 @dataclass(frozen=True)
+class Base:
+    """The parent of a recipe, merged with its own parents."""
+
+    name: str  # as the recipe writes it
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Source:
     """A file as written: base files merged, overrides applied, not validated."""
 
@@ -69,6 +77,7 @@ class Source:
     values: dict[KeyPath, Mark] = field(default_factory=dict)
     texts: dict[KeyPath, str] = field(default_factory=dict)  # numbers, booleans and null as they were written
     schema: Schema = RECIPE
+    base: Base | None = None  # of a file that has one
 
     def mark(self, path: KeyPath) -> Mark | None:
         """Returns the place of a key path, or of the nearest section around it. List positions may be text: ("labels", "0")."""

@@ -43,6 +43,9 @@ class Strategy:
     offload_needs_gpu: bool = False
     packages: tuple[tuple[str, str], ...] = ()  # (module, what to install)
     env_on_cpu: Mapping[str, str] = field(default_factory=dict)
+    has_16_bit_layers: bool = (
+        False  # stores frozen weights of layers in 16 bits, and gathers layers so where it shards them
+    )
     next_strategy: str = ""  # shards more, when memory is out
     refused_tunings: Mapping[str, str] = field(default_factory=dict)
     refused_precisions: Mapping[str, str] = field(default_factory=dict)
@@ -51,7 +54,9 @@ class Strategy:
     refused_offloads: Mapping[str, str] = field(default_factory=dict)  # values of `offload_optimizer`
 
 
-_REPLICATED = "sft_dist.engines.replicated:Replicated"
+_PLAIN = Strategy(
+    "", PlainStrategy, "sft_dist.engines.replicated:Replicated", has_16_bit_layers=True, next_strategy="fsdp2"
+)
 _NO_4_BIT_SHARDS = {"qlora": "4-bit weights cannot be sharded and trained in fp32"}
 _ZERO = Strategy(
     name="",
@@ -70,8 +75,8 @@ _ZERO = Strategy(
     refused_offloads={"nvme": "no checkpoint could be written: DeepSpeed keeps the state in files of its own"},
 )
 _ROWS = (
-    Strategy("single", PlainStrategy, _REPLICATED, max_processes=1, next_strategy="fsdp2"),
-    Strategy("ddp", PlainStrategy, _REPLICATED, min_processes=2, buffered=GRADIENTS, next_strategy="fsdp2"),
+    replace(_PLAIN, name="single", max_processes=1),
+    replace(_PLAIN, name="ddp", min_processes=2, buffered=GRADIENTS),
     replace(_ZERO, name="zero1", shards=frozenset([OPTIMIZER]), next_strategy="zero2"),
     replace(_ZERO, name="zero2", shards=frozenset([OPTIMIZER, GRADIENTS]), next_strategy="zero3"),
     replace(
@@ -90,6 +95,7 @@ _ROWS = (
         shards=frozenset([OPTIMIZER, GRADIENTS, PARAMETERS]),
         offload_options=("offload",),
         offload_needs_gpu=True,
+        has_16_bit_layers=True,
         refused_tunings=_NO_4_BIT_SHARDS,
         refused_precisions={
             "fp16": "the loss scale has to be the same on all ranks, and each rank sees only its own part of the gradients",

@@ -12,6 +12,7 @@ runs/<recipe name>/<run id>/
   splits.json            which rows validation and test have, and digests of the rows of every split
   metrics.jsonl          one JSON object per line: training and validation scores
   checkpoints/step-00000100/   published checkpoints; each has a manifest.json
+  averages/mean-0a1b2c3d4e/    the mean of some checkpoints, like one of them, where a sweep chose it
   attempts/001/          one start of the run: start.json, outcome.json, exit.json, verdict.json, hang.json, launcher.log,
                          and for every rank rank-0.log, .error.json, .beat.json, .stack
   evaluation/            scores and predictions, one file of each per checkpoint and split, scores of the untrained model;
@@ -28,9 +29,10 @@ runs/<recipe name>/<run id>/
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json, require_safe_owner, write_json, write_text
@@ -41,11 +43,14 @@ if TYPE_CHECKING:
 
 
 BASE_MODEL = "base"  # names the model that a run fine-tuned, where a run may be named
+# What is asked of a trained run makes no other run: section -> its settings that are not in a run's id.
+NOT_IN_ID = {"evaluate": {"slices", "temperature", "lm_eval"}}
 
 
 def run_id(recipe: Recipe) -> str:
-    """Returns ten hex digits of the SHA-256 of the resolved recipe without its name and description."""
-    return hashlib.sha256(recipe.model_dump_json(exclude={"name", "description", "matrix"}).encode()).hexdigest()[:10]
+    """Returns ten hex digits of the SHA-256 of the resolved recipe without its name and description, and without NOT_IN_ID."""
+    exclude: Any = {"name": True, "description": True, "matrix": True, **NOT_IN_ID}
+    return hashlib.sha256(recipe.model_dump_json(exclude=exclude).encode()).hexdigest()[:10]
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def averages(self) -> Path:
+        """Means of checkpoints."""
+        return self.path / "averages"
+
+    @property
     def attempts(self) -> Path:
         return self.path / "attempts"
 
@@ -164,13 +174,14 @@ class RunFolder:
     def evaluation(self) -> Path:
         return self.path / "evaluation"
 
-    def errors_file(self, step: int, split: str) -> Path:
+    def errors_file(self, step: int, split: str, members: Sequence[int] = ()) -> Path:
         """The winner's errors on a split, with the beginnings of their texts."""
-        return self.evaluation / f"step-{step:08d}.{split}.errors.json"
+        return self.evaluation / f"{self.candidate(step, members).name}.{split}.errors.json"
 
     @property
     def test_evaluations_file(self) -> Path:
-        """One JSON line for each time that a checkpoint is scored on test: step, checkpoint (its fingerprint), time."""
+        """One JSON line for each time that a checkpoint is scored on test: step (of a mean, also members),
+        checkpoint (its fingerprint), time."""
         return self.evaluation / "test-evaluations.jsonl"
 
     @property
@@ -203,11 +214,17 @@ class RunFolder:
         """Folder of the checkpoint of a step."""
         return self.checkpoints / f"step-{step:08d}"
 
+    def candidate(self, step: int, members: Sequence[int] = ()) -> Path:
+        """Folder of the checkpoint of a step, or of the mean of the checkpoints of several steps."""
+        if not members:
+            return self.checkpoint(step)
+        return self.averages / f"mean-{hashlib.sha256(' '.join(map(str, members)).encode()).hexdigest()[:10]}"
+
     def recipe(self) -> Recipe:
         """Reads the resolved recipe. Raises UserError when it cannot be read, has changed since the run was made or needs a plugin
         that is not installed, or when everyone may write into another user's folder."""
         if self.path.is_dir():
-            for folder in (self.path, self.source, self.checkpoints):
+            for folder in (self.path, self.source, self.checkpoints, self.averages):
                 require_safe_owner(folder)
             require_unchanged(self.path, RECIPE)
         if plugins := read_json(self.plugins_file):

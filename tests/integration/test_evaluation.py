@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification, PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import launch.evaluate
@@ -32,6 +32,7 @@ from sft_dist.checkpoints import store as ckpt
 from sft_dist.checkpoints.store import sealed
 from sft_dist.data.prepare import prepare
 from sft_dist.evaluation.evaluator import Evaluator
+from sft_dist.evaluation.predictions import read_predictions
 from sft_dist.recipe.errors import UserError
 from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
@@ -376,6 +377,69 @@ def test_processes_share_the_checkpoints_and_a_killed_one_changes_nothing(copied
     for evaluation in (*board["test_evaluations"], *expected["test_evaluations"]):
         del evaluation["time"]
     assert board == expected
+
+
+def apart(folder: RunFolder) -> None:
+    """Moves the weights of two checkpoints away from those of the newest in opposite directions, and deletes it: then the mean of
+    the two is what it was."""
+    newest = load_file(folder.checkpoint(12) / "model/model.safetensors")
+    torch.manual_seed(0)
+    noise = {name: torch.randn_like(value) for name, value in newest.items() if value.is_floating_point()}
+    for step, sign in ((4, 1), (8, -1)):
+        path = folder.checkpoint(step)
+        weights = {name: value + sign * noise[name] if name in noise else value for name, value in newest.items()}
+        save_file(weights, path / "model/model.safetensors", metadata={"format": "pt"})
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["files"] |= ckpt.describe(path, [path / "model/model.safetensors"])
+        (path / "manifest.json").write_text(json.dumps(sealed(manifest)))
+    shutil.rmtree(folder.checkpoint(12))
+
+
+def test_a_mean_of_checkpoints_is_chosen_tested_compared_and_exported_like_one(copied, boards, scored, capsys):
+    newest = next(row for row in boards["full"]["rows"] if row["step"] == 12)
+    folder = copied("full", keep_evaluation=False)
+    original = load_file(folder.checkpoint(12) / "model/model.safetensors")
+    apart(folder)
+    words = [str(folder.path), "--average=last:2", "--average=greedy"]
+    assert evaluate.main(words) == 0
+    assert scored == [
+        ("full", 4, "validation"),
+        ("full", 8, "validation"),
+        ("full", 8, "validation"),
+        ("full", 8, "test"),
+    ]
+    board = json.loads((folder.path / "leaderboard.json").read_text())
+    winner = board["winner"]
+    assert (winner["step"], winner["members"], len(board["rows"])) == (8, [4, 8], 3)
+    assert winner["validation"]["accuracy"] == newest["validation"]["accuracy"]
+    assert set(winner["intervals"]) == {"validation", "test"}
+    assert all(row["p_value"] is not None for row in board["rows"][1:])
+    assert "best of 3" in board["selection_note"]
+    mean = Path(winner["checkpoint"])
+    assert list(folder.averages.iterdir()) == [mean]
+    weights = load_file(mean / "model/model.safetensors")
+    assert max((weights[name] - value).abs().max() for name, value in original.items()) < 1e-5
+    texts, tokenizer = rows_of(folder, "validation").column("text"), AutoTokenizer.from_pretrained(mean / "model")
+    fresh = plain_logits(AutoModelForSequenceClassification.from_pretrained(mean / "model"), tokenizer, texts)
+    answers = read_predictions(
+        folder.evaluation / f"{mean.name}.validation.predictions.npz", ckpt.Checkpoint(mean, 8).fingerprint()
+    )
+    np.testing.assert_allclose(np.stack(answers.predictions), fresh, atol=1e-5)
+    exported = AutoModelForSequenceClassification.from_pretrained(board["export"])
+    np.testing.assert_allclose(plain_logits(exported, tokenizer, texts), fresh, atol=1e-5)
+    card = (Path(board["export"]) / "README.md").read_text()
+    assert "- **Checkpoint**: mean of steps 4, 8 of run" in card
+
+    scored.clear()
+    shutil.rmtree(folder.averages)  # as if it was killed before the winner was written
+    assert evaluate.main(words) == 0
+    assert (scored, json.loads((folder.path / "leaderboard.json").read_text())) == ([], board)
+    shutil.rmtree(folder.averages)
+    capsys.readouterr()
+    assert export.main([str(folder.path), "--to", str(folder.path / "again")]) == 0
+    assert json.loads((folder.path / "again/sft_dist.json").read_text())["members"] == [4, 8]
+    assert evaluate.sweep([folder])["winner"].get("members") is None
+    assert not any(folder.averages.iterdir()), "no leaderboard of this run names it any more"
 
 
 def test_a_run_is_followed_to_its_end(tiny_model, source, tmp_path):

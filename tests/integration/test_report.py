@@ -99,7 +99,7 @@ def x_range(browser: Browser, chart: str) -> tuple[float, float]:
 def test_sections_with_data_are_there_and_others_are_absent(single, matrix):
     browser = single.open()
     assert texts(browser, "nav a") == [
-        "Summary", "Leaderboard", "Curves", "Confusion", "Classes", "Calibration", "Errors", "Time and cost", "Data", "Recipe", "Environment"
+        "Summary", "Leaderboard", "Curves", "Confusion", "Classes", "Slices", "Calibration", "Errors", "Time and cost", "Data", "Recipe", "Environment"
     ]  # fmt: skip
     assert texts(browser, ".tile .value")[:3] == ["0.8800", "0.9000", "40"]
     assert browser.console() == []
@@ -125,6 +125,9 @@ def test_charts_hold_the_numbers_of_the_run(single):
     )  # ten of twelve, and an uncertain answer
     assert column(browser, "leaderboard", "adjusted p") == ["–", "0.210"]
     assert column(browser, "classes", "precision") == ["0.7500", "–"]
+    assert column(browser, "slices", "slice") == ["language de", "length (tokens) up to 9", "language fr"]
+    assert column(browser, "slices", "adjusted p") == ["0.004", "1.000", "–"]
+    assert column(browser, "slices", "accuracy") == ["▼ 0.6000", "0.9000", "0.5000"]
     assert texts(browser, ".confusion td") == ["26", "4", "87 %", "4", "26", "87 %"]
 
 

@@ -194,3 +194,16 @@ def is_alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_an_earlier_report_is_read_without_a_check(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, recipe = count_checks(place, monkeypatch, []), load(place / "demo.yaml")
+    assert check.cached_report(recipe) is None
+    check._report_of(recipe)
+    assert check.cached_report(recipe) == check._report_of(recipe)
+    assert len(calls) == 1
+    (place / "a.png").write_text("another")
+    assert check.cached_report(recipe) is None
+    assert check.cached_report(load(place / "demo.yaml", ["data.source=org/name"])) is None
+    (place / "chats.jsonl").unlink()
+    assert check.cached_report(recipe) is None

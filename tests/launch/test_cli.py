@@ -207,6 +207,7 @@ def test_text_that_is_not_utf_8_is_printed_escaped(monkeypatch):
         (["--model", ""], "--data needs --model"),
         (["--model", "x", "--force"], "--model works with none of"),
         (["--cluster", "c", "--json"], "--cluster works with none of"),
+        (["--model", "x", "--average", "greedy"], "--model works with none of"),
     ],
 )
 def test_eval_names_the_options_that_exclude_each_other(options, message):

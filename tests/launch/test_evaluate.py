@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from launch import evaluate
+from launch.expand import expand
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import write_json
+from sft_dist.recipe.load import read
 from sft_dist.run.folder import RunFolder
 from tests.launch.conftest import Workplace, make_recipe
+from tests.sft_dist.recipe.recipe_texts import write
 
 BOARD = {"winner": {"test": {"accuracy": 0.8, "loss": 0.5, "confusion_matrix": [[1]]}}}
 
@@ -77,6 +80,26 @@ def test_scores_are_removed_only_with_consent_to_the_run(tmp_path: Path) -> None
     assert [file.name for file in folder.evaluation.iterdir()] == ["step-00000001.validation.json"]
 
 
+def test_a_forced_sweep_forgets_scores_of_means_too(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.evaluation.mkdir()
+    for name in ("step-00000001.test", "mean-0123456789.validation", "untrained.validation"):
+        write_json(folder.evaluation / f"{name}.json", {})
+    evaluate.forget_scores([tmp_path])
+    assert not any(folder.evaluation.iterdir())
+
+
+def test_a_damaged_mean_says_nothing_about_the_newest_checkpoint(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "0123456789")
+    folder.checkpoint(8).mkdir(parents=True)
+    damaged = ["0123456789 mean-0123456789 is damaged and excluded: ..."]
+    write_json(tmp_path / "leaderboard.json", {"rows": [], "damaged": damaged})
+    assert not evaluate.all_evaluated([folder.path], tmp_path)
+    damaged.append("0123456789 step-00000008 is damaged and excluded: ...")
+    write_json(tmp_path / "leaderboard.json", {"rows": [], "damaged": damaged})
+    assert evaluate.all_evaluated([folder.path], tmp_path)
+
+
 @pytest.mark.slow
 def test_a_recipe_stands_for_its_trained_runs_with_the_leaderboard_above_them(workplace: Workplace) -> None:
     root = workplace.path / "runs"
@@ -93,6 +116,19 @@ def test_a_recipe_stands_for_its_trained_runs_with_the_leaderboard_above_them(wo
     assert board == first.path.parent
     folders, board = evaluate.find_folders([str(first.path)], root)
     assert (folders, board) == ([first.path], first.path)
+
+
+def test_slices_and_temperature_are_those_of_the_recipe_as_it_is_now(tmp_path: Path) -> None:
+    """They make no other run, of a single recipe and of a matrix."""
+    file = write(tmp_path)
+    changes = ["evaluate.slices=[lang, source]", "evaluate.temperature=true"]
+    for varied in ([], ["matrix={train.seed: [1, 2]}"]):
+        ids = [[run.id for run in expand(read(file, [*varied, *chosen]))] for chosen in ([], changes)]
+        assert ids[0] == ids[1]
+    expected = ["--slice", "lang", "--slice", "source", "--temperature"]
+    assert evaluate.changes_in_targets([str(file), *changes]) == expected
+    assert evaluate.changes_in_targets([str(file)]) == []
+    assert evaluate.changes_in_targets(["0a1b2c3d4e", *changes]) == []
 
 
 @pytest.mark.slow

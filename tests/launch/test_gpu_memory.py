@@ -160,6 +160,9 @@ def start_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hubs[-1].server.server_port}")
         monkeypatch.setenv("HF_HUB_OFFLINE", offline)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
+        monkeypatch.setattr(
+            gpu_memory, "HUB_TIMEOUT_S", 120.0
+        )  # a busy machine imports for longer than a plan should wait
         gpu_memory._hub_shapes.cache_clear()
         return hubs[-1]
 
@@ -206,8 +209,8 @@ def test_offline_a_cached_hub_model_is_counted(tmp_path: Path, start_hub: Callab
 def test_a_hub_that_does_not_answer_delays_a_plan_only_briefly(
     model: Path, start_hub: Callable[..., Hub], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_memory, "HUB_TIMEOUT_S", 1.0)
     start_hub(model, delay_s=60)
+    monkeypatch.setattr(gpu_memory, "HUB_TIMEOUT_S", 1.0)
     with pytest.raises(SizesUnknown, match="did not answer within 1 s"):
         sizes_of(recipe("org/name"))
 
@@ -238,6 +241,18 @@ def test_frozen_weights_take_four_bytes_and_their_copy_under_autocast_two() -> N
     assert bytes_needed("single", False, lora, recipe("/m", "lora", precision="bf16"), 1) == 2 * halved + 6 * rest
     dora = recipe("/m", {"method": "lora", "dora": True}, precision="bf16")
     assert bytes_needed("single", False, lora, dora, 1) == 6 * 10**9
+
+
+def test_layers_are_gathered_in_16_bits_by_fsdp2_alone() -> None:
+    llama = Sizes(all=8 * 10**9, trained=0, largest_layer=2 * 10**8, outside=10**9)
+    lora = recipe("/m", "lora", precision="bf16")
+    halved, rest = 7 * 10**9, 10**9
+    gathered = 10 * 2 * 10**8 + 8 * rest + 2 * rest
+    assert bytes_needed("fsdp2", False, llama, lora, 8) == (2 * halved + 4 * rest) // 8 + gathered
+    dora = recipe("/m", {"method": "lora", "dora": True}, precision="bf16")
+    gathered_whole = 12 * 2 * 10**8 + 8 * rest + 2 * 8 * 10**9
+    assert bytes_needed("fsdp2", False, llama, dora, 8) == 4 * 8 * 10**9 // 8 + gathered_whole
+    assert bytes_needed("zero3", False, llama, lora, 8) == bytes_needed("fsdp2", False, llama, dora, 8)
 
 
 def test_each_strategy_needs_less_than_the_one_before_and_less_on_more_processes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,12 @@ def test_what_does_not_go_is_refused_and_nothing_is_written(tmp_path: Path, stra
         plan_run_folder(folder.path, strategy=strategy, machine=HERE)
     assert said in str(caught.value)
     assert json.loads(folder.plan_file.read_text()) == plan
+
+
+def test_a_run_that_is_planned_again_keeps_what_differs_from_its_parent_recipe(tmp_path: Path) -> None:
+    folder = sealed(tmp_path, make_recipe())
+    planned = plan_run_folder(folder.path, machine=HERE)
+    assert planned.plan.base is None
+    base = {"name": "../common.yaml", "changes": {"train.lr": [1e-4, 1e-3]}}
+    create_run_folder(replace(planned.plan, base=base), planned.run.recipe)
+    assert plan_run_folder(folder.path, machine=HERE).plan.base == base

@@ -51,6 +51,17 @@ def test_a_model_takes_the_place_of_the_recipes_without_its_permissions(recipe_f
     assert (trusted.trust_remote_code, trusted.allow_pickle) == (COMMIT, True)
 
 
+def test_several_data_sets_are_one_table() -> None:
+    tables = {"a.csv": {"examples": 30, "loss": 0.5, "confusion_matrix": [[1]]}, "b.csv": {"examples": 7, "loss": None}}
+    assert evaluate_model._text(tables).splitlines() == [
+        "| data  | examples | loss      |",
+        "| ----- | -------- | --------- |",
+        "| a.csv | 30       | 0.5000    |",
+        "| b.csv | 7        | undefined |",
+    ]
+    assert evaluate_model._text({"None": {"loss": 0.5}}) == f"{'loss':<24}0.5000"
+
+
 def test_an_adapter_lies_on_the_recipes_base(recipe_file: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/adapter_config.json").write_text("{}")
@@ -108,6 +119,10 @@ def test_an_adapter_and_a_merged_model_score_as_their_checkpoint(
     assert scores_of(capsys, recipe_file, "--model", merged)["loss"] == pytest.approx(expected["loss"], abs=1e-4)
     others = write_reviews(tmp_path / "others.csv", 30, seed=5)
     assert scores_of(capsys, recipe_file, "--model", merged, "--data", others)["examples"] == 30
+    tables = scores_of(capsys, recipe_file, "--model", merged, "--data", others, "--data", recipe.data.source)
+    alone = scores_of(capsys, recipe_file, "--model", merged, "--data", recipe.data.source)
+    assert (list(tables), tables[str(others)]["examples"]) == ([str(others), recipe.data.source], 30)
+    assert tables[recipe.data.source] == alone
 
     (merged / ABOUT).write_text(json.dumps({**about, "labels": task.labels[::-1]}))
     assert evaluate_model.main([str(recipe_file), "--model", str(merged)]) == 2

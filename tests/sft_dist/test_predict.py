@@ -9,11 +9,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sft_dist.export import export
 from sft_dist.predict import _media, main
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
+from sft_dist.run.folder import RunFolder
 from tests.checkpoints import STEP, run_with_checkpoint
 
 
@@ -90,6 +93,15 @@ def test_each_row_has_one_prediction_and_keeps_its_id(model, tmp_path, capsys):
     assert [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()] == [7, 9]
 
 
+def test_an_export_carries_the_temperature_and_says_so(model, tmp_path):
+    run = RunFolder(model.parent)
+    folder = export(run, STEP, tmp_path / "scaled", "merged", {}, {}, 1.5)
+    assert json.loads((folder / "sft_dist.json").read_text())["temperature"] == 1.5
+    assert "compute `softmax(logits / 1.5)`" in (folder / "README.md").read_text()
+    assert "temperature" not in json.loads((model / "sft_dist.json").read_text())
+    assert "softmax" not in (model / "README.md").read_text()
+
+
 def test_an_output_that_is_an_input_is_refused(model, tmp_path, capsys):
     (tmp_path / "a.csv").write_text("text\na\n")
     assert main([str(model), str(tmp_path / "a.csv"), "-o", str(tmp_path / "a.csv")]) == 2
@@ -114,3 +126,35 @@ def test_a_broken_model_folder_is_the_user_s_error(model, tmp_path, capsys, file
     (tmp_path / "a.txt").write_text("a\n")
     assert main([str(folder), str(tmp_path / "a.txt")]) == 2
     assert str(folder) in capsys.readouterr().err
+
+
+def probabilities_of(folder, capsys):
+    (folder.parent / "texts.txt").write_text("a\nb and c\n")
+    assert main([str(folder), str(folder.parent / "texts.txt"), "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return torch.tensor([[row["probabilities"][label] for label in ("neg", "pos")] for row in rows])
+
+
+def test_probabilities_are_those_of_logits_divided_by_the_temperature(model, tmp_path, capsys):
+    """The model's own logits stay as they are."""
+    about = json.loads((model / "sft_dist.json").read_text())
+    folder = shutil.copytree(model, tmp_path / "scaled")
+    (folder / "sft_dist.json").write_text(json.dumps({**about, "temperature": 0.25}))
+    network, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    with torch.no_grad():
+        logits = network.eval()(**tokenizer(["a", "b and c"], padding=True, return_tensors="pt")).logits
+    torch.testing.assert_close(probabilities_of(folder, capsys), (logits / 0.25).softmax(-1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(probabilities_of(model, capsys), logits.softmax(-1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0, -1, "2", None, True])
+def test_a_temperature_that_is_none_is_refused(model, tmp_path, capsys, temperature):
+    about = json.loads((model / "sft_dist.json").read_text())
+    folder = shutil.copytree(model, tmp_path / "scaled")
+    (folder / "sft_dist.json").write_text(json.dumps({**about, "temperature": temperature}))
+    (tmp_path / "a.txt").write_text("a\n")
+    assert main([str(folder), str(tmp_path / "a.txt")]) == 2
+    assert "a number above 0 is needed: export the model again" in capsys.readouterr().err

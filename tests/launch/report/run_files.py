@@ -140,6 +140,13 @@ def add_class_report(board: dict[str, Any], folder: RunFolder, text: str | None 
             }
         },
     }
+    board["winner"]["slices"] = {
+        "test": [
+            {"by": "language", "slice": "de", "examples": 40, "score": 0.6, "interval": [0.45, 0.74], "p_value": 0.004, "worse": True},
+            {"by": "language", "slice": "fr", "examples": 12, "score": 0.5, "interval": [0.25, 0.75], "p_value": None, "worse": False},
+            {"by": "length (tokens)", "slice": "up to 9", "examples": 60, "score": 0.9, "interval": None, "p_value": 1.0, "worse": False},
+        ]
+    }  # fmt: skip
     neg, pos = board["labels"]
     worst = [
         {"row": row, "label": neg, "predicted": pos, "probability": 0.99 - row / 1000, "text": text}

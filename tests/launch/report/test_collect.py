@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -125,3 +126,27 @@ def test_a_killed_run_is_to_be_resumed(tmp_path):
     line = data_of(tmp_path)["summary"]["next"][0]
     assert "killed" in line
     assert f"`sft-dist resume demo/{run.id}`" in line
+
+
+def test_what_differs_from_the_parent_recipe(tmp_path):
+    for seed in (1, 2):
+        run = write_run(tmp_path, train={"seed": seed})
+        plan = json.loads(run.plan_file.read_text())
+        changes = {"train.lr": [1e-4, 1e-3], "data.labels": [None, ["a"]], "damaged": 3}
+        write_json(run.plan_file, {**plan, "base": {"name": "../common.yaml", "changes": changes}})
+    (entry,) = data_of(tmp_path)["bases"]
+    assert entry["runs"] == [0, 1]
+    assert entry["card"]["name"] == "../common.yaml"
+    assert entry["card"]["changes"][0] == {"key": "train.lr", "parent": 1e-4, "own": 1e-3}
+    assert [row["key"] for row in entry["card"]["changes"]] == ["train.lr", "data.labels"]
+
+
+def test_the_data_card_says_what_the_check_found(tmp_path, monkeypatch):
+    findings = [{"severity": "warning", "kind": kind} for kind in ("long-text", "class-imbalance", "long-text")]
+    reports = iter([{"findings": findings}, {"findings": []}, None])
+    monkeypatch.setattr("launch.check.cached_report", lambda recipe: next(reports))
+    expected = ("warnings: long-text, class-imbalance", "nothing found", "")
+    for number, text in enumerate(expected):
+        run = write_run(tmp_path / str(number), data={"source": f"/data/{number}.csv"})
+        (card,) = data_of(run.path.parents[1])["data"]
+        assert card["card"]["check"] == text

@@ -27,6 +27,19 @@ def test_leaderboards_of_single_runs_become_one_table(tmp_path):
     assert table["final"]["run"] == 0
 
 
+def test_a_mean_and_its_newest_checkpoint_are_two_rows(tmp_path):
+    run = write_run(tmp_path)
+    board = leaderboard({(run.id, 20): 0.6, (run.id, 40): 0.8})
+    mean = {**board["rows"][0], "members": [20, 40]}
+    board = {**board, "rows": [mean, *board["rows"]], "winner": {**board["winner"], "members": [20, 40]}}
+    add_class_report(board, run)
+    run.errors_file(40, "test").rename(run.errors_file(40, "test", [20, 40]))
+    write_json(run.path / "leaderboard.json", board)
+    (table,) = read_leaderboards([run.path])
+    assert [row.get("mean") for row in table["rows"]] == ["mean of steps 20, 40", None, None]
+    assert (table["final"]["mean"], len(table["final"]["errors"]["worst"])) == ("mean of steps 20, 40", 12)
+
+
 def test_intervals_and_tests_are_passed_on(tmp_path):
     run = write_run(tmp_path)
     board = leaderboard(

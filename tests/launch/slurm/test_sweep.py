@@ -51,6 +51,12 @@ def test_no_array_is_longer_than_the_cluster_allows_and_one_checkpoint_needs_non
     assert send_sweep(saved(tmp_path / "b", 1, range(1, 2)), CLUSTER, tmp_path).scoring == ""
 
 
+def test_the_job_that_chooses_averages_checkpoints(tmp_path: Path, slurm: Slurm) -> None:
+    send_sweep(saved(tmp_path / "runs", 1, [1, 2]), CLUSTER, tmp_path, averages=["last:2"])
+    (order,) = tmp_path.glob("runs/*/.submissions/*/eval.json")
+    assert (read_json(order) or {})["average"] == ["last:2"]
+
+
 def test_what_is_in_the_queue_is_not_sent_again(tmp_path: Path, slurm: Slurm) -> None:
     runs = saved(tmp_path / "runs", 2, range(1, 4))
     first = send_sweep(runs, CLUSTER, tmp_path)

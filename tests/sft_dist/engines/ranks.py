@@ -27,7 +27,7 @@ def on_ranks(
     function: Callable[..., Any],
     *arguments: Any,
     environment: Mapping[str, str] | None = None,
-    timeout_s: float = 180,
+    timeout_s: float = 900,
 ) -> list[Any]:
     """`function` is a module's own, and what it takes and returns can be pickled. `environment` is set before it runs,
     besides what torchrun would set. Raises RuntimeError with the traceback of the first rank that failed."""

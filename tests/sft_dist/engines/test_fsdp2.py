@@ -6,6 +6,7 @@ carry the difference on. Weights have moved by about 0.1; theirs is 1e-4.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sft_dist.checkpoints.optimizer_state import SavedState
 from sft_dist.engines.fsdp2 import Fsdp2, layers_of, rows_of
+from sft_dist.tuning.half_precision import rounded_layers
 from tests.sft_dist.engines.curves import Case, Curve, build, train
 from tests.sft_dist.engines.ranks import on_ranks
 
@@ -67,9 +71,94 @@ def test_the_curve_is_that_of_one_process(case: Case, ranks: int) -> None:
     assert moved > 0.01, "a curve that stands still shows nothing"
 
 
-def test_bf16_is_what_autocast_makes_of_it_under_ddp() -> None:
-    case = Case(FSDP2, "bert", precision="bf16")
-    assert_same(on_ranks(2, train, case)[0], on_ranks(2, train, replace(case, strategy={"name": "ddp"}))[0])
+@pytest.mark.parametrize("model", ["bert", "lora"])
+def test_bf16_is_what_autocast_makes_of_it_under_ddp(model: str) -> None:
+    """To the bit, though weights are gathered in bf16 here, and cast to it there."""
+    case = Case(FSDP2, model, precision="bf16")
+    curve, of_ddp = on_ranks(2, train, case)[0], on_ranks(2, train, replace(case, strategy={"name": "ddp"}))[0]
+    assert_same(curve, of_ddp)
+    assert curve.losses == of_ddp.losses
+
+
+def exchanged(model: str, precision: str) -> Counter[tuple[str, torch.dtype]]:
+    """Bytes that this rank gathers and reduces in a step, by the dtype in which they travel."""
+    sizes: Counter[tuple[str, torch.dtype]] = Counter()
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+            if function is torch.ops.c10d._allgather_base_.default:
+                sizes["gathered", arguments[0].dtype] += arguments[0].nbytes
+            elif function is torch.ops.c10d._reduce_scatter_base_.default:
+                sizes["reduced", arguments[1].dtype] += arguments[1].nbytes
+            return function(*arguments, **(options or {}))
+
+    with Count():
+        train(Case(FSDP2, model, steps=1, precision=precision))
+    return sizes
+
+
+@pytest.mark.parametrize("model", ["bert", "lora"])
+def test_in_bf16_layers_are_gathered_in_16_bits_and_gradients_summed_in_32(model: str) -> None:
+    in_fp32, in_bf16 = (on_ranks(2, exchanged, model, precision)[0] for precision in ("fp32", "bf16"))
+    assert {dtype for _, dtype in in_fp32} == {torch.float32}
+    gathered = sum(size for (kind, _), size in in_bf16.items() if kind == "gathered")
+    assert gathered < 0.6 * in_fp32["gathered", torch.float32]
+    linear = [
+        weight
+        for layer in layers_of(build(model))
+        for module in rounded_layers(layer)
+        for weight in module.parameters(recurse=False)
+    ]
+    # In the forward and in the backward pass, with the rows that make a weight divisible by two ranks.
+    assert in_bf16["gathered", torch.bfloat16] >= 2 * 2 * sum(weight.numel() for weight in linear)
+    assert {dtype for kind, dtype in in_bf16 if kind == "reduced"} == {torch.float32}
+
+
+class Doubled(nn.Module):
+    """A layer that changes the output of its last linear layer in place, as some models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        output = self.outer(self.inner(values))
+        output += values
+        return self.norm(output)
+
+
+class Stack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(Doubled() for _ in range(3))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            values = layer(values)
+        return values
+
+
+def gradients_of_stack(sharded: bool) -> list[torch.Tensor]:
+    from sft_dist.engines.base import Setup
+
+    engine = Fsdp2(Setup("bf16", "/tmp", FSDP2))
+    model = Stack()
+    if sharded:
+        engine.prepare(model, lambda model: torch.optim.SGD(model.parameters()))
+    with engine.autocast():
+        loss = model(torch.linspace(-1, 1, 48).view(2, 4, 6)).square().sum()
+    loss.backward()
+    gradients: list[Any] = [weight.grad for weight in model.parameters()]
+    return [gradient.full_tensor() if sharded else gradient for gradient in gradients]
+
+
+def test_an_operation_in_place_on_the_output_of_a_linear_layer_leaves_gradients_right() -> None:
+    for gradient, whole in zip(
+        *(on_ranks(2, gradients_of_stack, sharded)[0] for sharded in (True, False)), strict=True
+    ):
+        torch.testing.assert_close(gradient, whole, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "fused", "sgd"])

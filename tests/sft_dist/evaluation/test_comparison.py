@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -12,7 +14,7 @@ from sft_dist.evaluation.baseline import worse_than
 from sft_dist.evaluation.comparison import Answers, seed_spread, selection_note, with_statistics
 from sft_dist.evaluation.leaderboard import Scored, compose, render
 from sft_dist.evaluation.predictions import SplitPredictions
-from sft_dist.evaluation.reuse import evaluations_on_test, record_evaluation
+from sft_dist.evaluation.reuse import evaluations_on_test, record_evaluation, reuse_note
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json, write_json
 from sft_dist.run.folder import RunFolder
@@ -37,13 +39,13 @@ class Reader:
     def __init__(self, answers, contents=None):
         self.answers, self.contents = answers, contents or {}
 
-    def read(self, folder, recipe, step, fingerprint, split):
-        predictions = self.answers.get((folder.id, step))
+    def read(self, entry, recipe, split):
+        predictions = self.answers.get((entry.folder.id, entry.step))
         if predictions is None:
             return None
         task = task_of(recipe)
         examples = Examples(Dataset.from_dict({"label": TRUE, ROW: np.arange(NUM)}), split)
-        content = SplitPredictions(predictions, np.arange(NUM), None, self.contents.get(folder.id, "rows"))
+        content = SplitPredictions(predictions, np.arange(NUM), None, self.contents.get(entry.folder.id, "rows"))
         rows = Rows(Dataset.from_dict({"text": [f"text {i}" for i in range(NUM)], ROW: np.arange(NUM)}))
         return Answers(content, task, task.build_loss(examples), examples, rows)
 
@@ -92,6 +94,26 @@ def test_candidates_are_compared_with_the_winner(swept):
     assert "best of 4" in board["selection_note"]
     assert selection_note(1) == ""
     assert set(board["winner"]["intervals"]["test"]) >= {"accuracy", "f1_macro", "loss"}
+
+
+def test_a_mean_is_named_by_its_steps_and_all_that_were_tried_are_counted(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.evaluation.mkdir(parents=True)
+    best, checkpoint = replace(scored(folder, 8, 20), members=(4, 8)), scored(folder, 4, 22)
+    board = board_of([checkpoint, best], {folder: RECIPE})
+    board = with_statistics(
+        board, [checkpoint, best], {folder: RECIPE}, Reader({("run", 4): logits(22), ("run", 8): logits(20)}), 3
+    )
+    page = render(board)
+    assert "not distinguishable from the winner at this size: run mean of steps 4, 8" in page
+    assert "| run | mean of steps 4, 8 |" in page
+    assert "best of 5" in page
+    board = board_of([best, checkpoint], {folder: RECIPE})
+    assert f"Winner: run run, mean of steps 4, 8 (`{folder.candidate(8, (4, 8))}`)" in render(board)
+    record_evaluation(folder, 4, "weights")
+    record_evaluation(folder, 8, "their mean", (4, 8))
+    assert "run step 4" in (note := reuse_note(evaluations_on_test([folder])))
+    assert "run mean of steps 4, 8" in note
 
 
 def test_the_page_says_how_certain_it_is(swept):
@@ -234,4 +256,5 @@ def test_predictions_of_other_weights_are_not_read(tmp_path):
     def prepared(recipe):
         raise AssertionError("the data of predictions that are not read")
 
-    assert comparison.AnswersReader(prepared).read(RunFolder(tmp_path), RECIPE, 1, "weights", "validation") is None
+    entry = Scored(RunFolder(tmp_path), 1, "weights", {})
+    assert comparison.AnswersReader(prepared).read(entry, RECIPE, "validation") is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from collections import Counter
 
 import pytest
 import torch
@@ -12,10 +13,13 @@ from safetensors.torch import load_file, save_file
 from sft_dist.checkpoints.store import Checkpoint
 from sft_dist.data.prepare import prepare
 from sft_dist.data.splits import keep_splits
+from sft_dist.evaluation.comparison import AnswersReader
 from sft_dist.evaluation.evaluator import Evaluator
 from sft_dist.evaluation.leaderboard import Scored
 from sft_dist.evaluation.predictions import predictions_file, read_predictions
+from sft_dist.evaluation.slices import with_slices
 from sft_dist.evaluation.sweep import score_untrained
+from sft_dist.evaluation.temperature import fitted_temperature
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.schema import Recipe
 from sft_dist.run.folder import RunFolder
@@ -85,6 +89,24 @@ def test_predictions_are_kept_with_rows_and_groups(run, tmp_path):
     pairs = {(names[row], int(group)) for row, group in zip(answers.rows, answers.groups, strict=True)}
     assert len(pairs) == len({name for name, _ in pairs}) == len({group for _, group in pairs}) > 1
     assert read_predictions(predictions_file(checkpoint, "validation"), "other weights") is None
+
+
+@pytest.mark.slow
+def test_slices_and_the_temperature_come_from_kept_predictions(run, monkeypatch):
+    recipe, checkpoint = run
+    evaluator, folder = Evaluator(), checkpoint.run_folder
+    scores = evaluator.score(recipe, checkpoint, "validation")
+    monkeypatch.setattr(Evaluator, "_scores", None)  # nothing is scored again
+    evaluate = recipe.evaluate.model_copy(update={"slices": ["label"]})
+    reader, asked = AnswersReader(evaluator.prepared), recipe.model_copy(update={"evaluate": evaluate})
+    winner = Scored(folder, 5, checkpoint.fingerprint(), scores)
+    slices = with_slices({"winner": {"validation": scores}}, winner, asked, reader)["winner"]["slices"]["validation"]
+    by_label = {entry["slice"]: entry["examples"] for entry in slices if entry["by"] == "label"}
+    labels = evaluator.prepared(recipe).splits["validation"].column("label")
+    assert by_label == Counter(labels)
+    assert sum(entry["examples"] for entry in slices if entry["by"] == "length (tokens)") == len(labels)
+    assert all(entry["p_value"] is None for entry in slices), "too few examples for a claim"
+    assert fitted_temperature(reader, winner, recipe) > 0
 
 
 @pytest.mark.slow

@@ -41,6 +41,22 @@ def test_the_loss_of_the_examples_is_that_of_the_split(problem):
     assert sums.value == pytest.approx(float(total) / float(task.weights(loss, examples).sum()), rel=1e-6)
 
 
+def test_recorded_losses_are_divided_as_those_of_the_split(monkeypatch):
+    """Of two parts, each with its divisor; to one of them no example adds anything."""
+    task, predictions, examples = CASES["object-detection"]()
+    losses = np.random.default_rng(0).gamma(2.0, size=(len(examples), 2))
+    weights = np.stack([np.arange(len(examples)) + 1, np.zeros(len(examples))], axis=1)
+    monkeypatch.setattr("sft_dist.evaluation.example_scores.weights_of", lambda *_: weights)
+    totals = losses.sum(axis=0)
+    groups = np.arange(len(examples)) // 2
+    for of_groups in (None, groups):
+        scores = example_scores(task, object(), predictions, examples, of_groups, losses)["loss"]
+        assert scores.value == pytest.approx(totals[0] / weights[:, 0].sum() + totals[1])
+        low, high = interval(scores)
+        assert low < scores.value < high
+    assert "loss" not in example_scores(task, object(), predictions, examples)
+
+
 def test_generated_answers_change_no_score_over_tokens():
     task, predictions, examples = CASES["instruction-tuning"]()
     with_answers = [(*prediction, np.arange(3, dtype=np.int32)) for prediction in predictions]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sft_dist.data.rows import Examples
-from sft_dist.evaluation.inference import better, scores_of
+from sft_dist.evaluation.inference import BatchPredictions, better, losses_of_each, scores_of
 from tests.tiny_text import recipe_of
 
 
@@ -57,3 +57,12 @@ def test_an_undefined_score_is_better_than_nothing_else():
     assert not better(None, None, "max")
     assert not better(None, 0.1, "min")
     assert better(0.1, None, "min")
+
+
+def test_losses_are_in_the_order_of_the_examples_or_absent():
+    def batch(indices, losses):
+        return BatchPredictions(np.array(indices), [None] * len(indices), np.zeros(1), losses)
+
+    parts = [batch([2, 0], np.array([[20.0], [0.0]])), batch([1], np.array([[10.0]]))]
+    assert losses_of_each(parts).tolist() == [[0], [10], [20]]
+    assert losses_of_each([*parts, batch([3], None)]) is None

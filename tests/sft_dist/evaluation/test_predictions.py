@@ -121,3 +121,11 @@ def test_predictions_that_cannot_be_kept_leave_no_older_ones(tmp_path):
     assert read_predictions(predictions_file(checkpoint, "test"), checkpoint.fingerprint()) is not None
     keep_predictions(checkpoint, "test", [object(), object()], data)
     assert read_predictions(predictions_file(checkpoint, "test"), checkpoint.fingerprint()) is None
+
+
+def test_losses_of_examples_are_kept_where_they_were_recorded():
+    losses = np.array([[1.5, 0.0], [0.25, 1e-9]])
+    content = SplitPredictions(["a", "b"], np.arange(2), None, "digest", losses)
+    back = from_columns(to_columns(content, "weights"), "weights")
+    assert back.losses.tolist() == losses.tolist()
+    assert from_columns(to_columns(kept(["a", "b"]), "weights"), "weights").losses is None

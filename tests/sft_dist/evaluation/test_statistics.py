@@ -13,6 +13,7 @@ from sft_dist.evaluation.example_scores import CLASS_SCORES
 from sft_dist.evaluation.statistics import (
     ExampleSubsets,
     by_group,
+    fisher,
     holm,
     interval,
     mcnemar,
@@ -23,6 +24,7 @@ from sft_dist.evaluation.statistics import (
     sums_of,
     units_of,
     wilson,
+    worse_than_rest,
 )
 
 ONES = np.ones
@@ -231,3 +233,66 @@ def test_a_difference_of_the_smallest_size_is_found_in_80_of_100_sets():
         results.append(stats.ttest_1samp(shifted, 0).pvalue < 0.05)
     assert 0.74 < np.mean(results) < 0.86
     assert smallest_difference(mean_of(noise)) == pytest.approx(math.sqrt(2) * size)
+
+
+# ── a slice against the rest ────────────────────────────────────────────────────────────────────────────────────────
+def test_fisher_s_test_is_the_share_of_tables_at_least_as_bad():
+    """The lady tasting tea (Fisher 1935, The Design of Experiments, chapter II): 3 of 4 cups right, p = 17/70."""
+    assert fisher(1, 4, 3, 4) == pytest.approx(17 / 70)
+    part, rest = rate_of([1] * 40 + [0] * 20), rate_of([1] * 150 + [0] * 30)
+    tables = stats.hypergeom(240, 190, 60)
+    assert worse_than_rest(part, rest, "max") == pytest.approx(tables.cdf(40))
+    assert worse_than_rest(rest, part, "max") > 0.99
+
+
+@pytest.mark.parametrize(("direction", "alternative"), [("max", "less"), ("min", "greater")])
+def test_means_are_compared_by_welch_s_test(direction, alternative):
+    rng = np.random.default_rng(17)
+    part, rest = rng.normal(0, 2, 35), rng.normal(0.4, 1, 300)
+    library = stats.ttest_ind(part, rest, equal_var=False, alternative=alternative)
+    assert worse_than_rest(mean_of(part), mean_of(rest), direction) == pytest.approx(library.pvalue, rel=1e-9)
+
+
+def test_recomputed_scores_are_compared_by_their_bootstrap_errors():
+    rng = np.random.default_rng(19)
+    values = np.concatenate([rng.normal(0, 1, 60), rng.normal(0.1, 1, 140)])
+    units = units_of(200, None)
+    part, rest = (
+        ExampleSubsets(values, chosen, lambda v, i: float(v[i].mean()), 200 * 1000)
+        for chosen in (units[:60], units[60:])
+    )
+    library = stats.ttest_ind(values[:60], values[60:], equal_var=False, alternative="less")
+    assert worse_than_rest(part, rest, "max") == pytest.approx(library.pvalue, rel=0.2)
+    assert worse_than_rest(part, ExampleSubsets(values, units[60:], rest.evaluate, 200), "max") is None
+
+
+def test_equal_scores_without_spread_are_not_compared():
+    assert worse_than_rest(mean_of(ONES(40)), mean_of(ONES(40)), "max") is None
+
+
+def skewed_losses(rng, n):
+    return mean_of(rng.exponential(1.0, n))
+
+
+def ratio_of_tokens(rng, n):
+    """Texts of 1 to 40 tokens; the loss of a text is a sum over its tokens."""
+    tokens = rng.integers(1, 41, n)
+    return sums_of("corpus", np.stack([rng.gamma(tokens, 0.5), tokens], axis=1), ratio)
+
+
+def almost_perfect(rng, n):
+    return rate_of(rng.random(n) < 0.95)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("draw", "direction"),
+    [(skewed_losses, "min"), (ratio_of_tokens, "min"), (drawn_macro_f1, "max"), (almost_perfect, "max")],
+)
+def test_equal_slices_are_called_worse_in_at_most_about_5_of_100_sets(draw, direction):
+    """`docs/decisions/0016-honest-numbers.md` has more sets."""
+    num_sets = 400
+    rng = np.random.default_rng(23)
+    p_values = [worse_than_rest(draw(rng, 40), draw(rng, 300), direction) for _ in range(num_sets)]
+    worse = np.mean([p is not None and p <= 0.05 for p in p_values])
+    assert 0 < worse <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / num_sets)

@@ -160,6 +160,18 @@ def test_the_winner_is_whole_down_to_the_state_of_its_optimizer(folder: RunFolde
     assert "step-00000012 is damaged and excluded: state/rank-00000.safetensors: content changed" in scores.damaged[0]
 
 
+def test_a_mean_that_comes_out_otherwise_than_it_was_scored_is_excluded(tmp_path: Path) -> None:
+    from tests.sft_dist.checkpoints.test_averaging import save, weights_of
+
+    folder = RunFolder(tmp_path / "demo" / "0123456789")
+    folder.path.mkdir(parents=True)
+    first, _ = (save(folder, step, weights_of(step)) for step in (4, 8))
+    mean, checkpoint = Scored(folder, 8, "other bytes", {}, (4, 8)), Scored(folder, 4, first.fingerprint(), {})
+    scores = validation(folder, Scorer())
+    assert scores.exclude_damaged([mean, checkpoint]) == [checkpoint]
+    assert scores.damaged[0].startswith(f"0123456789 {mean.path.name} is damaged and excluded: made again, its bytes")
+
+
 def test_a_record_of_other_bytes_is_stale(folder: RunFolder) -> None:
     scorer = Scorer()
     validation(folder, scorer).update()

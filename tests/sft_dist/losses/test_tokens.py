@@ -39,3 +39,14 @@ def test_chunks_keep_their_logits_only_and_change_nothing(inner, monkeypatch):
         plain = plain + inner.total(some.float(), wanted)
     assert torch.equal(found, plain)
     assert torch.equal(gradient, torch.autograd.grad(plain, logits)[0])
+
+
+def test_losses_of_single_rows_add_up_to_the_total():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(3, 5, 4), torch.randint(0, 4, (3, 5))
+    targets[1, 2:], targets[2] = IGNORED, IGNORED
+    loss = TokenLoss(CrossEntropy(None, 0.1))
+    losses = loss.of_each(logits, targets)
+    assert losses[2] == 0
+    torch.testing.assert_close(losses.sum(), loss.total(logits, targets))
+    torch.testing.assert_close(losses[1], loss.total(logits[1:2, :2], targets[1:2, :2]))

@@ -10,7 +10,7 @@ import pytest
 
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import shipped
-from sft_dist.recipe.load import load, read, validate
+from sft_dist.recipe.load import changes_of_base, load, read, validate
 from tests.sft_dist.recipe.recipe_texts import GOOD, write
 
 
@@ -53,6 +53,17 @@ def test_a_child_replaces_single_settings_of_its_base(tmp_path: Path) -> None:
     write(tmp_path, GOOD, "base.yaml")
     recipe = load(write(tmp_path, "base: base.yaml\ntrain: {lr: 3}\ndata: {labels: [a, b]}\n"))
     assert (recipe.name, recipe.train.lr, recipe.train.epochs, recipe.data.labels) == ("my", 3, 2, ["a", "b"])
+
+
+def test_what_differs_from_the_base_is_known_as_it_is_written(tmp_path: Path) -> None:
+    write(tmp_path, GOOD, "base.yaml")
+    child = write(tmp_path, "base: base.yaml\ntuning: {alpha: 8}\ntrain: {steps: 5}\ndata: {labels: [a, b]}\n")
+    changes = changes_of_base(read(child, ["train.lr=1"]))
+    assert changes == {
+        "data.labels": [None, ["a", "b"]], "tuning.alpha": [None, 8], "train.lr": [1e-4, 1], "train.epochs": [2, None],
+        "train.steps": [None, 5],
+    }  # fmt: skip
+    assert changes_of_base(read(write(tmp_path, GOOD))) == {}
 
 
 def test_bases_form_a_chain(tmp_path: Path) -> None:

@@ -121,6 +121,19 @@ def test_the_loss_of_a_global_batch_does_not_depend_on_micro_batches(folders, na
     torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["detr-auxiliary", "conditional_detr", "rt_detr"])
+def test_losses_of_single_images_add_up_to_the_total(folders, name):
+    """With an image without boxes among them. Of each family: where the images are in the outputs of its layers differs."""
+    task, model, examples, processor, loss = ready(folders[name], [scene(i, i % 3) for i in range(4)])
+    inputs, targets = task.collate(examples.at(range(4)), processor, None)
+    with torch.no_grad():
+        outputs = task.forward(model.eval(), inputs)
+        losses, total = loss.of_each(outputs, targets), loss.total(outputs, targets)
+    assert losses.shape == (4, len(total))
+    torch.testing.assert_close(losses.sum(dim=0), total, rtol=1e-5, atol=1e-5)
+    assert len(losses.unique(dim=0)) == 4
+
+
 def test_detr_does_not_see_padding(folders):
     rows = [scene(i, 2, *size) for i, size in enumerate([(60, 48), (48, 60), (50, 50), (40, 70)])]
     task, model, examples, processor, loss = ready(folders["detr"], rows)

@@ -200,6 +200,17 @@ def test_focal_loss_is_the_mean_over_all_labelled_pixels():
     torch.testing.assert_close(pixel_loss(PixelLoss(Focal(2.0), 255), logits, masks), expected)
 
 
+def test_losses_of_single_images_add_up_to_the_total():
+    torch.manual_seed(0)
+    masks, outputs = torch.randint(0, 3, (3, 4, 4)), SimpleNamespace(logits=torch.randn(3, 3, 4, 4))
+    masks[1] = 255
+    pixels = torch.stack([(masks == number).sum(dim=(1, 2)) for number in range(3)], dim=1)
+    loss, targets = PixelLoss(CrossEntropy(), 255, 0.5), PixelTargets(masks, pixels)
+    losses = loss.of_each(outputs, targets)
+    assert losses[1].tolist() == [0, 0]
+    torch.testing.assert_close(losses.sum(dim=0), loss.total(outputs, targets))
+
+
 def test_augmentation_that_covers_pixels_does_not_lower_the_loss():
     """An image's mean is over the pixels that are left; its weight is the number before."""
     logits, before = pixel_batch()
