@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launch.evaluate import run_sweep, trust_in_targets
+from launch.evaluate import changes_in_targets, run_sweep, trust_in_targets
 from sft_dist import evaluate
 from sft_dist.recipe import lm_eval, machine
 from sft_dist.recipe.errors import UserError
@@ -17,6 +17,7 @@ from sft_dist.recipe.load import load
 from sft_dist.recipe.machine import missing_packages
 from sft_dist.recipe.references import check_references
 from sft_dist.recipe.trust import NO_TRUST, Trust
+from sft_dist.run.folder import run_id
 
 TASK = "task: capitals\ntag:\n  - geography\ndataset_path: json\n"
 
@@ -102,3 +103,19 @@ def test_a_run_folder_consents_to_no_code_of_tasks(tmp_path: Path, capsys: pytes
     assert trust_in_targets([str(file)]) == Trust(task_code=True)
     assert trust_in_targets([str(path)]) == NO_TRUST
     assert (NO_TRUST | Trust(task_code=True)).arguments() == ["--allow-task-code"]
+
+
+def test_a_trained_run_is_asked_what_the_recipe_says_now(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = load(write(tmp_path, tasks=["tasks/capitals.yaml"], allow_code=True))
+    evaluation = recipe.evaluate.model_copy(update={"lm_eval": None})
+    trained = recipe.model_copy(update={"evaluate": evaluation})
+    assert run_id(trained) == run_id(recipe)
+    (option,) = changes_in_targets([str(tmp_path / "recipe.yaml")])
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "recipe.json").write_text(trained.model_dump_json())
+    for options, message in (([], "--allow-task-code"), (["--allow-task-code"], "no checkpoint")):
+        assert evaluate.main([str(path), option, *options]) == 2
+        assert message in capsys.readouterr().err
+    assert evaluate.main([str(path), "--lm-eval={}"]) == 2
+    assert "not the settings of general tasks" in capsys.readouterr().err
