@@ -62,6 +62,7 @@ COMMITS = click.option(
     "--trust-remote-code", "commits", multiple=True, metavar="COMMIT", help="Run the model's own code, at this commit."
 )
 PICKLE = click.option("--allow-pickle", "pickle", is_flag=True, help="Allow weights in a pickle file.")
+TASK_CODE = click.option("--allow-task-code", "task_code", is_flag=True, help="Allow code of lm-eval tasks to run.")
 # Other programs' names of these verbs.
 OTHER_VERBS = {
     "train": "run", "fit": "run", "start": "run", "launch": "run", "evaluate": "eval", "test": "eval", "validate": "check",
@@ -578,8 +579,8 @@ def replay(
 @click.option(
     "--no-worse-than",
     "reference",
-    metavar="RUN",
-    help="Exit with 1 if the winner is worse than this run's best, beyond chance.",
+    metavar="RUN|base",
+    help="Exit with 1 if the winner is worse than this run's best, or than the base model, beyond chance.",
 )
 @click.option("--force", is_flag=True, help="Re-evaluate checkpoints that have scores already.")
 @click.option(
@@ -614,6 +615,7 @@ def replay(
 @click.option("--follow", is_flag=True, help="Evaluate checkpoints as training writes them, until the runs end.")
 @COMMITS
 @PICKLE
+@TASK_CODE
 @RUNS
 @AS_JSON
 def evaluate(
@@ -629,6 +631,7 @@ def evaluate(
     follow: bool,
     commits: tuple[str, ...],
     pickle: bool,
+    task_code: bool,
     runs: str | None,
     as_json: bool,
 ) -> None:
@@ -646,7 +649,7 @@ def evaluate(
     averages = tuple(str(parse_averaging(text)) for text in averages)
     if cluster and cluster != "local" and (required or reference or force or follow or as_json):
         raise click.UsageError("--cluster works with none of --require, --no-worse-than, --force, --follow and --json")
-    trust = Trust(frozenset(commits), pickle)
+    trust = Trust(frozenset(commits), pickle, task_code)
     if model is not None or data:
         if not model:
             raise click.UsageError("--data needs --model MODEL")

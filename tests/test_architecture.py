@@ -161,7 +161,7 @@ def test_no_module_imports_itself_by_a_detour():
 IMPORT_LATE = {
     "sft_dist.batches.stream", "sft_dist.check", "sft_dist.count", "sft_dist.engines", "sft_dist.evaluate",
     "sft_dist.evaluate_model",
-    "sft_dist.evaluation.inputs", "sft_dist.export",
+    "sft_dist.evaluation.general_sets", "sft_dist.evaluation.inputs", "sft_dist.export",
     "sft_dist.predict", "sft_dist.quality.preview", "sft_dist.run.folder", "sft_dist.train",
 }  # fmt: skip
 
