@@ -14,7 +14,7 @@ setup: $(STAMP)  ## make .venv and install everything, sample weights and text i
 
 $(STAMP): pyproject.toml constraints.txt samples.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[deepspeed,slurm,tracking,optimizers,text,vision,audio,check,sql,lm-eval,dev]"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[deepspeed,slurm,tracking,optimizers,text,vision,audio,check,sql,search,lm-eval,dev]"
 	$(BIN)/python -m pip install -q --no-deps -r samples.txt
 	$(BIN)/python -m compileall -q launch sft_dist  # else the first start of each program compiles them
 	touch $@

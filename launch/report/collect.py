@@ -13,6 +13,7 @@ from launch.report.advice import summarise
 from launch.report.attempts import attempts_of, cost_of, environment_of
 from launch.report.curves import Curve, align, curves_of, read_metrics
 from launch.report.scores import read_leaderboards
+from launch.report.search import searches_of
 from launch.report.values import mapping_in
 from launch.run_state import RunState
 from sft_dist.recipe.files import read_object
@@ -65,6 +66,7 @@ def collect(subjects: Sequence[Subject], max_points: int) -> dict[str, Any]:
         "settings": _shared_settings(settings, varying),
         "curves": align_all([subject.curves for subject in subjects], max_points),
         "leaderboards": leaderboards,
+        "searches": searches_of(Path(state.folder) for state in states),
         "cost": cost_of(attempt for subject in subjects for attempt in subject.attempts),
         "devices": sorted({subject.device for subject in subjects}),
         "data": _distinct([subject.data for subject in subjects]),

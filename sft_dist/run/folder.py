@@ -49,7 +49,7 @@ NOT_IN_ID = {"evaluate": {"slices", "temperature", "lm_eval"}}
 
 def run_id(recipe: Recipe) -> str:
     """Returns ten hex digits of the SHA-256 of the resolved recipe without its name and description, and without NOT_IN_ID."""
-    exclude: Any = {"name": True, "description": True, "matrix": True, **NOT_IN_ID}
+    exclude: Any = {"name": True, "description": True, "matrix": True, "search": True, **NOT_IN_ID}
     return hashlib.sha256(recipe.model_dump_json(exclude=exclude).encode()).hexdigest()[:10]
 
 

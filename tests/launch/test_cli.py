@@ -23,6 +23,7 @@ VERBS = (
     "run",
     "submit",
     "cluster",
+    "search",
     "resume",
     "status",
     "logs",
