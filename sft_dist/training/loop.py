@@ -46,6 +46,7 @@ def run(t: Training) -> tuple[str, str]:
             return "stopped", reason
     micro_batches = load_micro_batches(t.source, t.progress.step + 1, t.steps.total, t.recipe.data.workers)
     metrics = MetricsLogger(t.records, t.accelerator, t.recipe.train.log_every)
+    micro_batches = metrics.time_loading(micro_batches)
     batch_norms = BatchNorms(t.engine.raw_model)
     outcome = ("finished", "all steps done")
     while t.progress.step < t.steps.total:
