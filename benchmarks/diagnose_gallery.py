@@ -19,6 +19,7 @@ import argparse
 import csv
 import gzip
 import io
+import itertools
 import json
 import os
 import random
@@ -26,7 +27,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,11 @@ Settings = dict[str, Any]  # key path -> value
 
 
 # ── data ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-WORDS = {"bad": ("awful", "dull", "poor", "boring"), "good": ("great", "lovely", "fine", "superb"), "mixed": ("uneven", "long", "odd", "slow")}
+WORDS = {
+    "bad": ("awful", "dull", "poor", "boring"),
+    "good": ("great", "lovely", "fine", "superb"),
+    "mixed": ("uneven", "long", "odd", "slow"),
+}
 FILLER = ("the", "film", "was", "and", "story", "actor", "with", "of", "this", "long")
 AMBIGUOUS_SHARE = 0.08  # rows whose words say nothing of their class
 
@@ -76,7 +81,9 @@ def books(rng: random.Random) -> list[Row]:
 def instructions(rng: random.Random) -> list[Row]:
     """Those with a short question and an answer of some length."""
     rows = json.loads((_sample("alpaca") / "alpaca.json").read_text(encoding="utf-8"))
-    return _shuffled(rng, (row for row in rows if len(row["instruction"] + row["input"]) < 90 and len(row["output"]) > 80))
+    return _shuffled(
+        rng, (row for row in rows if len(row["instruction"] + row["input"]) < 90 and len(row["output"]) > 80)
+    )
 
 
 def translations(rng: random.Random) -> list[Row]:
@@ -104,7 +111,14 @@ def digits(rng: random.Random) -> list[Row]:
 
     data = load_digits()
     images = (Image.fromarray((array * 15).astype(np.uint8)).resize((28, 28)) for array in data.images)
-    return _shuffled(rng, ({"image": _png(image), "label": str(label)} for image, label in zip(images, data.target) if label in (0, 1, 4, 7)))
+    return _shuffled(
+        rng,
+        (
+            {"image": _png(image), "label": str(label)}
+            for image, label in zip(images, data.target, strict=False)
+            if label in (0, 1, 4, 7)
+        ),
+    )
 
 
 def _sample(name: str) -> Path:
@@ -147,7 +161,16 @@ class Family:
 
 FAMILIES = {
     "text": Family("text-classification", "bert", {"tuning": reviews, "held-out": books}, 3e-3, 16, 80, 32),
-    "chat": Family("instruction-tuning", "llama", {"tuning": instructions, "held-out": translations}, 5e-3, 4, 60, 96, {"train": 200, "validation": 40, "test": 80}),
+    "chat": Family(
+        "instruction-tuning",
+        "llama",
+        {"tuning": instructions, "held-out": translations},
+        5e-3,
+        4,
+        60,
+        96,
+        {"train": 200, "validation": 40, "test": 80},
+    ),
     "image": Family("image-classification", "vit", {"tuning": clothes, "held-out": digits}, 5e-3, 16, 80),
 }
 
@@ -163,7 +186,7 @@ class Fault:
 
 
 def few_rows(rows: Rows, rng: random.Random) -> Rows:
-    return {**rows, "train": rows["train"][:40]}
+    return {**rows, "train": rows["train"][:16]}
 
 
 def other_labels(share: float) -> Callable[[Rows, random.Random], Rows]:
@@ -242,10 +265,10 @@ FAULTS: dict[str, Fault] = {
     "diverged": Fault(
         lambda family, variant: {"train.optimizer": {"name": "sgd", "momentum": 0.9}, "train.lr": 30.0 * 10**variant, "train.clip_norm": None}
     ),
-    "label-noise": Fault(rows=other_labels(0.12), families=("text", "image")),
+    "label-noise": Fault(rows=other_labels(0.08), families=("text", "image")),
     "wrong-labels": Fault(rows=permuted_labels, families=("text", "image")),
     "leak": Fault(lambda family, variant: {"train.steps": 120, "train.save_every": "20 steps"}, train_rows_in_validation),
-    "dead-class": Fault(rows=rare_class, families=("text", "image")),
+    "dead-class": Fault(lambda family, variant: {"train.steps": 120}, rare_class, families=("text", "image")),
     "truncation": Fault(_truncated, families=("text", "chat")),
     "loader-bound": Fault(lambda family, variant: {"train.steps": 30, "train.save_every": "10 steps", "train.log_every": 2}, large_images, ("image",)),
     "bad-schedule": Fault(_schedule),
@@ -271,21 +294,14 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """Seed by seed, so that each prefix has all causes."""
+    """Seed by seed, and both halves side by side, so that each prefix covers the causes evenly."""
     result = []
-    for variant in range(3):
-        for half, seeds in HALVES.items():
-            for family in FAMILIES:
-                result.append(Case(half, family, "healthy", seeds[variant], variant))
-                result.append(
-                    Case(half, family, "healthy", seeds[variant], variant, {"train.optimizer": {"name": "adamw", "weight_decay": DECAY}})
-                )  # fmt: skip
-                result += [
-                    Case(half, family, cause, seeds[variant], variant)
-                    for cause, fault in FAULTS.items()
-                    if cause != "healthy" and family in fault.families and variant < NUM_FAULT_SEEDS
-                ]
-    return result
+    for variant, family in itertools.product(range(3), ("text", "image", "chat")):
+        for cause, fault in FAULTS.items():
+            if family in fault.families and (cause == "healthy" or variant < NUM_FAULT_SEEDS):
+                result += [Case(half, family, cause, seeds[variant], variant) for half, seeds in HALVES.items()]
+    decay = {"train.optimizer": {"name": "adamw", "weight_decay": DECAY}}
+    return result + [replace(case, settings=decay) for case in result if case.cause == "healthy"]
 
 
 def recipe_of(case: Case) -> dict[str, Any]:
@@ -362,7 +378,12 @@ def record_all(folder: Path) -> None:
     RECORDS.mkdir(exist_ok=True)
     for half in HALVES:
         records = [
-            {"family": case.family, "cause": case.cause, "group": "decay" if case.settings else case.cause, "evidence": json.loads(file.read_text())}
+            {
+                "family": case.family,
+                "cause": case.cause,
+                "group": "decay" if case.settings else case.cause,
+                "evidence": json.loads(file.read_text()),
+            }
             for case in cases()
             if case.half == half and (file := folder / f"{case.name}.json").exists()
         ]
@@ -390,7 +411,8 @@ class Result:
 def read_results(half: str) -> list[Result]:
     records = json.loads(gzip.decompress((RECORDS / f"{half}.json.gz").read_bytes()))
     return [
-        Result(record["family"], record["cause"], diagnose(Evidence.from_json(record["evidence"]))) for record in records
+        Result(record["family"], record["cause"], diagnose(Evidence.from_json(record["evidence"])))
+        for record in records
     ]
 
 

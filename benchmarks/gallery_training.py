@@ -6,6 +6,7 @@ nothing is saved.
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 import time
@@ -22,9 +23,9 @@ from transformers import AutoTokenizer, get_scheduler
 from launch.diagnose.evidence import CheckFinding, DataCheck, Evaluation, Evidence
 from samples.fetch import need
 from sft_dist.quality.labels import review_labels, text_features
-from sft_dist.recipe.units import amount_in_steps
 from sft_dist.recipe.metrics import selection_metric
 from sft_dist.recipe.schema import Recipe
+from sft_dist.recipe.units import amount_in_steps
 from sft_dist.run.varying import settings_in
 
 WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -78,7 +79,11 @@ def splits_of(recipe: Recipe, rows: dict[str, list[Any]]) -> tuple[dict[str, Spl
     else:
         labels = []
         encoded = {split: chat_split(of_split, longest) for split, of_split in rows.items()}
-    return {split: pair[0] for split, pair in encoded.items()}, {split: pair[1] for split, pair in encoded.items()}, labels
+    return (
+        {split: pair[0] for split, pair in encoded.items()},
+        {split: pair[1] for split, pair in encoded.items()},
+        labels,
+    )
 
 
 def image_split(rows: list[Any], labels: list[str]) -> Split:
@@ -92,7 +97,9 @@ def image_split(rows: list[Any], labels: list[str]) -> Split:
 def text_split(rows: list[Any], labels: list[str], longest: int) -> tuple[Split, float]:
     tokenizer = tokenizer_of("tiny-bert")
     lengths = [len(ids) for ids in tokenizer([row["text"] for row in rows])["input_ids"]]
-    encoded = tokenizer([row["text"] for row in rows], truncation=True, max_length=longest, padding=True, return_tensors="pt")
+    encoded = tokenizer(
+        [row["text"] for row in rows], truncation=True, max_length=longest, padding=True, return_tensors="pt"
+    )
     inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
     targets = torch.tensor([labels.index(row["label"]) for row in rows])
     return Split(inputs, targets), float(np.mean(np.array(lengths) > longest))
@@ -113,7 +120,9 @@ def chat_split(rows: list[Any], longest: int) -> tuple[Split, float]:
         ids.append(both + [tokenizer.eos_token_id] * padding)
         targets.append([-100] * len(prompt) + both[len(prompt) :] + [-100] * padding)
     inputs = torch.tensor(ids)
-    return Split({"input_ids": inputs, "attention_mask": torch.ones_like(inputs)}, torch.tensor(targets)), float(np.mean(cut))
+    return Split({"input_ids": inputs, "attention_mask": torch.ones_like(inputs)}, torch.tensor(targets)), float(
+        np.mean(cut)
+    )
 
 
 def data_check(rows: dict[str, list[Any]], truncated: dict[str, float], longest: int) -> DataCheck | None:
@@ -124,7 +133,12 @@ def data_check(rows: dict[str, list[Any]], truncated: dict[str, float], longest:
     if copies:
         findings.append(CheckFinding("leak", f"the same input in several splits: {copies} rows", copies))
     findings += [
-        CheckFinding("truncation", f"{share:.0%} of the {split} rows are cut at {longest} tokens", round(share * len(rows[split])), share)
+        CheckFinding(
+            "truncation",
+            f"{share:.0%} of the {split} rows are cut at {longest} tokens",
+            round(share * len(rows[split])),
+            share,
+        )
         for split, share in truncated.items()
         if share > TRUNCATION_SHARE
     ]
@@ -138,26 +152,46 @@ def data_check(rows: dict[str, list[Any]], truncated: dict[str, float], longest:
 
 
 def _input_of(row: Any) -> Any:
-    return row["image"]["bytes"] if "image" in row else row["text"] if "text" in row else (row["instruction"], row["input"])
+    return (
+        row["image"]["bytes"]
+        if "image" in row
+        else row["text"]
+        if "text" in row
+        else (row["instruction"], row["input"])
+    )
 
 
 # ── models ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 def build_model(task: str, num_labels: int, seed: int) -> nn.Module:
-    from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, ViTConfig
-    from transformers import ViTForImageClassification
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        LlamaConfig,
+        LlamaForCausalLM,
+        ViTConfig,
+        ViTForImageClassification,
+    )
 
     torch.manual_seed(seed)
     if task == "text-classification":
         vocabulary = len(tokenizer_of("tiny-bert"))
-        return BertForSequenceClassification(BertConfig(vocab_size=vocabulary, max_position_embeddings=64, num_labels=num_labels, **WIDE))
+        return BertForSequenceClassification(
+            BertConfig(vocab_size=vocabulary, max_position_embeddings=64, num_labels=num_labels, **WIDE)
+        )
     if task == "image-classification":
         dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        return ViTForImageClassification(ViTConfig(image_size=28, patch_size=7, num_labels=num_labels, **dropout, **WIDE))
+        return ViTForImageClassification(
+            ViTConfig(image_size=28, patch_size=7, num_labels=num_labels, **dropout, **WIDE)
+        )
     vocabulary = len(tokenizer_of("tiny-llama"))
-    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, num_key_value_heads=2, max_position_embeddings=128, **WIDE))
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=vocabulary, num_key_value_heads=2, max_position_embeddings=128, **WIDE)
+    )
 
 
-def losses_of(model: nn.Module, inputs: dict[str, Tensor], targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def losses_of(
+    model: nn.Module, inputs: dict[str, Tensor], targets: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Returns the loss of the batch, and its logits."""
     if targets.dim() == 1:
         logits = model(**inputs).logits
@@ -207,7 +241,9 @@ def optimizer_of(recipe: Recipe, model: nn.Module) -> Any:
 def schedule_of(recipe: Recipe, optimizer: Any, steps: int, per_epoch: int) -> Any:
     train = recipe.train
     warmup = amount_in_steps(train.warmup, steps, per_epoch) if train.warmup else 0
-    options = {"power": train.schedule.power, "lr_end": train.schedule.lr_end} if train.schedule.name == "polynomial" else {}
+    options = (
+        {"power": train.schedule.power, "lr_end": train.schedule.lr_end} if train.schedule.name == "polynomial" else {}
+    )
     return get_scheduler(train.schedule.name, optimizer, warmup, steps, options)
 
 
@@ -228,7 +264,10 @@ def train_run(name: str, tree: dict[str, Any], rows: dict[str, list[Any]]) -> Ev
     schedule = schedule_of(recipe, optimizer, steps, per_epoch)
     weights = class_weights(recipe, splits["train"], len(labels))
     untrained, _ = scores_of(model, splits["validation"])
-    curves: dict[str, dict[str, list[tuple[int, float]]]] = {"train": {key: [] for key in ("loss", "lr", "grad_norm", "loading_share")}, "validation": {}}
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {
+        "train": {key: [] for key in ("loss", "lr", "grad_norm", "loading_share")},
+        "validation": {},
+    }
     batches = batches_of(splits["train"], train.global_batch, train.seed)
     best: tuple[Any, ...] = ()
     state, cause, num_bad, step = "finished", "all steps done", 0, 0
@@ -264,11 +303,13 @@ def train_run(name: str, tree: dict[str, Any], rows: dict[str, list[Any]]) -> Ev
             key = (sign * scores[metric], scores["loss"])
             without_gain = 0 if not best or key[0] < best[0][0] else without_gain + 1
             if not best or key < best[0]:
-                test, _ = scores_of(model, splits["test"])
-                best = (key, step, scores, matrix, test)
+                best = (key, step, scores, matrix, copy.deepcopy(model.state_dict()))
             if train.early_stopping and without_gain >= train.early_stopping.patience:
                 break
-    evaluation = best and Evaluation(best[2], best[4], untrained, tuple(map(tuple, best[3])), tuple(labels))
+    if best:
+        model.load_state_dict(best[4])
+        test, _ = scores_of(model, splits["test"])
+    evaluation = best and Evaluation(best[2], test, untrained, tuple(map(tuple, best[3])), tuple(labels))
     return Evidence(
         run=name, folder="", state=state, cause=cause,
         settings={key: value for key, value in settings_in(recipe.model_dump(mode="json")).items() if not key.startswith(UNRECORDED)},

@@ -29,7 +29,7 @@ RULES: Mapping[str, Callable[[Evidence], Outcome]] = {
 EXPLAINS: Mapping[str, frozenset[str]] = {
     "diverged": frozenset(CAUSES) - {"diverged", "loader-bound", "truncation"},
     "bad-schedule": frozenset(["lr-too-low", "under-fit", "plateau", "wrong-labels", "dead-class"]),
-    "lr-too-high": frozenset(["plateau", "wrong-labels", "dead-class", "under-fit"]),
+    "lr-too-high": frozenset(["over-fit", "plateau", "wrong-labels", "dead-class", "under-fit"]),
     "lr-too-low": frozenset(["plateau", "wrong-labels", "dead-class", "under-fit"]),
     "under-fit": frozenset(["plateau", "wrong-labels", "dead-class"]),
     "label-noise": frozenset(["over-fit", "plateau", "wrong-labels"]),

@@ -116,7 +116,7 @@ def read_evidence(state: RunState) -> Evidence:
         folder=state.folder,
         state=state.state,
         cause=state.cause,
-        settings=settings_in(read_object(folder.recipe_file)),
+        settings=settings_in(recipe.model_dump(mode="json")) if recipe else {},
         step=state.step,
         total_steps=state.total_steps,
         epochs=_epochs(lines),

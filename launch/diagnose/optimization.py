@@ -26,6 +26,7 @@ UNMOVED_VALIDATION = 0.03  # change of the validation loss, as a share
 STUCK_FALL = 0.1  # of the training loss: less is no learning
 ROUGH = 0.06  # mean change of a curve from point to point, as a share
 UNUSUAL_LR = 0.02  # of AdamW; the usual ones for new weights are below it
+HEAD_FACTOR = 5  # by which the rates of heads and adapters are usually higher
 FLAT_FALL = 0.03  # of the training loss in the second half of a run
 HIGH_LEVEL = 0.5  # of the loss at the start: a plateau above it is no convergence
 SMALL_GAP = 0.1  # between training and validation loss, as a share
@@ -72,6 +73,8 @@ def check_low_rate(evidence: Evidence) -> Outcome:
     loss, validation = evidence.train.get("loss", ()), _with_untrained(evidence)
     if reason := _too_thin(loss, validation):
         return reason
+    if evidence.epochs is not None and evidence.epochs <= SHORT_EPOCHS:
+        return CouldNotRun(f"{evidence.epochs:.2g} epochs were trained; it needs more than {SHORT_EPOCHS:g}")
     fall = 1 - end_level(loss) / start_level(loss)
     change = 1 - validation[-1][1] / validation[0][1]
     is_steady = falling_share(values(validation)) >= 0.75
@@ -90,7 +93,8 @@ def check_high_rate(evidence: Evidence) -> Outcome:
     lr = float(evidence.settings.get("train.lr", 0.0))
     fall, rough = 1 - end_level(loss) / start_level(loss), roughness(loss)
     overshoot = max(values(loss)) / start_level(loss)
-    is_unusual = lr >= UNUSUAL_LR and evidence.settings.get("train.optimizer.name") != "sgd"
+    limit = HEAD_FACTOR * UNUSUAL_LR if _is_restricted(evidence) else UNUSUAL_LR
+    is_unusual = lr >= limit and evidence.settings.get("train.optimizer.name") != "sgd"
     if fall > STUCK_FALL or not (is_unusual or overshoot > 1.5):
         return None
     message = f"with a learning rate of {lr:.2g} the training loss did not fall ({start_level(loss):.3g} to {end_level(loss):.3g}); it rose to {max(values(loss)):.3g} on the way"
@@ -129,14 +133,7 @@ def check_plateau(evidence: Evidence) -> Outcome:
     half = validation[len(validation) // 2][1]
     validation_fall = 1 - validation[-1][1] / half
     gap = validation[-1][1] / end - 1
-    moved = 1 - end / start
-    if (
-        fall > FLAT_FALL
-        or abs(validation_fall) > FLAT_FALL
-        or gap > SMALL_GAP
-        or end < HIGH_LEVEL * start
-        or moved < 0.01
-    ):
+    if fall > FLAT_FALL or abs(validation_fall) > FLAT_FALL or gap > SMALL_GAP or end < HIGH_LEVEL * start:
         return None
     step = loss[len(loss) // 2][0]
     message = f"from step {step:,} on the training loss stays at {end:.3g} ({start:.3g} at the start), and validation at {validation[-1][1]:.3g}"

@@ -10,6 +10,7 @@ from typing import Any
 
 from launch.diagnose.evidence import Evidence
 from launch.diagnose.findings import Finding
+from sft_dist.recipe.schema import Recipe
 from sft_dist.run.varying import format_setting
 
 Changes = dict[str, Any]  # key path -> value of the next recipe
@@ -128,7 +129,7 @@ def _review_labels(finding: Finding, evidence: Evidence) -> Remedy:
 def _compare_labels(finding: Finding, evidence: Evidence) -> Remedy:
     return Remedy(
         {},
-        "compare some rows with their labels: a join, a sort or the order of `data.labels` may have mixed them up; --probe tells",
+        "compare some rows with their labels: a join, a sort or the order of `data.labels` may have mixed them up",
     )
 
 
@@ -183,6 +184,18 @@ def command_of(remedy: Remedy, recipe: str) -> str:
     """Returns the command that trains with the changes."""
     overrides = [f"{key}={format_value(value)}" for key, value in remedy.changes.items()]
     return shlex.join(["sft-dist", "run", recipe, *overrides]) if overrides else ""
+
+
+def next_recipe(recipe: Recipe, remedy: Remedy) -> dict[str, Any]:
+    """Returns the recipe with the changes; settings that have their defaults are omitted."""
+    tree: dict[str, Any] = recipe.model_dump(mode="json", exclude_defaults=True)
+    for key, value in remedy.changes.items():
+        *sections, name = key.split(".")
+        section = tree
+        for inner in sections:
+            section = section.setdefault(inner, {})
+        section[name] = value
+    return tree
 
 
 def format_value(value: Any) -> str:

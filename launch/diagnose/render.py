@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +18,15 @@ WIDTH = 100
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
-def recipe_path(diagnosis: Diagnosis, recipe: str) -> str:
-    """Returns the recipe of the next run: the one the user named, else the run's own."""
-    return recipe or str(Path(diagnosis.evidence.folder) / "recipe.json")
+def next_command(diagnosis: Diagnosis, finding: Finding, recipe: str) -> str:
+    """Returns the command that trains the next recipe; of a run without its recipe's file, the ones that write it before."""
+    remedy = remedy_of(finding, diagnosis.evidence)
+    if recipe or not remedy.changes:
+        return command_of(remedy, recipe)
+    if finding is not diagnosis.findings[0]:
+        return ""
+    folder = shlex.quote(diagnosis.evidence.folder)
+    return f"sft-dist diagnose {folder} --write next.yaml; sft-dist run next.yaml"
 
 
 def describe(diagnosis: Diagnosis, recipe: str = "") -> str:
@@ -55,7 +62,7 @@ def _describe_finding(diagnosis: Diagnosis, finding: Finding, recipe: str) -> li
     remedy = remedy_of(finding, diagnosis.evidence)
     lines = [f"{finding.cause}  confidence {finding.confidence:.0%}", *_wrapped(finding.message)]
     lines += [f"    {line}" for line in diff_lines(remedy, diagnosis.evidence)]
-    if command := command_of(remedy, recipe_path(diagnosis, recipe)):
+    if command := next_command(diagnosis, finding, recipe):
         lines.append(f"  {command}")
     return lines + (_wrapped(remedy.advice) if remedy.advice else [])
 
@@ -91,7 +98,7 @@ def _finding_json(diagnosis: Diagnosis, finding: Finding, recipe: str) -> dict[s
         **plain_json(finding),
         "changes": remedy.changes,
         "advice": remedy.advice,
-        "command": command_of(remedy, recipe_path(diagnosis, recipe)),
+        "command": next_command(diagnosis, finding, recipe),
     }
 
 
@@ -116,7 +123,7 @@ def to_sarif(diagnoses: Sequence[Diagnosis], recipe: str = "") -> dict[str, Any]
 
 
 def _sarif_result(diagnosis: Diagnosis, finding: Finding, recipe: str) -> dict[str, Any]:
-    path = recipe_path(diagnosis, recipe)
+    path = recipe or str(Path(diagnosis.evidence.folder) / "recipe.json")
     return {
         "ruleId": finding.cause,
         "level": "error" if finding.confidence >= HIGH else "warning",

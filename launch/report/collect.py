@@ -7,9 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from launch.diagnose.diagnosis import Diagnosis, diagnose
+from launch.diagnose.evidence import read_evidence
 from launch.report.advice import summarise
 from launch.report.attempts import attempts_of, cost_of, environment_of
 from launch.report.curves import Curve, align, curves_of, read_metrics
+from launch.report.diagnosis import diagnosis_section
 from launch.report.scores import read_leaderboards
 from launch.run_state import RunState
 from sft_dist.recipe.files import read_object
@@ -41,6 +44,7 @@ class Subject:
     device: str = "cpu"
     data: dict[str, Any] = field(default_factory=dict)  # what its data card shows
     environment: dict[str, Any] = field(default_factory=dict)
+    diagnosis: Diagnosis | None = None  # None where nothing was trained
 
 
 def collect(subjects: Sequence[Subject], max_points: int) -> dict[str, Any]:
@@ -62,6 +66,9 @@ def collect(subjects: Sequence[Subject], max_points: int) -> dict[str, Any]:
         "cost": cost_of(attempt for subject in subjects for attempt in subject.attempts),
         "devices": sorted({subject.device for subject in subjects}),
         "data": _distinct([subject.data for subject in subjects]),
+        "diagnosis": diagnosis_section(
+            {n: subject.diagnosis for n, subject in enumerate(subjects) if subject.diagnosis}
+        ),
         "environments": _distinct([subject.environment for subject in subjects]),
     }
     return {**data, "summary": summarise(data)}
@@ -90,6 +97,7 @@ def _read_run(state: RunState) -> Subject:
         device="gpu" if plan.get("device") == "gpu" else "cpu",
         data=_data_card(recipe, plan, read_object(folder.splits_file)),
         environment=_environment(plan, plugins_in(folder), environment_of(folder)),
+        diagnosis=diagnose(read_evidence(state)) if lines else None,
     )
 
 

@@ -31,6 +31,7 @@ VERBS = (
     "diff",
     "replay",
     "eval",
+    "diagnose",
     "report",
     "board",
     "export",

@@ -1,11 +1,14 @@
 import json
 
+import pytest
 from click.testing import CliRunner
 
 from launch.cli import cli
 from launch.diagnose.diagnosis import diagnose
 from launch.diagnose.render import describe, to_sarif
+from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import write_json
+from sft_dist.recipe.load import load
 from tests.launch.diagnose.crafted import evidence
 from tests.launch.diagnose.test_diagnosis import FAULTY
 from tests.launch.report.run_files import leaderboard, lines_of, write_run
@@ -37,7 +40,21 @@ def test_a_finding_has_numbers_diff_and_command(tmp_path):
     assert result.exit_code == 1
     assert "the validation loss is lowest at step 30 (0.5)" in result.stdout
     assert "+ train.epochs: 1.5" in result.stdout
-    assert f"sft-dist run {run.path}/recipe.json train.epochs=1.5" in result.stdout
+    assert f"sft-dist diagnose {run.path} --write next.yaml; sft-dist run next.yaml" in result.stdout
+
+
+def test_the_next_recipe_is_written_and_valid(tmp_path):
+    run = over_fitted(tmp_path)
+    invoke(run.path, "--write", tmp_path / "next.yaml")
+    recipe = load(tmp_path / "next.yaml")
+    assert recipe == run.recipe().model_copy(update={"train": recipe.train})
+    assert recipe.train == run.recipe().train.model_copy(update={"epochs": 1.5})
+
+
+def test_no_next_recipe_is_written_for_a_healthy_run(tmp_path):
+    run = write_run(tmp_path)
+    with pytest.raises(UserError, match="no setting would help"):
+        invoke(run.path, "--write", tmp_path / "next.yaml")
 
 
 def test_json_and_sarif_hold_the_same_finding(tmp_path):
