@@ -79,21 +79,20 @@ def books(rng: random.Random) -> list[Row]:
 
 
 def instructions(rng: random.Random) -> list[Row]:
-    """Those with a short question and an answer of some length."""
+    """Those with a short question and a short answer."""
     rows = json.loads((_sample("alpaca") / "alpaca.json").read_text(encoding="utf-8"))
-    return _shuffled(
-        rng, (row for row in rows if len(row["instruction"] + row["input"]) < 90 and len(row["output"]) > 80)
-    )
+    short = (row for row in rows if len(row["instruction"] + row["input"]) < 140 and 60 < len(row["output"]) < 650)
+    return _shuffled(rng, {(row["instruction"], row["input"]): row for row in short}.values())
 
 
 def translations(rng: random.Random) -> list[Row]:
-    """The French of verses whose English begins so."""
+    """Short verses in French."""
     rows = (
-        {"instruction": "French:", "input": " ".join(row["source"].split()[:5]), "output": row["target"]}
+        {"instruction": "French:", "input": row["source"], "output": row["target"]}
         for row in _verses()
-        if len(row["target"]) > 120
+        if 40 < len(row["source"]) < 90
     )
-    return _shuffled(rng, rows)
+    return _shuffled(rng, {row["input"]: row for row in rows}.values())
 
 
 def clothes(rng: random.Random) -> list[Row]:
@@ -168,8 +167,8 @@ FAMILIES = {
         5e-3,
         4,
         60,
-        96,
-        {"train": 200, "validation": 40, "test": 80},
+        192,
+        {"train": 160, "validation": 40, "test": 60},
     ),
     "image": Family("image-classification", "vit", {"tuning": clothes, "held-out": digits}, 5e-3, 16, 80),
 }
@@ -241,7 +240,7 @@ def large_images(rows: Rows, rng: random.Random) -> Rows:
 
 
 def _truncated(family: Family, variant: int) -> Settings:
-    return {"data.max_length": (6 if family.task == "text-classification" else 68) - 2 * variant}
+    return {"data.max_length": (6 if family.task == "text-classification" else 60) - 2 * variant}
 
 
 def _schedule(family: Family, variant: int) -> Settings:

@@ -71,10 +71,10 @@ def splits_of(recipe: Recipe, rows: dict[str, list[Any]]) -> tuple[dict[str, Spl
     """Returns the splits, the share of each that is truncated, and the classes."""
     longest = recipe.data.max_length
     if "image" in rows["train"][0]:
-        labels = sorted({row["label"] for row in rows["train"]})
+        labels = sorted({row["label"] for of_split in rows.values() for row in of_split})
         return {split: image_split(of_split, labels) for split, of_split in rows.items()}, {}, labels
     if "label" in rows["train"][0]:
-        labels = sorted({row["label"] for row in rows["train"]})
+        labels = sorted({row["label"] for of_split in rows.values() for row in of_split})
         encoded = {split: text_split(of_split, labels, longest) for split, of_split in rows.items()}
     else:
         labels = []
@@ -185,7 +185,7 @@ def build_model(task: str, num_labels: int, seed: int) -> nn.Module:
         )
     vocabulary = len(tokenizer_of("tiny-llama"))
     return LlamaForCausalLM(
-        LlamaConfig(vocab_size=vocabulary, num_key_value_heads=2, max_position_embeddings=128, **WIDE)
+        LlamaConfig(vocab_size=vocabulary, num_key_value_heads=2, max_position_embeddings=256, **WIDE)
     )
 
 

@@ -14,7 +14,7 @@ TRAIN_FALL = 0.1  # of the training loss while validation rises
 LEAK_ERRORS = 3.0  # standard errors between validation and test
 LEAK_DIFFERENCE = 0.1
 NO_GAIN_ERRORS = 2.0  # standard errors above a constant answer
-NOISY_SHARE = 0.05  # of the rows that have a suspicious label
+NOISY_SHARE = 0.03  # of the rows that have a suspicious label
 MIN_CLASS_ROWS = 5
 MIN_CLASS_SHARE = 0.02
 
