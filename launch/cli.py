@@ -763,6 +763,32 @@ def evaluate(
 
 
 @cli.command()
+@_targets("RECIPE_OR_RUN...")
+@click.option(
+    "--write",
+    "next_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the next recipe of one run, by its first finding.",
+)
+@click.option("--sarif", "as_sarif", is_flag=True, help="Print SARIF, which CI services show beside the recipe.")
+@RUNS
+@AS_JSON
+def diagnose(targets: tuple[str, ...], next_file: Path | None, as_sarif: bool, runs: str | None, as_json: bool) -> None:
+    """Name what went wrong in runs: the cause, the numbers that show it, and the next recipe.
+
+    Reads files of the run folders alone. Exit code 0: nothing conspicuous; 1: findings.
+
+    Example: sft-dist diagnose 0a1b
+    """
+    from launch.diagnose.show import show_diagnosis
+
+    text, code = show_diagnosis(targets, runs, as_json, as_sarif, next_file)
+    click.echo(text)
+    sys.exit(code)
+
+
+@cli.command()
 @_targets("[RECIPE_OR_FOLDER]...", required=False)
 @click.option(
     "-o",
