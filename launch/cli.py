@@ -62,6 +62,7 @@ COMMITS = click.option(
     "--trust-remote-code", "commits", multiple=True, metavar="COMMIT", help="Run the model's own code, at this commit."
 )
 PICKLE = click.option("--allow-pickle", "pickle", is_flag=True, help="Allow weights in a pickle file.")
+TASK_CODE = click.option("--allow-task-code", "task_code", is_flag=True, help="Allow code of lm-eval tasks to run.")
 # Other programs' names of these verbs.
 OTHER_VERBS = {
     "train": "run", "fit": "run", "start": "run", "launch": "run", "evaluate": "eval", "test": "eval", "validate": "check",
@@ -678,8 +679,8 @@ def replay(
 @click.option(
     "--no-worse-than",
     "reference",
-    metavar="RUN",
-    help="Exit with 1 if the winner is worse than this run's best, beyond chance.",
+    metavar="RUN|base",
+    help="Exit with 1 if the winner is worse than this run's best, or than the base model, beyond chance.",
 )
 @click.option("--force", is_flag=True, help="Re-evaluate checkpoints that have scores already.")
 @click.option(
@@ -714,6 +715,7 @@ def replay(
 @click.option("--follow", is_flag=True, help="Evaluate checkpoints as training writes them, until the runs end.")
 @COMMITS
 @PICKLE
+@TASK_CODE
 @RUNS
 @AS_JSON
 def evaluate(
@@ -729,6 +731,7 @@ def evaluate(
     follow: bool,
     commits: tuple[str, ...],
     pickle: bool,
+    task_code: bool,
     runs: str | None,
     as_json: bool,
 ) -> None:
@@ -746,7 +749,7 @@ def evaluate(
     averages = tuple(str(parse_averaging(text)) for text in averages)
     if cluster and cluster != "local" and (required or reference or force or follow or as_json):
         raise click.UsageError("--cluster works with none of --require, --no-worse-than, --force, --follow and --json")
-    trust = Trust(frozenset(commits), pickle)
+    trust = Trust(frozenset(commits), pickle, task_code)
     if model is not None or data:
         if not model:
             raise click.UsageError("--data needs --model MODEL")
@@ -761,6 +764,32 @@ def evaluate(
         return
     root = runs_root(runs)
     sys.exit(evaluate_runs(targets, root, required, force, as_json, trust, reference, processes or 1, follow, averages))
+
+
+@cli.command()
+@_targets("RECIPE_OR_RUN...")
+@click.option(
+    "--write",
+    "next_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the next recipe of one run, by its first finding.",
+)
+@click.option("--sarif", "as_sarif", is_flag=True, help="Print SARIF, which CI services show beside the recipe.")
+@RUNS
+@AS_JSON
+def diagnose(targets: tuple[str, ...], next_file: Path | None, as_sarif: bool, runs: str | None, as_json: bool) -> None:
+    """Name what went wrong in runs: the cause, the numbers that show it, and the next recipe.
+
+    Reads files of the run folders alone. Exit code 0: nothing conspicuous; 1: findings.
+
+    Example: sft-dist diagnose 0a1b
+    """
+    from launch.diagnose.show import show_diagnosis
+
+    text, code = show_diagnosis(targets, runs, as_json, as_sarif, next_file)
+    click.echo(text)
+    sys.exit(code)
 
 
 @cli.command()

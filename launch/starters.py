@@ -143,6 +143,7 @@ def _samples(task: str) -> dict[KeyPath, str]:
         **of_task,
         ("train", "loss"): next(iter(settings.kind.losses), ""),
         ("data", "augment"): _AUGMENT[settings.augmentation],
+        ("evaluate", "lm_eval"): "{tasks: [arc_easy, hellaswag]}" if settings.is_causal_lm else "",
         **inapplicable,
     }
 

@@ -91,17 +91,12 @@ def export(
     merged model is not the trained one."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.checkpoints import store as ckpt
-    from sft_dist.checkpoints.averaging import make_mean
     from sft_dist.logging_setup import quiet_libraries
     from sft_dist.tasks import task_of
 
     quiet_libraries()
     recipe = folder.recipe()
-    for member in members or (step,):
-        if not folder.checkpoint(member).is_dir():
-            have = ", ".join(str(saved.step) for saved in ckpt.published(folder)) or "none"
-            raise UserError(f"{folder.path} has no checkpoint of step {member}; it has: {have}")
-    checkpoint = make_mean(folder, members) if members else ckpt.Checkpoint(folder.checkpoint(step), step)
+    checkpoint = _candidate(folder, step, members)
     if problems := ckpt.verify(checkpoint):
         raise UserError(f"{checkpoint.path} is damaged: {'; '.join(problems)}")
     if form == "adapter" and not has_adapter(recipe.tuning):
@@ -130,6 +125,19 @@ def export(
         shutil.rmtree(staging_dir, ignore_errors=True)
     log.info("exported %s to %s", candidate_name(step, members), to)
     return to
+
+
+def _candidate(folder: RunFolder, step: int, members: Sequence[int]) -> Checkpoint:
+    """Returns a checkpoint, or a mean, which is made if it is not there. Raises UserError where a checkpoint is missing."""
+    # Imported late: invalid arguments are refused before torch is loaded.
+    from sft_dist.checkpoints import store as ckpt
+    from sft_dist.checkpoints.averaging import make_mean
+
+    for member in members or (step,):
+        if not folder.checkpoint(member).is_dir():
+            have = ", ".join(str(saved.step) for saved in ckpt.published(folder)) or "none"
+            raise UserError(f"{folder.path} has no checkpoint of step {member}; it has: {have}")
+    return make_mean(folder, members) if members else ckpt.Checkpoint(folder.checkpoint(step), step)
 
 
 def _write_merged(checkpoint: Checkpoint, task: Task, to: Path) -> None:
@@ -187,14 +195,12 @@ def _describe(
 
 def _temperature(folder: RunFolder, recipe: Recipe, step: int, members: Sequence[int]) -> float:
     # Imported late: invalid arguments are refused before torch is loaded.
-    from sft_dist.checkpoints.store import Checkpoint
     from sft_dist.evaluation.comparison import AnswersReader
     from sft_dist.evaluation.evaluator import Evaluator
     from sft_dist.evaluation.leaderboard import Scored
     from sft_dist.evaluation.temperature import fitted_temperature
 
-    fingerprint = Checkpoint(folder.candidate(step, members), step).fingerprint()
-    entry = Scored(folder, step, fingerprint, {}, tuple(members))
+    entry = Scored(folder, step, _candidate(folder, step, members).fingerprint(), {}, tuple(members))
     return fitted_temperature(AnswersReader(Evaluator().prepared), entry, recipe)
 
 

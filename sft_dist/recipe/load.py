@@ -20,6 +20,7 @@ from sft_dist.recipe.checks import cross_checks
 from sft_dist.recipe.errors import Mark, Problem, UserError
 from sft_dist.recipe.explain import problems_from, without_wrong_values
 from sft_dist.recipe.files import shipped
+from sft_dist.recipe.lm_eval import is_task_file
 from sft_dist.recipe.references import absolute
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.source import Base, Source, display_name
@@ -319,6 +320,9 @@ def _make_absolute(data: dict[str, Any], folder: Path) -> None:
                 data["task"] = {**section, "chat_template": os.path.abspath(folder / os.path.expanduser(value))}
             else:
                 data[path[0]] = {**section, path[1]: _absolute(value, folder)}
+    evaluate = data.get("evaluate")
+    if isinstance(evaluate, dict) and isinstance(settings := evaluate.get("lm_eval"), dict):
+        data["evaluate"] = {**evaluate, "lm_eval": _absolute_task_files(settings, folder)}
     if isinstance(matrix := data.get("matrix"), dict):
         data["matrix"] = _absolute_matrix(matrix, folder)
     if isinstance(search := data.get("search"), dict) and isinstance(space := search.get("space"), dict):
@@ -332,6 +336,19 @@ def _absolute_space(space: dict[str, Any], folder: Path) -> dict[str, Any]:
         **space,
         **{key: {**space[key], "choice": choice} for key, choice in _absolute_matrix(choices, folder).items()},
     }
+
+
+def _absolute_task_files(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Names of tasks stay; files of tasks and the folder with further ones become absolute."""
+    changed = dict(settings)
+    if isinstance(path := settings.get("include_path"), str):
+        changed["include_path"] = os.path.abspath(folder / os.path.expanduser(path))
+    if isinstance(tasks := settings.get("tasks"), list):
+        changed["tasks"] = [
+            os.path.abspath(folder / os.path.expanduser(task)) if isinstance(task, str) and is_task_file(task) else task
+            for task in tasks
+        ]
+    return changed
 
 
 def _absolute_matrix(matrix: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -619,6 +619,23 @@ class Train(Section):
 
 
 # ── evaluate, resources, matrix ─────────────────────────────────────────────────────────────────────────────────────
+class LmEval(Section):
+    tasks: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] = Field(
+        description="Tasks, groups or tags of lm-eval by name, or YAML files of tasks: `[arc_easy, ./task.yaml]`."
+    )
+    include_path: str | None = Field(None, description="Folder with further YAML files, whose tasks go by name.")
+    num_fewshot: int | None = Field(
+        None, ge=0, le=10**6, description="Solved examples before each question [default: the task's own]."
+    )
+    limit: Positive | None = Field(None, description="Documents of each task [default: all].")
+    apply_chat_template: bool = Field(False, description="Ask by the model's chat template, instead of by plain text.")
+    allow_code: bool = Field(
+        False,
+        description="Run the Python that task files name or hold in their templates, that metrics of the hub bring, and that the "
+        "model writes in tasks marked as unsafe.",
+    )
+
+
 class Evaluate(Section):
     metric: str | None = Field(
         None, description="Metric by which a checkpoint is chosen [default: the problem's first in the README's table]."
@@ -645,6 +662,11 @@ class Evaluate(Section):
         None,
         description="How the chosen checkpoint is written as a Hugging Face folder. merged: adapters merged into the base model; "
         "adapter: separate [default: merged if that is possible].",
+    )
+    lm_eval: LmEval | None = Field(
+        None,
+        description="General tasks of lm-evaluation-harness on which the chosen checkpoint is compared with the base model "
+        "(instruction tuning): `{tasks: [arc_easy, hellaswag]}`.",
     )
 
 

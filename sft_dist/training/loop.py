@@ -49,6 +49,7 @@ def run(t: Training) -> tuple[str, str]:
             return "stopped", reason
     micro_batches = load_micro_batches(t.source, t.progress.step + 1, last_step, t.recipe.data.workers)
     metrics = MetricsLogger(t.records, t.accelerator, t.recipe.train.log_every)
+    micro_batches = metrics.time_loading(micro_batches)
     batch_norms = BatchNorms(t.engine.raw_model)
     outcome = (
         ("finished", "all steps done") if last_step == t.steps.total else ("stopped", f"paused at step {last_step}")

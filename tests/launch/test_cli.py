@@ -32,6 +32,7 @@ VERBS = (
     "diff",
     "replay",
     "eval",
+    "diagnose",
     "report",
     "board",
     "export",
