@@ -3,12 +3,11 @@
     python benchmarks/diagnose_gallery.py train [--folder DIR] [--only TEXT] [--minutes N]
     python benchmarks/diagnose_gallery.py record [--folder DIR]
     python benchmarks/diagnose_gallery.py score
-    python benchmarks/diagnose_gallery.py fix [--folder DIR] [--minutes N]
 
 Three families (a text encoder, a language model, a vision transformer), each on two data sets: thresholds are tuned on the runs of the
 first, and reported on those of the second, with other seeds. `train` makes the runs in an order in which every prefix covers the causes
 evenly; those that DIR has already are kept. `record` puts what the rules read of them into benchmarks/gallery/. `score` needs those
-records alone, and prints the table of docs/diagnose.md. `fix` trains the next recipes of the held-out half, and compares test scores.
+records alone, and prints the table of docs/decisions/0020-diagnosis.md; --verbose names the misses.
 
 The runs are trained by the loop in gallery_training.py and not by `sft-dist run`, which takes 5 to 20 s of processor time for each.
 """
@@ -320,8 +319,7 @@ def recipe_of(case: Case) -> dict[str, Any]:
 
 
 def with_settings(recipe: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """Returns the recipe with settings by key path; those that are None are removed where the schema has them only for another
-    choice."""
+    """Returns the recipe with settings by key path."""
     changed = json.loads(json.dumps(recipe))
     for key, value in settings.items():
         *sections, name = key.split(".")
