@@ -214,13 +214,10 @@ def sweep(
     if (form := export_form(recipe)) == "none":
         return board
     # Imported late: invalid arguments are refused before torch is loaded.
+    from sft_dist.evaluation.temperature import fitted_temperature
     from sft_dist.export import export
 
-    temperature = None
-    if recipe.evaluate.temperature:
-        from sft_dist.evaluation.temperature import fitted_temperature
-
-        temperature = fitted_temperature(reader, winner, recipe)
+    temperature = fitted_temperature(reader, winner, recipe) if recipe.evaluate.temperature else None
     exported = export(
         winner.folder, winner.step, winner.folder.export, form, winner.scores, final, temperature, winner.members
     )
