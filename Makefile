@@ -14,7 +14,7 @@ setup: $(STAMP)  ## make .venv and install everything, sample weights and text i
 
 $(STAMP): pyproject.toml constraints.txt samples.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[deepspeed,slurm,tracking,optimizers,text,vision,audio,check,sql,dev]"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[deepspeed,slurm,tracking,optimizers,text,vision,audio,check,sql,search,lm-eval,dev]"
 	$(BIN)/python -m pip install -q --no-deps -r samples.txt
 	$(BIN)/python -m compileall -q launch sft_dist  # else the first start of each program compiles them
 	touch $@
@@ -33,15 +33,19 @@ export PYTHONDONTWRITEBYTECODE :=
 # Each run leaves the durations of its tests in reports/*.xml.
 PYTEST := $(BIN)/python -m pytest -q --durations=25 --durations-min=5
 
+# In the order of collection, which begins with the long files of tests/integration: xdist would keep files of few tests for the end,
+# where a worker with a long one lets the other wait.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+
 SLURM_WORKERS := -n 2 --dist load --maxschedchunk 1
 
 test: setup      ## the suite, without the long learning proofs
-	$(PYTEST) -n 2 --dist loadfile -m "not slurm and not long" --junitxml=reports/tests.xml
+	$(PYTEST) $(WORKERS) -m "not slurm and not long" --junitxml=reports/tests.xml
 	# By themselves: they start clusters on this machine and have deadlines. Two workers keep two cores busy.
 	$(PYTEST) $(SLURM_WORKERS) tests/slurm --junitxml=reports/slurm.xml
 
 test-fast: setup ## the tests without training processes
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not slurm and not long"
+	$(BIN)/python -m pytest -q $(WORKERS) -m "not slow and not slurm and not long"
 
 test-long: setup ## the long learning proofs: real models on real data
 	$(PYTEST) -n 2 --dist load -m "long" --junitxml=reports/long.xml

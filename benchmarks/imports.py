@@ -31,8 +31,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers import BertForSequenceClassification, BertTokenizer
 """
 IMPORT_AGAIN = """
-import contextlib, importlib, json, pathlib, sys
+import contextlib, importlib, json, os, pathlib, sys
 for name in json.loads(pathlib.Path(sys.argv[1]).read_text()):
+    # bitsandbytes, which PEFT imports, would import the compiler: `sft_dist.tuning.adapters.without_compiler`.
+    os.environ["TORCHDYNAMO_DISABLE"] = "1" if name.startswith(("peft", "bitsandbytes")) else ""
     with contextlib.suppress(Exception):  # some modules are made while others are imported, and have no file
         importlib.import_module(name)
 """

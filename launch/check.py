@@ -115,7 +115,7 @@ def check_before_submit(runs: Sequence[PlannedRun], allow: Collection[str] = ())
 
 def _report_of(recipe: Recipe) -> dict[str, Any]:
     """Returns the report about this data, from the cache or a new check. Raises UserError, also when the check did not finish."""
-    file = _report_file(recipe)
+    file = report_file(recipe)
     if (report := read_json(file)) is not None and _is_current(report):
         return dict(report)
     print("checking the data (cached; skip with --no-check) ...", file=sys.stderr, flush=True)
@@ -134,7 +134,7 @@ def cached_report(recipe: Recipe) -> dict[str, Any] | None:
     try:
         if any(classify(text, Path.cwd()).kind in REMOTE_KINDS for _, text in sources_of(recipe.data)):
             return None
-        report = read_json(_report_file(recipe))
+        report = read_json(report_file(recipe))
     except (UserError, OSError):
         return None
     return dict(report) if isinstance(report, dict) and _is_current(report) else None
@@ -171,14 +171,14 @@ def _check_in_subprocess(recipe: Recipe, options: Sequence[str | Path]) -> subpr
     The return code is UNFINISHED where there is no report: Python's own code for a crash, 1, is also that of errors.
     """
     with clean_up_on_signals(), tempfile.TemporaryDirectory(prefix="sft-dist-") as folder:
-        file, report_file = Path(folder) / "recipe.json", Path(folder) / "report.json"
+        file, new_report = Path(folder) / "recipe.json", Path(folder) / "report.json"
         file.write_text(recipe.model_dump_json(), encoding="utf-8")
-        command = module_command("sft_dist.check", [file, "--keep", report_file, *options])
+        command = module_command("sft_dist.check", [file, "--keep", new_report, *options])
         done = _run_group(command, {**environment(), "TMPDIR": folder})
         if done.returncode in (0, ERRORS, UNFINISHED):
-            if (report := read_json(report_file)) is None:
+            if (report := read_json(new_report)) is None:
                 return subprocess.CompletedProcess(done.args, UNFINISHED, "")
-            target = _report_file(recipe)
+            target = report_file(recipe)
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_text(target, json.dumps(report, ensure_ascii=False), durable=False)
         return done
@@ -198,7 +198,7 @@ def _run_group(command: list[str], env: dict[str, str]) -> subprocess.CompletedP
     return subprocess.CompletedProcess(command, process.returncode, output)
 
 
-def _report_file(recipe: Recipe) -> Path:
+def report_file(recipe: Recipe) -> Path:
     """Returns the cache file of the report about this data, as this model reads it."""
     key = [
         data_fingerprint(recipe, replan=True), code_digest(), recipe.data.max_length,

@@ -62,11 +62,12 @@ COMMITS = click.option(
     "--trust-remote-code", "commits", multiple=True, metavar="COMMIT", help="Run the model's own code, at this commit."
 )
 PICKLE = click.option("--allow-pickle", "pickle", is_flag=True, help="Allow weights in a pickle file.")
+TASK_CODE = click.option("--allow-task-code", "task_code", is_flag=True, help="Allow code of lm-eval tasks to run.")
 # Other programs' names of these verbs.
 OTHER_VERBS = {
     "train": "run", "fit": "run", "start": "run", "launch": "run", "evaluate": "eval", "test": "eval", "validate": "check",
     "sbatch": "submit", "scancel": "cancel", "squeue": "status", "list": "status", "ls": "status", "ps": "status",
-    "continue": "resume", "tail": "logs", "generate": "predict", "infer": "predict", "compare": "diff", "reproduce": "replay", "help": "--help",
+    "continue": "resume", "tail": "logs", "generate": "predict", "infer": "predict", "compare": "diff", "tune": "search", "sweep": "search", "optimize": "search", "reproduce": "replay", "help": "--help",
 }  # fmt: skip
 PROCESSES = click.option("--processes", type=click.IntRange(1), metavar="N", help="Processes on this machine.")
 
@@ -409,6 +410,102 @@ def cluster_probe(partition: str | None) -> None:
     click.echo(draft(probe(partition)), nl=False)
 
 
+class _SearchGroup(_Ordered):
+    """`search RECIPE` means `search run RECIPE`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        verb = [] if not args or args[0] in (*self.commands, "-h", "--help") else ["run"]
+        return super().parse_args(ctx, [*verb, *args])
+
+
+@cli.group("search", cls=_SearchGroup)
+def searches() -> None:
+    """Search hyper-parameters: `search RECIPE` trains trials until the recipe's budget is used up.
+
+    The recipe's `search` section has the space, the sampler, the budget and the pruning. The same command continues a
+    search that was interrupted, with no trial lost or repeated.
+
+    Example: sft-dist search my.yaml
+    """
+
+
+@searches.command("run")
+@RECIPE
+@OVERRIDES
+@CLUSTER
+@PROCESSES
+@click.option("--once", is_flag=True, help="With --cluster: submit what is due and leave, for cron.")
+@RUNS
+def search_run(
+    recipe: str, overrides: tuple[str, ...], cluster: str | None, processes: int | None, once: bool, runs: str | None
+) -> None:
+    """Train the trials of a RECIPE's search, or continue it.
+
+    Exit code 0: the budget is used up and a trial has finished; 1: none has; 130: interrupted, after the trials have saved.
+
+    Example: sft-dist search run my.yaml search.budget.trials=50 --cluster my-cluster
+    """
+    from launch.run_folders import runs_root
+    from launch.search.run import run_search
+
+    if once and cluster in (None, "", "local"):
+        raise click.UsageError("--once works with --cluster only: trials on this machine end with the command")
+    sys.exit(run_search(recipe, overrides, runs_root(runs), cluster, processes, once))
+
+
+@searches.command("status")
+@RECIPE
+@OVERRIDES
+@RUNS
+@AS_JSON
+def search_status(recipe: str, overrides: tuple[str, ...], runs: str | None, as_json: bool) -> None:
+    """Show a search's trials: the best so far, running and paused ones, pruned ones and why.
+
+    Example: sft-dist search status my.yaml
+    """
+    from launch.run_folders import runs_root
+    from launch.search.status import show_status
+
+    click.echo(show_status(recipe, overrides, runs_root(runs), as_json))
+
+
+@searches.command("stop")
+@RECIPE
+@OVERRIDES
+@RUNS
+def search_stop(recipe: str, overrides: tuple[str, ...], runs: str | None) -> None:
+    """Stop a search after its trials have saved a checkpoint.
+
+    Example: sft-dist search stop my.yaml
+    """
+    from launch.run_folders import runs_root
+    from launch.search.run import stop_search
+
+    click.echo(stop_search(recipe, overrides, runs_root(runs)))
+
+
+@searches.command("best")
+@RECIPE
+@OVERRIDES
+@click.option(
+    "--write",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the best trial's recipe.",
+)
+@RUNS
+def search_best(recipe: str, overrides: tuple[str, ...], file: Path | None, runs: str | None) -> None:
+    """Show the best trial of a search, and write its recipe.
+
+    Example: sft-dist search best my.yaml --write best.yaml
+    """
+    from launch.run_folders import runs_root
+    from launch.search.best import show_best
+
+    click.echo(show_best(recipe, overrides, runs_root(runs), file))
+
+
 @cli.command()
 @RUN
 @PROCESSES
@@ -578,8 +675,8 @@ def replay(
 @click.option(
     "--no-worse-than",
     "reference",
-    metavar="RUN",
-    help="Exit with 1 if the winner is worse than this run's best, beyond chance.",
+    metavar="RUN|base",
+    help="Exit with 1 if the winner is worse than this run's best, or than the base model, beyond chance.",
 )
 @click.option("--force", is_flag=True, help="Re-evaluate checkpoints that have scores already.")
 @click.option(
@@ -614,6 +711,7 @@ def replay(
 @click.option("--follow", is_flag=True, help="Evaluate checkpoints as training writes them, until the runs end.")
 @COMMITS
 @PICKLE
+@TASK_CODE
 @RUNS
 @AS_JSON
 def evaluate(
@@ -629,6 +727,7 @@ def evaluate(
     follow: bool,
     commits: tuple[str, ...],
     pickle: bool,
+    task_code: bool,
     runs: str | None,
     as_json: bool,
 ) -> None:
@@ -646,7 +745,7 @@ def evaluate(
     averages = tuple(str(parse_averaging(text)) for text in averages)
     if cluster and cluster != "local" and (required or reference or force or follow or as_json):
         raise click.UsageError("--cluster works with none of --require, --no-worse-than, --force, --follow and --json")
-    trust = Trust(frozenset(commits), pickle)
+    trust = Trust(frozenset(commits), pickle, task_code)
     if model is not None or data:
         if not model:
             raise click.UsageError("--data needs --model MODEL")
@@ -661,6 +760,32 @@ def evaluate(
         return
     root = runs_root(runs)
     sys.exit(evaluate_runs(targets, root, required, force, as_json, trust, reference, processes or 1, follow, averages))
+
+
+@cli.command()
+@_targets("RECIPE_OR_RUN...")
+@click.option(
+    "--write",
+    "next_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the next recipe of one run, by its first finding.",
+)
+@click.option("--sarif", "as_sarif", is_flag=True, help="Print SARIF, which CI services show beside the recipe.")
+@RUNS
+@AS_JSON
+def diagnose(targets: tuple[str, ...], next_file: Path | None, as_sarif: bool, runs: str | None, as_json: bool) -> None:
+    """Name what went wrong in runs: the cause, the numbers that show it, and the next recipe.
+
+    Reads files of the run folders alone. Exit code 0: nothing conspicuous; 1: findings.
+
+    Example: sft-dist diagnose 0a1b
+    """
+    from launch.diagnose.show import show_diagnosis
+
+    text, code = show_diagnosis(targets, runs, as_json, as_sarif, next_file)
+    click.echo(text)
+    sys.exit(code)
 
 
 @cli.command()

@@ -14,8 +14,8 @@ from launch.subprocesses import run_module, start_module
 from sft_dist.recipe.errors import UserError
 from sft_dist.recipe.files import read_json
 from sft_dist.recipe.tasks import TASKS
-from sft_dist.recipe.trust import NO_TRUST, Trust, require_trust
-from sft_dist.run.folder import RunFolder
+from sft_dist.recipe.trust import NO_TRUST, Trust, require_task_trust, require_trust
+from sft_dist.run.folder import BASE_MODEL, RunFolder
 
 if TYPE_CHECKING:
     from launch.plan import Plan
@@ -38,7 +38,7 @@ def evaluate_runs(
     bounds = [parse_requirement(text) for text in required]
     folders, leaderboard_in = find_folders(targets, root, follow)
     trust |= trust_in_targets(targets)
-    compared = find_run(reference, root) if reference else None
+    compared = find_run(reference, root) if reference and reference != BASE_MODEL else reference
     changes = [*changes_in_targets(targets), *(f"--average={averaging}" for averaging in averages)]
     if code := run_sweep(folders, leaderboard_in, force, trust, compared, processes, follow, changes):
         return code
@@ -77,12 +77,14 @@ def trust_in_targets(targets: Sequence[str]) -> Trust:
 
 
 def changes_in_targets(targets: Sequence[str]) -> list[str]:
-    """Returns the options by which a sweep follows what the recipes among the targets say now of slices and temperature: runs have
-    what they said when these were made."""
+    """Returns the options by which a sweep follows what the recipes among the targets say now of slices, temperature and general tasks:
+    runs have what they said when these were made."""
     settings = [recipe.evaluate for recipe in _recipes_in(targets)]
+    general = dict.fromkeys(evaluate.lm_eval.model_dump_json() for evaluate in settings if evaluate.lm_eval)
     columns = dict.fromkeys(column for evaluate in settings for column in evaluate.slices)
     options = [word for column in columns for word in ("--slice", column)]
-    return [*options, *(["--temperature"] if any(evaluate.temperature for evaluate in settings) else [])]
+    options += ["--temperature"] if any(evaluate.temperature for evaluate in settings) else []
+    return [*options, *(f"--lm-eval={content}" for content in list(general)[:1])]
 
 
 def _recipes_in(targets: Sequence[str]) -> list[Recipe]:
@@ -101,15 +103,16 @@ def run_sweep(
     leaderboard: Path,
     force: bool,
     trust: Trust = NO_TRUST,
-    reference: Path | None = None,
+    reference: Path | str | None = None,  # a run folder, or BASE_MODEL
     processes: int = 1,
     follow: bool = False,
     changes: Sequence[str] = (),  # options of sft_dist.evaluate: settings that replace those of the runs, and means
 ) -> int:
     """Evaluates every checkpoint of these runs; returns the sweep's exit code. Further processes share the scoring, a checkpoint at
     a time, and the sweep itself waits for them, or scores what they did not. Raises UserError before anything is started or removed."""
-    for folder in map(RunFolder, [*folders, *([reference] if reference else [])]):
+    for folder in map(RunFolder, [*folders, *([reference] if isinstance(reference, Path) else [])]):
         require_trust(folder.recipe(), trust, folder.recipe_file)
+        require_task_trust(folder.recipe(), trust, folder.recipe_file)
     if force and processes > 1:
         forget_scores(folders)
         force = False
@@ -142,7 +145,7 @@ def evaluate_model(
 def forget_scores(folders: Sequence[Path]) -> None:
     """Removes all scores, so that processes that share the scoring make each of them again once."""
     for folder in folders:
-        for pattern in ("step-*.json", "mean-*.json", "untrained.*.json"):
+        for pattern in ("step-*.json", "mean-*.json", "untrained.*.json", "base.*.json"):
             for file in RunFolder(folder).evaluation.glob(pattern):
                 file.unlink(missing_ok=True)  # another process may do the same
 
@@ -186,11 +189,17 @@ def parse_requirement(text: str) -> tuple[str, float]:
 
 
 def missed_requirements(leaderboard: dict[str, Any], required: Sequence[tuple[str, float]]) -> list[str]:
-    """Returns one line for each requirement that the winner's test scores miss. A loss or an error must not exceed its bound."""
-    scores = (leaderboard.get("winner") or {}).get("test") or {}
+    """Returns one line for each requirement that the winner's scores miss, on test and on general tasks. A loss or an error must not
+    exceed its bound."""
+    general = leaderboard.get("against_base") or {}
+    scores = {
+        **((leaderboard.get("winner") or {}).get("test") or {}),
+        **(general.get("scores", {}).get("winner") or {}),
+    }
     kinds = [kind for settings in TASKS.values() for kind in settings.kinds]
     builtin = {name: direction for kind in kinds for name, direction in kind.metrics.items()}
-    directions = {**builtin, **leaderboard.get("directions", {})}
+    tested = {row["score"]: row["direction"] for row in general.get("rows", [])}
+    directions = {**builtin, **leaderboard.get("directions", {}), **tested}
     lines = []
     for metric, bound in required:
         score = scores.get(metric)
@@ -200,7 +209,8 @@ def missed_requirements(leaderboard: dict[str, Any], required: Sequence[tuple[st
             lines.append(f"required {metric}: the winner has no such test score; it has: {names or 'none'}")
         elif (score > bound) if lower_is_better else not (score >= bound):
             sign = "<=" if lower_is_better else ">="
-            lines.append(f"required {metric} {sign} {bound:g} on test, the winner has {score:.4f}")
+            split = "" if metric in tested else " on test"
+            lines.append(f"required {metric} {sign} {bound:g}{split}, the winner has {score:.4f}")
     return lines
 
 

@@ -25,8 +25,8 @@ from sft_dist.run.folder import NOT_IN_ID, run_id
 
 MAX_RUNS = 100_000
 MAX_PROBLEMS = 50
-FIXED = ("name", "description", "base", "matrix")  # not part of a run's identity, so they cannot vary
-HASHED = tuple(name for name in Recipe.model_fields if name not in ("name", "description", "matrix"))  # as in run_id
+FIXED = ("name", "description", "base", "matrix", "search")  # not part of a run's identity, so they cannot vary
+HASHED = tuple(name for name in Recipe.model_fields if name not in FIXED)  # as in run_id
 CHOICE_TAGS = {
     "task": "type",
     "tuning": "method",
@@ -91,6 +91,19 @@ def expand(source: Source) -> list[Run]:
     return runs
 
 
+def run_at(source: Source, values: Sequence[Value], cross_checked: bool = True) -> Run:
+    """Returns the run of one point, without the recipe's matrix and search. Outer key paths come before inner ones. Raises
+    UserError with every problem; of rules between settings only when `cross_checked`."""
+    base = {key: value for key, value in source.data.items() if key not in ("matrix", "search")}
+    origins = {value.path: value.origin for value in values}
+    recipe, problems = _validate_recipe(source, applied(base, values), origins)
+    if recipe is not None and cross_checked:
+        problems = [locate(problem, source, origins) for problem in cross_checks(recipe)]
+    _report(problems)
+    assert recipe is not None
+    return Run(run_id(recipe), recipe, {".".join(value.path): value.value for value in values}, origins)
+
+
 def locate(problem: Problem, source: Source, origins: Mapping[KeyPath, KeyPath]) -> Problem:
     """Returns the problem with its position in the file: that of the matrix item when the value comes from there."""
     if problem.mark is not None or not problem.path:
@@ -137,7 +150,7 @@ class _Sections:
         origins = {value.path: value.origin for value in values}
         if any(section is None for section in update.values()):
             # Rare: all of the recipe is validated again for messages with full key paths.
-            return None, _validate_recipe(self._source, _applied(self._base, values), origins)[1]
+            return None, _validate_recipe(self._source, applied(self._base, values), origins)[1]
         recipe = self._recipe.model_copy(update=update)
         problems = [locate(problem, self._source, origins) for problem in cross_checks(recipe)]
         return (None, problems) if problems else (recipe, [])
@@ -159,7 +172,7 @@ class _Sections:
             return None
         if name not in self._adapters:
             self._adapters[name] = TypeAdapter(self._hints[name])
-        data = _applied({name: self._base.get(name)} if name in self._base else {}, values)[name]
+        data = applied({name: self._base.get(name)} if name in self._base else {}, values)[name]
         if isinstance(data, dict):
             data = {**self._defaults.get(name, {}), **data}
         try:
@@ -171,12 +184,12 @@ class _Sections:
 def _first_recipe(source: Source, base: dict[str, Any], first: tuple[Value, ...]) -> Recipe:
     """Returns the first run's recipe, validated completely; the others differ only in sections that the matrix sets."""
     origins = {value.path: value.origin for value in first}
-    recipe, problems = _validate_recipe(source, _applied(base, first), origins)
+    recipe, problems = _validate_recipe(source, applied(base, first), origins)
     if recipe is None:
         # Problems of other points are reported together with these where that is cheap: one value at a time.
         for value in _alternatives(source):
             values = tuple(value if old.path == value.path else old for old in first)
-            problems += _validate_recipe(source, _applied(base, values), {**origins, value.path: value.origin})[1]
+            problems += _validate_recipe(source, applied(base, values), {**origins, value.path: value.origin})[1]
             if len(problems) > 10 * MAX_PROBLEMS:
                 break
         _report(list({(problem.path, problem.message, str(problem.mark)): problem for problem in problems}.values()))
@@ -258,7 +271,12 @@ def _check_nesting(paths: set[KeyPath], report: Callable[[str, KeyPath], None]) 
                 report(f"`{inner}` is inside `{outer}`, which the matrix sets, too", ("matrix", inner))
 
 
-def _applied(base: dict[str, Any], values: Sequence[Value]) -> dict[str, Any]:
+def value_of(path: str, value: Any, origin: KeyPath = ()) -> Value:
+    """Returns a value of a dotted key path."""
+    return Value(tuple(path.split(".")), origin, value)
+
+
+def applied(base: dict[str, Any], values: Sequence[Value]) -> dict[str, Any]:
     """Returns a copy of `base` with the values set; only the dictionaries on their paths are copied."""
     data = dict(base)
     for value in values:

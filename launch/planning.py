@@ -19,6 +19,7 @@ from launch.run_state import state_of
 from sft_dist.recipe.checks import cross_checks
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import read_json
+from sft_dist.recipe.lm_eval import unknown_tasks
 from sft_dist.recipe.load import changes_of_base, read
 from sft_dist.recipe.machine import missing_packages
 from sft_dist.recipe.model_folder import unusable_targets
@@ -73,6 +74,7 @@ def plan_runs(
     python = python_of(cluster)
     if python == sys.executable:  # another Python's packages are not known here; the run itself checks again
         _raise_located(runs, source, missing_packages)
+        _raise_located(runs, source, unknown_tasks)
     counts: dict[tuple[int, int], RowCounts] = {}
     planned: list[PlannedRun] = []
     problems = _LocatedProblems(source)

@@ -13,6 +13,9 @@ from pathlib import Path
 import click
 
 from launch import render
+from launch.diagnose.diagnosis import diagnose
+from launch.diagnose.evidence import read_evidence
+from launch.diagnose.render import top_line
 from launch.local.runner import LocalRunner, run_in_this_process
 from launch.planning import PlannedRun, plan_run_folder, plan_runs
 from launch.run_folders import create_run_folder, relative_path
@@ -85,6 +88,8 @@ def _run(run: PlannedRun, runner: LocalRunner, prefix: str) -> RunState:
     _print(f"{name}{f' ({point})' if point else ''}: {total}, {render.batch_equation(plan)}")
     end = runner.run(folder, plan)
     _print(_describe_end(folder, end))
+    if line := diagnosis_line(folder, end):
+        _print(line)
     if end.state == "failed" and not end.user_error and " no rank reported an error" in end.cause:
         _print(render.tail(folder.all_attempts()[-1].launcher_log, LOG_LINES))
     return end
@@ -99,6 +104,14 @@ def _debug(run: PlannedRun) -> int:
 
 def _describe_end(folder: RunFolder, end: RunState) -> str:
     return render.describe_end(end, f"sft-dist resume {shlex.quote(str(relative_path(folder.path)))}")
+
+
+def diagnosis_line(folder: RunFolder, end: RunState) -> str:
+    """Returns the most likely cause of what went wrong; an empty text where nothing is conspicuous."""
+    if end.user_error or not folder.metrics_file.is_file():
+        return ""
+    cause = top_line(diagnose(read_evidence(end)))
+    return f"  {cause}: sft-dist diagnose {shlex.quote(str(relative_path(folder.path)))}" if cause else ""
 
 
 def stop_run(folder: RunFolder, timeout_s: float) -> RunState:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import sft_dist
 from sft_dist.recipe.errors import Problem, UserError
-from sft_dist.recipe.files import read_json, write_text
+from sft_dist.recipe.files import read_json, read_object, write_text
 from sft_dist.recipe.text import join_names
 from sft_dist.run.folder import RunFolder
 from sft_dist.run.manifest import TRAINING, require_unchanged, write_manifest
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from launch.expand import Run
     from launch.plan import Plan
     from sft_dist.recipe.schema import Recipe
+    from sft_dist.recipe.source import Source
 
 MAX_SOURCE_BYTES = 20 * 2**20
 MAX_OLD_RUNS = 5  # runs of other settings that an error names
@@ -113,10 +114,25 @@ def _describe_runs(folders: Sequence[Path]) -> Iterator[str]:
 
 def recipe_folders(target: str, root: Path, overrides: Sequence[str] = ()) -> list[Path]:
     """Returns the existing run folders of a recipe as it is now, of each run the newest. Raises UserError."""
-    parent, runs = _runs_of(target, root, overrides)
+    from launch.expand import expand  # reads YAML; finding a run by its id does not
+    from sft_dist.recipe.load import read
+
+    source = read(target, overrides)
+    parent = root / source.data["name"]
+    run_ids = _trials_of(source, parent) or [run.id for run in expand(source)]
     numbers = folder_numbers(parent)
-    folders = [parent / folder_name(run.id, numbers) for run in runs]
+    folders = [parent / folder_name(run_id, numbers) for run_id in run_ids]
     return [folder for folder in folders if folder.is_dir()]
+
+
+def _trials_of(source: Source, parent: Path) -> list[str]:
+    """Returns the runs of a recipe's search, once it has begun."""
+    if not source.data.get("search"):
+        return []
+    from launch.search.folder import SUMMARY, search_folder  # few recipes have a search
+
+    trials = read_object(search_folder(source, parent) / SUMMARY).get("trials", [])
+    return [trial["run"] for trial in trials if trial["run"] and trial["state"] != "repeated"]
 
 
 def _runs_of(target: str, root: Path, overrides: Sequence[str]) -> tuple[Path, list[Run]]:

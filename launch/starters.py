@@ -74,6 +74,7 @@ SAMPLES: dict[KeyPath, str] = {
     ("resources", "time"): "2h",
     ("resources", "memory"): "32GB",
     ("matrix",): "{train.lr: [1e-4, 5e-4], train.seed: [0, 1]}",
+    ("search",): "{space: {train.lr: {log: [1e-6, 1e-3]}}, budget: {trials: 20}}",
 }
 _AUGMENT: dict[str | None, str] = {
     "text": "{text: {delete: 0.1, swap: 0.1}}",
@@ -142,6 +143,7 @@ def _samples(task: str) -> dict[KeyPath, str]:
         **of_task,
         ("train", "loss"): next(iter(settings.kind.losses), ""),
         ("data", "augment"): _AUGMENT[settings.augmentation],
+        ("evaluate", "lm_eval"): "{tasks: [arc_easy, hellaswag]}" if settings.is_causal_lm else "",
         **inapplicable,
     }
 
@@ -228,7 +230,7 @@ def json_schema() -> dict[str, Any]:
         "required": [key for key in schema.pop("required") if key != "name"],
         "properties": {key: {"required": names} for key, names in needed.items()},
     }
-    partial = {"anyOf": [{"required": ["base"]}, {"required": ["matrix"]}]}
+    partial = {"anyOf": [{"required": [key]} for key in ("base", "matrix", "search")]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,

@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from sft_dist.evaluation.leaderboard import common_metric, compose, rank_key, render, undefined_everywhere
-from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import write_json, write_text
-from sft_dist.recipe.schema import Recipe
-from sft_dist.recipe.trust import add_options, require_trust, trust_in
+from sft_dist.recipe.schema import LmEval, Recipe
+from sft_dist.recipe.trust import add_options, require_task_trust, require_trust, trust_in
 from sft_dist.recipe.tunings import export_form
 from sft_dist.run.candidates import Averaging, parse_averaging
-from sft_dist.run.folder import RunFolder
+from sft_dist.run.folder import BASE_MODEL, RunFolder
 
 log = logging.getLogger("sft_dist")
 
+Reference = RunFolder | str | None  # what the winner should not be worse than: a run's best checkpoint, or BASE_MODEL
 INTERRUPTED = 130  # exit code of a program that Ctrl-C ended
 
 
@@ -41,7 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--force", action="store_true", help="re-evaluate checkpoints that have scores")
     parser.add_argument(
-        "--no-worse-than", type=Path, metavar="RUN", help="compare the winner with this run's best checkpoint"
+        "--no-worse-than",
+        metavar=f"RUN|{BASE_MODEL}",
+        help="compare the winner with this run's best checkpoint, or with the base model",
     )
     parser.add_argument(
         "--follow", action="store_true", help="score checkpoints as they are written, until the runs end"
@@ -56,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--temperature", action="store_true", help="export the temperature that is fitted on validation"
     )
+    parser.add_argument("--lm-eval", metavar="JSON", help="general tasks, as `evaluate.lm_eval` of a recipe has them")
     parser.add_argument(
         "--average", action="append", default=[], metavar="last:K|greedy", help="also choose among means of checkpoints"
     )
@@ -67,15 +71,17 @@ def main(arguments: list[str] | None = None) -> int:
     os.umask(0o077)
     folders = [RunFolder(path.resolve()) for path in options.runs]
     try:
-        reference = RunFolder(options.no_worse_than.resolve()) if options.no_worse_than else None
-        loaded = [*folders, *([reference] if reference else [])]
+        reference = _reference(options.no_worse_than)
+        loaded = [*folders, *([reference] if isinstance(reference, RunFolder) else [])]
         _require_run_folders(loaded)
         for folder in loaded:
             require_trust(folder.recipe(), trust_in(options), folder.recipe_file)
+        changes = _evaluation_changes(options.slices, options.temperature, options.lm_eval)
+        for folder in folders:
+            require_task_trust(_changed(folder.recipe(), changes), trust_in(options), folder.recipe_file)
         if options.score_only:
             score(folders, options.device_number)
         else:
-            changes = _evaluation_changes(options.slices, options.temperature)
             averagings = list(map(parse_averaging, options.average))
             sweep_and_track(folders, options.leaderboard, options.force, options.follow, reference, changes, averagings)
     except UserError as error:
@@ -85,6 +91,12 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted: scores so far are kept; the same command continues", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _reference(name: str | None) -> Reference:
+    if name is None or name == BASE_MODEL:
+        return name
+    return RunFolder(Path(name).resolve())
 
 
 def score_run(run: Path) -> None:
@@ -131,7 +143,7 @@ def sweep_and_track(
     leaderboard: Path | None = None,
     force: bool = False,
     follow: bool = False,
-    reference: RunFolder | None = None,
+    reference: Reference = None,
     changes: Mapping[str, Any] | None = None,
     averagings: Sequence[Averaging] = (),
 ) -> None:
@@ -153,7 +165,7 @@ def sweep(
     leaderboard: Path | None = None,
     force: bool = False,
     follow: bool = False,
-    reference: RunFolder | None = None,  # a run that the winner should not be worse than
+    reference: Reference = None,
     changes: Mapping[str, Any] | None = None,  # settings of `evaluate` that replace those of the runs
     averagings: Sequence[Averaging] = (),  # means of checkpoints that are candidates, too
 ) -> dict[str, Any]:
@@ -163,9 +175,11 @@ def sweep(
     from sft_dist.checkpoints.store import Checkpoint
     from sft_dist.data.slices import slice_columns
     from sft_dist.evaluation.averages import AverageScores, remove_others
+    from sft_dist.evaluation.base_comparison import BaseComparison, worse_lines
     from sft_dist.evaluation.baseline import worse_than
     from sft_dist.evaluation.comparison import AnswersReader, with_statistics
     from sft_dist.evaluation.evaluator import Evaluator
+    from sft_dist.evaluation.general_sets import require_lm_eval
     from sft_dist.evaluation.slices import with_slices
     from sft_dist.evaluation.sweep import ValidationScores, score_untrained, score_winner
     from sft_dist.logging_setup import quiet_libraries
@@ -174,6 +188,8 @@ def sweep(
     _require_run_folders(folders)
     recipes = {folder: _changed(folder.recipe(), changes or {}) for folder in folders}
     metric, direction = common_metric(list(recipes.values()))
+    for run_recipe in recipes.values():
+        require_lm_eval(run_recipe)
     evaluator = Evaluator()
     for recipe in recipes.values():
         if recipe.evaluate.slices:  # wrong columns are refused before anything is scored
@@ -207,8 +223,14 @@ def sweep(
     board = compose(ranking, recipes, labels, untrained, final, damaged)
     board = with_statistics(board, ranking, recipes, reader, averages.num_scored - len(means))
     board = with_slices(board, winner, recipe, reader)
+    if recipe.evaluate.lm_eval or reference == BASE_MODEL:
+        comparison = BaseComparison(evaluator, reader, winner, recipe, force)
+        board["against_base"] = comparison.board(with_task=reference == BASE_MODEL)
     if reference:
-        board["worse_than_reference"] = worse_than(winner, recipe, reference, reader)
+        rows = board["against_base"]["rows"] if reference == BASE_MODEL else []
+        board["worse_than_reference"] = (
+            worse_than(winner, recipe, reference, reader) if isinstance(reference, RunFolder) else worse_lines(rows)
+        )
     _written(target, board)  # before the export, which may be refused: the scores stand all the same
     _warn(board)
     if (form := export_form(recipe)) == "none":
@@ -224,8 +246,12 @@ def sweep(
     return _written(target, {**board, "export": str(exported)})
 
 
-def _evaluation_changes(slices: list[str] | None, temperature: bool) -> dict[str, Any]:
-    return {**({"slices": slices} if slices else {}), **({"temperature": True} if temperature else {})}
+def _evaluation_changes(slices: list[str] | None, temperature: bool, lm_eval: str | None) -> dict[str, Any]:
+    changes = {**({"slices": slices} if slices else {}), **({"temperature": True} if temperature else {})}
+    try:
+        return {**changes, **({"lm_eval": LmEval.model_validate_json(lm_eval)} if lm_eval else {})}
+    except ValueError as error:
+        raise UserError(Problem(f"not the settings of general tasks: {error}", "--lm-eval", value=lm_eval)) from None
 
 
 def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:

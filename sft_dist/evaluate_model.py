@@ -106,16 +106,21 @@ def candidate_of(recipe: Recipe, model: str, data: str | None = None, trust: Tru
 
 
 def score(candidates: Sequence[Candidate], split: str) -> list[dict[str, Any]]:
-    """Returns the scores of one model on the data of each candidate. Raises UserError when its classes are not those of the data."""
+    """Returns the scores of one model on the data of each candidate, and on the recipe's general tasks. Raises UserError when its
+    classes are not those of the data."""
     # Imported late: invalid arguments are refused before torch is loaded.
     from sft_dist.evaluation.evaluator import Evaluator
+    from sft_dist.evaluation.general_sets import require_lm_eval, scores_of_model
     from sft_dist.logging_setup import quiet_libraries
 
     quiet_libraries()
+    require_lm_eval(candidates[0].recipe)
     evaluator = Evaluator()
-    return [
+    scores = [
         evaluator.score_model(candidate.recipe, candidate.adapter, split, candidate.labels) for candidate in candidates
     ]
+    general = scores_of_model(candidates[0].recipe, *evaluator.scored_model())
+    return [{**table, **general} for table in scores]
 
 
 def _located(text: str) -> str:

@@ -6,6 +6,7 @@ import csv
 import os
 import random
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from samples.fetch import samples_root
+from tests.warm_python import WarmPython
 
 # The same examples each time, and no clock: a busy machine stands still for longer than any deadline of milliseconds.
 settings.register_profile("repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -44,6 +46,24 @@ def umask() -> Iterator[None]:
     os.umask(before)
     yield
     os.umask(before)
+
+
+@pytest.fixture(scope="session")
+def warm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmPython | None]:
+    """None where there is a GPU: forks of a process that has asked for it cannot use it."""
+    from sft_dist.logging_setup import _has_gpu
+
+    server = None if _has_gpu() else WarmPython(tmp_path_factory.mktemp("warm"))
+    yield server
+    if server:
+        server.close()
+
+
+@pytest.fixture
+def warm_python(warm_server: WarmPython | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that the test starts with `sys.executable`, and those that they start, have imported the libraries already."""
+    if warm_server:
+        monkeypatch.setattr(sys, "executable", str(warm_server.executable))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
 from pathlib import Path
@@ -71,9 +72,9 @@ def test_few_files_name_a_strategy():
     word = re.compile(rf"\b({'|'.join(STRATEGIES.keys() - {'single'})})\b")
     files = set()
     for path in _modules().values():
-        tree = ast.parse(path.read_text())
-        strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
-        docstrings = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, _DOCUMENTED)}
+        nodes = _nodes(path)
+        strings = [node.value for node in nodes if isinstance(node, ast.Constant)]
+        docstrings = {ast.get_docstring(node, clean=False) for node in nodes if isinstance(node, _DOCUMENTED)}
         if any(isinstance(text, str) and text not in docstrings and word.search(text) for text in strings):
             files.add(str(path.relative_to(ROOT)))
     assert files == {"launch/starters.py", "sft_dist/recipe/schema.py", "sft_dist/recipe/strategies.py"}
@@ -83,9 +84,8 @@ def test_only_its_own_modules_name_a_task():
     """What a task is like, others read from its facts. Examples in help texts may name a recipe."""
     files = set()
     for path in _modules().values():
-        tree = ast.parse(path.read_text())
         strings = {
-            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            node.value for node in _nodes(path) if isinstance(node, ast.Constant) and isinstance(node.value, str)
         }
         if path.parent.name != "tasks" and strings & TASKS.keys():
             files.add(str(path.relative_to(ROOT)))
@@ -114,6 +114,7 @@ class Import:
     in_function: bool
 
 
+@cache
 def _modules() -> dict[str, Path]:
     """Dotted name -> file of every module of the project."""
     files = [path for package in ("launch", "sft_dist") for path in (ROOT / package).rglob("*.py")]
@@ -121,14 +122,20 @@ def _modules() -> dict[str, Path]:
     return {name.removesuffix(".__init__"): path for path, name in names.items() if "_shipped" not in path.parts}
 
 
+@cache
+def _nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
+@cache
 def _imports() -> list[Import]:
     """All imports among the project's modules: at the top, within functions and for type checking."""
     modules, imports = _modules(), []
     for importer, path in modules.items():
-        tree = ast.parse(path.read_text())
-        functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+        nodes = _nodes(path)
+        functions = [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
         inside = {id(node) for function in functions for node in ast.walk(function)}
-        for node in ast.walk(tree):
+        for node in nodes:
             if isinstance(node, ast.ImportFrom) and node.module:
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
                 targets = {name if name in modules else node.module for name in names}
@@ -154,7 +161,7 @@ def test_no_module_imports_itself_by_a_detour():
 IMPORT_LATE = {
     "sft_dist.batches.stream", "sft_dist.check", "sft_dist.count", "sft_dist.engines", "sft_dist.evaluate",
     "sft_dist.evaluate_model",
-    "sft_dist.evaluation.inputs", "sft_dist.export",
+    "sft_dist.evaluation.general_sets", "sft_dist.evaluation.inputs", "sft_dist.export",
     "sft_dist.predict", "sft_dist.quality.preview", "sft_dist.run.folder", "sft_dist.train",
 }  # fmt: skip
 

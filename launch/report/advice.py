@@ -11,6 +11,7 @@ from sft_dist.run.varying import format_setting
 
 LOW_GOODPUT = 0.5
 MAX_NAMED_SLICES = 3
+METHOD_NAMES = {"lora": "LoRA", "qlora": "QLoRA", "bitfit": "BitFit", "ia3": "IA3"}  # as their authors write them
 MIN_HOURS_FOR_GOODPUT = 0.25  # below it, loading is most of any run
 UNFINISHED = ("failed", "killed", "stopped")
 
@@ -31,13 +32,16 @@ def _trained(data: Mapping[str, Any]) -> str:
     task = settings.get("task.type")
     tuning, model = settings.get("tuning.method"), settings.get("model.path")
     words = [
-        f"{tuning} tuning" if tuning else "Training",
+        f"{METHOD_NAMES.get(tuning, tuning)} tuning" if tuning else "Training",
         f"of {model}" if model else "of several models",
         f"for {task}" if task else "for several tasks",
         f"on {_source(settings)}",
     ]
-    sentence = " ".join(words)
-    return f"{sentence[0].upper()}{sentence[1:]}{_rows(data)}{_varied(data)}."
+    return _sentence(f"{' '.join(words)}{_rows(data)}{_varied(data)}")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _source(settings: Mapping[str, Any]) -> str:
@@ -86,13 +90,13 @@ def _significance(table: Mapping[str, Any]) -> Iterator[str]:
     if tested:
         equal = sum(bool(row.get("not_distinguishable")) for row in tested)
         yield (
-            f"{equal} of the {len(tested)} other checkpoints are not distinguishable from the best at this size."
+            f"{equal} of the {len(tested)} other checkpoints {'is' if equal == 1 else 'are'} not distinguishable from the best at this size."
             if equal
             else f"The best differs significantly from all {len(tested)} other checkpoints."
         )
     if (difference := table["smallest_difference"].get(table["metric"])) is not None:
         yield f"The smallest difference in {table['metric']} that this validation set can show is {_format(difference)}."
-    yield from (note for note in (table["selection_note"], table["test_note"]) if note)
+    yield from (_sentence(note) for note in (table["selection_note"], table["test_note"]) if note)
     yield from _worse_slices(table)
 
 

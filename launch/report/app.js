@@ -3,7 +3,9 @@
 
 const SECTIONS = [
   ["summary", () => "Summary", (data) => [page.summarySection(data)]],
+  ["diagnosis", () => "Diagnosis", (data) => [page.diagnosisSection(data)]],
   ["matrix", () => "What varies", (data) => [page.matrixSection(data)]],
+  ["search", () => "Search", (data) => page.searchSections(data)],
   ["leaderboard", () => "Leaderboard", (data) => page.leaderboardSections(data)],
   ["curves", () => "Curves", (data) => [page.curvesSection(data)]],
   ["confusion", () => "Confusion", (data) => [page.confusionSection(data)]],

@@ -9,10 +9,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from launch.diagnose.diagnosis import Diagnosis, diagnose
+from launch.diagnose.evidence import read_evidence
 from launch.report.advice import summarise
 from launch.report.attempts import attempts_of, cost_of, environment_of
 from launch.report.curves import Curve, align, curves_of, read_metrics
+from launch.report.diagnosis import diagnosis_section
 from launch.report.scores import read_leaderboards
+from launch.report.search import searches_of
 from launch.report.values import mapping_in
 from launch.run_state import RunState
 from sft_dist.recipe.files import read_object
@@ -47,6 +51,7 @@ class Subject:
     data: dict[str, Any] = field(default_factory=dict)  # what its data card shows
     environment: dict[str, Any] = field(default_factory=dict)
     base: dict[str, Any] = field(default_factory=dict)  # the parent of its recipe, and what differs from it
+    diagnosis: Diagnosis | None = None  # None where nothing was trained
 
 
 def collect(subjects: Sequence[Subject], max_points: int) -> dict[str, Any]:
@@ -65,9 +70,13 @@ def collect(subjects: Sequence[Subject], max_points: int) -> dict[str, Any]:
         "settings": _shared_settings(settings, varying),
         "curves": align_all([subject.curves for subject in subjects], max_points),
         "leaderboards": leaderboards,
+        "searches": searches_of(Path(state.folder) for state in states),
         "cost": cost_of(attempt for subject in subjects for attempt in subject.attempts),
         "devices": sorted({subject.device for subject in subjects}),
         "data": _distinct([subject.data for subject in subjects]),
+        "diagnosis": diagnosis_section(
+            {n: subject.diagnosis for n, subject in enumerate(subjects) if subject.diagnosis}
+        ),
         "environments": _distinct([subject.environment for subject in subjects]),
         "bases": _distinct([subject.base for subject in subjects]),
     }
@@ -98,6 +107,7 @@ def _read_run(state: RunState) -> Subject:
         data=_data_card(recipe, plan, read_object(folder.splits_file)),
         environment=_environment(plan, plugins_in(folder), environment_of(folder)),
         base=_base(plan.get("base")),
+        diagnosis=diagnose(read_evidence(state)) if lines else None,
     )
 
 

@@ -22,6 +22,7 @@ SCRIPTS = (
     "tables.js",
     "curves.js",
     "matrix.js",
+    "search.js",
     "scores.js",
     "classes.js",
     "slices.js",

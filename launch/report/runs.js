@@ -16,6 +16,17 @@ page.summarySection = (data) => {
         .filter((column) => column.length).map((column) => page.element("div", {}, column))));
 };
 
+page.diagnosisSection = (data) => {
+  if (!data.diagnosis?.length) return null;
+  return page.section("diagnosis", "Diagnosis", "What went wrong by the rules of sft-dist diagnose, the surest first, and the next recipe.", page.table([
+    { title: "cause", value: (entry) => entry.meaning },
+    ...(data.runs.length > 1 ? [{ title: "run", value: (entry) => (entry.run === null ? "all" : data.runs[entry.run].name) }] : []),
+    { title: "confidence", number: true, value: (entry) => entry.confidence, cell: (entry) => page.percent(entry.confidence) },
+    { title: "evidence", value: (entry) => entry.message },
+    { title: "next recipe", value: (entry) => entry.changes.join("\n"), cell: (entry) => page.element("div", {}, entry.changes.map((line) => page.element("div", {}, page.element("code", {}, line))), entry.advice) },
+  ], data.diagnosis, { label: "Diagnosis", limit: 10, filter: false }));
+};
+
 // Texts in backticks are commands.
 function marked(sentence) {
   return sentence.split("`").map((text, index) => (index % 2 ? page.element("code", {}, text) : text));

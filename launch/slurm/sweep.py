@@ -19,7 +19,7 @@ from launch.slurm.queue import Queue, read_queue
 from launch.slurm.records import jobs_of
 from launch.slurm.submit import SubmissionFolder, check_folders, exclusive, recover_records, send_evaluation
 from sft_dist.recipe.files import write_json
-from sft_dist.recipe.trust import NO_TRUST, Trust
+from sft_dist.recipe.trust import NO_TRUST, Trust, require_task_trust
 from sft_dist.run.folder import RunFolder
 
 MAX_TASKS = 20  # more processes would take longer to start than to score
@@ -47,6 +47,8 @@ def send_to_cluster(
     cluster = load_cluster(name)
     folders, leaderboard_in = find_folders(targets, root)
     trust |= trust_in_targets(targets)
+    for folder in map(RunFolder, folders):
+        require_task_trust(folder.recipe(), trust, folder.recipe_file)
     runs = [plan_run_folder(folder, cluster=cluster, trust=trust) for folder in folders]
     return describe(send_sweep(runs, cluster, leaderboard_in, processes or MAX_TASKS, averages), cluster)
 

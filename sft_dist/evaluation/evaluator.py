@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from sft_dist.run.folder import RunFolder
 from sft_dist.tasks import task_of
 from sft_dist.tasks.base import Loss
 from sft_dist.tasks.models import build_model, load_processor
-from sft_dist.tuning import load_weights
+from sft_dist.tuning import is_adapter, load_weights
 
 log = logging.getLogger("sft_dist")
 
@@ -64,6 +65,33 @@ class Evaluator:
         loaded.model = None  # a checkpoint's weights are in it; two models might not fit into the memory
         return self._scores(loaded, self._model(loaded, recipe), recipe, split)
 
+    def trained(self, recipe: Recipe, checkpoint: Checkpoint) -> tuple[nn.Module, Any]:
+        """Returns the model with the weights of a checkpoint, until another is asked for, and its processor. Raises UserError like
+        `score`."""
+        loaded = self._load(recipe, checkpoint.run_folder, "validation")
+        model = self._model(loaded, recipe)
+        load_weights(model, checkpoint.model)
+        return model.eval(), loaded.data.processor
+
+    @contextmanager
+    def base(self, recipe: Recipe, folder: RunFolder) -> Iterator[tuple[nn.Module, Any]]:
+        """Yields the model that the run fine-tuned, without anything of the run, and its processor: without its adapters and
+        prompts, which begin at random. Raises UserError like `score`."""
+        loaded = self._load(recipe, folder, "validation")
+        if not is_adapter(loaded.model):
+            loaded.model = None  # a checkpoint's weights are in it; two models might not fit into the memory
+        model = self._model(loaded, recipe).eval()
+        with model.disable_adapter() if is_adapter(model) else nullcontext():  # type: ignore[operator]
+            yield model, loaded.data.processor
+
+    def score_base(self, recipe: Recipe, record: Checkpoint, split: str) -> tuple[dict[str, Any], list[str]]:
+        """Returns scores of the model that the run fine-tuned, whose predictions are kept as those of `record`; or no scores, and
+        the names of its new weights, which make them meaningless. Raises UserError like `score`."""
+        loaded = self._load(recipe, record.run_folder, split)
+        with self.base(recipe, record.run_folder) as (model, _):
+            new = sorted(getattr(model, "new_weights", ()))
+            return ({} if new else self._scores(loaded, model, recipe, split, record)), new
+
     def score_model(self, recipe: Recipe, adapter: Path | None, split: str, labels: tuple[str, ...]) -> dict[str, Any]:
         """Scores of the recipe's own model, with the weights of an adapter where one is named. Raises UserError where they do not
         fit, and where the model's classes, if it names them, are not those of the data."""
@@ -81,6 +109,12 @@ class Evaluator:
                 "%d weights are not in the model, such as %s: these are scores of an untrained head", len(new), min(new)
             )
         return self._scores(loaded, model, recipe, split)
+
+    def scored_model(self) -> tuple[nn.Module, Any]:
+        """Returns the model that was scored last, and its processor."""
+        assert self._loaded is not None
+        assert self._loaded.model is not None
+        return self._loaded.model, self._loaded.data.processor
 
     def _scores(
         self, loaded: _Loaded, model: nn.Module, recipe: Recipe, split: str, checkpoint: Checkpoint | None = None

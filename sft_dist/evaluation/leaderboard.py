@@ -185,6 +185,7 @@ def render(board: dict[str, Any]) -> str:
             lines += _slices(winner, split)
             lines += _calibration(winner.get("calibration", {}), split)
             lines += _confusion(winner[split].get("confusion_matrix"), board["labels"])
+    lines += _against_base(board.get("against_base"))
     if undefined := [row for row in board["rows"] if "undefined" in row["validation"]]:
         lines += ["", "## Without scores, ranked last", ""]
         lines += [f"- {row['run']} {_name(row)}: {row['validation']['undefined']['why']}" for row in undefined]
@@ -193,6 +194,27 @@ def render(board: dict[str, Any]) -> str:
     if board["export"]:
         lines += ["", f"The winner as a Hugging Face folder: `{board['export']}`"]
     return "\n".join(lines) + "\n"
+
+
+def _against_base(comparison: Mapping[str, Any] | None) -> list[str]:
+    """What the winner gained and lost against the model it began as."""
+    if not comparison:
+        return []
+    rows = [["score", "winner", "base", "winner against base", "smallest difference"]]
+    for row in comparison["rows"]:
+        p = {"worse": row["p_worse"], "better": row["p_better"]}.get(row["result"])
+        result = f"{row['result']} (p = {p:.4f})" if p is not None else row["result"]
+        size = row["smallest_difference"]
+        winner = format_interval(row["winner"], row["interval"])
+        rows.append([row["score"], winner, format_score(row["base"]), result, f"{size:.3g}" if size else ""])
+    note = [f"Note: {comparison['note']}.", ""] if comparison["note"] else []
+    return [
+        "",
+        f"## The winner and its base, `{comparison['base']}`",
+        "",
+        *note,
+        *(markdown_table(rows) if len(rows) > 1 else []),
+    ]
 
 
 def _slices(winner: Mapping[str, Any], split: str) -> list[str]:
@@ -209,7 +231,7 @@ def _slices(winner: Mapping[str, Any], split: str) -> list[str]:
     ]
     count = f"{len(worse) or 'None'} of {len(slices)} slices of {split} {'is' if len(worse) < 2 else 'are'} worse than the rest"
     hidden = f"; and {len(worse) - len(named)} more" if len(worse) > len(named) else ""
-    return ["", f"{count}{'' if worse else ', beyond chance; the nearest to it'}: {'; '.join(named)}{hidden}."]
+    return ["", f"{count}{'' if worse else ' beyond chance; the nearest to it'}: {'; '.join(named)}{hidden}."]
 
 
 def _name(row: Mapping[str, Any]) -> str:

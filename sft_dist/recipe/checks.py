@@ -8,6 +8,7 @@ from typing import Any
 
 from sft_dist.recipe.entry_points import METRICS_GROUP, installed_names
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.lm_eval import task_files
 from sft_dist.recipe.metrics import installed_metric
 from sft_dist.recipe.optimizers import NAMED_OPTIMIZERS
 from sft_dist.recipe.references import is_hub, sources_of
@@ -44,6 +45,7 @@ def cross_checks(recipe: Recipe) -> list[Problem]:
         *_tuning(recipe),
         *_switches(recipe),
         *_evaluate(recipe),
+        *_lm_eval(recipe),
     ]
 
 
@@ -370,3 +372,19 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
         hint = "use merged or none"
         message = f"there is no adapter with tuning: {recipe.tuning.method}"
         yield Problem(message, "evaluate.export", value="adapter", hint=hint)
+
+
+def _lm_eval(recipe: Recipe) -> Iterator[Problem]:
+    settings, path = recipe.evaluate.lm_eval, "evaluate.lm_eval"
+    if settings is None:
+        return
+    if not recipe.task.is_causal_lm:
+        message = f"asks a model to continue texts, which task: {recipe.task.type} does not train"
+        yield Problem(message, path, hint="remove it: it works with task: instruction-tuning")
+    for index, name in enumerate(settings.tasks):
+        if name in settings.tasks[:index]:
+            yield Problem("the same task twice", f"{path}.tasks.{index}", value=name)
+    if (files := task_files(settings)) and not settings.allow_code:
+        message = f"files of tasks can run Python (`!function`, `class`, templates): {', '.join(files)}"
+        hint = "read them; where you trust them, set evaluate.lm_eval.allow_code: true"
+        yield Problem(message, f"{path}.allow_code", value="false", hint=hint)

@@ -87,7 +87,7 @@ def without_wrong_values(data: dict[str, Any], error: ValidationError) -> Recipe
             path = _locate(details["loc"], details["type"], Recipe).path
             if details["type"] == "missing" and path in STAND_INS:
                 _put(remaining, path, STAND_INS[path])
-            elif len(path) < 2 or path[-1] in TAGS or path[0] == "matrix" or not _take_out(remaining, path):
+            elif len(path) < 2 or path[-1] in TAGS or path[0] in ("matrix", "search") or not _take_out(remaining, path):
                 return None
         try:
             return Recipe.model_validate(remaining)

@@ -20,6 +20,7 @@ from sft_dist.recipe.checks import cross_checks
 from sft_dist.recipe.errors import Mark, Problem, UserError
 from sft_dist.recipe.explain import problems_from, without_wrong_values
 from sft_dist.recipe.files import shipped
+from sft_dist.recipe.lm_eval import is_task_file
 from sft_dist.recipe.references import absolute
 from sft_dist.recipe.schema import Recipe
 from sft_dist.recipe.source import Base, Source, display_name
@@ -38,7 +39,10 @@ CHOICES: dict[KeyPath, str] = {
     ("train", "optimizer"): "name",
     ("train", "schedule"): "name",
     ("train", "strategy"): "name",
+    ("search", "pruning"): "name",
 }
+# Mappings whose keys are key paths themselves.
+KEYED_BY_PATH: tuple[KeyPath, ...] = (("matrix",), ("search", "space"))
 # Settings that exclude each other: one that is given replaces the other where the parent recipe gave it.
 RIVALS = ((("train", "epochs"), ("train", "steps")),)
 # These say which file it is, so a recipe does not take them from its parent.
@@ -192,7 +196,8 @@ def _merge(old: dict[str, Any], new: dict[str, Any], path: KeyPath, replaced: li
         if tag and isinstance(before, str) and isinstance(value, dict):
             before = {tag: before}
         changes_choice = tag and isinstance(value, dict) and isinstance(before, dict) and _differs(before, value, tag)
-        if isinstance(before, dict) and isinstance(value, dict) and not changes_choice:
+        replaces = changes_choice or path in KEYED_BY_PATH
+        if isinstance(before, dict) and isinstance(value, dict) and not replaces:
             data[key] = _merge(before, value, key_path, replaced)
         else:
             if key in data:
@@ -250,8 +255,9 @@ def _parse_override(text: str, mark: Mark) -> tuple[tuple[str, ...], Document]:
     if not equals or not name:
         raise UserError(Problem("expected KEY=VALUE", mark=mark, hint="such as train.lr=1e-4"))
     path = tuple(name.split("."))
-    if path[0] == "matrix" and len(path) > 2:
-        path = ("matrix", ".".join(path[1:]))  # a matrix's keys are key paths themselves
+    for section in KEYED_BY_PATH:
+        if path[: len(section)] == section and len(path) > len(section) + 1:
+            path = (*section, ".".join(path[len(section) :]))
     if not all(path):
         raise UserError(Problem("expected a key path such as train.lr", mark=mark, value=name))
     if value[:1] in ("[", "{", '"', "'"):
@@ -314,8 +320,35 @@ def _make_absolute(data: dict[str, Any], folder: Path) -> None:
                 data["task"] = {**section, "chat_template": os.path.abspath(folder / os.path.expanduser(value))}
             else:
                 data[path[0]] = {**section, path[1]: _absolute(value, folder)}
+    evaluate = data.get("evaluate")
+    if isinstance(evaluate, dict) and isinstance(settings := evaluate.get("lm_eval"), dict):
+        data["evaluate"] = {**evaluate, "lm_eval": _absolute_task_files(settings, folder)}
     if isinstance(matrix := data.get("matrix"), dict):
         data["matrix"] = _absolute_matrix(matrix, folder)
+    if isinstance(search := data.get("search"), dict) and isinstance(space := search.get("space"), dict):
+        data["search"] = {**search, "space": _absolute_space(space, folder)}
+
+
+def _absolute_space(space: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns the space with the choices of each dimension treated as the values of a matrix."""
+    choices = {key: value["choice"] for key, value in space.items() if isinstance(value, dict) and "choice" in value}
+    return {
+        **space,
+        **{key: {**space[key], "choice": choice} for key, choice in _absolute_matrix(choices, folder).items()},
+    }
+
+
+def _absolute_task_files(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Names of tasks stay; files of tasks and the folder with further ones become absolute."""
+    changed = dict(settings)
+    if isinstance(path := settings.get("include_path"), str):
+        changed["include_path"] = os.path.abspath(folder / os.path.expanduser(path))
+    if isinstance(tasks := settings.get("tasks"), list):
+        changed["tasks"] = [
+            os.path.abspath(folder / os.path.expanduser(task)) if isinstance(task, str) and is_task_file(task) else task
+            for task in tasks
+        ]
+    return changed
 
 
 def _absolute_matrix(matrix: dict[str, Any], folder: Path) -> dict[str, Any]:

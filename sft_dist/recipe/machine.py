@@ -52,6 +52,8 @@ def _packages(recipe: Recipe) -> Iterator[tuple[str, str, str, str]]:
         yield "train.precision", "fp8", "torchao", "torchao"
     for tracker in recipe.train.tracking:
         yield "train.tracking", tracker.name, *TRACKER_PACKAGES[tracker.name]
+    if recipe.evaluate.lm_eval is not None:
+        yield "evaluate.lm_eval", "it", "lm_eval", "sft-dist[lm-eval]"
     if recipe.train.liger:
         yield "train.liger", "true", "liger_kernel", "liger-kernel"
     if isinstance(recipe.tuning, QloraTuning):

@@ -15,6 +15,7 @@ from typing import Literal
 from sft_dist.recipe import remote
 from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import cache_root, irregular, read_json
+from sft_dist.recipe.lm_eval import is_task_file
 from sft_dist.recipe.model_damage import HINT, config_problems, weight_file_problems
 from sft_dist.recipe.model_files import folder_problems
 from sft_dist.recipe.schema import Data, Recipe, SplitSources
@@ -158,7 +159,20 @@ def check_references(recipe: Recipe) -> list[Problem]:
             problems.append(Problem("no such file", f"task.{option}", value=file))
     for path, text in sources_of(recipe.data):
         problems += _problems_of(path, text, is_model=False, format=recipe.data.format)
-    return problems
+    return [*problems, *_missing_task_files(recipe)]
+
+
+def _missing_task_files(recipe: Recipe) -> Iterator[Problem]:
+    settings = recipe.evaluate.lm_eval
+    if settings is None:
+        return
+    for index, text in enumerate(settings.tasks):
+        if is_task_file(text) and not Path(text).is_file():
+            path = f"evaluate.lm_eval.tasks.{index}"
+            yield Problem("no such file", path, value=text, hint=neighbours_of(Path(text)))
+    if settings.include_path is not None and not Path(settings.include_path).is_dir():
+        hint = neighbours_of(Path(settings.include_path))
+        yield Problem("no such folder", "evaluate.lm_eval.include_path", value=settings.include_path, hint=hint)
 
 
 def _problems_of(path: str, text: str, is_model: bool, format: str = "auto") -> list[Problem]:

@@ -619,6 +619,23 @@ class Train(Section):
 
 
 # ── evaluate, resources, matrix ─────────────────────────────────────────────────────────────────────────────────────
+class LmEval(Section):
+    tasks: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] = Field(
+        description="Tasks, groups or tags of lm-eval by name, or YAML files of tasks: `[arc_easy, ./task.yaml]`."
+    )
+    include_path: str | None = Field(None, description="Folder with further YAML files, whose tasks go by name.")
+    num_fewshot: int | None = Field(
+        None, ge=0, le=10**6, description="Solved examples before each question [default: the task's own]."
+    )
+    limit: Positive | None = Field(None, description="Documents of each task [default: all].")
+    apply_chat_template: bool = Field(False, description="Ask by the model's chat template, instead of by plain text.")
+    allow_code: bool = Field(
+        False,
+        description="Run the Python that task files name or hold in their templates, that metrics of the hub bring, and that the "
+        "model writes in tasks marked as unsafe.",
+    )
+
+
 class Evaluate(Section):
     metric: str | None = Field(
         None, description="Metric by which a checkpoint is chosen [default: the problem's first in the README's table]."
@@ -645,6 +662,11 @@ class Evaluate(Section):
         None,
         description="How the chosen checkpoint is written as a Hugging Face folder. merged: adapters merged into the base model; "
         "adapter: separate [default: merged if that is possible].",
+    )
+    lm_eval: LmEval | None = Field(
+        None,
+        description="General tasks of lm-evaluation-harness on which the chosen checkpoint is compared with the base model "
+        "(instruction tuning): `{tasks: [arc_easy, hellaswag]}`.",
     )
 
 
@@ -679,6 +701,98 @@ class Matrix(BaseModel):
     )
 
 
+# ── search ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+Bounds = Annotated[list[int | float], Field(min_length=2, max_length=2)]
+WholeBounds = Annotated[list[int], Field(min_length=2, max_length=2)]
+Choices = Annotated[list[Any], Field(min_length=1)]
+
+
+class Dimension(Section):
+    """The values of one key path that a search may try."""
+
+    choice: Choices | None = Field(None, description="One of these values: `[linear, cosine]`.")
+    log: Bounds | None = Field(
+        None,
+        description="A number between the two, evenly on a logarithmic scale: `[1e-6, 1e-3]`. Whole if both are whole.",
+    )
+    float: Bounds | None = Field(None, description="A number between the two: `[0.0, 0.3]`.")
+    int: WholeBounds | None = Field(None, description="A whole number from the first to the last: `[1, 8]`.")
+    when: dict[str, Any] = Field(
+        default_factory=mapping,
+        description="Only where other dimensions of the space have these values (a list: one of them): `{tuning: lora}`.",
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Dimension":
+        kinds = [name for name in ("choice", "log", "float", "int") if getattr(self, name) is not None]
+        if len(kinds) != 1:
+            raise ValueError("give exactly one of `choice`, `log`, `float` and `int`")
+        bounds = self.log or self.float or self.int
+        if bounds and bounds[0] >= bounds[1]:
+            raise ValueError(f"`{kinds[0]}` needs the smaller number first")
+        if self.log and self.log[0] <= 0:
+            raise ValueError("`log` needs numbers above zero")
+        return self
+
+
+class Budget(Section):
+    trials: Positive = Field(20, description="Trials that are trained; points that the planner refuses do not count.")
+    gpu_hours: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="No trial is started or promoted after this many hours of training processes."
+    )
+
+
+class NoPruning(Section):
+    name: Literal["none"] = Field(description="Every trial is trained to its end.")
+
+
+class AshaPruning(Section):
+    name: Literal["asha"] = Field(
+        description="Trials pause at rungs, and the best of each rung are promoted to the next by resuming the same run "
+        "(Li et al. 2018, arXiv 1810.05934)."
+    )
+    eta: Annotated[int, Field(ge=2, le=100)] = Field(
+        3, description="One in so many is promoted; each rung has so many times the steps of the rung before it."
+    )
+    first: Amount | None = Field(
+        None, description="Steps of the first rung: `10%`, `100 steps` or `1 epoch` [default: all steps / eta squared]."
+    )
+
+
+class MedianPruning(Section):
+    name: Literal["median"] = Field(
+        description="A trial stops when its best score is worse than the median of the other trials at the same step."
+    )
+    first: Amount = Field("10%", description="No trial is stopped before: `10%`, `100 steps` or `1 epoch`.")
+    trials: Positive = Field(5, description="Other trials that must have a score at the same step.")
+
+
+Pruning = Annotated[Annotated[NoPruning | AshaPruning | MedianPruning, Field(discriminator="name")], shorthand("name")]
+
+
+class Search(Section):
+    """What `sft-dist search` varies, and how."""
+
+    space: Annotated[dict[str, Dimension], Field(min_length=1)] = Field(
+        description="Key path -> the values it may have: `{train.lr: {log: [1e-6, 1e-3]}}`."
+    )
+    sampler: Literal["tpe", "random", "grid", "gp"] = Field(
+        "tpe",
+        description="How points are chosen: tree-structured Parzen estimator, at random, all in turn, Gaussian process.",
+    )
+    budget: Budget = Field(default_factory=lambda: Budget(), description="When the search ends.")
+    metric: str | None = Field(None, description="Score on validation that is optimized [default: evaluate.metric].")
+    direction: Literal["max", "min"] | None = Field(
+        None, description="Whether larger or smaller is better [default: the metric's own]."
+    )
+    pruning: Pruning = Field(
+        default_factory=lambda: NoPruning(name="none"),
+        description="How bad trials end early: name, or name and options.",
+    )
+    parallel: Positive = Field(1, description="Trials that are trained at the same time.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the points.")
+
+
 class Recipe(Section):
     """What to fine-tune, on what data, how, and with what resources."""
 
@@ -696,3 +810,4 @@ class Recipe(Section):
         default_factory=lambda: Resources(), description="Machines, processes, memory and time."
     )
     matrix: Matrix | None = Field(None, description="Key path -> values: one run for each combination.")
+    search: Search | None = Field(None, description="What `sft-dist search` varies; no other verb reads it.")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sft_dist.recipe.errors import Problem, UserError
+from sft_dist.recipe.lm_eval import task_files
 from sft_dist.recipe.schema import Recipe
 
 
@@ -18,21 +19,24 @@ class Trust:
 
     commits: frozenset[str] = frozenset()  # of the hub, whose code may run
     pickle: bool = False  # weights in a pickle may be read, with weights_only=True
+    task_code: bool = False  # tasks of lm-eval may run code that did not come with lm-eval
 
     @classmethod
     def in_recipes(cls, recipes: Iterable[Recipe]) -> Trust:
         """Returns what recipes that the user wrote consent to."""
-        models = [recipe.model for recipe in recipes]
+        written = list(recipes)
+        models = [recipe.model for recipe in written]
         commits = frozenset(model.trust_remote_code for model in models if model.trust_remote_code)
-        return cls(commits, any(model.allow_pickle for model in models))
+        return cls(commits, any(model.allow_pickle for model in models), any(map(_allows_task_code, written)))
 
     def __or__(self, other: Trust) -> Trust:
-        return Trust(self.commits | other.commits, self.pickle or other.pickle)
+        return Trust(self.commits | other.commits, self.pickle or other.pickle, self.task_code or other.task_code)
 
     def arguments(self) -> list[str]:
         """Returns the options that `add_options` reads."""
         commits = [word for commit in sorted(self.commits) for word in ("--trust-remote-code", commit)]
-        return [*commits, *(["--allow-pickle"] if self.pickle else [])]
+        pickle, task_code = ["--allow-pickle"] * self.pickle, ["--allow-task-code"] * self.task_code
+        return [*commits, *pickle, *task_code]
 
 
 NO_TRUST = Trust()
@@ -43,10 +47,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--trust-remote-code", metavar="COMMIT", action="append", default=[], help="lets the model's code of COMMIT run"
     )
     parser.add_argument("--allow-pickle", action="store_true", help="reads weights in a pickle, with weights_only=True")
+    parser.add_argument("--allow-task-code", action="store_true", help="lets the code of lm-eval tasks run")
 
 
 def trust_in(options: argparse.Namespace) -> Trust:
-    return Trust(frozenset(options.trust_remote_code), options.allow_pickle)
+    return Trust(frozenset(options.trust_remote_code), options.allow_pickle, options.allow_task_code)
 
 
 def require_trust(recipe: Recipe, trust: Trust, file: Path) -> None:
@@ -63,3 +68,18 @@ def require_trust(recipe: Recipe, trust: Trust, file: Path) -> None:
         problems.append(Problem(message, "model.allow_pickle", value="true", hint=hint))
     if problems:
         raise UserError(problems)
+
+
+def require_task_trust(recipe: Recipe, trust: Trust, file: Path) -> None:
+    """Raises UserError where the recipe in `file`, which came with a run, lets tasks of lm-eval run code without the user's consent.
+    For programs that evaluate on such tasks. A forged recipe may name files of tasks without allowing itself their code."""
+    settings = recipe.evaluate.lm_eval
+    if settings is not None and (settings.allow_code or task_files(settings)) and not trust.task_code:
+        message = f"{file} lets tasks of lm-eval run code"
+        value = ", ".join(task_files(settings)) or "true"
+        hint = "read their files; to run them: --allow-task-code (or give the recipe instead of the folder)"
+        raise UserError(Problem(message, "evaluate.lm_eval.allow_code", value=value, hint=hint))
+
+
+def _allows_task_code(recipe: Recipe) -> bool:
+    return recipe.evaluate.lm_eval is not None and recipe.evaluate.lm_eval.allow_code

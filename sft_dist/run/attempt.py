@@ -23,6 +23,8 @@ from sft_dist.run.requeue_policy import slurm_job
 
 log = logging.getLogger("sft_dist")
 
+LAST_STEP = "SFT_DIST_LAST_STEP"  # step at which an attempt pauses; a search sets it for every rank alike
+
 
 def timestamp() -> str:
     """Returns the time in UTC, to the second."""
@@ -66,6 +68,11 @@ def open_attempt(folder: RunFolder) -> AttemptFolder:
         attempt.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return attempt
     return folder.new_attempt()
+
+
+def last_step(total: int) -> int:
+    """Returns the step after which this attempt ends: the last of all, unless a search pauses the run before it."""
+    return min(total, int(os.environ.get(LAST_STEP) or total))
 
 
 def start_logging(attempt: AttemptFolder, rank: int) -> None:

@@ -16,7 +16,7 @@ runs/<recipe name>/<run id>/
   attempts/001/          one start of the run: start.json, outcome.json, exit.json, verdict.json, hang.json, launcher.log,
                          and for every rank rank-0.log, .error.json, .beat.json, .stack
   evaluation/            scores and predictions, one file of each per checkpoint and split, scores of the untrained model;
-                         test-evaluations.jsonl
+                         base.* of the base model, *.lm_eval.json on general tasks; test-evaluations.jsonl
   trackers.json          what names the run in its trackers (absent without any)
   leaderboard.md .json   checkpoints by their scores
   report.html            the page that `sft-dist report` wrote about the run
@@ -42,13 +42,14 @@ if TYPE_CHECKING:
     from sft_dist.recipe.schema import Recipe
 
 
+BASE_MODEL = "base"  # names the model that a run fine-tuned, where a run may be named
 # What is asked of a trained run makes no other run: section -> its settings that are not in a run's id.
-NOT_IN_ID = {"evaluate": {"slices", "temperature"}}
+NOT_IN_ID = {"evaluate": {"slices", "temperature", "lm_eval"}}
 
 
 def run_id(recipe: Recipe) -> str:
     """Returns ten hex digits of the SHA-256 of the resolved recipe without its name and description, and without NOT_IN_ID."""
-    exclude: Any = {"name": True, "description": True, "matrix": True, **NOT_IN_ID}
+    exclude: Any = {"name": True, "description": True, "matrix": True, "search": True, **NOT_IN_ID}
     return hashlib.sha256(recipe.model_dump_json(exclude=exclude).encode()).hexdigest()[:10]
 
 

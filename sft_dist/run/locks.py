@@ -33,6 +33,15 @@ def try_acquire(descriptor: int) -> bool:
     return _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def has_locks(descriptor: int) -> bool:
+    """Whether the file system of an open file has locks. Locks the file where it can."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in NO_LOCKS
+    return True
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds the lock of a file, which is made if it does not exist."""

@@ -12,7 +12,7 @@ from sft_dist.run.folder import RunFolder
 Settings = dict[str, Any]  # key path -> value
 Key = TypeVar("Key", bound=Hashable)
 
-UNNAMED = ("name", "description", "matrix")  # not part of a run's identity
+UNNAMED = ("name", "description", "matrix", "search")  # not part of a run's identity
 
 
 def settings_in(recipe: Mapping[str, Any]) -> Settings:

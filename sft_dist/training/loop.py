@@ -21,6 +21,7 @@ from sft_dist.batches.loader import MicroBatch, load_micro_batches
 from sft_dist.batches.plan import micro_batch_seed
 from sft_dist.engines.base import NonFiniteGradient
 from sft_dist.evaluation.inference import normalizers_of, weights_of
+from sft_dist.run import attempt as at
 from sft_dist.training.batch_norms import BatchNorms
 from sft_dist.training.metrics_logger import MetricsLogger
 from sft_dist.training.nonfinite import describe_bad_gradient, describe_bad_loss, handle_bad_step
@@ -35,7 +36,9 @@ log = logging.getLogger("sft_dist")
 
 
 def run(t: Training) -> tuple[str, str]:
-    """Trains from `progress.step` to the end. Returns (state, reason): finished or stopped."""
+    """Trains from `progress.step` to the end, or to the step at which this attempt pauses. Returns (state, reason): finished or
+    stopped."""
+    last_step = at.last_step(t.steps.total)
     chunk: Chunk | None = None
     num_micro_batches = t.batch.world_size * t.batch.accumulation
     validate_at, save_at = set(t.steps.eval_points), set(t.steps.save_points)
@@ -44,11 +47,14 @@ def run(t: Training) -> tuple[str, str]:
         use_evaluation_weights(t)
         if reason := validate(t):
             return "stopped", reason
-    micro_batches = load_micro_batches(t.source, t.progress.step + 1, t.steps.total, t.recipe.data.workers)
+    micro_batches = load_micro_batches(t.source, t.progress.step + 1, last_step, t.recipe.data.workers)
     metrics = MetricsLogger(t.records, t.accelerator, t.recipe.train.log_every)
+    micro_batches = metrics.time_loading(micro_batches)
     batch_norms = BatchNorms(t.engine.raw_model)
-    outcome = ("finished", "all steps done")
-    while t.progress.step < t.steps.total:
+    outcome = (
+        ("finished", "all steps done") if last_step == t.steps.total else ("stopped", f"paused at step {last_step}")
+    )
+    while t.progress.step < last_step:
         if patience_is_over(t):
             outcome = ("finished", f"early stopping: {t.metric} was best at step {t.progress.best_step}")
             break
@@ -91,7 +97,7 @@ def run(t: Training) -> tuple[str, str]:
 
         # Validate and save.
         interrupted = ""
-        if step in save_at or stop:
+        if step in save_at or step == last_step or stop:
             use_evaluation_weights(t)
             if step in validate_at and t.validation is not None:
                 interrupted = validate(t)

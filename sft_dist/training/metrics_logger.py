@@ -7,9 +7,10 @@ import logging
 import math
 import resource
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -20,6 +21,8 @@ from sft_dist.recipe.units import format_duration
 from sft_dist.training.progress import Progress
 
 log = logging.getLogger("sft_dist")
+
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,22 @@ class MetricsLogger:
         self.started = self.since = time.monotonic()
         self.first_step = self.step
         self.examples = 0
+        self.loading_s = 0.0  # since the last line, waiting for batches
 
     @property
     def step(self) -> int:
         return self.records.progress.step
+
+    def time_loading(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yields the batches, and counts the time until each is ready."""
+        while True:
+            started = time.monotonic()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.loading_s += time.monotonic() - started
+            yield batch
 
     def log_step(self, loss: float, lr: float, grad_norm: float, examples: int) -> None:
         step, total = self.step, self.records.steps.total
@@ -83,14 +98,16 @@ class MetricsLogger:
         if step % self.log_every and step != total and step != self.first_step + 1:
             return
         timestamp = time.monotonic()
-        rate = self.examples / max(timestamp - self.since, 1e-9)
+        duration_s = max(timestamp - self.since, 1e-9)
+        rate, loading_share = self.examples / duration_s, min(self.loading_s / duration_s, 1.0)
         eta_s = (timestamp - self.started) / (step - self.first_step) * (total - step)
-        self.since, self.examples = timestamp, 0
+        self.since, self.examples, self.loading_s = timestamp, 0, 0.0
         values = {
             "loss": loss,
             "lr": lr,
             "grad_norm": grad_norm,
             "examples_per_s": round(rate, 2),
+            "loading_share": round(loading_share, 3),
             "eta_s": round(eta_s, 1),
             "memory_gb": round(peak_memory() / 1e9, 3),
         }

@@ -8,10 +8,11 @@ from sft_dist.recipe.schema import BitfitTuning, FreezeTuning, FullTuning, Tunin
 from sft_dist.tuning.adapters import add_adapter, require_mergeable
 from sft_dist.tuning.freeze import freeze, train_biases, unfreeze_steps, zero_frozen_gradients
 from sft_dist.tuning.layers import layer_depths
-from sft_dist.tuning.weights import load_weights, save_weights, saved_names
+from sft_dist.tuning.weights import is_adapter, load_weights, save_weights, saved_names
 
 __all__ = [
     "apply_tuning",
+    "is_adapter",
     "layer_depths",
     "load_weights",
     "require_mergeable",

@@ -59,7 +59,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     model.load_state_dict({names[name]: value for name, value in weights.items()}, strict=False)
 
 
-def is_adapter(model: nn.Module) -> bool:
+def is_adapter(model: nn.Module | None) -> bool:
     return hasattr(model, "peft_config")
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.launch.conftest import STUBS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_python")]
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("launch", "sft_dist", "recipes", "slurm")

@@ -20,7 +20,7 @@ from sft_dist.recipe.files import cache_root
 from sft_dist.recipe.load import read
 from tests.conftest import write_reviews
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_python")]
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """\

@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import sysconfig
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,7 +126,7 @@ class Newcomer:
         program.chmod(0o755)
         self.env = {
             **os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder / "home"), "HF_HOME": str(folder / "home"),
-            "TMPDIR": str(folder / "tmp"), "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "TMPDIR": str(folder / "tmp"), "PATH": f"{folder / 'bin'}:{sysconfig.get_path('scripts')}:{os.environ['PATH']}",
         }  # fmt: skip
 
     def type(self, line: str, **env: str) -> str:
@@ -165,6 +166,7 @@ def shorten(recipe: Path, model: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_python")
 def test_the_first_hour_of_the_readme(tmp_path: Path, tiny_model: Path) -> None:
     user = Newcomer(tmp_path)
     init, check, plan, run, debug, evaluate, predict = first_hour()

@@ -101,6 +101,7 @@ def test_status_and_logs_tell_of_it(place, trained):
     assert "rank 1" not in command(place, "launch", "logs", folder.name, "--rank", "0").stdout
 
 
+@pytest.mark.usefixtures("warm_python")
 def test_eval_chooses_on_validation_tests_once_and_exports(place, trained):
     folder, _ = trained
     board = json.loads(command(place, "launch", "eval", "tiny.yaml", "--json").stdout)
@@ -133,6 +134,7 @@ def test_a_run_folder_runs_without_the_command_and_from_anywhere(place, trained,
     assert losses(copy) == losses(folder)
 
 
+@pytest.mark.usefixtures("warm_python")
 def test_a_mistake_found_while_training_is_the_users_and_keeps_its_words(place, trained):
     done = command(
         place, "launch", "run", "tiny.yaml", "model.config.hiden_dropout_prob=0.1", "--runs", "wrong", expect=2

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import launch.evaluate
+import launch.subprocesses
 from launch.subprocesses import start_module
 from sft_dist import evaluate, export, predict
 from sft_dist.checkpoints import store as ckpt
@@ -363,7 +365,9 @@ def test_test_is_scored_once_for_the_winner_alone_and_never_again(copied, scored
     assert len(scored) == len(SAVED["lora"]) + 1
 
 
-def test_processes_share_the_checkpoints_and_a_killed_one_changes_nothing(copied, boards, tmp_path):
+def test_processes_share_the_checkpoints_and_a_killed_one_changes_nothing(
+    copied, boards, tmp_path, monkeypatch, warm_python
+):
     folder = copied("lora", keep_evaluation=False)
     killed = start_module("sft_dist.evaluate", [folder.path, "--score-only"])
     while not any(folder.evaluation.glob("step-*.validation.json")):
@@ -371,6 +375,8 @@ def test_processes_share_the_checkpoints_and_a_killed_one_changes_nothing(copied
         time.sleep(0.01)
     killed.kill()
     killed.wait()
+    start = partial(launch.subprocesses.module_command, python=sys.executable)
+    monkeypatch.setattr(launch.subprocesses, "module_command", start)
     assert launch.evaluate.run_sweep([folder.path], folder.path, force=False, processes=2) == 0
     expected = json.loads(json.dumps(boards["lora"]).replace(boards["lora"]["winner"]["folder"], str(folder.path)))
     board = json.loads((folder.path / "leaderboard.json").read_text())
@@ -644,6 +650,7 @@ def test_json_output_has_all_probabilities(trained, boards, tmp_path, capsys):
         assert row["probability"] == max(row["probabilities"].values()) == row["probabilities"][row["label"]]
 
 
+@pytest.mark.usefixtures("warm_python")
 def test_standard_input_is_labelled_by_the_program_itself(trained, boards):
     found = subprocess.run(
         [sys.executable, "-m", "sft_dist.predict", str(trained["full"].path)],

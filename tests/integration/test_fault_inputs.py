@@ -386,6 +386,7 @@ def test_the_value_is_right(fault: Fault, tmp_path: Path, processor: Any) -> Non
     assert {name: VIEWS.get(name, column(name))(prepared) for name in fault.expected} == fault.expected
 
 
+@pytest.mark.slow
 def test_36_a_check_without_a_readable_recording_names_the_rows(tmp_path: Path) -> None:
     fault = next(fault for fault in FAULTS if fault.number == "36")
     report, _ = check(fault.recipe(tmp_path, str(wav2vec2(tmp_path / "model"))))

@@ -32,7 +32,7 @@ from launch.slurm.submit import check_folders
 from sft_dist.recipe.errors import UserError
 from tests.launch.conftest import ROWS, STUBS, make_recipe
 
-EXAMPLES, VALUES = 200, 50  # 10,000 values
+EXAMPLES, VALUES = 100, 100  # 10,000 values
 MARK = "sftmark"  # made wherever the shell happens to be
 RUN_ID = "0123456789"
 

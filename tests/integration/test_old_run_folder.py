@@ -21,7 +21,7 @@ ARCHIVE = ROOT / "tests/fixtures/run_folder_0.1.tar.xz"
 RUN = "old/3c80dc094e"
 TOLERANCE = 1e-6  # bit-identical on the machine that made the archive; processors differ
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_python")]
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ import pytest
 import soundfile
 
 from launch import check
+from launch.evaluate import run_sweep
 from launch.planning import plan_run_folder
 from launch.render import describe_run_states
 from launch.run_state import states_of
@@ -518,6 +519,21 @@ def _(scene: Scene) -> object:
     folder.path.chmod(0o777)
     scene.monkeypatch.setattr(os, "geteuid", lambda: 12345)
     return plan_run_folder(folder.path, 1)
+
+
+for name, consent in {"allows it itself": True, "does not mention it": False}.items():
+
+    @attack(
+        "a run folder",
+        f"a task of lm-eval that runs code, whose recipe {name}, then `eval`",
+        "lets tasks of lm-eval run code",
+    )
+    def _(scene: Scene, consent: bool = consent) -> object:
+        program = f"{{{{ cycler.__init__.__globals__.os.system('touch {scene.marker}') }}}}"
+        task = scene.file("task.yaml", f'task: evil\ndataset_path: json\ndoc_to_text: "{program}"\n')
+        settings = {"lm_eval": {"tasks": [str(task)], "allow_code": consent}}
+        folder = run_folder(scene, task="instruction-tuning", evaluate=settings)
+        return run_sweep([folder.path], folder.path, force=False)
 
 
 for name in ("metrics.jsonl", "attempts/001/outcome.json", "attempts/001/launcher.log", "jobs.jsonl", "lock"):

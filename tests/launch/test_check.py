@@ -40,17 +40,17 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", ["model/config.json", "model/tokenizer.json", "template.jinja", "chats.jsonl"])
 def test_a_report_is_cached_by_the_state_of_model_template_and_data(place: Path, name: str) -> None:
     recipe = load(place / "demo.yaml")
-    before = check._report_file(recipe)
-    assert check._report_file(recipe) == before
+    before = check.report_file(recipe)
+    assert check.report_file(recipe) == before
     os.utime(place / name, ns=(1, 1))
-    assert check._report_file(recipe) != before
+    assert check.report_file(recipe) != before
 
 
 def test_a_report_is_cached_by_the_version_of_the_code(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load(place / "demo.yaml")
-    before = check._report_file(recipe)
+    before = check.report_file(recipe)
     monkeypatch.setattr(check, "code_digest", lambda: "another version")
-    assert check._report_file(recipe) != before
+    assert check.report_file(recipe) != before
 
 
 def count_checks(
@@ -61,7 +61,7 @@ def count_checks(
 
     def fake_check(recipe: Any, options: Any) -> subprocess.CompletedProcess[str]:
         calls.append(1)
-        file = check._report_file(recipe)
+        file = check.report_file(recipe)
         file.parent.mkdir(parents=True, exist_ok=True)
         files = check.file_states([str(place / "a.png")])
         file.write_text(json.dumps({"findings": findings, "warnings": 0, "files": files}))

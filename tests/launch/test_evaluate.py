@@ -39,6 +39,31 @@ def test_a_leaderboard_without_test_scores_meets_nothing() -> None:
     assert evaluate.missed_requirements({"winner": {"test": {"accuracy": None}}}, [("accuracy", 0.0)])
 
 
+def test_general_scores_can_be_required_by_their_own_direction() -> None:
+    name = "lm_eval/capitals/ppl"
+    against_base = {"rows": [{"score": name, "direction": "min"}], "scores": {"winner": {name: 3.5}}}
+    board = {**BOARD, "against_base": against_base}
+    assert evaluate.missed_requirements(board, [(name, 4.0), ("accuracy", 0.75)]) == []
+    assert evaluate.missed_requirements(board, [(name, 3.0)]) == [f"required {name} <= 3, the winner has 3.5000"]
+
+
+def test_the_base_stands_for_a_run_to_compare_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    folder = RunFolder(tmp_path / "demo" / "0123456789")
+    folder.create(make_recipe(model={"path": "./model"}))
+    folder.checkpoint(5).mkdir(parents=True)
+    started: list[list[str]] = []
+
+    def run_module(module: str, arguments: list[object], env: object) -> int:
+        started.append(list(map(str, arguments)))
+        write_json(folder.path / "leaderboard.json", {"worse_than_reference": ["accuracy is worse"]})
+        return 0
+
+    monkeypatch.setattr(evaluate, "run_module", run_module)
+    assert evaluate.evaluate_runs([str(folder.path)], tmp_path, [], False, True, reference="base") == 1
+    assert started[0][-2:] == ["--no-worse-than", "base"]
+    assert "accuracy is worse" in capsys.readouterr().err
+
+
 def test_a_malformed_requirement_is_explained() -> None:
     assert evaluate.parse_requirement("accuracy=0.75") == ("accuracy", 0.75)
     with pytest.raises(UserError, match=r"such as accuracy=0\.75"):

@@ -9,11 +9,12 @@ import pytest
 from launch.local.runner import LocalRunner
 from launch.plan import Plan
 from launch.planning import PlannedRun, plan_runs
-from launch.run import run_all
+from launch.run import diagnosis_line, run_all
 from launch.run_state import RunState, state_of
 from sft_dist.recipe.files import write_json
 from sft_dist.run.folder import RunFolder
 from tests.launch.conftest import Workplace
+from tests.launch.report.run_files import lines_of, write_run
 
 
 class RecordingRunner(LocalRunner):
@@ -83,3 +84,15 @@ def test_planning_writes_nothing(workplace: Workplace) -> None:
     before = sorted(workplace.path.rglob("*"))
     planned_runs(workplace)
     assert sorted(workplace.path.rglob("*")) == before
+
+
+def test_the_last_line_names_what_went_wrong(tmp_path):
+    lines = lines_of(range(1, 81), total=80, validate_every=10)
+    healthy = write_run(tmp_path, lines)
+    assert diagnosis_line(healthy, state_of(healthy.path)) == ""
+    for line in lines:
+        if line["kind"] == "validation":
+            line["loss"] = 0.5 + abs(line["step"] - 30) / 20
+    over_fitted = write_run(tmp_path, lines, train={"seed": 2})
+    line = diagnosis_line(over_fitted, state_of(over_fitted.path))
+    assert line.startswith("  the model over-fits (over-fit, confidence 90%): sft-dist diagnose ")

@@ -47,6 +47,7 @@ class TaskSettings(Section):
     kinds: ClassVar[tuple[Kind, ...]]
     media: ClassVar[Media] = {}  # nothing else of a row names files: these alone are confined to the data's folders
     writes_text: ClassVar[bool] = False  # token by token, by a language model's head
+    is_causal_lm: ClassVar[bool] = False  # its model continues any text, so that it can be asked anything
     augmentation: ClassVar[Literal["text", "image", "audio"] | None] = None  # key of `data.augment` that it supports
     packages: ClassVar[tuple[tuple[str, str], ...]] = ()  # (module, what to install) that it cannot do without
     starters: ClassVar[Starters]

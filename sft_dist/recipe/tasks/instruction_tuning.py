@@ -51,6 +51,7 @@ class InstructionTuningTask(TaskSettings):
 
     work = "sft_dist.tasks.instruction_tuning:InstructionTuning"
     writes_text = True
+    is_causal_lm = True
     columns: ClassVar[Columns] = dict.fromkeys(
         (*CONVERSATIONS, *QUESTIONS, *CONTEXTS, *ANSWERS, *SYSTEMS, *TOOL_COLUMNS, "history"), "if present"
     )

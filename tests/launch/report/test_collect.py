@@ -92,7 +92,7 @@ def test_the_result_names_score_interval_and_size(tmp_path):
     text = f"Best by accuracy: {run.id}, step 40: 0.8800 [0.7800, 0.9400] on test (60 examples), 0.9000 on validation (50 examples)."
     assert summary["result"] == [text]
     assert summary["significance"] == [
-        "1 of the 1 other checkpoints are not distinguishable from the best at this size."
+        "1 of the 1 other checkpoints is not distinguishable from the best at this size."
     ]
 
 

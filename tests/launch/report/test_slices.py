@@ -22,8 +22,18 @@ def test_the_worst_slices_come_first_and_those_too_small_last(table):
 
 def test_the_summary_names_the_worse_slices(table):
     runs = [{"name": "r", "state": "finished", "point": {}, "total_steps": 40, "step": 40}]
-    data = {"runs": runs, "settings": {}, "varying": [], "data": [], "leaderboards": [table], "cost": {"goodput": None}}
+    table |= {"selection_note": "the winner's score is the best of 4"}
+    data = {
+        "runs": runs,
+        "settings": {"tuning.method": "lora", "model.path": "m"},
+        "varying": [],
+        "data": [],
+        "leaderboards": [table],
+        "cost": {"goodput": None},
+    }
     assert "On test it is worse than on the rest where language de." in summarise(data)["significance"]
+    assert "The winner's score is the best of 4." in summarise(data)["significance"]
+    assert summarise(data)["trained"].startswith("LoRA tuning of m for")
 
 
 @pytest.mark.parametrize("slices", [None, [], {"test": 3}, {"test": [None, 1]}])

@@ -396,6 +396,7 @@ def test_the_cluster_local_is_this_machine(workplace: Workplace) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_python")
 def test_the_cluster_local_trains_and_evaluates_what_a_cluster_would(
     tmp_path: Path, tiny_model: Path, reviews: Path, slurm: Slurm
 ) -> None:

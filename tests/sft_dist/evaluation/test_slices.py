@@ -168,7 +168,7 @@ def test_the_page_names_the_worst_slices():
     assert "fr" not in page_of(slices)
     slices = slice_scores(answers_of([6, 16, 2]), [LANGUAGES], "accuracy", "max")
     assert (
-        "None of 3 slices of test is worse than the rest, beyond chance; the nearest to it: language de: 0.900"
+        "None of 3 slices of test is worse than the rest beyond chance; the nearest to it: language de: 0.900"
         in page_of(slices)
     )
     many = [{**slices[0], "slice": str(n), "p_value": n / 1000, "worse": True} for n in range(5)]

@@ -32,6 +32,7 @@ def recipe_of(**train: Any) -> Recipe:
 micro_batches = st.one_of(st.just("auto"), st.integers(1, 64))
 
 
+@pytest.mark.slow
 @given(global_batch=st.integers(1, 2048), micro_batch=micro_batches, world_size=st.integers(1, 96))
 def test_the_product_is_the_global_batch_or_the_error_names_values_that_fit(global_batch, micro_batch, world_size):
     try:

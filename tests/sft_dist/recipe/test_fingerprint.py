@@ -35,6 +35,7 @@ NOT_DIGESTED = {
     "recipe/files.py": "writes files whole, and says where caches are",
     "recipe/fingerprint.py": "makes the key",
     "recipe/text.py": "how lists and tables read in messages",
+    "recipe/lm_eval.py": "general tasks, on which models are scored",
     "recipe/machine.py": "whether packages and GPUs are there",
     "recipe/optimizers.py": "names of optimizers",
     "recipe/remote.py": "the state of remote data; it is in the fingerprint itself",

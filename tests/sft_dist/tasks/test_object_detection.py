@@ -142,6 +142,7 @@ def test_detr_does_not_see_padding(folders):
     torch.testing.assert_close(whole, parts, rtol=0.05, atol=0)  # convolutions see the edge of the padding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["detr", "rt_detr"])
 def test_a_batch_without_any_object_has_a_loss_and_gradients(folders, name):
     task, model, examples, processor, loss = ready(folders[name], [scene(i, 0) for i in range(2)])
