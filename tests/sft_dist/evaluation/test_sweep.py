@@ -26,6 +26,7 @@ from sft_dist.run.locks import open_lock_file, try_acquire
 from sft_dist.tasks import task_of
 from sft_dist.tasks.models import build_model, load_processor
 from sft_dist.tuning import save_weights
+from tests.sft_dist.checkpoints.test_averaging import save, weights_of
 from tests.sft_dist.checkpoints.test_store import publish
 
 RECIPE = {"name": "demo", "task": "text-classification", "data": {"source": "rows.csv", "max_length": 32}}
@@ -161,8 +162,6 @@ def test_the_winner_is_whole_down_to_the_state_of_its_optimizer(folder: RunFolde
 
 
 def test_a_mean_that_comes_out_otherwise_than_it_was_scored_is_excluded(tmp_path: Path) -> None:
-    from tests.sft_dist.checkpoints.test_averaging import save, weights_of
-
     folder = RunFolder(tmp_path / "demo" / "0123456789")
     folder.path.mkdir(parents=True)
     first, _ = (save(folder, step, weights_of(step)) for step in (4, 8))
