@@ -26,7 +26,8 @@ function leaderboard(data, table, number) {
     + (rows.some((row) => row.not_distinguishable) ? " ≈ marks checkpoints that are not distinguishable from the best at this size." : "");
   const several = data.leaderboards.length > 1;
   return page.section(`leaderboard${number || ""}`, several ? `Leaderboard by ${table.metric}` : "Leaderboard", note,
-    page.table(columns, rows, { label: "leaderboard", limit: 15, rowClass: (row) => (row.rank === 1 ? "best" : null) }), table.final ? finalScores(table.final) : null);
+    page.table(columns, rows, { label: "leaderboard", limit: 15, rowClass: (row) => (row.rank === 1 ? "best" : null) }), table.final ? finalScores(table.final) : null,
+    table.final?.against_base?.rows ? againstBase(table.final.against_base) : null);
 }
 
 function scoreCell(row, metric) {
@@ -59,6 +60,26 @@ function finalScores(final) {
     ...splits.flatMap((split) => [{ title: split, number: true, value: (name) => final.scores[split][name], cell: (name) => withInterval(final, split, name) }]),
   ];
   return page.details(`All scores of the best checkpoint${splits.includes("test") ? ", test included" : ""}`, page.table(columns, names, { label: "scores of the best checkpoint", filter: false }));
+}
+
+// The winner beside the model it was trained from.
+function againstBase(comparison) {
+  const interval = (row) => (row.interval ? ` [${page.score(row.interval[0])}, ${page.score(row.interval[1])}]` : "");
+  const columns = [
+    { title: "score", value: (row) => row.score },
+    { title: "winner", number: true, value: (row) => row.winner, cell: (row) => `${page.score(row.winner)}${interval(row)}` },
+    { title: "base", number: true, value: (row) => row.base, cell: (row) => page.score(row.base) },
+    { title: "result", value: (row) => row.result },
+    { title: "adjusted p", number: true, better: "min", value: (row) => smallerP(row), cell: (row) => page.pValue(smallerP(row)) },
+    { title: "smallest difference", number: true, value: (row) => row.smallest_difference, cell: (row) => page.score(row.smallest_difference) },
+  ];
+  return page.element("div", {}, page.element("h3", {}, "Beside its base model"), comparison.note ? page.element("p", { class: "note" }, comparison.note) : null,
+    page.table(columns, comparison.rows, { label: "the best checkpoint beside its base model", filter: false }));
+}
+
+// Of the two one-sided tests, worse and better.
+function smallerP(row) {
+  return row.p_worse === undefined || row.p_better === undefined ? undefined : Math.min(row.p_worse, row.p_better);
 }
 
 function withInterval(final, split, name) {

@@ -131,7 +131,24 @@ def _final(board: Board, parent: Path, numbers: Mapping[tuple[str, str], int]) -
         "scores": {split: scalars(scores) for split, scores in splits.items()},
         "intervals": {split: _intervals(of_split) for split, of_split in intervals.items()},
         "confusion": {split: matrix for split, scores in splits.items() if (matrix := _matrix(scores))},
+        "against_base": _against_base(mapping_in(board.get("against_base"))),
     }
+
+
+def _against_base(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """The winner beside its base model, on their own task and on general ones; empty where they were not compared."""
+    numbers = ("winner", "base", "p_worse", "p_better", "smallest_difference")
+    rows = [
+        {
+            "score": str(row.get("score")),
+            "result": str(row.get("result")),
+            **{name: row[name] for name in numbers if is_number(row.get(name))},
+            **({"interval": row["interval"]} if _is_interval(row.get("interval")) else {}),
+        }
+        for row in map(mapping_in, list_in(comparison.get("rows")))
+        if row
+    ]
+    return {"rows": rows, "note": str(comparison.get("note") or "")} if rows else {}
 
 
 def _numbered(entry: Any, parent: Path, numbers: Mapping[tuple[str, str], int]) -> dict[str, Any] | None:

@@ -63,6 +63,9 @@ def single(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Page:
         score = row["validation"]["accuracy"]
         row |= {"intervals": {"accuracy": [score - 0.08, score + 0.06]}, "p_value": p, "not_distinguishable": equal}
     add_class_report(board, run, "a text <b>of</b> the data")
+    tested = {"score": "acc of arithmetic", "winner": 0.5, "base": 0.75, "interval": [0.31, 0.69], "p_worse": 0.012}
+    tested |= {"p_better": 1.0, "smallest_difference": 0.21, "result": "worse"}
+    board["against_base"] = {"rows": [tested], "note": "the head is new, so only general tasks are compared"}
     write_json(run.path / "leaderboard.json", board)
     return Page(browser, write_report([], str(root), root / "report.html"))
 
@@ -106,6 +109,12 @@ def test_sections_with_data_are_there_and_others_are_absent(single, matrix):
     browser = matrix.open()
     assert texts(browser, "nav a")[:2] == ["Summary", "What varies"]
     assert browser.console() == []
+
+
+def test_the_best_checkpoint_stands_beside_its_base(single):
+    single.open()
+    (table,) = texts(single.browser, "table[aria-label*='base model'] tbody, [aria-label*='base model'] tbody")
+    assert table == "acc of arithmetic0.5000 [0.3100, 0.6900]0.7500worse0.0120.2100"
 
 
 def test_charts_hold_the_numbers_of_the_run(single):

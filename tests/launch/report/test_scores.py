@@ -67,6 +67,25 @@ def test_tests_against_another_winner_are_dropped(tmp_path):
     assert (table["final"]["run"], table["selection_note"]) == (1, second.id)
 
 
+def test_the_comparison_with_the_base_is_passed_on(tmp_path):
+    run = write_run(tmp_path)
+    tested = {"score": "acc of arithmetic", "winner": 0.5, "base": 0.75, "interval": [0.3, 0.7], "p_worse": 0.01,
+              "p_better": 1.0, "smallest_difference": 0.2, "result": "worse"}  # fmt: skip
+    untested = {
+        "score": "<b>bleu</b>",
+        "winner": 0.5,
+        "base": "0.5",
+        "p_worse": None,
+        "interval": None,
+        "result": "not tested",
+    }
+    against = {"rows": [tested, untested, "damage"], "note": "the head is new"}
+    write_json(run.path / "leaderboard.json", leaderboard({(run.id, 40): 0.8}, against_base=against))
+    (table,) = read_leaderboards([run.path])
+    shown = {"score": "<b>bleu</b>", "winner": 0.5, "result": "not tested"}
+    assert table["final"]["against_base"] == {"rows": [tested, shown], "note": "the head is new"}
+
+
 def test_the_best_checkpoint_has_a_class_report(tmp_path):
     first, second = (write_run(tmp_path, train={"seed": seed}) for seed in (1, 2))
     for run, accuracy in ((first, 0.8), (second, 0.9)):
