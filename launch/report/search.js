@@ -8,7 +8,7 @@ page.searchSections = (data) => (data.searches ?? []).map((search) => {
   for (const trial of search.trials) counts.set(trial.state, (counts.get(trial.state) ?? 0) + 1);
   const states = [...counts].map(([state, count]) => `${count} ${state}`).join(", ");
   const ended = search.trials.filter((trial) => trial.reason);
-  return page.section("search", "Search", `${page.count(search.trials.length)} trials (${states}) by ${search.sampler}, pruning: ${search.pruning}.`,
+  return page.section("search", "Search", `${page.count(search.trials.length)} trials (${states}) by ${search.sampler}, pruning: ${search.pruning}. Every dot is a trial; later ones are darker, the best is larger.`,
     best ? page.element("p", {}, `Best: trial ${best.number}, ${search.metric} ${page.score(best.score)}, ${trialText(best.point)}`) : null,
     Object.keys(search.importance).length ? page.element("p", { class: "note" }, `Importance (PED-ANOVA): ${Object.entries(search.importance).map(([path, share]) => `${path} ${page.percent(share)}`).join(", ")}`) : null,
     scored.length > 1 ? page.element("div", { class: "effects" }, search.dimensions.map((path) => spaceSlice(path, scored, search))) : null,
