@@ -6,7 +6,7 @@ import math
 
 from launch.diagnose.evidence import Evaluation, Evidence
 from launch.diagnose.findings import HIGH, LOW, MEDIUM, CouldNotRun, Finding, Outcome
-from launch.diagnose.series import end_level, level_near, lowest, start_level
+from launch.diagnose.series import change, end_level, level_near, lowest, start_level
 
 MIN_POINTS, MIN_VALIDATIONS = 8, 3
 VALIDATION_RISE = 0.08  # above its lowest, as a share
@@ -27,10 +27,10 @@ def check_over_fitting(evidence: Evidence) -> Outcome:
             f"{len(loss)} logged losses and {len(validation)} validations; it needs {MIN_POINTS} and {MIN_VALIDATIONS}"
         )
     step, low = lowest(validation)
-    rise = end_level(validation[-2:]) / low - 1
+    rise = change(low, end_level(validation[-2:]))
     before, end = level_near(loss, step), end_level(loss)
-    fall = 1 - end / before
-    gap = validation[-1][1] / max(end, 1e-9) - 1
+    fall = -change(before, end)
+    gap = change(end, validation[-1][1])
     if rise < VALIDATION_RISE or (fall < TRAIN_FALL and gap < 1.0):
         return None
     message = f"the validation loss is lowest at step {step:,} ({low:.3g}) and rises to {validation[-1][1]:.3g}, while the training loss falls from {before:.3g} to {end:.3g}"
@@ -104,7 +104,7 @@ def check_labels(evidence: Evidence) -> Outcome:
     low = lowest(validation)[1]
     if gain > NO_GAIN_ERRORS or low < 0.97 * entropy:
         return None
-    fall = 1 - end_level(loss) / start_level(loss)
+    fall = -change(start_level(loss), end_level(loss))
     message = f"accuracy on validation is {accuracy:.3f}, and a constant answer has {constant:.3f}; the validation loss is never below {low:.3g} (labels alone: {entropy:.3g})"
     return Finding(
         "wrong-labels",

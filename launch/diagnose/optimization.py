@@ -5,6 +5,8 @@ from __future__ import annotations
 from launch.diagnose.evidence import Evidence, Series
 from launch.diagnose.findings import HIGH, LOW, MEDIUM, CouldNotRun, Finding, Outcome
 from launch.diagnose.series import (
+    NOTHING,
+    change,
     end_level,
     falling_share,
     lowest,
@@ -43,7 +45,7 @@ def check_divergence(evidence: Evidence) -> Outcome:
     if len(loss) < 3:
         return CouldNotRun(f"{len(loss)} logged losses; it needs 3")
     start, end, (step, low) = start_level(loss), end_level(loss), lowest(loss)
-    if end <= DIVERGED_RATIO * start:
+    if 1 + change(start, end) <= DIVERGED_RATIO:
         return None
     message = f"the training loss rose from {start:.3g} to {end:.3g}; its lowest was {low:.3g} at step {step:,}"
     return Finding("diverged", message, HIGH, {"start": start, "end": end, "step": float(step)})
@@ -75,14 +77,14 @@ def check_low_rate(evidence: Evidence) -> Outcome:
         return reason
     if evidence.epochs is not None and evidence.epochs <= SHORT_EPOCHS:
         return CouldNotRun(f"{evidence.epochs:.2g} epochs were trained; it needs more than {SHORT_EPOCHS:g}")
-    fall = 1 - end_level(loss) / start_level(loss)
-    change = 1 - validation[-1][1] / validation[0][1]
+    fall = -change(start_level(loss), end_level(loss))
+    moved = -change(validation[0][1], validation[-1][1])
     is_steady = falling_share(values(validation)) >= 0.75
-    if fall > UNMOVED_FALL or not 0 <= change < UNMOVED_VALIDATION or not is_steady:
+    if fall > UNMOVED_FALL or not 0 <= moved < UNMOVED_VALIDATION or not is_steady:
         return None
     lr = evidence.settings.get("train.lr", 0.0)
-    message = f"with a learning rate of {lr:.2g} the validation loss fell steadily, but by {change:.1%} in {evidence.step:,} steps: {validation[0][1]:.4g} to {validation[-1][1]:.4g}"
-    return Finding("lr-too-low", message, HIGH, {"fall": fall, "change": change, "lr": lr})
+    message = f"with a learning rate of {lr:.2g} the validation loss fell steadily, but by {moved:.1%} in {evidence.step:,} steps: {validation[0][1]:.4g} to {validation[-1][1]:.4g}"
+    return Finding("lr-too-low", message, HIGH, {"fall": fall, "change": moved, "lr": lr})
 
 
 def check_high_rate(evidence: Evidence) -> Outcome:
@@ -91,8 +93,8 @@ def check_high_rate(evidence: Evidence) -> Outcome:
     if reason := _too_thin(loss, validation):
         return reason
     lr = float(evidence.settings.get("train.lr", 0.0))
-    fall, rough = 1 - end_level(loss) / start_level(loss), roughness(loss)
-    overshoot = max(values(loss)) / start_level(loss)
+    fall, rough = -change(start_level(loss), end_level(loss)), roughness(loss)
+    overshoot = 1 + change(start_level(loss), max(values(loss)))
     limit = HEAD_FACTOR * UNUSUAL_LR if _is_restricted(evidence) else UNUSUAL_LR
     is_unusual = lr >= limit and evidence.settings.get("train.optimizer.name") != "sgd"
     if fall > STUCK_FALL or not (is_unusual or overshoot > 1.5):
@@ -114,7 +116,7 @@ def check_length(evidence: Evidence) -> Outcome:
     if evidence.epochs is None:
         return CouldNotRun("the length of an epoch is not known")
     last, before = validation[-1][1], validation[-2][1]
-    gain, gap = 1 - last / before, last / end_level(loss) - 1
+    gain, gap = -change(before, last), change(end_level(loss), last)
     is_best = lowest(validation)[0] == validation[-1][0]
     if evidence.epochs > SHORT_EPOCHS or not is_best or gain < 0 or gap > SMALL_GAP:
         return None
@@ -129,11 +131,16 @@ def check_plateau(evidence: Evidence) -> Outcome:
     if reason := _too_thin(loss, validation):
         return reason
     start, middle, end = start_level(loss), middle_level(loss), end_level(loss)
-    fall = 1 - end / middle
+    fall = -change(middle, end)
     half = validation[len(validation) // 2][1]
-    validation_fall = 1 - validation[-1][1] / half
-    gap = validation[-1][1] / end - 1
-    if fall > FLAT_FALL or abs(validation_fall) > FLAT_FALL or gap > SMALL_GAP or end < HIGH_LEVEL * start:
+    validation_fall = -change(half, validation[-1][1])
+    gap = change(end, validation[-1][1])
+    if (
+        fall > FLAT_FALL
+        or abs(validation_fall) > FLAT_FALL
+        or gap > SMALL_GAP
+        or end < max(HIGH_LEVEL * start, NOTHING)
+    ):
         return None
     step = loss[len(loss) // 2][0]
     message = f"from step {step:,} on the training loss stays at {end:.3g} ({start:.3g} at the start), and validation at {validation[-1][1]:.3g}"

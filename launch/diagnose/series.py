@@ -10,6 +10,7 @@ from launch.diagnose.evidence import Series
 
 END_SHARE = 0.2  # of a curve's points that count as its end
 MIN_END_POINTS = 3
+NOTHING = 1e-3  # a loss below it has nothing left to learn, so that its changes mean nothing
 
 
 def values(series: Series) -> list[float]:
@@ -47,6 +48,11 @@ def level_near(series: Series, step: int) -> float:
 def lowest(series: Series) -> tuple[int, float]:
     """Returns step and value of the lowest point, the first of equal ones."""
     return min(series, key=lambda point: (point[1], point[0]))
+
+
+def change(before: float, after: float) -> float:
+    """Returns the change from one level to another, as a share of the first."""
+    return (after - before) / max(before, NOTHING)
 
 
 def roughness(series: Series) -> float:

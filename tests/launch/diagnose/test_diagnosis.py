@@ -50,6 +50,12 @@ def test_a_healthy_run_has_no_findings():
     assert (diagnosis.findings, dict(diagnosis.could_not_run), diagnosis.is_abstention) == ((), {}, False)
 
 
+@pytest.mark.parametrize("level", [0.0, -2.0, 1e-9])
+def test_a_loss_with_nothing_left_to_learn_is_no_finding(level):
+    run = evidence(loss=lambda step: level, validation_loss=lambda step: level * step)
+    assert diagnose(run).findings == ()
+
+
 def test_thin_evidence_ends_in_reasons_and_an_abstention():
     thin = evidence(
         train={"loss": ((1, 1.0),)}, validation={}, evaluation=None, data_check=None, step=1, state="stopped"
