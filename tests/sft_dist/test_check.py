@@ -35,6 +35,7 @@ def findings_of(output: str) -> dict[str, str]:
     return {finding["kind"]: finding["message"] for finding in json.loads(output)["findings"]}
 
 
+@pytest.mark.slow
 def test_a_part_that_crashes_is_a_finding_beside_those_of_the_other_parts(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -596,6 +596,7 @@ def test_one_select_is_read(database, query):
     assert len(rows_of(f"sqlite:///{database}#{query}")) == 6
 
 
+@pytest.mark.slow
 def test_an_endless_query_is_ended(database, monkeypatch):
     numbers = "with recursive n(a) as (select 1 union all select a + 1 from n)"
     monkeypatch.setattr(sql, "MAX_ROWS", 20_000)

@@ -415,6 +415,7 @@ def test_links_of_a_data_set_downloaded_from_the_hub_are_followed(evil, monkeypa
     assert load_image(read_cell(snapshot, "a.png", "csv")).size == (6, 4)
 
 
+@pytest.mark.slow
 def test_nested_pictures_are_not_decoded_by_datasets(evil, web: Web):
     import pyarrow.parquet as pq
 

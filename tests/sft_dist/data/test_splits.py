@@ -38,6 +38,7 @@ def test_all_too_small_classes_are_named_with_the_rows_they_had():
         hold_out(12, {"test": 0.5, "validation": 0.2}, 0, ["p"] * 10 + ["twice"] * 2)
 
 
+@pytest.mark.slow
 @given(
     num_rows=st.integers(10, 400),
     validation=st.floats(0, 0.45),

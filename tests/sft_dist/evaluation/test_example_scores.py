@@ -79,6 +79,7 @@ def test_a_subset_that_an_installed_metric_refuses_is_undefined(monkeypatch):
     assert interval(example_scores(task, None, predictions, examples)["refusing"]) is None
 
 
+@pytest.mark.slow
 def test_average_precision_of_boxes_has_interval_and_test():
     task, predictions, examples = CASES["object-detection"]()
     scores = example_scores(task, None, predictions, examples)["map50"]

@@ -95,6 +95,7 @@ def test_adapters_on_tied_embeddings_are_named_and_refused(llama: Path, tmp_path
         require_mergeable(model)
 
 
+@pytest.mark.slow
 def test_a_detector_that_chooses_queries_merges(tmp_path: Path) -> None:
     """Its outputs may come in another order, so its layers alone are compared."""
     size = {"size": {"height": 64, "width": 64}}

@@ -185,6 +185,7 @@ def test_randomization_is_scipy_s_paired_permutation_test(worse, alternative):
     assert p_value(mean_of(first), mean_of(second), worse) == pytest.approx(exact.pvalue, abs=0.02)
 
 
+@pytest.mark.slow
 def test_randomization_of_a_corpus_score_is_that_of_single_exchanges():
     rng = np.random.default_rng(13)
     true = rng.integers(0, 3, 40)
