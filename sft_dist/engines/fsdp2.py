@@ -45,7 +45,7 @@ class Fsdp2:
 
     def prepare(self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
         weights = sum(1 for _ in model.parameters())
-        # Of outputs that are views, whose hooks may be lost; `_gather_before_backward` does not need them.
+        # Of outputs that are views, whose hooks may be lost; `_gathers_before_backward` does not need them.
         warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(FSDPLinear")
         store_frozen_in_16_bits(model, self.precision)
         offload = CPUOffloadPolicy() if self.offload else OffloadPolicy()
@@ -180,21 +180,26 @@ def shard(
                 mp_policy=in_bf16,
                 offload_policy=offload,
             )
-            layer.register_forward_hook(_gather_before_backward)
+            layer.register_forward_hook(_gathers_before_backward(linear[0]))
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward, offload_policy=offload)
     # The rest (embeddings, head) is needed until backward begins, so it stays.
     fully_shard(model, mesh=mesh, reshard_after_forward=False, offload_policy=offload)
 
 
-def _gather_before_backward(layer: nn.Module, inputs: object, outputs: Any) -> None:
-    """Makes the backward pass of a layer gather its linear layers. Their own hooks stand on their outputs, and an operation in
-    place on such an output (`x += y`) drops the hook: PyTorch would then compute with freed weights."""
-    linear: Any = next(
-        module for module in layer.modules() if isinstance(module, FSDPModule) and isinstance(module, nn.Linear)
-    )
-    for output in tree_leaves(outputs):
-        if torch.is_tensor(output) and output.requires_grad:
-            output.register_hook(lambda gradient: linear.unshard() and None)
+def _gathers_before_backward(linear: Any) -> Callable[[nn.Module, object, Any], None]:
+    """Returns a forward hook for a layer, which makes its backward pass gather the unit of `linear`. That unit's own hooks stand on the
+    outputs of its modules, and an operation in place on such an output (`x += y`) drops the hook: PyTorch would then compute with
+    freed weights."""
+
+    def gather(gradient: Tensor) -> None:
+        linear.unshard()
+
+    def hook(layer: nn.Module, inputs: object, outputs: Any) -> None:
+        for output in tree_leaves(outputs):
+            if torch.is_tensor(output) and output.requires_grad:
+                output.register_hook(gather)
+
+    return hook
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:

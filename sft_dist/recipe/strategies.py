@@ -43,9 +43,7 @@ class Strategy:
     offload_needs_gpu: bool = False
     packages: tuple[tuple[str, str], ...] = ()  # (module, what to install)
     env_on_cpu: Mapping[str, str] = field(default_factory=dict)
-    has_16_bit_layers: bool = (
-        False  # stores frozen weights of layers in 16 bits, and gathers layers so where it shards them
-    )
+    has_16_bit_layers: bool = False  # frozen weights of layers are stored in 16 bits, sharded layers gathered so
     next_strategy: str = ""  # shards more, when memory is out
     refused_tunings: Mapping[str, str] = field(default_factory=dict)
     refused_precisions: Mapping[str, str] = field(default_factory=dict)
