@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.run_folders import find_run, find_runs, is_one_run
 from launch.subprocesses import run_module, start_module
-from sft_dist.recipe.errors import UserError
+from sft_dist.recipe.errors import Problem, UserError
 from sft_dist.recipe.files import read_json
 from sft_dist.recipe.tasks import TASKS
 from sft_dist.recipe.trust import NO_TRUST, Trust, require_task_trust, require_trust
@@ -37,9 +37,10 @@ def evaluate_runs(
     """Evaluates every checkpoint of the targets and prints the leaderboard; returns the exit code. Raises UserError."""
     bounds = [parse_requirement(text) for text in required]
     folders, leaderboard_in = find_folders(targets, root, follow)
-    trust |= trust_in_targets(targets)
+    recipes = recipes_in(targets)
+    trust |= Trust.in_recipes(recipes)
     compared = find_run(reference, root) if reference and reference != BASE_MODEL else reference
-    changes = [*changes_in_targets(targets), *(f"--average={averaging}" for averaging in averages)]
+    changes = [*changes_in(recipes), *(f"--average={averaging}" for averaging in averages)]
     if code := run_sweep(folders, leaderboard_in, force, trust, compared, processes, follow, changes):
         return code
     leaderboard = read_leaderboard(leaderboard_in)
@@ -70,24 +71,9 @@ def _split_targets(targets: Sequence[str]) -> tuple[list[str], list[str]]:
     return [text for text in targets if text not in overrides], overrides
 
 
-def trust_in_targets(targets: Sequence[str]) -> Trust:
-    """Returns what the recipes among the targets consent to. Run folders consent to nothing."""
-    recipes = _recipes_in(targets)
-    return Trust.in_recipes(recipes) if recipes else NO_TRUST
-
-
-def changes_in_targets(targets: Sequence[str]) -> list[str]:
-    """Returns the options by which a sweep follows what the recipes among the targets say now of slices, temperature and general tasks:
-    runs have what they said when these were made."""
-    settings = [recipe.evaluate for recipe in _recipes_in(targets)]
-    general = dict.fromkeys(evaluate.lm_eval.model_dump_json() for evaluate in settings if evaluate.lm_eval)
-    columns = dict.fromkeys(column for evaluate in settings for column in evaluate.slices)
-    options = [word for column in columns for word in ("--slice", column)]
-    options += ["--temperature"] if any(evaluate.temperature for evaluate in settings) else []
-    return [*options, *(f"--lm-eval={content}" for content in list(general)[:1])]
-
-
-def _recipes_in(targets: Sequence[str]) -> list[Recipe]:
+def recipes_in(targets: Sequence[str]) -> list[Recipe]:
+    """Returns the recipes that were named by their files, expanded: what they consent to and ask for counts. Run folders and ids
+    stand for what their runs were made of."""
     names, overrides = _split_targets(targets)
     files = [text for text in names if Path(text).is_file()]
     if not files:
@@ -96,6 +82,20 @@ def _recipes_in(targets: Sequence[str]) -> list[Recipe]:
     from sft_dist.recipe.load import read
 
     return [run.recipe for file in files for run in expand(read(file, overrides))]
+
+
+def changes_in(recipes: Sequence[Recipe]) -> list[str]:
+    """Returns the options by which a sweep follows what recipes say now of slices, temperature and general tasks: runs have what they
+    said when these were made. Raises UserError where they name different general tasks."""
+    settings = [recipe.evaluate for recipe in recipes]
+    general = list(dict.fromkeys(evaluate.lm_eval.model_dump_json() for evaluate in settings if evaluate.lm_eval))
+    if len(general) > 1:
+        hint = "evaluate their runs one recipe after another"
+        raise UserError(Problem("the recipes name different general tasks", "evaluate.lm_eval", hint=hint))
+    columns = dict.fromkeys(column for evaluate in settings for column in evaluate.slices)
+    options = [word for column in columns for word in ("--slice", column)]
+    options += ["--temperature"] if any(evaluate.temperature for evaluate in settings) else []
+    return [*options, *(f"--lm-eval={content}" for content in general)]
 
 
 def run_sweep(
@@ -111,8 +111,9 @@ def run_sweep(
     """Evaluates every checkpoint of these runs; returns the sweep's exit code. Further processes share the scoring, a checkpoint at
     a time, and the sweep itself waits for them, or scores what they did not. Raises UserError before anything is started or removed."""
     for folder in map(RunFolder, [*folders, *([reference] if isinstance(reference, Path) else [])]):
-        require_trust(folder.recipe(), trust, folder.recipe_file)
-        require_task_trust(folder.recipe(), trust, folder.recipe_file)
+        recipe = folder.recipe()
+        require_trust(recipe, trust, folder.recipe_file)
+        require_task_trust(recipe, trust, folder.recipe_file)
     if force and processes > 1:
         forget_scores(folders)
         force = False

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.evaluate import find_folders, trust_in_targets
+from launch.evaluate import find_folders, recipes_in
 from launch.planning import PlannedRun, plan_run_folder
 from launch.run_folders import shared_source
 from launch.slurm.clusters import Cluster, load_cluster
@@ -46,7 +46,7 @@ def send_to_cluster(
     """Submits the sweep to Slurm as an array of at most `processes` tasks and a job that chooses; describes them. Raises UserError."""
     cluster = load_cluster(name)
     folders, leaderboard_in = find_folders(targets, root)
-    trust |= trust_in_targets(targets)
+    trust |= Trust.in_recipes(recipes_in(targets))
     for folder in map(RunFolder, folders):
         require_task_trust(folder.recipe(), trust, folder.recipe_file)
     runs = [plan_run_folder(folder, cluster=cluster, trust=trust) for folder in folders]

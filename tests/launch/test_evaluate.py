@@ -126,9 +126,9 @@ def test_slices_and_temperature_are_those_of_the_recipe_as_it_is_now(tmp_path: P
         ids = [[run.id for run in expand(read(file, [*varied, *chosen]))] for chosen in ([], changes)]
         assert ids[0] == ids[1]
     expected = ["--slice", "lang", "--slice", "source", "--temperature"]
-    assert evaluate.changes_in_targets([str(file), *changes]) == expected
-    assert evaluate.changes_in_targets([str(file)]) == []
-    assert evaluate.changes_in_targets(["0a1b2c3d4e", *changes]) == []
+    assert evaluate.changes_in(evaluate.recipes_in([str(file), *changes])) == expected
+    assert evaluate.changes_in(evaluate.recipes_in([str(file)])) == []
+    assert evaluate.changes_in(evaluate.recipes_in(["0a1b2c3d4e", *changes])) == []
 
 
 @pytest.mark.slow

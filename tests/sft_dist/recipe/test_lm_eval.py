@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launch.evaluate import changes_in_targets, run_sweep, trust_in_targets
+from launch.evaluate import changes_in, recipes_in, run_sweep
 from sft_dist import evaluate
 from sft_dist.recipe import lm_eval, machine
 from sft_dist.recipe.errors import UserError
@@ -100,9 +100,19 @@ def test_a_run_folder_consents_to_no_code_of_tasks(tmp_path: Path, capsys: pytes
     assert "no checkpoint" in capsys.readouterr().err
     with pytest.raises(UserError, match="--allow-task-code"):
         run_sweep([path], path, force=False, trust=NO_TRUST)
-    assert trust_in_targets([str(file)]) == Trust(task_code=True)
-    assert trust_in_targets([str(path)]) == NO_TRUST
+    assert Trust.in_recipes(recipes_in([str(file)])) == Trust(task_code=True)
+    assert Trust.in_recipes(recipes_in([str(path)])) == NO_TRUST
     assert (NO_TRUST | Trust(task_code=True)).arguments() == ["--allow-task-code"]
+
+
+def test_recipes_with_different_general_tasks_are_not_evaluated_together(tmp_path: Path) -> None:
+    recipes = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        recipes.append(load(write(tmp_path / name, tasks=[f"{name}.yaml"], allow_code=True)))
+    with pytest.raises(UserError, match="different general tasks"):
+        changes_in(recipes)
+    assert len(changes_in(recipes[:1] * 2)) == 1
 
 
 def test_a_trained_run_is_asked_what_the_recipe_says_now(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +120,7 @@ def test_a_trained_run_is_asked_what_the_recipe_says_now(tmp_path: Path, capsys:
     evaluation = recipe.evaluate.model_copy(update={"lm_eval": None})
     trained = recipe.model_copy(update={"evaluate": evaluation})
     assert run_id(trained) == run_id(recipe)
-    (option,) = changes_in_targets([str(tmp_path / "recipe.yaml")])
+    (option,) = changes_in(recipes_in([str(tmp_path / "recipe.yaml")]))
     path = tmp_path / "run"
     path.mkdir()
     (path / "recipe.json").write_text(trained.model_dump_json())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launch.evaluate import trust_in_targets
+from launch.evaluate import recipes_in
 from launch.planning import plan_run_folder, plan_runs
 from sft_dist import evaluate, export, predict
 from sft_dist.recipe.errors import UserError
@@ -89,9 +89,9 @@ def test_a_recipe_of_the_user_consents_and_a_run_folder_does_not(tmp_path: Path)
     recipe.write_text(json.dumps(recipe_of("org/name", trust_remote_code=COMMIT)))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.json").write_text(recipe.read_text())
-    assert trust_in_targets([str(recipe)]) == Trust(frozenset({COMMIT}))
-    assert trust_in_targets([str(recipe), "model.allow_pickle=true"]) == Trust(frozenset({COMMIT}), True)
-    assert trust_in_targets([str(tmp_path / "run"), "0a1b"]) == Trust()
+    assert Trust.in_recipes(recipes_in([str(recipe)])) == Trust(frozenset({COMMIT}))
+    assert Trust.in_recipes(recipes_in([str(recipe), "model.allow_pickle=true"])) == Trust(frozenset({COMMIT}), True)
+    assert Trust.in_recipes(recipes_in([str(tmp_path / "run"), "0a1b"])) == Trust()
 
 
 def test_consent_holds_for_the_hub_alone(tmp_path: Path) -> None:
