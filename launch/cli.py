@@ -69,6 +69,7 @@ OTHER_VERBS = {
     "sbatch": "submit", "scancel": "cancel", "squeue": "status", "list": "status", "ls": "status", "ps": "status",
     "continue": "resume", "tail": "logs", "generate": "predict", "infer": "predict", "compare": "diff", "tune": "search", "sweep": "search", "optimize": "search", "reproduce": "replay", "help": "--help",
 }  # fmt: skip
+FILE = click.Path(path_type=Path, dir_okay=False)
 PROCESSES = click.option("--processes", type=click.IntRange(1), metavar="N", help="Processes on this machine.")
 
 
@@ -491,13 +492,7 @@ def search_stop(recipe: str, overrides: tuple[str, ...], runs: str | None) -> No
 @searches.command("best")
 @RECIPE
 @OVERRIDES
-@click.option(
-    "--write",
-    "file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write the best trial's recipe.",
-)
+@click.option("--write", "file", type=FILE, metavar="FILE", help="Write the best trial's recipe.")
 @RUNS
 def search_best(recipe: str, overrides: tuple[str, ...], file: Path | None, runs: str | None) -> None:
     """Show the best trial of a search, and write its recipe.
@@ -769,11 +764,7 @@ def evaluate(
 @cli.command()
 @_targets("RECIPE_OR_RUN...")
 @click.option(
-    "--write",
-    "next_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write the next recipe of one run, by its first finding.",
+    "--write", "next_file", type=FILE, metavar="FILE", help="Write the next recipe, by a run's first finding."
 )
 @click.option("--sarif", "as_sarif", is_flag=True, help="Print SARIF, which CI services show beside the recipe.")
 @RUNS
@@ -797,7 +788,7 @@ def diagnose(targets: tuple[str, ...], next_file: Path | None, as_sarif: bool, r
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     metavar="FILE",
     help="File of the HTML page.",
     show_default="report.html in the folder of the run or its recipe",
